@@ -1,0 +1,184 @@
+"""The vision tower: a ViT and a one-layer resampler turn a picture into a few embeddings (SPEC section 4)."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+STORED_POSITIONS = 256  # rows of `positional_embedding` in every checkpoint, whatever the picture size
+RESAMPLER_HEAD_DIM = 128
+LAYER_NORM_EPSILON = 1e-6
+
+
+def sincos_table(channels, side):
+    """The 2-D sine-cosine table [side * side, channels], float32: the first half of the channels codes the column.
+
+    Source: MAE (He et al., 2021), which the published resampler stores as `pos_embed`.
+    """
+
+    def one_axis(position):
+        omega = 1.0 / 10000 ** (np.arange(channels // 4, dtype=np.float32) / (channels / 4.0))
+        angle = np.einsum("m,d->md", position.reshape(-1), omega)
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    grid = np.arange(side, dtype=np.float32)
+    column, row = np.meshgrid(grid, grid)
+    return torch.from_numpy(np.concatenate([one_axis(column), one_axis(row)], axis=1)).float()
+
+
+def resize_table(table, num_positions):
+    """A square position table [n, channels] interpolated to [num_positions, channels], in the table's dtype."""
+    if table.shape[0] == num_positions:
+        return table
+    side, new_side = round(table.shape[0] ** 0.5), round(num_positions**0.5)
+    grid = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(num_positions, -1).to(table.dtype)
+
+
+def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Plain softmax attention over [batch, heads, length, head_dim]: output [batch, length, heads, head_dim] and weights."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def attend(module, query, key, value, attention_mask=None, **kwargs):
+    """Attention by the implementation that the config names (sdpa, eager, flash_attention_2): output and weights.
+
+    query, key, value: [batch, heads, length, head_dim]. output: [batch, length, heads, head_dim].
+    """
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    return interface(module, query, key, value, attention_mask, scaling=query.shape[-1] ** -0.5, **kwargs)
+
+
+class VisualAttention(nn.Module):
+    """Self-attention over patches; rows of `in_proj` run head by head, each head q|k|v."""
+
+    is_causal = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        width, self.num_heads = config.visual["width"], config.visual["heads"]
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, hidden):  # [images, patches, width]
+        images, patches, width = hidden.shape
+        mixed = self.in_proj(hidden).view(images, patches, self.num_heads, 3, width // self.num_heads)
+        query, key, value = mixed.permute(3, 0, 2, 1, 4)  # each [images, heads, patches, head_dim]
+        output, _ = attend(self, query, key, value, is_causal=False)
+        return self.out_proj(output.reshape(images, patches, width))
+
+
+class VisualMLP(nn.Module):
+    """Two linears with the exact GELU between them."""
+
+    def __init__(self, width, hidden_width):
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden_width)
+        self.c_proj = nn.Linear(hidden_width, width)
+
+    def forward(self, hidden):
+        return self.c_proj(F.gelu(self.c_fc(hidden)))
+
+
+class VisualAttentionBlock(GradientCheckpointingLayer):
+    """One pre-norm ViT block."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.visual["width"]
+        self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.attn = VisualAttention(config)
+        self.mlp = VisualMLP(width, int(width * config.visual["mlp_ratio"]))
+
+    def forward(self, hidden):
+        hidden = hidden + self.attn(self.ln_1(hidden))
+        return hidden + self.mlp(self.ln_2(hidden))
+
+
+class VisualTransformer(nn.Module):
+    """The stack of ViT blocks."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.resblocks = nn.ModuleList(VisualAttentionBlock(config) for _ in range(config.visual["layers"]))
+
+    def forward(self, hidden):
+        for block in self.resblocks:
+            hidden = block(hidden)
+        return hidden
+
+
+class CrossAttention(nn.Module):
+    """Attention of a few queries over all patches, with the packed projections of torch's MultiheadAttention."""
+
+    is_causal = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        width = config.visual["output_dim"]
+        self.num_heads = max(width // RESAMPLER_HEAD_DIM, 1)
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, query, key, value):  # [images, queries | patches, width]
+        projected = []
+        parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        for states, weight, bias in parts:
+            states = F.linear(states, weight, bias)
+            projected.append(states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
+        output, _ = attend(self, *projected, is_causal=False)
+        return self.out_proj(output.flatten(2))
+
+
+class Resampler(nn.Module):
+    """`n_queries` learned queries read the patches: [images, patches, width] -> [images, n_queries, output_dim]."""
+
+    def __init__(self, config):
+        super().__init__()
+        num_queries, width = config.image_span_tokens, config.visual["output_dim"]
+        self.query = nn.Parameter(torch.empty(num_queries, width))
+        # Stored in checkpoints as a parameter, a fixed table in fact: it never trains.
+        self.pos_embed = nn.Parameter(torch.empty(num_queries, width), requires_grad=False)
+        self.kv_proj = nn.Linear(config.visual["width"], width, bias=False)
+        self.attn = CrossAttention(config)
+        self.ln_q = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.ln_kv = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, hidden):
+        value = self.ln_kv(self.kv_proj(hidden))
+        key = value + resize_table(self.pos_embed, hidden.shape[1])
+        query = (self.ln_q(self.query) + self.pos_embed).expand(hidden.shape[0], -1, -1)
+        return self.attn(query, key, value)
+
+
+class VisionTower(nn.Module):
+    """Pictures to embeddings: pixel_values [images, 3, size, size] -> [images, n_queries, hidden_size]."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, output_dim, patch = config.visual["width"], config.visual["output_dim"], config.visual["patch_size"]
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.positional_embedding = nn.Parameter(torch.empty(STORED_POSITIONS, width))
+        self.ln_pre = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.transformer = VisualTransformer(config)
+        self.attn_pool = Resampler(config)
+        self.ln_post = nn.LayerNorm(output_dim, eps=LAYER_NORM_EPSILON)
+        self.proj = nn.Parameter(torch.empty(output_dim, output_dim))
+
+    def forward(self, pixel_values):
+        patches = self.conv1(pixel_values.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # [images, patches, width]
+        hidden = self.ln_pre(patches + resize_table(self.positional_embedding, patches.shape[1]))
+        hidden = self.transformer(hidden)
+        return self.ln_post(self.attn_pool(hidden)) @ self.proj
