@@ -1,0 +1,107 @@
+"""Draw the boxes of an answer, with their phrases, on a picture."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import ImageDraw, ImageFont
+
+COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#c71585", "#9a6324", "#808000", "#000075")
+FONT_DIRS = (
+    "~/.fonts",
+    "~/.local/share/fonts",
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "/System/Library/Fonts",
+    "/Library/Fonts",
+    os.path.join(os.environ.get("WINDIR", "C:\\Windows"), "Fonts"),
+)
+# Parts of the file names of fonts that hold Chinese characters, the preferred ones first.
+CJK_FONT_NAMES = (
+    *("notosanscjk", "sourcehansans", "pingfang", "hiragino sans gb", "msyh", "wqy-microhei", "wqy-zenhei"),
+    *("droidsansfallback", "stheiti", "simhei", "simsun", "notoserifcjk", "uming", "ukai", "arial unicode"),
+)
+
+
+@lru_cache(maxsize=1)
+def find_cjk_font():
+    """Return the path of a font with Chinese characters, or None when the system has none."""
+    found = {}
+    for folder in FONT_DIRS:
+        for path in sorted(Path(folder).expanduser().rglob("*")):
+            if path.suffix.lower() not in (".ttf", ".ttc", ".otf"):
+                continue
+            rank = next((i for i, name in enumerate(CJK_FONT_NAMES) if name in path.name.lower()), None)
+            if rank is not None:
+                found.setdefault(rank, str(path))
+    return found[min(found)] if found else None
+
+
+def load_font(size):
+    """Return a font of `size` pixels: a CJK one of the system, else PIL's own (Latin only)."""
+    path = find_cjk_font()
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+def draw_boxes(picture, boxes):
+    """Return a copy of the PIL picture with boxes drawn on it.
+
+    `boxes` are {'box': (x1, y1, x2, y2), 'ref': phrase} with coordinates in [0, 1000) relative to width and height,
+    corners in any order, values outside moved to the edge. Each phrase gets the next colour and is written as the
+    label; a box without one continues the phrase before it. Line and label grow with the picture.
+    """
+    picture = picture.convert("RGB")  # a copy, also of an RGB picture
+    draw = ImageDraw.Draw(picture)
+    side = min(picture.size)
+    line = max(2, round(side / 150))
+    font = load_font(max(11, round(side / 24)))
+    color, phrases, labels = COLORS[0], 0, []
+    for box in boxes:
+        if "ref" in box:
+            color = COLORS[phrases % len(COLORS)]
+            phrases += 1
+        corners = to_pixels(box["box"], picture.size)
+        draw.rectangle(corners, outline=color, width=line)
+        if box.get("ref"):
+            labels.append((corners, box["ref"], color))
+    for corners, label, color in labels:  # after all boxes, so that no line crosses a label
+        draw_label(draw, corners, label, color, font, picture.size)
+    return picture
+
+
+def to_pixels(box, size):
+    """Return (left, top, right, bottom) in pixels of a box in thousandths of (width, height), inside the picture."""
+    x1, y1, x2, y2 = box
+    (left, right), (top, bottom) = sorted((x1, x2)), sorted((y1, y2))
+    width, height = size
+
+    def scale(value, length):
+        return min(max(int(value / 1000 * length), 0), length - 1)
+
+    return scale(left, width), scale(top, height), scale(right, width), scale(bottom, height)
+
+
+def draw_label(draw, corners, label, color, font, size):
+    """Write the label in white on its colour: above the box, or inside when there is no room; cut to the picture."""
+    width, height = size
+    label = shorten(draw, " ".join(label.split()), font, width)
+    if not label:
+        return
+    margin = max(2, font.size // 5)
+    text = draw.textbbox((0, 0), label, font=font)
+    ascent, descent = font.getmetrics()
+    label_width, label_height = text[2] + 2 * margin, ascent + descent + margin
+    left = max(0, min(corners[0], width - label_width))
+    top = corners[1] - label_height if corners[1] >= label_height else corners[1]
+    top = max(0, min(top, height - label_height))
+    draw.rectangle((left, top, left + label_width, top + label_height), fill=color)
+    draw.text((left + margin, top + margin // 2), label, font=font, fill="white")
+
+
+def shorten(draw, label, font, width):
+    """Return the label, cut with an ellipsis to what fits into `width` pixels."""
+    if draw.textlength(label, font=font) <= width:
+        return label
+    while label and draw.textlength(label + "..", font=font) > width:
+        label = label[:-1]
+    return label and label + ".."

@@ -1,0 +1,401 @@
+"""The Qwen-VL tokenizer: byte-level BPE, special tokens after the ranks, picture references as spans of ids."""
+
+import base64
+import os
+import re
+import unicodedata
+
+import tiktoken
+from transformers import PreTrainedTokenizer
+
+from .box_drawing_qwen import draw_boxes
+from .image_processing_qwen import open_picture
+
+VOCAB_FILES_NAMES = {"vocab_file": "qwen.tiktoken"}
+IMAGE_SPAN_TOKENS = 256  # ids between <img> and </img>, one for each vector of the published vision tower
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+IMG_START, IMG_END, IMG_PAD = "<img>", "</img>", "<imgpad>"
+BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+PICTURE_TAGS = frozenset((*BOX_TAGS, IMG_START, IMG_END, IMG_PAD))
+SPECIAL_TOKENS = (
+    *(ENDOFTEXT, IM_START, IM_END),
+    *(f"<|extra_{i}|>" for i in range(205)),
+    *BOX_TAGS,
+    *(IMG_START, IMG_END, IMG_PAD),
+)
+CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - PICTURE_TAGS
+LIST_FORMAT_TAGS = {"<img>": "image", "<ref>": "ref", "<box>": "box", "<quad>": "quad"}
+
+
+def read_vocabulary(path):
+    """Return {token bytes: rank} of a file with one `base64 rank` line a token, ranks 0, 1, 2, ... in order.
+
+    A prefix of the published ranks is a valid vocabulary. A malformed line is a ValueError with its number.
+    """
+    with open(path, "rb") as file:
+        lines = file.read().splitlines()
+    ranks = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            encoded, rank = line.split()
+            token, rank = base64.b64decode(encoded, validate=True), int(rank)
+        except ValueError:  # binascii.Error is one
+            raise ValueError(
+                f"{path}, line {number}: {line[:60]!r} is not a base64 token, a space and its rank; "
+                "use the qwen.tiktoken of a Qwen-VL checkpoint or a prefix of its lines"
+            ) from None
+        if rank != len(ranks) or token in ranks:
+            wrong = "token occurs twice" if token in ranks else f"rank {rank} where {len(ranks)} is due"
+            raise ValueError(f"{path}, line {number}: {wrong}; ranks must count 0, 1, 2, ... without gaps")
+        ranks[token] = rank
+    missing = [i for i in range(256) if bytes([i]) not in ranks]
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} of the 256 single bytes have no token, the first is {missing[0]}")
+    return ranks
+
+
+def _find(ids, wanted, start=0):
+    """Return the first position >= start of the id `wanted` in the list `ids`, or -1."""
+    try:
+        return ids.index(wanted, start)
+    except ValueError:
+        return -1
+
+
+def _utf8(text):
+    """Return the UTF-8 bytes of text; lone surrogates become U+FFFD, as tiktoken does in ordinary text."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
+
+
+class QWenTokenizer(PreTrainedTokenizer):
+    """Text with picture, phrase and box tags to ids and back.
+
+    `image_span_tokens` is the number of ids between <img> and </img>; it must equal the number of vectors the vision
+    tower makes of a picture. Pad and end of text are both <|endoftext|> unless the caller or the folder says otherwise.
+    """
+
+    vocab_files_names = VOCAB_FILES_NAMES
+    model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012 (transformers' convention)
+
+    def __init__(self, vocab_file, errors="replace", image_span_tokens=IMAGE_SPAN_TOKENS, **kwargs):
+        if vocab_file is None:
+            raise OSError("no qwen.tiktoken found: a Qwen-VL tokenizer folder must contain it")
+        if not isinstance(image_span_tokens, int) or image_span_tokens < 1:
+            raise ValueError(f"image_span_tokens: {image_span_tokens!r}; use a positive whole number")
+        self.errors = errors
+        self.image_span_tokens = image_span_tokens
+        self.mergeable_ranks = read_vocabulary(vocab_file)
+        self.special_tokens = {t: i for i, t in enumerate(SPECIAL_TOKENS, start=len(self.mergeable_ranks))}
+        self.tokenizer = tiktoken.Encoding(
+            "Qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=self.mergeable_ranks, special_tokens=self.special_tokens
+        )
+        self.decoder = {i: t for t, i in (self.mergeable_ranks | self.special_tokens).items()}
+        self._name_special_ids()
+        for name in ("eos_token", "pad_token"):
+            if kwargs.get(name) is None:
+                kwargs[name] = ENDOFTEXT
+        super().__init__(errors=errors, image_span_tokens=image_span_tokens, **kwargs)
+
+    def _name_special_ids(self):
+        """Set eod_id, im_start_id, ... of this vocabulary, and the sets of ids that decoding keeps."""
+        ids = self.special_tokens
+        self.eod_id, self.im_start_id, self.im_end_id = ids[ENDOFTEXT], ids[IM_START], ids[IM_END]
+        self.img_start_id, self.img_end_id, self.img_pad_id = ids[IMG_START], ids[IMG_END], ids[IMG_PAD]
+        self.ref_start_id, self.ref_end_id = ids["<ref>"], ids["</ref>"]
+        self.box_start_id, self.box_end_id = ids["<box>"], ids["</box>"]
+        self.quad_start_id, self.quad_end_id = ids["<quad>"], ids["</quad>"]
+        self.image_special_tokens = frozenset(ids[tag] for tag in BOX_TAGS)
+
+    # ---- vocabulary ----
+
+    def __len__(self):
+        return len(self.decoder)
+
+    @property
+    def vocab_size(self):
+        """Number of ids, special tokens included."""
+        return len(self.decoder)
+
+    def get_vocab(self):
+        """Return {bytes: rank} of the ordinary tokens, without the special ones."""
+        return dict(self.mergeable_ranks)
+
+    def _convert_token_to_id(self, token):
+        rank = self.mergeable_ranks.get(token)
+        return self.special_tokens.get(token) if rank is None else rank
+
+    def convert_tokens_to_ids(self, tokens):
+        """Return the id of a token (bytes, or the str of a special token) or a list of ids; None for unknown ones."""
+        if isinstance(tokens, (bytes, str)):
+            return self._convert_token_to_id(tokens)
+        return [self._convert_token_to_id(token) for token in tokens]
+
+    def _convert_id_to_token(self, index):
+        if index not in self.decoder:
+            raise ValueError(f"unknown ids: {index} is not in [0, {len(self)})")
+        return self.decoder[index]
+
+    def convert_ids_to_tokens(self, ids, skip_special_tokens=False):
+        """Return the token of an id or the list of tokens of ids: bytes, or str for special ones."""
+        if isinstance(ids, int):
+            return self._convert_id_to_token(ids)
+        ids = [int(i) for i in ids]
+        return [self._convert_id_to_token(i) for i in ids if not skip_special_tokens or i < self.eod_id]
+
+    def convert_tokens_to_string(self, tokens):
+        """Return the text of tokens, decoded as UTF-8 with the tokenizer's error handling."""
+        raw = b"".join(t.encode("utf-8") if isinstance(t, str) else t for t in tokens)
+        return raw.decode("utf-8", errors=self.errors)
+
+    def _add_tokens(self, new_tokens, special_tokens=False):
+        """Return 0: the vocabulary is fixed; a token that it does not hold yet is a ValueError."""
+        if new_tokens and not special_tokens:
+            raise ValueError("Adding regular tokens is not supported: the vocabulary is fixed by qwen.tiktoken")
+        unknown = [str(token) for token in new_tokens if str(token) not in self.special_tokens]
+        if unknown:
+            raise ValueError(f"Adding unknown special tokens is not supported: {unknown}; use <|extra_0|>, <|extra_1|>")
+        return 0
+
+    def save_vocabulary(self, save_directory, filename_prefix=None):
+        """Write qwen.tiktoken with LF line ends, byte for byte the published file for its ranks; return (path,)."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        path = os.path.join(save_directory, prefix + VOCAB_FILES_NAMES["vocab_file"])
+        with open(path, "wb") as file:
+            file.writelines(base64.b64encode(t) + b" %d\n" % rank for t, rank in self.mergeable_ranks.items())
+        return (path,)
+
+    # ---- text to ids ----
+
+    def encode_message(self, text, *, control_tokens=False):
+        """Return (ids, picture references) of one message; the references are those of its <img>..</img>, in order.
+
+        Only picture, phrase and box tags become special tokens; control markers such as <|im_end|> stay plain text
+        unless `control_tokens`. A reference whose bytes do not fit the span leaves padding only, and the picture must
+        come as pixel values. An unclosed <img>, or a tag inside a reference, is a ValueError.
+        """
+        normal = unicodedata.normalize("NFC", text)
+        allowed = self.tokenizer.special_tokens_set if control_tokens else PICTURE_TAGS
+        ids, references = self._encode_text(normal, allowed, refuse_long=False)
+        if references and normal != text:
+            # Files keep the spelling of the disk, which need not be NFC; the ids always carry NFC.
+            original = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
+            if [unicodedata.normalize("NFC", reference) for reference in original] == references:
+                references = original
+        return ids, references
+
+    def tokenize(self, text, allowed_special="all", disallowed_special=(), split_special_tokens=False, **kwargs):
+        """Return the tokens of text: bytes, and str for the special tokens in `allowed_special` (default: all).
+
+        A token of `disallowed_special` ("all": every one that is not allowed) in the text is a ValueError, and so is
+        a picture reference that does not fit a span of 256 or more ids.
+        """
+        text = unicodedata.normalize("NFC", text)
+        every = self.tokenizer.special_tokens_set
+        allowed = every if allowed_special == "all" else frozenset(allowed_special)
+        if split_special_tokens:
+            allowed = frozenset()
+        self._refuse(text, every - allowed if disallowed_special == "all" else disallowed_special)
+        ids, _ = self._encode_text(text, allowed, refuse_long=self.image_span_tokens >= IMAGE_SPAN_TOKENS)
+        return [self.decoder[i] for i in ids]
+
+    def _refuse(self, text, disallowed):
+        """Raise ValueError when text holds one of the special tokens `disallowed`."""
+        if not disallowed or "<" not in text:
+            return
+        found = [token for token in disallowed if token in text]
+        if found:
+            first = min(found, key=text.index)
+            raise ValueError(
+                f"disallowed special token {first!r} at character {text.index(first)} of the text; "
+                "remove it, or pass it in allowed_special or disallowed_special=() where the method takes these"
+            )
+
+    def _encode_text(self, text, allowed, *, refuse_long):
+        """Return (ids, picture references) of NFC text in which the special tokens `allowed` are parsed."""
+        encode = self.tokenizer.encode
+        ids, references, position = [], [], 0
+        while IMG_START in allowed and (start := text.find(IMG_START, position)) >= 0:
+            end = text.find(IMG_END, start) if IMG_END in allowed else -1
+            if end < 0:
+                raise ValueError(f"unclosed <img> at character {start}: {text[start : start + 60]!r}; add </img>")
+            reference = text[start + len(IMG_START) : end]
+            if start > position:
+                ids += encode(text[position:start], allowed_special=allowed, disallowed_special=())
+            ids += self._image_span(reference, allowed, refuse_long=refuse_long)
+            references.append(reference)
+            position = end + len(IMG_END)
+        if position < len(text):
+            rest = text[position:] if position else text
+            ids += encode(rest, allowed_special=allowed, disallowed_special=())
+        return ids, references
+
+    def _image_span(self, reference, allowed, *, refuse_long):
+        """Return the ids of <img>reference</img>: image_span_tokens + 2 of them, one id a byte, then padding."""
+        if "<" in reference:
+            inside = [tag for tag in allowed if tag in reference]
+            if inside:
+                first = min(inside, key=reference.index)
+                raise ValueError(f"special token {first!r} inside <img>..</img>: {reference[:60]!r}; remove it")
+        raw = _utf8(reference)
+        if len(raw) > self.image_span_tokens:
+            if refuse_long:
+                raise ValueError(
+                    f"picture reference of {len(raw)} bytes, {self.image_span_tokens} fit: {reference[:60]!r}..; "
+                    "use a shorter path, or pass the picture as pixel_values"
+                )
+            raw = b""
+        padding = [self.img_pad_id] * (self.image_span_tokens - len(raw))
+        return [self.img_start_id, *raw, *padding, self.img_end_id]
+
+    # ---- ids to text ----
+
+    def _decode(
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        errors=None,
+        keep_image_special=False,
+        **kwargs,
+    ):
+        """Return the text of ids; picture spans become <img>reference</img> again, ids beyond the vocabulary nothing.
+
+        `skip_special_tokens` drops every special token, with `keep_image_special` all but the ref, box and quad tags.
+        A stray <img>, or a span that holds no reference, decodes as text. A negative id is a ValueError.
+        """
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        if ids and min(ids) < 0:
+            raise ValueError(f"cannot decode the negative id {min(ids)}; remove ignored labels (-100) first")
+        kept = self.special_tokens.values()
+        if skip_special_tokens:
+            kept = self.image_special_tokens if keep_image_special else ()
+        kept = frozenset(kept)
+        parts, position = [], 0
+        for start, end, reference in self._image_spans(ids):
+            parts += [self._bytes(ids[position : start + 1], kept), reference]
+            position = end
+        parts.append(self._bytes(ids[position:], kept))
+        return b"".join(parts).decode("utf-8", errors=errors or self.errors)
+
+    def _bytes(self, ids, kept):
+        """Return the bytes of ids, without the special tokens that are not in `kept`."""
+        return self.tokenizer.decode_bytes([i for i in ids if i < self.eod_id or i in kept])
+
+    def _image_spans(self, ids):
+        """Yield (position of <img>, position of </img>, reference bytes) of every picture span in ids."""
+        start = _find(ids, self.img_start_id)
+        while start >= 0:
+            end = _find(ids, self.img_end_id, start)
+            if end < 0:
+                return
+            padding = _find(ids[start:end], self.img_pad_id)
+            full = end - start - 1 == self.image_span_tokens  # a reference that fills the span leaves no padding
+            try:
+                if padding < 0 and not full:
+                    raise ValueError("neither padded nor full")
+                reference = bytes(ids[start + 1 : end if padding < 0 else start + padding])
+                reference.decode("utf-8")
+            except ValueError:  # generated by a model: an id above 255, or bytes that are no text
+                start = _find(ids, self.img_start_id, start + 1)
+                continue
+            yield start, end, reference
+            start = _find(ids, self.img_start_id, end)
+
+    # ---- pictures, phrases and boxes in text ----
+
+    def from_list_format(self, list_format):
+        """Return the text of [{'image': path}, {'text': ..}, {'ref': .., 'box': [[x1, y1, x2, y2], ..]}]."""
+        text, pictures = "", 0
+        for element in list_format:
+            if "image" in element:
+                pictures += 1
+                text += f"Picture {pictures}: {IMG_START}{element['image']}{IMG_END}\n"
+            elif "text" in element:
+                text += element["text"]
+            elif "box" in element:
+                if "ref" in element:
+                    text += f"<ref>{element['ref']}</ref>"
+                text += "".join(self._box_text(box) for box in element["box"])
+            else:
+                raise ValueError(f"unsupported element {element!r}; use 'image', 'text', or 'box' and 'ref'")
+        return text
+
+    @staticmethod
+    def _box_text(box):
+        """Return <box>(x1,y1),(x2,y2)</box> of four numbers, fractions cut off."""
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            raise ValueError(f"box {box!r}; give 'box' a list of boxes, each [x1, y1, x2, y2]")
+        x1, y1, x2, y2 = (int(value) for value in box)
+        return f"<box>({x1},{y1}),({x2},{y2})</box>"
+
+    def to_list_format(self, text):
+        """Return [{'image'|'ref'|'box'|'quad'|'text': ..}, ..] of text, in order; contents are kept as they are.
+
+        An unclosed tag and a control token other than <|endoftext|> are a ValueError.
+        """
+        text = unicodedata.normalize("NFC", text)
+        self._refuse(text, CONTROL_TOKENS - {ENDOFTEXT})
+        elements, position = [], 0
+        for match in re.finditer("|".join(LIST_FORMAT_TAGS), text):
+            tag = match.group()
+            if match.start() < position:
+                continue  # inside the element before
+            end = text.find(f"</{tag[1:]}", match.end())
+            if end < 0:
+                raise ValueError(f"unclosed {tag} at character {match.start()}: {text[match.start() :][:60]!r}")
+            if match.start() > position:
+                elements.append({"text": text[position : match.start()]})
+            elements.append({LIST_FORMAT_TAGS[tag]: text[match.end() : end]})
+            position = end + len(tag) + 1
+        if position < len(text):
+            elements.append({"text": text[position:]})
+        return elements
+
+    def _fetch_latest_picture(self, response, history):
+        """Return the reference of the last picture in the response or, before it, in the newest question; or None."""
+        for text in (response, *(question for question, _ in reversed(history or []))):
+            references = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
+            if references:
+                return references[-1]
+        return None
+
+    def _fetch_all_box_with_ref(self, text):
+        """Return [{'box': (x1, y1, x2, y2), 'ref': phrase}, ..]; 'ref' only where a phrase stands right before the box.
+
+        A box that is not four whole numbers is a ValueError.
+        """
+        boxes, phrase = [], None
+        for element in self.to_list_format(text):
+            if "box" in element:
+                boxes.append({"box": _box_numbers(element["box"])})
+                if phrase is not None:
+                    boxes[-1]["ref"] = phrase.strip()
+            phrase = element.get("ref")
+        return boxes
+
+    def draw_bbox_on_latest_picture(self, response, history=None):
+        """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box."""
+        reference = self._fetch_latest_picture(response, history)
+        if reference is None:
+            return None
+        boxes = self._fetch_all_box_with_ref(response)
+        return draw_boxes(open_picture(reference), boxes) if boxes else None
+
+
+def _box_numbers(content):
+    """Return (x1, y1, x2, y2) of the text between <box> and </box>."""
+    try:
+        x1, y1, x2, y2 = (int(number) for number in content.replace("(", "").replace(")", "").split(","))
+    except ValueError:
+        raise ValueError(f"box {content!r} is not (x1,y1),(x2,y2) with four whole numbers") from None
+    return x1, y1, x2, y2
+
+
+QWenTokenizer.register_for_auto_class("AutoTokenizer")
