@@ -41,7 +41,9 @@ class StopWords(LogitsProcessor):
 
 def stop_word_processors(stop_words_ids, eos_token_id):
     """The logits processors, one or none, that end a row after a stop word; ValueError for malformed lists."""
-    well_formed = isinstance(stop_words_ids, list) and stop_words_ids and all(isinstance(w, list) and w for w in stop_words_ids)
+    well_formed = (
+        isinstance(stop_words_ids, list) and stop_words_ids and all(isinstance(w, list) and w for w in stop_words_ids)
+    )
     if not well_formed or not all(isinstance(i, int) and i >= 0 for word in stop_words_ids for i in word):
         raise ValueError(f"stop_words_ids is {stop_words_ids!r}; pass a non-empty list of non-empty lists of ids")
     ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
@@ -72,7 +74,9 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
 
     opening = turn("system", system)
     question = turn("user", query)
-    answer_start = Prompt("<|im_start|>assistant\n", [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline], [])
+    answer_start = Prompt(
+        "<|im_start|>assistant\n", [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline], []
+    )
     used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
     kept = []
     for asked, answered in reversed(history or []):

@@ -21,7 +21,7 @@ class QWenConfig(PreTrainedConfig):
 
     `intermediate_size` is twice the width of the MLP's hidden layer. `visual` describes the vision tower; its
     optional `n_queries` is the number of resampler queries and so the length of a picture span (default 256).
-    `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes of an older loader: they are kept and written back, not obeyed.
+    `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes of an older loader: kept and written back, not obeyed.
     Raises ValueError for shapes that cannot be built.
     """
 
@@ -60,14 +60,18 @@ class QWenConfig(PreTrainedConfig):
         self.visual = dict(PUBLISHED_VISUAL) if self.visual is None else dict(self.visual)
         missing = sorted(set(PUBLISHED_VISUAL) - set(self.visual))
         if missing:
-            raise ValueError(f"config.visual lacks {', '.join(missing)}; a Qwen-VL config describes its vision tower there")
+            raise ValueError(
+                f"config.visual lacks {', '.join(missing)}; a Qwen-VL config describes its vision tower there"
+            )
         if self.visual["output_dim"] != self.hidden_size:
             raise ValueError(
                 f"config.visual.output_dim is {self.visual['output_dim']} but hidden_size is {self.hidden_size}; "
                 "picture features replace embeddings, so the two must be equal"
             )
         if round(self.image_span_tokens**0.5) ** 2 != self.image_span_tokens:
-            raise ValueError(f"config.visual.n_queries is {self.image_span_tokens}; use a square number such as 16 or 256")
+            raise ValueError(
+                f"config.visual.n_queries is {self.image_span_tokens}; use a square number such as 16 or 256"
+            )
 
     @property
     def image_span_tokens(self) -> int:

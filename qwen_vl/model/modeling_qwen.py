@@ -1,4 +1,4 @@
-"""Qwen-VL: a causal decoder in which 256 embeddings of each picture replace those of its span (SPEC sections 2 to 4)."""
+"""Qwen-VL: a causal decoder in which the embeddings of each picture replace those of its span (SPEC sections 2-4)."""
 
 import math
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .image_processing_qwen import open_picture, pixels
-from .visual import CrossAttention, Resampler, VisionTower, VisualAttentionBlock, attend, sincos_table
+from .visual import CrossAttention, Resampler, VisionTower, attend, sincos_table
 
 
 class RMSNorm(nn.Module):
@@ -41,7 +41,7 @@ class RotaryTables(NamedTuple):
 
 
 def ntk_alpha(lengths, seq_length):
-    """The dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7, 15 .. (SPEC section 3)."""
+    """The dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 .. (SPEC section 3)."""
     exponent = torch.ceil(torch.log2(lengths.double() / seq_length) + 1)
     return torch.clamp(2**exponent - 1, min=1)
 
@@ -125,7 +125,9 @@ class QWenBlock(GradientCheckpointingLayer):
         self.mlp = QWenMLP(config)
 
     def forward(self, hidden, attention_mask, rotary, past_key_values=None, **kwargs):
-        attended, weights = self.attn(self.ln_1(hidden), attention_mask, rotary, past_key_values=past_key_values, **kwargs)
+        attended, weights = self.attn(
+            self.ln_1(hidden), attention_mask, rotary, past_key_values=past_key_values, **kwargs
+        )
         hidden = hidden + attended
         return hidden + self.mlp(self.ln_2(hidden)), weights
 
@@ -158,7 +160,9 @@ class QWenPreTrainedModel(PreTrainedModel):
             init.zeros_(module.in_proj_bias)
         elif isinstance(module, Resampler):
             init.normal_(module.query, std=std)
-            init.copy_(module.pos_embed, sincos_table(module.pos_embed.shape[1], round(module.pos_embed.shape[0] ** 0.5)))
+            init.copy_(
+                module.pos_embed, sincos_table(module.pos_embed.shape[1], round(module.pos_embed.shape[0] ** 0.5))
+            )
         elif isinstance(module, VisionTower):
             init.normal_(module.proj, std=module.proj.shape[0] ** -0.5)
             table = module.positional_embedding
@@ -232,7 +236,9 @@ class QWenModel(QWenPreTrainedModel):
         spans = self.picture_spans(input_ids)
         given = image_features if image_features is not None else pixel_values
         if given is not None and len(given) != len(spans):
-            raise ValueError(f"{len(given)} pictures were passed but the ids hold {len(spans)} picture spans; pass one each")
+            raise ValueError(
+                f"{len(given)} pictures were passed but the ids hold {len(spans)} picture spans; pass one each"
+            )
         if len(spans) == 0:
             return None
         if image_features is None:
@@ -340,7 +346,8 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
 
     Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
     `position_ids` [batch, length]; pictures as `pixel_values` [pictures, 3, size, size] or ready `image_features`
-    [pictures, n_queries, hidden], in reading order of their spans. Without either, the pictures that the ids name are opened.
+    [pictures, n_queries, hidden], in reading order of their spans. Without either, the pictures named by the ids
+    are opened.
     """
 
     main_input_name = "input_ids"

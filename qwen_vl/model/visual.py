@@ -39,7 +39,7 @@ def resize_table(table, num_positions):
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain softmax attention over [batch, heads, length, head_dim]: output [batch, length, heads, head_dim] and weights."""
+    """Softmax attention over [batch, heads, length, head_dim]: output [batch, length, heads, head_dim] and weights."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -178,7 +178,8 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(torch.empty(output_dim, output_dim))
 
     def forward(self, pixel_values):
-        patches = self.conv1(pixel_values.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # [images, patches, width]
+        patches = self.conv1(pixel_values.to(self.conv1.weight.dtype))
+        patches = patches.flatten(2).transpose(1, 2)  # [images, patches, width]
         hidden = self.ln_pre(patches + resize_table(self.positional_embedding, patches.shape[1]))
         hidden = self.transformer(hidden)
         return self.ln_post(self.attn_pool(hidden)) @ self.proj
