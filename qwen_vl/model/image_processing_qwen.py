@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ImagesKwargs
 
 IMAGE_SIZE = 448
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,7 +53,7 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
     Raises PictureError.
     """
     if isinstance(reference, Image.Image):
-        return _to_rgb(reference, "in memory", "give a picture that Pillow can load")
+        return _to_rgb(reference, *_in_memory(reference))
     if isinstance(reference, os.PathLike):
         reference = os.fspath(reference)
     if not isinstance(reference, str) or not reference:
@@ -81,7 +82,7 @@ def is_local(reference):
 
 def pixels(picture, image_size=IMAGE_SIZE):
     """float32 [3, image_size, image_size]: the picture squashed to a square and normalised (SPEC section 4)."""
-    picture = _to_rgb(picture, "in memory", "give a picture that Pillow can load")
+    picture = _to_rgb(picture, *_in_memory(picture))
     levels = torch.from_numpy(np.array(_squash(picture, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(CLIP_STD).view(3, 1, 1)
@@ -104,6 +105,12 @@ def _squash(picture, size):
     return picture
 
 
+class QWenImagesKwargs(ImagesKwargs, total=False):
+    """What `from_pretrained` may override, for transformers."""
+
+    image_size: int
+
+
 class QWenImageProcessor(BaseImageProcessor):
     """`processor(pictures)` -> BatchFeature with pixel_values float32 [N, 3, image_size, image_size].
 
@@ -111,6 +118,7 @@ class QWenImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (the base class declares it so)
+    valid_kwargs = QWenImagesKwargs
 
     def __init__(self, image_size=IMAGE_SIZE, **kwargs):
         super().__init__(**kwargs)
@@ -118,13 +126,13 @@ class QWenImageProcessor(BaseImageProcessor):
             raise ValueError(f"image_size: {image_size!r}; use a positive number of pixels, such as {IMAGE_SIZE}")
         self.image_size = image_size
 
-    def preprocess(self, images, *, return_tensors="pt", search_dirs=()):
-        """BatchFeature(pixel_values); `search_dirs` as in open_picture. Raises PictureError, ValueError if empty."""
+    def preprocess(self, images, *, return_tensors="pt", **options):
+        """BatchFeature(pixel_values); options as in `open_picture`. Raises PictureError, and ValueError if empty."""
         pictures = list(_flatten(images))
         if not pictures:
             raise ValueError("no picture given; leave the image processor out for text alone")
         # One after another, so that only the small squares of a batch are in memory together.
-        rows = [pixels(open_picture(picture, search_dirs=search_dirs), self.image_size) for picture in pictures]
+        rows = [pixels(open_picture(picture, **options), self.image_size) for picture in pictures]
         return BatchFeature({"pixel_values": torch.stack(rows)}, tensor_type=return_tensors)
 
 
@@ -153,6 +161,11 @@ def _shown(reference):
     if len(reference) <= SHOWN_LENGTH:
         return repr(reference)
     return f"{reference[:SHOWN_LENGTH]!r}... ({len(reference)} characters)"
+
+
+def _in_memory(picture):
+    """The name of a PIL image in an error, and the advice."""
+    return f"in memory ({picture.mode}, {picture.width} x {picture.height})", "give one that Pillow can load"
 
 
 def _candidates(reference, search_dirs):
@@ -337,16 +350,19 @@ def _ascii_url(url):
 
 def _read_limited(response, shown, deadline, max_bytes):
     """The body, counted while it arrives: a Content-Length may lie."""
-    chunks, received = [], 0
-    while chunk := response.read1(2**16):
-        chunks.append(chunk)
-        received += len(chunk)
-        if received > max_bytes:
+    announced = None if response.chunked else response.length
+    body = bytearray()
+    while announced is None or len(body) < announced:
+        chunk = response.read1(2**16)
+        if not chunk:
+            break
+        body += chunk
+        if len(body) > max_bytes:
             raise _too_many_bytes(shown, max_bytes)
         _time_left(deadline)
-    if response.length:  # what Content-Length announced and never came
-        raise OSError(f"the connection closed {response.length} bytes early")
-    return b"".join(chunks)
+    if announced is not None and len(body) < announced:
+        raise OSError(f"the connection closed after {len(body)} of {announced} bytes")
+    return bytes(body)
 
 
 def _time_left(deadline):

@@ -1,0 +1,132 @@
+"""Texts and pictures together, to the batch that the model reads."""
+
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import cached_file
+
+from .configuration_qwen import QWenConfig
+from .image_processing_qwen import QWenImageProcessor
+from .tokenization_qwen import QWenTokenizer
+
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class QWenProcessor(ProcessorMixin):
+    """A tokenizer and an image processor behind one call.
+
+    `processor(text="Picture 1: <img></img>\\nWhat is it?", images=[picture])` -> BatchFeature with input_ids [N, T],
+    attention_mask [N, T] and, where there are pictures, pixel_values [pictures, 3, S, S] in the order of the spans.
+    """
+
+    def __init__(self, image_processor, tokenizer, chat_template=None):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if "image_span_tokens" not in tokenizer.init_kwargs:
+            raise ValueError(
+                f"tokenizer: {type(tokenizer).__name__} makes no picture spans; use that of a Qwen-VL checkpoint"
+            )
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        *,
+        padding=True,
+        padding_side=None,
+        control_tokens=True,
+        return_tensors="pt",
+        **picture_options,
+    ):
+        """BatchFeature with input_ids, attention_mask and pixel_values of one text or a list of texts.
+
+        images: one picture or a list, nested or flat, of what `open_picture` takes: one for each `<img>..</img>` of
+        the texts, in order. A nested list with one entry a text is compared text by text. Without `images` the
+        references in the texts are opened. With `control_tokens` the text is a whole prompt, in which markers such
+        as <|im_start|> are tokens; without, they are plain text. padding, padding_side: as in `tokenizer.pad`.
+        picture_options go to `open_picture`: search_dirs, timeout, max_bytes, max_pixels.
+        Raises ValueError when pictures and spans do not match, PictureError for one that cannot be opened.
+        """
+        if text is None and images is None:
+            raise ValueError("nothing to process; give text, images or both")
+        features = {}
+        if text is not None:
+            texts = _list_of_texts(text)
+            encoded = [self.tokenizer.encode_message(item, control_tokens=control_tokens) for item in texts]
+            rows = [ids for ids, _ in encoded]
+            images = _pictures_of([references for _, references in encoded], images)
+            features = dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=padding_side))
+        if images:
+            features |= self.image_processor(images, **picture_options)
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The processor of a checkpoint folder or hub id.
+
+        A checkpoint without processor files, as the published ones are, gives one from its tokenizer and config.
+        Raises ValueError when the tokenizer's picture span and the config's number of queries differ.
+        """
+        path, has = pretrained_model_name_or_path, lambda name: _has_file(pretrained_model_name_or_path, name, kwargs)
+        config = QWenConfig.from_pretrained(path, **kwargs) if has("config.json") else None
+        if config is None or any(map(has, IMAGE_PROCESSOR_FILES)):
+            processor = super().from_pretrained(path, **kwargs)
+        else:
+            image_processor = QWenImageProcessor(config.visual["image_size"])
+            processor = cls(image_processor, QWenTokenizer.from_pretrained(path, **kwargs))
+        if config is not None:
+            processor.check_fits(config)
+        return processor
+
+    def check_fits(self, config):
+        """Raise ValueError unless spans and pictures have the sizes that a model with this QWenConfig reads."""
+        pairs = (
+            ("tokenizer image_span_tokens", self.tokenizer.image_span_tokens, "n_queries", config.image_span_tokens),
+            ("image processor image_size", self.image_processor.image_size, "image_size", config.visual["image_size"]),
+        )
+        wrong = [f"{ours} is {have}, config.visual.{key} {want}" for ours, have, key, want in pairs if have != want]
+        if wrong:
+            raise ValueError(f"{'; '.join(wrong)}: use the files of one checkpoint, or make the numbers equal")
+
+
+QWenProcessor.register_for_auto_class("AutoProcessor")
+
+
+def _has_file(path, name, kwargs):
+    """Whether a checkpoint folder or hub repository holds a file."""
+    options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options) is not None
+
+
+def _list_of_texts(text):
+    texts = [text] if isinstance(text, str) else text
+    good = isinstance(texts, list | tuple) and texts and all(isinstance(item, str) and item for item in texts)
+    if not good:
+        raise ValueError(f"text: {text!r:.80}; use a string or a list of strings, none of them empty")
+    return list(texts)
+
+
+def _pictures_of(references, images):
+    """The pictures of a batch, one for each span: those given, else the references themselves.
+
+    references: for each text, what stands in its spans. Raises ValueError where the numbers differ.
+    """
+    if images is None:
+        for row, names in enumerate(references):
+            if "" in names:
+                raise ValueError(f"text[{row}]: picture {names.index('') + 1} has no reference; pass images=[..]")
+        return [name for names in references for name in names]
+    nested = isinstance(images, list | tuple) and any(isinstance(item, list | tuple) for item in images)
+    if not nested:
+        images = list(images) if isinstance(images, list | tuple) else [images]
+        spans = sum(map(len, references))
+        if len(images) != spans:
+            raise ValueError(f"the text has {spans} <img>..</img>, images {len(images)}; give one picture for each")
+        return images
+    if len(images) != len(references):
+        raise ValueError(f"images: {len(images)} lists for {len(references)} texts; give one list a text")
+    images = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
+    for row, (names, pictures) in enumerate(zip(references, images, strict=True)):
+        if len(names) != len(pictures):
+            raise ValueError(
+                f"text[{row}] has {len(names)} <img>..</img>, images[{row}] {len(pictures)}; give one picture for each"
+            )
+    return [picture for pictures in images for picture in pictures]
