@@ -1,0 +1,154 @@
+"""What trains: freezing, adapters, optimizer groups, and the table that is shown before the first step."""
+
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
+PARTS = (  # first match wins; names as in the checkpoint
+    ("resampler", "visual.attn_pool."),
+    ("vit", "visual."),
+    ("embeddings", "wte."),
+    ("lm_head", "lm_head."),
+    ("decoder", ""),
+)
+
+
+class Row(NamedTuple):
+    """One line of the table: a part of the model and how it trains."""
+
+    part: str
+    trainable: int
+    total: int
+    learning_rate: float | None
+    weight_decay: float | None
+    group: str
+
+
+def freeze_for_full(model, *, fix_vit):
+    """The model with everything trainable but, if `fix_vit`, the vision tower without its resampler (SPEC section 7).
+
+    The resampler's position table never trains.
+    """
+    model.requires_grad_(True)
+    visual = model.transformer.visual
+    if fix_vit:
+        visual.requires_grad_(False)
+        visual.attn_pool.requires_grad_(True)
+    visual.attn_pool.pos_embed.requires_grad_(False)
+    return model
+
+
+def whole_modules(model, requested=None):
+    """Names of the modules that train whole beside adapters: as requested, else wte and lm_head on a base model.
+
+    A base model, told by its generation_config.chat_format, has never seen the ChatML markers (SPEC section 7).
+    """
+    if requested:
+        return None if requested == ["none"] else list(requested)
+    chats = model.generation_config.to_dict().get("chat_format") == "chatml"
+    return None if chats else ["wte", "lm_head"]
+
+
+def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save):
+    """A PeftModel with new LoRA adapters; ValueError for a target that matches no module."""
+    check_matches(model, "--lora_target_modules", targets)
+    check_matches(model, "--modules_to_save", modules_to_save or [])
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        bias=bias,
+        modules_to_save=modules_to_save,
+    )
+    return get_peft_model(model, config)
+
+
+def continue_adapters(model, adapter_dir):
+    """A PeftModel that goes on training the adapter of a folder."""
+    return PeftModel.from_pretrained(model, adapter_dir, is_trainable=True)
+
+
+def check_matches(model, flag, names):
+    """None, or a ValueError that names each entry that is the end of no module path."""
+    paths = [path for path, _ in model.named_modules()]
+    lost = [name for name in names if not any(path == name or path.endswith("." + name) for path in paths)]
+    if lost:
+        raise ValueError(
+            f"{flag} {' '.join(lost)}: matches no module of the model; see `qwen_vl/model/modeling_qwen.py`"
+        )
+
+
+def train_in_float32(model):
+    """The model with its trainable weights in float32, so that small updates are not rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def part_of(name):
+    """The part of the model that a parameter belongs to; adapters count with the part that they sit in."""
+    prefix = "lora on " if ".lora_" in name else ""
+    bare = name.removeprefix("base_model.model.").removeprefix("transformer.")
+    return prefix + next(part for part, start in PARTS if bare.startswith(start))
+
+
+def decays(name, parameter):
+    """Whether weight decay applies: not to norms, biases, queries and tables."""
+    leaf = name.replace(".modules_to_save.default", "").rsplit(".", 1)[-1]
+    return parameter.dim() > 1 and leaf not in UNDECAYED_LEAVES
+
+
+def decayed_names(model):
+    """Names of all parameters that weight decay applies to."""
+    return [name for name, parameter in model.named_parameters() if decays(name, parameter)]
+
+
+def rows(model, *, learning_rate, weight_decay):
+    """The table's lines: one for each part and optimizer group, frozen parts included."""
+    counted = {}
+    for name, parameter in model.named_parameters():
+        group = "frozen" if not parameter.requires_grad else "decay" if decays(name, parameter) else "no decay"
+        counted[part_of(name), group] = counted.get((part_of(name), group), 0) + parameter.numel()
+    lines = []
+    for (part, group), count in counted.items():
+        trains = group != "frozen"
+        decay = None if not trains else weight_decay if group == "decay" else 0.0
+        lines.append(Row(part, count if trains else 0, count, learning_rate if trains else None, decay, group))
+    if not any(line.trainable for line in lines):
+        raise ValueError("nothing trains: every parameter is frozen; check --fix_vit and --lora_target_modules")
+    return lines
+
+
+def table(lines):
+    """The rows as text, widths aligned, with a last line of totals."""
+    cells = [("part", "trains", "parameters", "learning rate", "weight decay", "group")]
+    for line in lines:
+        rate = "-" if line.learning_rate is None else f"{line.learning_rate:g}"
+        decay = "-" if line.weight_decay is None else f"{line.weight_decay:g}"
+        cells.append((line.part, "yes" if line.trainable else "no", f"{line.total:,}", rate, decay, line.group))
+    trainable, total = sum(line.trainable for line in lines), sum(line.total for line in lines)
+    cells.append(("all", f"{100 * trainable / total:.2f}%", f"{trainable:,} of {total:,}", "", "", ""))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def check_groups(model, optimizer):
+    """None, or a ValueError naming trainable parameters that no optimizer group holds."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    lost = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in held
+    ]
+    if lost:
+        raise ValueError(f"{len(lost)} trainable parameters are in no optimizer group, the first is {lost[0]}")
+
+
+def compute_dtype(*, bf16, fp16):
+    """The dtype that frozen weights are kept in: what the flags ask for, else float32."""
+    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
