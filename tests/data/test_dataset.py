@@ -1,0 +1,110 @@
+"""ConversationDataset and ConversationCollator: lengths, the over-length policy, batches, pictures."""
+
+import base64
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from qwen_vl.data import conversations
+from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
+from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.dataset import ConversationDataset
+from qwen_vl.model.image_processing_qwen import PictureError, open_picture, pixels
+
+A = {"from": "assistant", "value": "A red box."}
+
+
+def turns(*questions):
+    return [turn for text in questions for turn in ({"from": "user", "value": text}, A)]
+
+
+SHORT = {"id": "short", "conversations": turns("q")}
+LONG = {"id": "long", "conversations": turns("q", "word " * 200)}
+HUGE = {"id": "huge", "conversations": turns("<img>a.png</img>", "q")}
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_every_length_is_known_and_nothing_is_lost_silently(lazy, tokenizer, caplog):
+    dataset = ConversationDataset([LONG, HUGE, SHORT], tokenizer, max_length=100, lazy=lazy)
+    short, long, huge = (encode(record, tokenizer) for record in (SHORT, LONG, HUGE))
+    one = len(short["input_ids"])
+    assert dataset.lengths == [len(sample["input_ids"]) for sample in dataset] == [one, one]
+    assert dataset[0] == {"id": "long", **encode(LONG, tokenizer, max_length=100)}
+    assert dataset[1] == dataset[-1] == {"id": "short", **short}
+    assert dataset.overlength == [
+        {"id": "long", "length": len(long["input_ids"]), "kept_length": one, "action": "trimmed"},
+        {"id": "huge", "length": len(huge["input_ids"]), "kept_length": 0, "action": "dropped"},
+    ]
+    assert "2 of 3 conversations exceed 100 tokens" in caplog.text and "1 trimmed, 1 dropped" in caplog.text
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_the_other_policies(tokenizer):
+    records = [LONG, HUGE, SHORT]
+    dropping = ConversationDataset(records, tokenizer, max_length=100, overlength="drop")
+    assert [sample["id"] for sample in dropping] == ["short"] and len(dropping.overlength) == 2
+    with pytest.raises(OverlengthError, match=r"2 of 3 conversations exceed 100.*'huge'"):
+        ConversationDataset(records, tokenizer, max_length=100, overlength="error")
+    with pytest.raises(OverlengthError, match="raise --model_max_length"):
+        ConversationDataset(records, tokenizer, max_length=10)
+    with pytest.raises(ValueError, match="use one of trim, drop, error"):
+        ConversationDataset(records, tokenizer, max_length=10, overlength="cut")
+    assert ConversationDataset(records, tokenizer, max_length=None).overlength == []
+
+
+def test_a_batch_is_padded_to_its_longest_row(tokenizer):
+    """<|endoftext|>, the pad token, counts inside a text: the mask comes from lengths (SPEC section 8)."""
+    ending = {"id": "e", "conversations": turns("tell <|endoftext|> me")}
+    dataset = ConversationDataset([SHORT, ending], tokenizer, max_length=None, control_tokens=True)
+    batch = ConversationCollator(tokenizer, 28)(list(dataset))
+    short, long = dataset.lengths
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+    assert batch["input_ids"].shape == (2, long) and batch["attention_mask"].sum(1).tolist() == [short, long]
+    for row, sample in enumerate(dataset):
+        length = len(sample["input_ids"])
+        assert batch["input_ids"][row].tolist() == sample["input_ids"] + [tokenizer.pad_token_id] * (long - length)
+        assert batch["labels"][row].tolist() == sample["labels"] + [IGNORE_INDEX] * (long - length)
+    assert tokenizer.pad_token_id in batch["input_ids"][1].tolist()
+
+
+def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, tmp_path, tokenizer, monkeypatch):
+    """Read from another working directory, batched in a worker process; no picture, several, and repeated ones."""
+    first, second = golden_images
+    (tmp_path / "set").mkdir()
+    shutil.copy(first, tmp_path / "set" / "a.png")
+    shutil.copy(second, tmp_path / "set" / "b.png")
+    uri = "data:image/png;base64," + base64.b64encode(second.read_bytes()).decode()
+    texts = ["<img>a.png</img><img>b.png</img>", "no picture", f"<img>{uri}</img>", "<img>a.png</img>"]
+    records = [{"id": str(i), "conversations": turns(text)} for i, text in enumerate(texts)]
+    path = write(records, "set/data.json")
+    monkeypatch.chdir("/")
+    dirs = conversations.search_dirs(path)
+    dataset = ConversationDataset(conversations.read(path), tokenizer, max_length=None, search_dirs=dirs)
+    assert dataset[0]["images"] == [str(tmp_path / "set" / name) for name in ("a.png", "b.png")]
+    loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=ConversationCollator(tokenizer, 28))
+    batch = next(iter(loader))
+    a, b = (pixels(open_picture(str(picture)), 28) for picture in golden_images)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert torch.equal(batch["pixel_values"], torch.stack([a, b, b, a]))
+    assert (batch["input_ids"] == tokenizer.img_start_id).sum() == 4
+    plain = ConversationDataset(conversations.read(path), tokenizer, max_length=None)
+    assert plain[0]["images"] == ["a.png", "b.png"]
+    same = ConversationCollator(tokenizer, 28, dirs)([plain[i] for i in range(4)])
+    assert torch.equal(same["pixel_values"], batch["pixel_values"])
+    assert pickle.loads(pickle.dumps(dataset))[0] == dataset[0]  # workers may be spawned
+
+
+def test_a_broken_picture_names_its_sample(tmp_path, tokenizer):
+    (tmp_path / "broken.png").write_text("no picture")
+    record = {"id": "s7", "conversations": turns("<img>broken.png</img>")}
+    dataset = ConversationDataset([record], tokenizer, max_length=None)
+    collate = ConversationCollator(tokenizer, 28, [tmp_path])
+    with pytest.raises(PictureError, match=r"sample 's7': .*broken\.png"):
+        collate([dataset[0]])
+    loader = DataLoader(dataset, batch_size=1, num_workers=1, collate_fn=collate)
+    with pytest.raises(PictureError, match="sample 's7'"):
+        next(iter(loader))
