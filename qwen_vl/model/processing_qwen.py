@@ -34,7 +34,8 @@ class QWenProcessor(ProcessorMixin):
         padding_side=None,
         control_tokens=True,
         return_tensors="pt",
-        **picture_options,
+        search_dirs=(),
+        images_kwargs=None,
     ):
         """BatchFeature with input_ids, attention_mask and pixel_values of one text or a list of texts.
 
@@ -42,7 +43,7 @@ class QWenProcessor(ProcessorMixin):
         the texts, in order. A nested list with one entry a text is compared text by text. Without `images` the
         references in the texts are opened. With `control_tokens` the text is a whole prompt, in which markers such
         as <|im_start|> are tokens; without, they are plain text. padding, padding_side: as in `tokenizer.pad`.
-        picture_options go to `open_picture`: search_dirs, timeout, max_bytes, max_pixels.
+        search_dirs and images_kwargs (timeout, max_bytes, max_pixels) are those of `open_picture`.
         Raises ValueError when pictures and spans do not match, PictureError for one that cannot be opened.
         """
         if text is None and images is None:
@@ -55,7 +56,7 @@ class QWenProcessor(ProcessorMixin):
             images = _pictures_of([references for _, references in encoded], images)
             features = dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=padding_side))
         if images:
-            features |= self.image_processor(images, **picture_options)
+            features |= self.image_processor(images, search_dirs=search_dirs, **(images_kwargs or {}))
         return BatchFeature(features, tensor_type=return_tensors)
 
     @classmethod
@@ -65,13 +66,16 @@ class QWenProcessor(ProcessorMixin):
         A checkpoint without processor files, as the published ones are, gives one from its tokenizer and config.
         Raises ValueError when the tokenizer's picture span and the config's number of queries differ.
         """
-        path, has = pretrained_model_name_or_path, lambda name: _has_file(pretrained_model_name_or_path, name, kwargs)
-        config = QWenConfig.from_pretrained(path, **kwargs) if has("config.json") else None
-        if config is None or any(map(has, IMAGE_PROCESSOR_FILES)):
-            processor = super().from_pretrained(path, **kwargs)
+        # Our own classes, and not the Auto classes of the base class, which would ask whether to trust the code.
+        path = pretrained_model_name_or_path
+        kwargs.pop("trust_remote_code", None)
+        tokenizer = QWenTokenizer.from_pretrained(path, **kwargs)
+        config = QWenConfig.from_pretrained(path, **kwargs) if _has_file(path, "config.json", kwargs) else None
+        if config is None or any(_has_file(path, name, kwargs) for name in IMAGE_PROCESSOR_FILES):
+            image_processor = QWenImageProcessor.from_pretrained(path, **kwargs)
         else:
             image_processor = QWenImageProcessor(config.visual["image_size"])
-            processor = cls(image_processor, QWenTokenizer.from_pretrained(path, **kwargs))
+        processor = cls(image_processor, tokenizer, chat_template=tokenizer.chat_template)
         if config is not None:
             processor.check_fits(config)
         return processor
