@@ -1,12 +1,15 @@
 """Draw the boxes of an answer, with their phrases, on a picture."""
 
 import os
+import warnings
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#c71585", "#9a6324", "#808000", "#000075")
+FIRST_CJK = "\u2e80"  # CJK radicals; kana, ideographs and Hangul syllables follow
 FONT_DIRS = (
     "~/.fonts",
     "~/.local/share/fonts",
@@ -16,31 +19,43 @@ FONT_DIRS = (
     "/Library/Fonts",
     os.path.join(os.environ.get("WINDIR", "C:\\Windows"), "Fonts"),
 )
-# Parts of the file names of fonts that hold Chinese characters, the preferred ones first.
+# Parts of the file names of fonts, the preferred ones first: those with Chinese characters, then two wide Latin ones.
 CJK_FONT_NAMES = (
     *("notosanscjk", "sourcehansans", "pingfang", "hiragino sans gb", "msyh", "wqy-microhei", "wqy-zenhei"),
     *("droidsansfallback", "stheiti", "simhei", "simsun", "notoserifcjk", "uming", "ukai", "arial unicode"),
 )
+FONT_NAMES = (*CJK_FONT_NAMES, "dejavusans.ttf", "arial.ttf")
 
 
 @lru_cache(maxsize=1)
-def find_cjk_font():
-    """Return the path of a font with Chinese characters, or None when the system has none."""
-    found = {}
-    for folder in FONT_DIRS:
-        for path in sorted(Path(folder).expanduser().rglob("*")):
-            if path.suffix.lower() not in (".ttf", ".ttc", ".otf"):
-                continue
-            rank = next((i for i, name in enumerate(CJK_FONT_NAMES) if name in path.name.lower()), None)
+def find_font():
+    """Return (path, whether it has Chinese characters) of the best font of the system that Pillow reads; else None."""
+    found = []
+    for folder in (Path(folder).expanduser() for folder in FONT_DIRS):
+        for path in folder.rglob("*.[tToO][tT][fFcC]") if folder.is_dir() else ():
+            rank = next((i for i, name in enumerate(FONT_NAMES) if name in path.name.lower()), None)
             if rank is not None:
-                found.setdefault(rank, str(path))
-    return found[min(found)] if found else None
+                found.append((rank, str(path)))
+    for rank, path in sorted(found):
+        try:
+            ImageFont.truetype(path, 12)
+        except OSError:  # a broken file, or a format that this FreeType does not read
+            continue
+        return path, rank < len(CJK_FONT_NAMES)
+    return None
 
 
 def load_font(size):
-    """Return a font of `size` pixels: a CJK one of the system, else PIL's own (Latin only)."""
-    path = find_cjk_font()
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+    """Return a font of `size` pixels: one of the system, with Chinese characters where there is one; else PIL's own."""
+    found = find_font()
+    return ImageFont.truetype(found[0], size) if found else ImageFont.load_default(size)
+
+
+def warn_of_missing_characters(label):
+    """Warn when the label needs Chinese, Japanese or Korean characters and no font of the system has them."""
+    found = find_font()
+    if not (found and found[1]) and any(character >= FIRST_CJK for character in label):
+        warnings.warn(f"no font for the characters of {label!r}: install one, such as Noto Sans CJK or WenQuanYi")
 
 
 def draw_boxes(picture, boxes):
@@ -63,6 +78,7 @@ def draw_boxes(picture, boxes):
         corners = to_pixels(box["box"], picture.size)
         draw.rectangle(corners, outline=color, width=line)
         if box.get("ref"):
+            warn_of_missing_characters(box["ref"])
             labels.append((corners, box["ref"], color))
     for corners, label, color in labels:  # after all boxes, so that no line crosses a label
         draw_label(draw, corners, label, color, font, picture.size)
@@ -84,13 +100,12 @@ def to_pixels(box, size):
 def draw_label(draw, corners, label, color, font, size):
     """Write the label in white on its colour: above the box, or inside when there is no room; cut to the picture."""
     width, height = size
-    label = shorten(draw, " ".join(label.split()), font, width)
+    margin = max(2, font.size // 5)
+    label = shorten(draw, " ".join(label.split()), font, width - 2 * margin)
     if not label:
         return
-    margin = max(2, font.size // 5)
-    text = draw.textbbox((0, 0), label, font=font)
     ascent, descent = font.getmetrics()
-    label_width, label_height = text[2] + 2 * margin, ascent + descent + margin
+    label_width, label_height = ceil(draw.textlength(label, font=font)) + 2 * margin, ascent + descent + margin
     left = max(0, min(corners[0], width - label_width))
     top = corners[1] - label_height if corners[1] >= label_height else corners[1]
     top = max(0, min(top, height - label_height))

@@ -101,6 +101,7 @@ class QWenTokenizer(PreTrainedTokenizer):
         for name in ("eos_token", "pad_token"):
             if kwargs.get(name) is None:
                 kwargs[name] = ENDOFTEXT
+        self._add_tokens(list(kwargs.get("added_tokens_decoder", {}).values()), special_tokens=True)  # none may be new
         super().__init__(errors=errors, image_span_tokens=image_span_tokens, **kwargs)
 
     def _name_special_ids(self):
@@ -111,6 +112,7 @@ class QWenTokenizer(PreTrainedTokenizer):
         self.ref_start_id, self.ref_end_id = ids["<ref>"], ids["</ref>"]
         self.box_start_id, self.box_end_id = ids["<box>"], ids["</box>"]
         self.quad_start_id, self.quad_end_id = ids["<quad>"], ids["</quad>"]
+        self.special_ids = frozenset(ids.values())
         self.image_special_tokens = frozenset(ids[tag] for tag in BOX_TAGS)
 
     # ---- vocabulary ----
@@ -162,6 +164,12 @@ class QWenTokenizer(PreTrainedTokenizer):
         if unknown:
             raise ValueError(f"Adding unknown special tokens is not supported: {unknown}; use <|extra_0|>, <|extra_1|>")
         return 0
+
+    def add_special_tokens(self, special_tokens_dict, *args, **kwargs):
+        """Give special tokens of the vocabulary a role such as pad_token; return 0. An unknown one changes nothing."""
+        for value in (special_tokens_dict or {}).values():
+            self._add_tokens(value if isinstance(value, (list, tuple)) else [value], special_tokens=True)
+        return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
         """Write qwen.tiktoken with LF line ends, byte for byte the published file for its ranks; return (path,)."""
@@ -256,15 +264,7 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     # ---- ids to text ----
 
-    def _decode(
-        self,
-        token_ids,
-        skip_special_tokens=False,
-        clean_up_tokenization_spaces=None,
-        errors=None,
-        keep_image_special=False,
-        **kwargs,
-    ):
+    def _decode(self, token_ids, skip_special_tokens=False, errors=None, keep_image_special=False, **kwargs):
         """Return the text of ids; picture spans become <img>reference</img> again, ids beyond the vocabulary nothing.
 
         `skip_special_tokens` drops every special token, with `keep_image_special` all but the ref, box and quad tags.
@@ -273,10 +273,9 @@ class QWenTokenizer(PreTrainedTokenizer):
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         if ids and min(ids) < 0:
             raise ValueError(f"cannot decode the negative id {min(ids)}; remove ignored labels (-100) first")
-        kept = self.special_tokens.values()
+        kept = self.special_ids
         if skip_special_tokens:
             kept = self.image_special_tokens if keep_image_special else ()
-        kept = frozenset(kept)
         parts, position = [], 0
         for start, end, reference in self._image_spans(ids):
             parts += [self._bytes(ids[position : start + 1], kept), reference]

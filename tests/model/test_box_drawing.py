@@ -1,0 +1,105 @@
+"""Boxes drawn on pictures: where the lines are, what the labels do, and when there is nothing to draw."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwen_vl.model import box_drawing_qwen
+from qwen_vl.model.box_drawing_qwen import COLORS, draw_boxes, find_font, to_pixels
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(published_vocab):
+    return QWenTokenizer(published_vocab)
+
+
+@pytest.fixture
+def no_system_font(monkeypatch):
+    monkeypatch.setattr(box_drawing_qwen, "FONT_DIRS", ())
+    find_font.cache_clear()
+    yield
+    find_font.cache_clear()
+
+
+def rgb(color):
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def is_color(picture, color):
+    """Boolean array [height, width]: where the picture has exactly this colour."""
+    return (np.asarray(picture) == rgb(color)).all(axis=-1)
+
+
+def test_coordinates_are_thousandths_of_width_and_height():
+    assert to_pixels((100, 200, 500, 999), (200, 100)) == (20, 20, 100, 99)
+    assert to_pixels((500, 999, 100, 200), (200, 100)) == (20, 20, 100, 99)  # corners in any order
+    assert to_pixels((-5, 0, 1000, 2000), (200, 100)) == (0, 0, 199, 99)  # moved to the edge
+    assert to_pixels((0, 0, 999, 999), (1, 1)) == (0, 0, 0, 0)
+
+
+def test_lines_lie_on_the_box_and_each_phrase_has_its_color():
+    picture = Image.new("RGB", (400, 200))
+    boxes = [{"box": (100, 300, 400, 900), "ref": "a"}, {"box": (500, 300, 700, 800)}]
+    boxes.append({"box": (800, 300, 950, 800), "ref": "b"})
+    drawn = draw_boxes(picture, boxes)
+    assert picture.getbbox() is None, "the caller's picture must stay as it was"
+    first, second = is_color(drawn, COLORS[0]), is_color(drawn, COLORS[1])
+    assert first[60:181, 40].all() and first[60:181, 160].all() and first[180, 40:161].all()
+    assert not first[100:170, 50:150].any(), "the inside stays visible"
+    assert first[60:161, 200].all(), "a box without a phrase continues the one before it"
+    assert second[60:161, 320].all() and not second[:, :300].any()
+
+
+def test_label_stays_inside_the_picture_and_grows_with_it(no_system_font):
+    heights = []
+    for size in ((64, 48), (320, 240), (1500, 1100)):
+        drawn = draw_boxes(Image.new("RGB", size), [{"box": (900, 0, 990, 990), "ref": "a long label " * 20}])
+        assert drawn.size == size
+        label = is_color(drawn, COLORS[0])[:, size[0] // 3]  # left of the box there is only the label
+        heights.append(int(label.sum()))
+        assert label[0] and heights[-1] < size[1] / 2
+        assert is_color(drawn, "#ffffff").any(), "the text is white on the colour"
+    assert heights == sorted(set(heights))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 900), (2000, 20)])
+def test_extreme_pictures_can_be_drawn_on(size):
+    boxes = [{"box": (0, 0, 999, 999), "ref": "label"}, {"box": (5, 5, 5, 5), "ref": ""}]
+    boxes.append({"box": (0, 0, 9, 9), "ref": " "})
+    assert draw_boxes(Image.new("L", size), boxes).size == size
+
+
+def test_characters_without_a_font_are_reported(no_system_font):
+    with pytest.warns(UserWarning, match="no font for the characters of '一只狗'"):
+        drawn = draw_boxes(Image.new("RGB", (320, 240)), [{"box": (100, 300, 900, 900), "ref": "一只狗"}])
+    assert is_color(drawn, COLORS[0])[75, 32:200].any()  # box and label are drawn all the same
+
+
+def test_a_broken_font_file_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "wqy-microhei.ttc").write_bytes(b"no font")
+    monkeypatch.setattr(box_drawing_qwen, "FONT_DIRS", (str(tmp_path), str(tmp_path / "missing")))
+    find_font.cache_clear()
+    assert find_font() is None
+    find_font.cache_clear()
+
+
+def test_answer_is_drawn_on_the_latest_picture(tokenizer, in_golden_dir, tmp_path):
+    history = [
+        ("Picture 1: <img>images/photo.jpg</img>\nwhat?", "a car"),
+        ("Picture 2: <img>images/exif_rotated6.jpg</img>\nand here?", "a dog"),
+    ]
+    answer = "<ref>dog</ref><box>(100,200),(600,800)</box>"
+    drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
+    assert drawn.size == (200, 100)  # the second picture; EXIF orientation is ignored, as it is by the model
+    assert is_color(drawn, COLORS[0])[80, 20:121].all()
+    drawn.save(tmp_path / "drawn.jpg")
+    alone = tokenizer.draw_bbox_on_latest_picture("<img>images/rgb.png</img>" + answer)
+    assert alone.size == (64, 48)
+
+    assert tokenizer.draw_bbox_on_latest_picture(answer) is None, "no picture"
+    assert tokenizer.draw_bbox_on_latest_picture("no box", history) is None
+    with pytest.raises(ValueError, match="four whole numbers"):
+        tokenizer.draw_bbox_on_latest_picture("<box>(1,2)</box>", history)
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        tokenizer.draw_bbox_on_latest_picture(answer, [("<img>missing.png</img>", "")])
