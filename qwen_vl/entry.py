@@ -14,8 +14,14 @@ def run(main, argv=None):
     except (ValueError, OSError, ImportError) as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def message(error):
+    """What an error says to a user: its text, or the cause alone where a data worker wrapped it in a traceback."""
+    text = str(error) or type(error).__name__
+    return text.strip().splitlines()[-1] if "Original Traceback" in text else text

@@ -9,11 +9,12 @@ from .chatml import IGNORE_INDEX
 
 
 class ConversationCollator:
-    """collator(samples) -> {"input_ids", "labels", "attention_mask"} [batch, longest], and "pixel_values" if any.
+    """collator(samples) -> {"ids", "input_ids", "labels", "attention_mask"}, and "pixel_values" if any.
 
-    samples: what `ConversationDataset` yields. Rows are padded on the right; the mask comes from their lengths, so that
-    <|endoftext|> inside a text counts. pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a
-    batch without pictures has none. Raises PictureError with the id of the sample.
+    samples: what `ConversationDataset` yields; "ids" are their names, for messages. Tensors are [batch, longest].
+    Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
+    pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none.
+    Raises PictureError with the id of the sample.
     """
 
     def __init__(self, tokenizer, image_size, search_dirs=()):
@@ -25,6 +26,7 @@ class ConversationCollator:
         labels = [torch.tensor(sample["labels"], dtype=torch.long) for sample in samples]
         mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
         batch = {
+            "ids": [sample["id"] for sample in samples],
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             "attention_mask": pad_sequence(mask, batch_first=True),

@@ -1,11 +1,18 @@
 """The closed layer: everything in here ships inside every saved checkpoint."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .configuration_qwen import QWenConfig
 from .modeling_qwen import QWenLMHeadModel
+from .tokenization_qwen import QWenTokenizer
+
+
+class _TokenizerKey(QWenConfig):
+    """Makes QWenTokenizer known by its name; under QWenConfig itself a checkpoint's foreign tokenizer code would run."""
+
 
 AutoConfig.register(QWenConfig.model_type, QWenConfig, exist_ok=True)
 AutoModelForCausalLM.register(QWenConfig, QWenLMHeadModel, exist_ok=True)
+AutoTokenizer.register(_TokenizerKey, tokenizer_class=QWenTokenizer, exist_ok=True)
 
-__all__ = ["QWenConfig", "QWenLMHeadModel"]
+__all__ = ["QWenConfig", "QWenLMHeadModel", "QWenTokenizer"]
