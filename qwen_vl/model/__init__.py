@@ -8,7 +8,7 @@ from .tokenization_qwen import QWenTokenizer
 
 
 class _TokenizerKey(QWenConfig):
-    """Makes QWenTokenizer known by its name; under QWenConfig itself a checkpoint's foreign tokenizer code would run."""
+    """Makes QWenTokenizer known by name; under QWenConfig itself the foreign code of a checkpoint would run."""
 
 
 AutoConfig.register(QWenConfig.model_type, QWenConfig, exist_ok=True)
