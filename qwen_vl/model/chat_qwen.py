@@ -204,7 +204,8 @@ class ChatMixin:
     ):
         """Yields the answer to `query` as it grows, once per generated token; arguments as in `chat`.
 
-        Bytes that do not make a character yet are left out. An error during generation is raised in the caller.
+        Box and phrase tags are kept; bytes that do not make a character yet are left out. An error during generation
+        is raised in the caller.
         """
         inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, kwargs)
         tokens, cancelled, failure = TokenQueue(), Cancelled(), []
@@ -225,7 +226,7 @@ class ChatMixin:
                 if token in stops:
                     continue
                 ids.append(token)
-                yield tokenizer.decode(ids, skip_special_tokens=True, errors="ignore")
+                yield tokenizer.decode(ids, skip_special_tokens=True, keep_image_special=True, errors="ignore")
         finally:
             cancelled.event.set()
             thread.join()
