@@ -6,7 +6,7 @@
 #
 # From the environment:
 #   PYTHON            the Python (3.10 or newer) that makes the environment; default: the first one found
-#   VENV              where the environment goes; default: .venv
+#   VENV              where the environment goes, seen from the repository; default: .venv
 #   TORCH_INDEX_URL   package index for torch alone, such as https://download.pytorch.org/whl/cpu; default: pip's own
 set -eu
 
@@ -35,12 +35,15 @@ if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$INPUTS" ]; then
     exit 0
 fi
 if ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
+    if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ]; then
+        fail "$VENV exists and is no virtual environment; name another folder with VENV=.."
+    fi
     FOUND=$(find_python)
     echo "making $VENV with $("$FOUND" --version)"
     "$FOUND" -m venv --clear "$VENV" ||
         fail "$FOUND cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
 fi
-echo "installing into $VENV (the first time about 2 GB: a few minutes)"
+echo "installing torch, then the rest, into $VENV (the first time about 2 GB: a few minutes)"
 pip() {
     "$VENV/bin/python" -m pip --disable-pip-version-check install --quiet -c constraints.txt "$@" ||
         fail "pip could not install ($*); its message stands above"
