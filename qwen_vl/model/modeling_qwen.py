@@ -144,6 +144,10 @@ class QWenPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return True  # transformers guesses from the source text of this file, and the interface is used in visual.py
+
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range

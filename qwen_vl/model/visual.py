@@ -158,8 +158,9 @@ class Resampler(nn.Module):
 
     def forward(self, hidden):
         value = self.ln_kv(self.kv_proj(hidden))
-        key = value + resize_table(self.pos_embed, hidden.shape[1])
-        query = (self.ln_q(self.query) + self.pos_embed).expand(hidden.shape[0], -1, -1)
+        table = self.pos_embed.detach()  # loading turns its gradient on again
+        key = value + resize_table(table, hidden.shape[1])
+        query = (self.ln_q(self.query) + table).expand(hidden.shape[0], -1, -1)
         return self.attn(query, key, value)
 
 
