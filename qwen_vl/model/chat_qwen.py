@@ -55,7 +55,7 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
     """The Prompt for `query` after `history`, a list of (question, answer) pairs.
 
     Control markers in anybody's text are plain text. The oldest turns are left out until the prompt has fewer than
-    `max_window_size` ids; system and query always stay. An answer of None leaves that turn without an answer.
+    `max_window_size` ids; system and query always stay. An answer of None leaves an empty line in its place.
     Raises ValueError for another chat format and for unclosed picture tags.
     """
     if chat_format == "raw":
@@ -80,7 +80,7 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
     used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
     kept = []
     for asked, answered in reversed(history or []):
-        pair = [turn("user", asked)] + ([] if answered is None else [turn("assistant", answered)])
+        pair = [turn("user", asked), Prompt("", [], []) if answered is None else turn("assistant", answered)]
         used += sum(len(message.ids) + len(newline) for message in pair)
         if used >= max_window_size:
             break
@@ -156,7 +156,8 @@ class ChatMixin:
         prompt = make_context(tokenizer, query, history, system, window, chat_format)
         config.eos_token_id = [tokenizer.eod_id, tokenizer.im_end_id, tokenizer.im_start_id]
         config.pad_token_id = tokenizer.eod_id if config.pad_token_id is None else config.pad_token_id
-        inputs = {"input_ids": torch.tensor([prompt.ids], device=self.device), "generation_config": config, **kwargs}
+        others = config.update(**kwargs)  # what is no generation setting goes to `generate` as it is
+        inputs = {"input_ids": torch.tensor([prompt.ids], device=self.device), "generation_config": config, **others}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if prompt.references:
             size = self.config.visual["image_size"]
