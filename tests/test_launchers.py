@@ -1,0 +1,135 @@
+"""The launchers of finetune/: what they hand to finetune.py, and two short runs from another working directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from qwen_vl.training import arguments
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL, LORA = ROOT / "finetune" / "finetune_single_gpu.sh", ROOT / "finetune" / "finetune_lora_single_gpu.sh"
+SCRIPTS = sorted([*ROOT.glob("finetune/*.sh"), *ROOT.glob("scripts/*.sh")])
+SHELL = shutil.which("dash") or "sh"  # dash knows POSIX and little else
+SHORT = ["--max_steps", "2", "--gradient_accumulation_steps", "1", "--model_max_length", "128"]
+
+
+def launch(script, *arguments, cwd, **environment):
+    """The finished process of a launcher, its output as text."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MODEL", "DATA", "OUTPUT")}
+    return subprocess.run(
+        [SHELL, str(script), *map(str, arguments)],
+        cwd=cwd,
+        env={**inherited, **{name: str(value) for name, value in environment.items()}},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """A stand-in for Python: it says whether there is a GPU ($GPU), and prints its arguments one a line."""
+    program = tmp_path / "a python"
+    program.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo $GPU; else printf \'%s\\n\' "$@"; fi\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """A folder with a space in its name that holds `my data.json`: two conversations with a picture."""
+    folder = tmp_path / "some where"
+    folder.mkdir()
+    shutil.copy(ROOT / "tests/golden/images/rgb.png", folder / "a.png")
+    turns = [
+        ("Picture 1: <img>a.png</img>\nWhere?", "<ref>it</ref><box>(1,2),(30,40)</box>"),
+        ("<img>a.png</img>Hello", "Good day"),
+    ]
+    records = [
+        {"id": n, "conversations": [{"from": "user", "value": q}, {"from": "assistant", "value": a}]}
+        for n, (q, a) in enumerate(turns)
+    ]
+    (folder / "my data.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_posix_shell(script):
+    checked = subprocess.run([SHELL, "-n", str(script)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    if shutil.which("shellcheck"):
+        checked = subprocess.run(
+            ["shellcheck", "-x", "-P", "SCRIPTDIR", "-s", "sh", str(script)], capture_output=True, text=True
+        )
+        assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("script", [FULL, LORA], ids=lambda path: path.name)
+def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
+    """Options in any place, the environment, and flags of the caller, which win over the launcher's."""
+    common = {"cwd": tmp_path, "PYTHON": recorder, "GPU": "False"}
+    given = launch(script, "--learning_rate", "3e-4", "-m", "a model", "--fp16", "False", "-d", "d d.json", **common)
+    assert given.returncode == 0, given.stderr
+    program, *flags = given.stdout.splitlines()
+    assert Path(program) == ROOT / "finetune.py"
+    model, data, lora, training = arguments.parse(flags)
+    assert (model.model_name_or_path, data.data_path) == ("a model", "d d.json")
+    assert training.use_lora == (script == LORA) and training.fix_vit
+    assert training.output_dir == ("output/lora" if script == LORA else "output/full")
+    assert training.learning_rate == 3e-4 and training.adam_beta2 == 0.95 and training.weight_decay == 0.1
+    assert (training.lr_scheduler_type, training.warmup_steps) == ("cosine", 0.01)
+    assert training.per_device_train_batch_size == 1 and training.gradient_accumulation_steps == 8
+    assert training.model_max_length == 2048 and training.activation_checkpointing
+    assert (lora.lora_r, lora.lora_alpha, lora.lora_dropout) == (64, 16, 0.05)
+    assert training.use_cpu and not training.bf16
+    assert "no GPU" in given.stderr and len(given.stderr.splitlines()) == 1
+
+    from_environment = launch(script, **common, MODEL="a model", DATA="d d.json", OUTPUT="o")
+    options = launch(script, "--output", "o", "--data", "d d.json", "--model", "a model", **common, MODEL="x", DATA="y")
+    assert options.stdout == from_environment.stdout != given.stdout
+    assert arguments.parse(options.stdout.splitlines()[1:])[3].output_dir == "o"
+
+
+def test_a_gpu_gets_bf16(recorder, tmp_path):
+    flags = launch(LORA, "-d", "d.json", cwd=tmp_path, PYTHON=recorder, GPU="True").stdout.splitlines()
+    assert flags[flags.index("--bf16") + 1] == "True" and "--use_cpu" not in flags
+
+
+def test_help_and_mistakes(recorder, tmp_path):
+    shown = launch(LORA, "-h", cwd=tmp_path)
+    assert shown.returncode == 0 and "-d DATA" in shown.stdout
+    forgotten = launch(LORA, "-d", cwd=tmp_path)
+    assert forgotten.returncode == 2 and "-d needs a value" in forgotten.stderr
+    no_torch = launch(LORA, "-d", "d.json", cwd=tmp_path, PYTHON="false")
+    assert no_torch.returncode == 1 and "cannot import torch" in no_torch.stderr
+
+
+def steps(folder):
+    """How many optimizer steps the run that wrote `folder` made."""
+    return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+
+
+def test_full_training_runs(make_checkpoint, work_dir):
+    folder = make_checkpoint("raw")
+    variables = {"MODEL": folder, "DATA": "my data.json", "OUTPUT": "trained", "PYTHON": sys.executable}
+    done = launch(FULL, *SHORT, "--learning_rate", "1e-3", cwd=work_dir, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "training on the CPU in fp32" in done.stderr
+    before, after = load_file(folder / "model.safetensors"), load_file(work_dir / "trained" / "model.safetensors")
+    assert steps(work_dir / "trained") == 2
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert "transformer.h.0.attn.c_attn.weight" in changed and "transformer.visual.attn_pool.query" in changed
+    assert "transformer.visual.conv1.weight" not in changed
+
+
+def test_lora_training_runs(make_checkpoint, work_dir):
+    options = ["-m", make_checkpoint(), "-d", "my data.json", "-o", work_dir / "adapter of mine"]
+    done = launch(LORA, *options, *SHORT, cwd=work_dir, PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr
+    assert steps(work_dir / "adapter of mine") == 2
+    assert load_file(work_dir / "adapter of mine" / "adapter_model.safetensors")
