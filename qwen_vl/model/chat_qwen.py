@@ -72,6 +72,15 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
         text = f"<|im_start|>{role}\n{content}<|im_end|>"
         return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
 
+    def past_answer(content):
+        """A turn that a model wrote: half a picture tag in it is text, and no reason to end the conversation."""
+        try:
+            return turn("assistant", content)
+        except ValueError:
+            ids = tokenizer.encode(content, allowed_special=set(), disallowed_special=())
+            role_ids = [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline]
+            return Prompt(f"<|im_start|>assistant\n{content}<|im_end|>", [*role_ids, *ids, tokenizer.im_end_id], [])
+
     opening = turn("system", system)
     question = turn("user", query)
     answer_start = Prompt(
@@ -80,7 +89,7 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
     used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
     kept = []
     for asked, answered in reversed(history or []):
-        pair = [turn("user", asked), Prompt("", [], []) if answered is None else turn("assistant", answered)]
+        pair = [turn("user", asked), Prompt("", [], []) if answered is None else past_answer(answered)]
         used += sum(len(message.ids) + len(newline) for message in pair)
         if used >= max_window_size:
             break

@@ -223,10 +223,10 @@ def _read_header(stream, shown):
         raise PictureError(f"picture {shown}: empty; get it again or leave it out")
     for name in [name for name in Image.ID if name not in REFUSED_FORMATS]:
         factory, accepts = Image.OPEN[name]
-        if accepts and accepts(prefix) is not True:
-            continue
-        stream.seek(0)
         try:
+            if accepts and accepts(prefix) is not True:
+                continue
+            stream.seek(0)
             return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # how Pillow's readers say "not my format"

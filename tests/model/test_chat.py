@@ -44,6 +44,14 @@ def test_window_keeps_the_newest_turns_that_fit_and_never_cuts_the_query(golden_
     assert history == before
 
 
+def test_half_a_picture_tag_in_a_past_answer_is_text(golden_tokenizer):
+    prompt = make_context(golden_tokenizer, "and?", [("hi", "see <img>there")])
+    assert golden_tokenizer.img_start_id not in prompt.ids and prompt.references == []
+    assert golden_tokenizer.decode(prompt.ids) == prompt.text
+    with pytest.raises(ValueError, match=r"[Uu]nclosed"):
+        make_context(golden_tokenizer, "see <img>there")
+
+
 def test_answers(golden, golden_tokenizer):
     for case in golden("decode_tokens.json"):
         for chat_format in {"chatml", "raw"} & set(case):
