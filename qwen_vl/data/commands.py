@@ -3,8 +3,6 @@
 import argparse
 from importlib import import_module
 
-from qwen_vl.entry import run
-
 VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "check": ("qwen_vl.data.checking", "find everything wrong with conversation files before a run does"),
 }
@@ -24,7 +22,3 @@ def main(argv):
     verb = parser.parse_args(argv[:1]).verb
     module, _ = VERBS[verb]
     import_module(module).main(argv[1:])
-
-
-if __name__ == "__main__":
-    run(main)
