@@ -13,6 +13,7 @@ class ConversationCollator:
 
     samples: what `ConversationDataset` yields; "ids" are their names, for messages. Tensors are [batch, longest].
     Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
+    Lists of samples (`PackedDataset`) become one row without padding instead.
     pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none.
     Raises PictureError with the id of the sample.
     """
@@ -22,6 +23,8 @@ class ConversationCollator:
         self.image_size, self.search_dirs = image_size, tuple(search_dirs)
 
     def __call__(self, samples):
+        if samples and isinstance(samples[0], list):
+            return self._packed([sample for row in samples for sample in row])
         rows = [torch.tensor(sample["input_ids"], dtype=torch.long) for sample in samples]
         labels = [torch.tensor(sample["labels"], dtype=torch.long) for sample in samples]
         mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
@@ -30,6 +33,25 @@ class ConversationCollator:
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             "attention_mask": pad_sequence(mask, batch_first=True),
+        }
+        pictures = self._pictures(samples)
+        if pictures:
+            batch["pixel_values"] = torch.stack(pictures)
+        return batch
+
+    def _packed(self, samples):
+        """One row without padding: {"ids", "input_ids", "labels", "position_ids"} [1, tokens], "segment_lengths".
+
+        The first token of a sample is never predicted, as nothing of its own stands before it.
+        """
+        lengths = [len(sample["input_ids"]) for sample in samples]
+        labels = [label for sample in samples for label in [IGNORE_INDEX, *sample["labels"][1:]]]
+        batch = {
+            "ids": [sample["id"] for sample in samples],
+            "input_ids": torch.tensor([[token for sample in samples for token in sample["input_ids"]]]),
+            "labels": torch.tensor([labels]),
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "segment_lengths": lengths,
         }
         pictures = self._pictures(samples)
         if pictures:

@@ -45,7 +45,7 @@ class ConversationDataset(Dataset):
         self.max_length, self.search_dirs = max_length, tuple(search_dirs)
         self._tokenizer, self._policy = tokenizer, overlength
         self._options = {"system": system, "control_tokens": control_tokens}
-        self.lengths, self.overlength, self._conversations = [], [], []
+        self.lengths, self.num_pictures, self.overlength, self._conversations = [], [], [], []
         self._encoded = None if lazy else []
         for conversation in conversations:
             self._add(conversation)
@@ -83,6 +83,7 @@ class ConversationDataset(Dataset):
                 return
             length = kept
         self.lengths.append(length)
+        self.num_pictures.append(len(sample["images"]))
         self._conversations.append(conversation)
         if self._encoded is not None:
             # int32 takes a tenth of a list of ints, and forked workers share it without copying.

@@ -1,135 +1,17 @@
 """Qwen-VL: a causal decoder in which the embeddings of each picture replace those of its span (SPEC sections 2-4)."""
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
+from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
 from .image_processing_qwen import open_picture, pixels
-from .visual import CrossAttention, Resampler, VisionTower, attend, sincos_table
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, cast back, then scaled."""
-
-    def __init__(self, dim, epsilon):
-        super().__init__()
-        self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, hidden):
-        exact = hidden.float()
-        exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return exact.to(hidden.dtype) * self.weight
-
-
-class RotaryTables(NamedTuple):
-    """What the positions of one forward pass do to queries and keys; shared by all layers."""
-
-    cos: torch.Tensor  # [batch | 1, 1, length, rotary_dim], float32
-    sin: torch.Tensor
-    query_scale: torch.Tensor | None  # [batch | 1, 1, length, 1], float32: log-n scaling, None where it is 1 everywhere
-
-
-def ntk_alpha(lengths, seq_length):
-    """The dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 .. (SPEC section 3)."""
-    exponent = torch.ceil(torch.log2(lengths.double() / seq_length) + 1)
-    return torch.clamp(2**exponent - 1, min=1)
-
-
-def rotary_tables(config, position_ids, alpha, scale_queries):
-    """RotaryTables for `position_ids` [batch | 1, length]; `alpha` [batch] or None; log-n only if `scale_queries`."""
-    dim = int(config.kv_channels * config.rotary_pct)
-    exponents = torch.arange(0, dim, 2, device=position_ids.device).float() / dim
-    if alpha is None:
-        inverse = (1.0 / (float(config.rotary_emb_base) ** exponents))[None]
-    else:
-        bases = config.rotary_emb_base * alpha ** (dim / (dim - 2))  # float64, as the rule is stated
-        inverse = 1.0 / (bases.float()[:, None] ** exponents)
-    angles = position_ids[..., None].float() * inverse[:, None].to(position_ids.device)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]  # [batch | 1, 1, length, dim]
-    scale = None
-    if scale_queries:
-        place = (position_ids + 1).double()
-        scale = torch.where(place > config.seq_length, place.log() / math.log(config.seq_length), 1.0)
-        scale = scale.float()[:, None, :, None]
-    return RotaryTables(angles.cos(), angles.sin(), scale)
-
-
-def rotate(states, rotary):
-    """`states` [batch, heads, length, head_dim] rotated by position, half against half, in float32, cast back."""
-    dim = rotary.cos.shape[-1]
-    turned, rest = states[..., :dim].float(), states[..., dim:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * rotary.cos + torch.cat([-second, first], dim=-1) * rotary.sin
-    return torch.cat([turned.to(states.dtype), rest], dim=-1)
-
-
-class QWenAttention(nn.Module):
-    """Causal self-attention; rows of `c_attn` are all queries, then all keys, then all values."""
-
-    is_causal = True
-
-    def __init__(self, config, layer_idx):
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim, self.dropout = config.kv_channels, config.attn_dropout_prob
-        projection = config.kv_channels * config.num_attention_heads
-        self.c_attn = nn.Linear(config.hidden_size, 3 * projection)
-        self.c_proj = nn.Linear(projection, config.hidden_size, bias=not config.no_bias)
-
-    def forward(self, hidden, attention_mask, rotary, past_key_values=None, **kwargs):
-        shape = (*hidden.shape[:-1], -1, self.head_dim)
-        query, key, value = (part.view(shape).transpose(1, 2) for part in self.c_attn(hidden).chunk(3, dim=-1))
-        query, key = rotate(query, rotary), rotate(key, rotary)  # [batch, heads, length, head_dim]
-        if rotary.query_scale is not None:
-            query = query * rotary.query_scale.to(query.dtype)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, **kwargs)
-        return self.c_proj(output.flatten(2)), weights
-
-
-class QWenMLP(nn.Module):
-    """Gated feed-forward layer: c_proj(w1(x) * silu(w2(x)))."""
-
-    def __init__(self, config):
-        super().__init__()
-        hidden_width, bias = config.intermediate_size // 2, not config.no_bias
-        self.w1 = nn.Linear(config.hidden_size, hidden_width, bias=bias)
-        self.w2 = nn.Linear(config.hidden_size, hidden_width, bias=bias)
-        self.c_proj = nn.Linear(hidden_width, config.hidden_size, bias=bias)
-
-    def forward(self, hidden):
-        return self.c_proj(self.w1(hidden) * F.silu(self.w2(hidden)))
-
-
-class QWenBlock(GradientCheckpointingLayer):
-    """One pre-norm decoder block."""
-
-    def __init__(self, config, layer_idx):
-        super().__init__()
-        self.ln_1 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.attn = QWenAttention(config, layer_idx)
-        self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.mlp = QWenMLP(config)
-
-    def forward(self, hidden, attention_mask, rotary, past_key_values=None, **kwargs):
-        attended, weights = self.attn(
-            self.ln_1(hidden), attention_mask, rotary, past_key_values=past_key_values, **kwargs
-        )
-        hidden = hidden + attended
-        return hidden + self.mlp(self.ln_2(hidden)), weights
+from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
 
 class QWenPreTrainedModel(PreTrainedModel):
@@ -290,6 +172,29 @@ class QWenModel(QWenPreTrainedModel):
         scale_queries = self.config.use_logn_attn and not self.training and longest > self.config.seq_length
         return rotary_tables(self.config, position_ids, alpha, scale_queries)
 
+    def forward_packed(self, inputs_embeds, position_ids, segment_lengths, **kwargs):
+        """Hidden states [1, length, hidden] of a row of whole samples, each as if it were alone.
+
+        `segment_lengths`: ints that add up to the length, on the host, so that nothing waits for the device;
+        `position_ids` [1, length] restart in each segment. Training only: neither a cache nor scaling past the
+        trained length. Raises ValueError for several rows: put all samples of a batch into one.
+        """
+        if inputs_embeds.shape[0] != 1 or sum(segment_lengths) != inputs_embeds.shape[1] or position_ids is None:
+            raise ValueError(
+                "segment_lengths needs one row of that many tokens, with position_ids that restart in each"
+            )
+        rotary = rotary_tables(self.config, position_ids, alpha=None, scale_queries=False)
+        if is_flash_attention(self.config):
+            ends = torch.tensor([0, *segment_lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            ends, longest = ends.to(inputs_embeds.device, non_blocking=True), max(segment_lengths)
+            kwargs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+        else:
+            kwargs["segment_lengths"] = segment_lengths
+        hidden = self.drop(inputs_embeds)
+        for block in self.h:
+            hidden, _ = block(hidden, None, rotary, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden))
+
     def forward(
         self,
         input_ids=None,
@@ -299,6 +204,7 @@ class QWenModel(QWenPreTrainedModel):
         inputs_embeds=None,
         pixel_values=None,
         image_features=None,
+        segment_lengths=None,
         use_cache=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -308,6 +214,8 @@ class QWenModel(QWenPreTrainedModel):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, image_features)
+        if segment_lengths is not None:
+            return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
@@ -349,9 +257,9 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
     """The complete Qwen-VL model: next-token logits, loss, generation and chat.
 
     Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
-    `position_ids` [batch, length]; pictures as `pixel_values` [pictures, 3, size, size] or ready `image_features`
-    [pictures, n_queries, hidden], in reading order of their spans. Without either, the pictures named by the ids
-    are opened.
+    `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
+    pictures as `pixel_values` [pictures, 3, size, size] or ready `image_features` [pictures, n_queries, hidden], in
+    reading order of their spans. Without either, the pictures named by the ids are opened.
     """
 
     main_input_name = "input_ids"
@@ -385,6 +293,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         labels=None,
         pixel_values=None,
         image_features=None,
+        segment_lengths=None,
         token_type_ids=None,  # the tokenizer returns them, the model has none
         use_cache=None,
         output_attentions=None,
@@ -402,6 +311,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_features=image_features,
+            segment_lengths=segment_lengths,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,

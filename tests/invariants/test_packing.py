@@ -1,0 +1,108 @@
+"""A packed row trains exactly as its samples do one by one, and rows are full."""
+
+import random
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from qwen_vl.data.chatml import IGNORE_INDEX
+from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.dataset import ConversationDataset
+from qwen_vl.data.packing import PackedDataset, fill_rate, pack
+from qwen_vl.training import loading, tuning
+
+
+def talk(name, *turns):
+    roles = ["user", "assistant"] * len(turns)
+    pairs = zip(roles, turns, strict=False)
+    return {"id": name, "conversations": [{"from": role, "value": value} for role, value in pairs]}
+
+
+PICTURE, OTHER = "Picture 1: <img>images/rgb.png</img>\n", "Picture 2: <img>images/photo.jpg</img>\n"
+KINDS = {
+    "text": [talk("a", "hi", "hello"), talk("b", "1 + 1?", "2", "sure?", "yes"), talk("c", "name", "Qwen-VL")],
+    "pictures": [talk("a", PICTURE + "what?", "a square"), talk("b", "hi", "hello"), talk("c", PICTURE, "red")],
+    "several": [
+        talk("a", PICTURE + OTHER + "same?", "no"),
+        talk("b", PICTURE, "one", OTHER, "two"),
+        talk("c", "a", "b"),
+    ],
+}
+
+
+def gradients(model, batches):
+    """Loss over all targets of the batches together, and the gradient of every parameter that has one."""
+    model.zero_grad()
+    total = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+    loss = 0.0
+    for batch in batches:
+        inputs = {key: value for key, value in batch.items() if key != "ids"}
+        part = model(**inputs, num_items_in_batch=total).loss
+        part.backward()
+        loss += part.item()
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_packed_equals_unpacked(method, kind, attention, make_checkpoint, in_golden_dir):
+    folder = make_checkpoint()
+    tokenizer = loading.load_tokenizer(folder)
+    torch.manual_seed(0)
+    model = loading.load_model(folder, attn_implementation=attention).train()
+    if method == "full":
+        tuning.freeze_for_full(model, fix_vit=False)
+    else:
+        targets = ["c_attn", "attn.c_proj", "w1", "w2"]
+        model = tuning.add_adapters(
+            model, r=4, alpha=8, dropout=0.0, targets=targets, bias="none", modules_to_save=["wte", "lm_head"]
+        )
+        for name, parameter in model.named_parameters():  # a fresh adapter has a zero half and teaches nothing
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    dataset = ConversationDataset(KINDS[kind], tokenizer, max_length=512)
+    collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
+    alone_loss, alone = gradients(model, [collator([sample]) for sample in dataset])
+    packed = PackedDataset(dataset, max_length=512, seed=3)
+    packed_loss, together = gradients(model, [collator([packed[i] for i in range(len(packed))])])
+    assert abs(packed_loss - alone_loss) < 1e-5 * abs(alone_loss)
+    assert together.keys() == alone.keys()
+    drift = []
+    for name, expected in alone.items():
+        assert (together[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+        drift.append((together[name] - expected).sum() / expected.abs().sum().clamp(min=1e-12))
+    assert abs(torch.stack(drift).mean()) < 1e-6
+
+
+def test_every_sample_once_in_rows_that_are_full_and_repeatable():
+    generator = random.Random(1)
+    lengths = [min(2048, max(20, int(generator.lognormvariate(5.9, 0.5)))) for _ in range(20_000)]
+    rows = pack(lengths, max_length=2048, seed=5)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert max(sum(lengths[index] for index in row) for row in rows) <= 2048
+    assert fill_rate(rows, lengths, 2048) >= 0.98
+    assert rows == pack(lengths, max_length=2048, seed=5) != pack(lengths, max_length=2048, seed=6)
+
+
+def test_pictures_of_a_row_are_capped():
+    generator = random.Random(2)
+    lengths = [generator.randint(20, 300) for _ in range(2000)]
+    pictures = [generator.choice([0, 1, 3]) for _ in lengths]
+    rows = pack(lengths, max_length=2048, num_pictures=pictures, max_pictures=4)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert max(sum(pictures[index] for index in row) for row in rows) == 4
+    with pytest.raises(ValueError, match="sample 1 has 3000 tokens"):
+        pack([5, 3000], max_length=2048)
+
+
+def test_rows_come_through_data_workers(make_checkpoint, in_golden_dir):
+    tokenizer = loading.load_tokenizer(make_checkpoint())
+    dataset = PackedDataset(ConversationDataset(KINDS["several"], tokenizer, max_length=512), max_length=512)
+    loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=ConversationCollator(tokenizer, 64))
+    (batch,) = loader
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (1, sum(dataset.lengths))
+    assert sorted(batch["ids"]) == ["a", "b", "c"] and len(batch["pixel_values"]) == 4
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    assert len(starts) == 3 and batch["labels"][0, starts].tolist() == [IGNORE_INDEX] * 3
