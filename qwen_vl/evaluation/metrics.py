@@ -1,0 +1,55 @@
+"""Scores of predicted answers against right ones: exact match for short answers, IoU for boxes."""
+
+import re
+import unicodedata
+
+BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
+
+
+def exact_match(predictions, answers):
+    """Share of predictions that say the answer: equal but for case, outer white space and a final full stop."""
+    pairs = list(zip(predictions, answers, strict=True))
+    return _share(_normal(prediction) == _normal(answer) for prediction, answer in pairs)
+
+
+def box_accuracy(predictions, answers, threshold=0.5):
+    """Share of predictions whose first box overlaps the answer's first box with an IoU of at least `threshold`.
+
+    A prediction without a well-formed box is wrong; an answer without one is a ValueError.
+    """
+    right = []
+    for prediction, answer in zip(predictions, answers, strict=True):
+        wanted, found = find_boxes(answer), find_boxes(prediction)
+        if not wanted:
+            raise ValueError(f"answer {answer!r} has no <box>(x1,y1),(x2,y2)</box>; score it with exact_match")
+        right.append(bool(found) and iou(found[0], wanted[0]) >= threshold)
+    return _share(right)
+
+
+def find_boxes(text):
+    """All boxes (x1, y1, x2, y2) of a text, in order, as they are written."""
+    return [tuple(int(number) for number in match.groups()) for match in BOX.finditer(text)]
+
+
+def iou(one, other):
+    """Intersection over union of two boxes (x1, y1, x2, y2), corners in any order; 0 where neither has an area."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _ordered(one), _ordered(other)
+    common = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
+    return common / union if union else 0.0
+
+
+def _ordered(box):
+    x1, y1, x2, y2 = box
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def _normal(text):
+    return unicodedata.normalize("NFKC", text).strip().rstrip(".。").rstrip().casefold()
+
+
+def _share(right):
+    right = list(right)
+    if not right:
+        raise ValueError("no answers to score; give at least one")
+    return sum(right) / len(right)

@@ -1,0 +1,138 @@
+"""A report folder: accuracy of each stage, loss curves and some answers, as Markdown with pictures and as JSON."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from qwen_vl.model.box_drawing_qwen import draw_boxes
+
+from .metrics import find_boxes, iou
+
+SHOWN_SIDE = 384  # pixels of a drawn picture's longer side: small pictures are enlarged, so that labels can be read
+COLUMNS = 4
+
+
+class Score(NamedTuple):
+    """How many of `count` answers are right by `metric`, as a share."""
+
+    share: float
+    count: int
+    metric: str
+
+
+class Example(NamedTuple):
+    """One question with its right answer and what each stage said: {stage: prediction}; picture is a PIL image."""
+
+    question: str
+    answer: str
+    predictions: dict
+    picture: object
+
+
+def write(folder, *, title, facts, scores, curves, examples):
+    """Write report.md, report.json, loss.png and answers.png into `folder`; returns the path of report.md.
+
+    facts: {name: text}, listed first. scores: {stage: {group: Score}}, stages in the order of the table's columns.
+    curves: {name: [(step, loss), ..]}. examples: list of Example; those with a box in the last stage's prediction
+    are drawn.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {title}", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
+    parts += ["## Accuracy on held-out pictures", accuracy_table(scores)]
+    if any(curves.values()):
+        draw_curves(curves, folder / "loss.png")
+        parts += ["## Training loss", "![training loss](loss.png)"]
+    drawn = [example for example in examples if find_boxes(_last(example))]
+    if drawn:
+        draw_answers(drawn, folder / "answers.png")
+        parts += ["## Boxes", "Drawn as answered; the title gives the IoU with the right box.", "![boxes](answers.png)"]
+    if examples:
+        parts += ["## Answers", answers_table(examples)]
+    content = {
+        "facts": facts,
+        "scores": {stage: {group: s._asdict() for group, s in groups.items()} for stage, groups in scores.items()},
+        "curves": curves,
+        "examples": [{key: value for key, value in e._asdict().items() if key != "picture"} for e in examples],
+    }
+    (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def accuracy_table(scores):
+    """A Markdown table: one line a group, one column a stage."""
+    stages = list(scores)
+    groups = list(dict.fromkeys(group for stage in stages for group in scores[stage]))
+    rows = []
+    for group in groups:
+        first = next(scores[stage][group] for stage in stages if group in scores[stage])
+        cells = [f"{scores[stage][group].share:.1%}" if group in scores[stage] else "" for stage in stages]
+        rows.append([group, first.metric, str(first.count), *cells])
+    return _table(["task", "metric", "questions", *stages], rows)
+
+
+def answers_table(examples):
+    """A Markdown table: one line a question, with the right answer and what each stage said."""
+    stages = list(dict.fromkeys(stage for example in examples for stage in example.predictions))
+    rows = [[e.question, e.answer, *(e.predictions.get(stage, "") for stage in stages)] for e in examples]
+    return _table(["question", "right answer", *stages], [[_code(cell) for cell in row] for row in rows])
+
+
+def draw_curves(curves, path):
+    """Write a picture with one panel of loss over steps for each curve that has points."""
+    curves = {name: points for name, points in curves.items() if points}
+    figure, panels = _figure(1, len(curves), width=5, height=3.2)
+    for panel, (name, points) in zip(panels, curves.items(), strict=True):
+        panel.plot([step for step, _ in points], [loss for _, loss in points], linewidth=1.2)
+        panel.set(title=name, xlabel="step", ylabel="loss")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def draw_answers(examples, path):
+    """Write a picture that shows each example's picture with the boxes of the last stage's prediction."""
+    lines = -(-len(examples) // COLUMNS)
+    figure, panels = _figure(lines, min(COLUMNS, len(examples)), width=2.6, height=2.9)
+    for panel in panels:
+        panel.axis("off")
+    for panel, example in zip(panels, examples, strict=False):
+        prediction, right = find_boxes(_last(example)), find_boxes(example.answer)
+        label = _last(example).partition("<ref>")[2].partition("</ref>")[0]
+        picture = example.picture.resize(_enlarged(example.picture.size), resample=0)
+        panel.imshow(draw_boxes(picture, [{"box": box, "ref": label} for box in prediction]))
+        if right:
+            panel.set_title(f"IoU {iou(prediction[0], right[0]):.2f}", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def _last(example):
+    return list(example.predictions.values())[-1] if example.predictions else ""
+
+
+def _enlarged(size):
+    factor = max(SHOWN_SIDE / max(size), 1)
+    return tuple(round(side * factor) for side in size)
+
+
+def _figure(lines, columns, *, width, height):
+    """A matplotlib figure without a screen, and its panels in reading order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # extra [demo]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
+
+
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _code(text):
+    """Text that Markdown shows as it is, in one table cell."""
+    text = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+    return f"`{text}`" if text else ""

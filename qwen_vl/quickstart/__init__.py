@@ -1,0 +1,1 @@
+"""The quickstart: data from easy-vqa, a tiny model, the report. Composes the other layers."""

@@ -1,0 +1,238 @@
+"""The quickstart's conversations: easy-vqa's pictures and questions, with Chinese, boxes and comparisons added.
+
+`python -m qwen_vl.quickstart.data OUT` writes OUT/full.json and OUT/lora.json (one file a training stage),
+OUT/test.json and the pictures that they name. A record's id starts with its task and language: "box-en/12".
+The test file uses easy-vqa's test pictures alone, the other two its training pictures alone.
+"""
+
+import argparse
+import json
+import random
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from qwen_vl.entry import run
+
+SEED = 7
+LANGUAGES = ("en", "zh")
+NUM_TEST = 300  # questions of each task and language in the test file
+QUESTIONS = 3  # easy-vqa questions of a picture in one training conversation
+BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
+PALETTE = {
+    "black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128),
+    "green": (0, 255, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0),
+}  # fmt: skip
+CHINESE = {
+    "black": "黑色", "blue": "蓝色", "brown": "棕色", "gray": "灰色", "green": "绿色", "red": "红色", "teal": "青色",
+    "yellow": "黄色", "circle": "圆形", "rectangle": "矩形", "triangle": "三角形", "shape": "图形", "yes": "是",
+    "no": "否", "Picture 1": "第一张", "Picture 2": "第二张",
+}  # fmt: skip
+THING = re.compile(rf"\b({'|'.join([*PALETTE, 'circle', 'rectangle', 'triangle'])})\b")
+FORMS = {  # an easy-vqa question without its thing -> the same in Chinese, asked plainly and with a negation
+    "is there?": ("是否有{}？", "是否没有{}？"),
+    "is there in the image?": ("图中是否有{}？", "图中是否没有{}？"),
+    "is present?": ("是否存在{}？", "是否不存在{}？"),
+    "does the image contain?": ("图片是否包含{}？", "图片是否不包含{}？"),
+    "what color is the?": ("{}是什么颜色？",),
+    "what is the color of the?": ("{}的颜色是什么？",),
+    "what is the?": ("{}是什么形状？",),
+    "what is present?": ("有什么形状？",),
+    "what is in the image?": ("图中是什么形状？",),
+    "what does the image contain?": ("图片包含什么形状？",),
+}
+COMPARISONS = {  # what is compared -> the question in each language
+    "color": {"en": "do both pictures show the same color?", "zh": "两张图的颜色相同吗？"},
+    "shape": {"en": "do both pictures show the same shape?", "zh": "两张图的形状相同吗？"},
+    "size": {"en": "which picture shows the bigger shape?", "zh": "哪张图的图形更大？"},
+}
+
+
+class Scene(NamedTuple):
+    """One picture: its reference, what its pixels show (box in thousandths of the sides), its easy-vqa questions."""
+
+    reference: str
+    color: str
+    shape: str
+    box: tuple[int, int, int, int]
+    area: int  # pixels
+    questions: list[tuple[str, str]]
+
+
+def look(path):
+    """(color, shape, box, area) of a picture of one plain shape on a plain background, read from its pixels."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)  # [height, width, 3]
+    codes, counts = np.unique(pixels @ (65536, 256, 1), return_counts=True)
+    background = int(codes[counts.argmax()])
+    distance = np.abs(pixels - (background >> 16, background >> 8 & 255, background & 255)).sum(-1)
+    inside = distance * 2 > distance.max()  # an edge pixel counts where it is nearer to the shape
+    rows, columns = np.where(inside.any(1))[0], np.where(inside.any(0))[0]
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    middle = np.median(pixels[inside], axis=0)
+    color = min(PALETTE, key=lambda name: np.abs(middle - PALETTE[name]).sum())
+    filled = inside.sum() / ((bottom - top) * (right - left))
+    shape = "rectangle" if filled > 0.94 else "circle" if filled > 0.69 else "triangle"
+    height, width = inside.shape
+    return color, shape, (grid(left, width), grid(top, height), grid(right, width), grid(bottom, height)), inside.sum()
+
+
+def grid(edge, side):
+    """A pixel edge in thousandths of the side, to the nearest ten: finer than a pixel here, and quicker to learn."""
+    return min(990, round(100 * int(edge) / int(side)) * 10)
+
+
+def scenes(split, out, limit=None):
+    """The first `limit` pictures of easy-vqa's split ("train" or "test") as Scenes, copied to OUT/split."""
+    import easy_vqa
+
+    texts, answers, owners = getattr(easy_vqa, f"get_{split}_questions")()
+    questions = defaultdict(list)
+    for text, answer, owner in zip(texts, answers, owners, strict=True):
+        questions[owner].append((text, answer))
+    (out / split).mkdir(parents=True, exist_ok=True)
+    found = []
+    for number, path in sorted(getattr(easy_vqa, f"get_{split}_image_paths")().items())[:limit]:
+        reference = f"{split}/{number}.png"
+        shutil.copyfile(path, out / reference)
+        found.append(Scene(reference, *look(path), questions[number]))
+    return found
+
+
+def translate(question):
+    """An easy-vqa question in Chinese; one of no known form is a ValueError."""
+    thing = THING.search(question)
+    form = question.replace(f" {thing[1]}", "") if thing else question  # "is there a red shape?": "is there a shape?"
+    negative = re.search(" not? ", form) is not None
+    form = re.sub(r" (?:a|not|no)(?= |\?)", "", form).replace(" shape", "")
+    if form not in FORMS:
+        raise ValueError(f"{question!r}: not a question of easy-vqa 1.0; install easy-vqa==1.0")
+    name = phrase(thing[1], "zh") if thing else CHINESE["shape"]
+    return FORMS[form][negative].format(name)
+
+
+def phrase(thing, language):
+    """ "red circle" or "circle" or "red" as a noun in the language: "红色圆形", "圆形", "红色图形"."""
+    if language == "en":
+        return f"{thing} shape" if thing in PALETTE else thing
+    return "".join(CHINESE[word] for word in thing.split()) + (CHINESE["shape"] if thing in PALETTE else "")
+
+
+def vqa(question, answer, language):
+    """(question, answer) of easy-vqa in the language."""
+    return (question, answer) if language == "en" else (translate(question), CHINESE[answer])
+
+
+def locate(scene, language):
+    """(question, answer) for the scene's box."""
+    name = phrase(f"{scene.color} {scene.shape}", language)
+    x1, y1, x2, y2 = scene.box
+    question = f"where is the {name}?" if language == "en" else f"{name}在哪里？"
+    return question, f"<ref>{name}</ref><box>({x1},{y1}),({x2},{y2})</box>"
+
+
+def compare(kind, one, other, language):
+    """(question, answer) about two scenes; kind is a key of COMPARISONS."""
+    if kind == "size":
+        answer = "Picture 1" if one.area > other.area else "Picture 2"
+    else:
+        answer = "yes" if getattr(one, kind) == getattr(other, kind) else "no"
+    return COMPARISONS[kind][language], answer if language == "en" else CHINESE[answer]
+
+
+def pick_pair(all_scenes, rng):
+    """(kind, scene, scene): two scenes that can be compared; same and different are equally likely."""
+    kind, same = rng.choice(list(COMPARISONS)), rng.random() < 0.5
+    while True:
+        one, other = rng.sample(all_scenes, 2)
+        if kind == "size" and max(one.area, other.area) >= BIGGER * min(one.area, other.area):
+            return kind, one, other
+        if kind != "size" and (getattr(one, kind) == getattr(other, kind)) == same:
+            return kind, one, other
+
+
+def record(name, pictures, exchanges):
+    """A conversation about pictures (Scenes): the first question follows them, the others follow its answer."""
+    shown = "".join(f"Picture {i}: <img>{scene.reference}</img>\n" for i, scene in enumerate(pictures, start=1))
+    turns = []
+    for question, answer in exchanges:
+        turns += [{"from": "user", "value": shown + question}, {"from": "assistant", "value": answer}]
+        shown = ""
+    return {"id": name, "conversations": turns}
+
+
+def build_full(train, rng):
+    """Records of the full stage: English questions and the box of each picture, in one conversation, shuffled."""
+    records = []
+    for scene in train:
+        exchanges = [vqa(*pair, "en") for pair in rng.sample(scene.questions, min(QUESTIONS, len(scene.questions)))]
+        exchanges.append(locate(scene, "en"))
+        rng.shuffle(exchanges)
+        records.append(record(f"full/{len(records)}", [scene], exchanges))
+    return records
+
+
+def build_test(test, rng):
+    """Records of one question each: NUM_TEST of every task and language, the same questions in both languages."""
+    kept = {"vqa": [], "box": [], "compare": []}
+    questions = [(scene, *pair) for scene in test for pair in scene.questions]
+    for scene, question, answer in rng.sample(questions, min(NUM_TEST, len(questions))):
+        kept["vqa"].append(([scene], {language: vqa(question, answer, language) for language in LANGUAGES}))
+    for scene in rng.sample(test, min(NUM_TEST, len(test))):
+        kept["box"].append(([scene], {language: locate(scene, language) for language in LANGUAGES}))
+    for _ in range(min(NUM_TEST, len(test))):
+        kind, one, other = pick_pair(test, rng)
+        kept["compare"].append(
+            ([one, other], {language: compare(kind, one, other, language) for language in LANGUAGES})
+        )
+    return [
+        record(f"{task}-{language}/{number}", pictures, [exchange[language]])
+        for task, entries in kept.items()
+        for language in LANGUAGES
+        for number, (pictures, exchange) in enumerate(entries)
+    ]
+
+
+def build_lora(train, rng):
+    """Records of the LoRA stage: the same kinds of question in Chinese, as one conversation a picture."""
+    records = []
+    for scene in train:
+        exchanges = [vqa(*pair, "zh") for pair in rng.sample(scene.questions, min(QUESTIONS, len(scene.questions)))]
+        exchanges.append(locate(scene, "zh"))
+        rng.shuffle(exchanges)
+        records.append(record(f"lora/{len(records)}", [scene], exchanges))
+    return records
+
+
+def build(out, limit=None):
+    """Write the three files and the pictures into the folder `out`; returns {file name: number of records}.
+
+    limit: how many pictures of each split to take, by default all.
+    """
+    out, rng = Path(out), random.Random(SEED)
+    train, test = scenes("train", out, limit), scenes("test", out, limit)
+    files = {"full": build_full(train, rng), "lora": build_lora(train, rng), "test": build_test(test, rng)}
+    for name, records in files.items():
+        text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
+        (out / f"{name}.json").write_text(text, encoding="utf-8")
+    return {f"{name}.json": len(records) for name, records in files.items()}
+
+
+def main(argv=None):
+    """Build what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m qwen_vl.quickstart.data", description=__doc__.splitlines()[0])
+    parser.add_argument("output", help="folder to write")
+    parser.add_argument("--limit", type=int, help="take only so many pictures of each split (default: all)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    counts = build(args.output, args.limit)
+    print(f"{args.output}: " + ", ".join(f"{count:,} conversations in {name}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    run(main)
