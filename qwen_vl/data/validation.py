@@ -1,0 +1,300 @@
+"""What a record of a conversation file must look like: the one validator, used by `conversations.read` and the check.
+
+The format is described in data/README.md and, as far as a schema can say it, in data/conversation.schema.json.
+Nothing here opens a picture or needs a tokenizer.
+"""
+
+import json
+import re
+import sys
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from qwen_vl.model.image_processing_qwen import is_local
+
+GRID = 1000  # coordinates are whole numbers in [0, GRID)
+ROLES = ("user", "assistant")
+# Kinds of problems. An error stops a run, with a warning it goes on.
+ERRORS = {
+    "broken JSON",
+    "wrong type",
+    "wrong key",
+    "wrong value",
+    "wrong role",
+    "wrong order",
+    "nothing to learn",
+    "empty answer",
+    "broken text",
+    "unpaired tag",
+    "bad picture",
+    "missing picture",
+    "broken picture",
+    "malformed box",
+    "box off the grid",
+    "swapped corners",
+}
+WARNINGS = {
+    "ignored key",
+    "leading answer",
+    "same id",
+    "same conversation",
+    "over length",
+    "rotated picture",
+    "odd picture",
+}
+
+# (required, optional, what other formats call the required ones: with one of these, the error can name the cure)
+KEYS = {
+    "record": (
+        {"conversations"},
+        {"id", "system", "weight"},
+        {"messages": "conversations", "conversation": "conversations"},
+    ),
+    "turn": ({"from", "value"}, {"loss"}, {"role": "from", "content": "value", "text": "value"}),
+}
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+TAG = re.compile(r"<(/?)(img|ref|box|quad|imgpad)>")
+POINT = r"\((-?[0-9]{1,9}),(-?[0-9]{1,9})\)"
+SHAPES = {  # tag -> (how it is written, pattern)
+    "box": ("<box>(x1,y1),(x2,y2)</box>", re.compile(f"{POINT},{POINT}")),
+    "quad": ("<quad>(x1,y1),(x2,y2),(x3,y3),(x4,y4)</quad>", re.compile(",".join([POINT] * 4))),
+}
+DATA_URI = re.compile(r"data:[^,]*;base64,[^\s<]", re.IGNORECASE)
+
+
+class DataError(ValueError):
+    """A data file that cannot be trained on; the message lists what is wrong, where, and what to do."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, or only worth knowing, in a data file."""
+
+    place: str  # of the record: "[3]" in a JSON list, ":4" (the line) in JSON Lines, "" for the file itself
+    id: object  # of the record, None where it has none
+    field: str  # in the record, such as "conversations[0].from"; "" for the record itself
+    kind: str
+    message: str  # what is wrong and what to do
+
+    @property
+    def is_error(self):
+        """Whether a run would stop at it."""
+        return self.kind not in WARNINGS
+
+    def __str__(self):
+        name = "" if self.id is None else f" (id {shown(self.id)})"
+        field = f".{self.field}" if self.field else ""
+        return f"{self.place}{name}{field}: {self.message}"
+
+
+def check_record(place, record, exists=None):
+    """The Problems of one record, in the order of its fields; [] if it is in order.
+
+    place: where it stands in the file. exists(reference): whether a local picture is there; None to leave that open.
+    That an id is unique is for the caller to see, who knows the others.
+    """
+    if not isinstance(record, dict):
+        message = f"a {kind_of(record)}; use an object with id and conversations"
+        return [Problem(place, None, "", "wrong type", message)]
+    return [Problem(place, record.get("id"), *found) for found in _record(record, exists)]
+
+
+# Everything below yields (field, kind, message), or (kind, message) where the caller knows the field.
+
+
+def _record(record, exists):
+    identifier = record.get("id", "")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        yield "id", "wrong type", f"a {kind_of(identifier)}; use a string or a whole number"
+    yield from (("", *found) for found in _keys("record", record))
+    if "system" in record:
+        yield from (("system", *found) for found in _text(record["system"], exists))
+    if "weight" in record and not _is_weight(record["weight"]):
+        yield "weight", "wrong value", f"{shown(record['weight'])}; use a number above 0, or leave it out for 1"
+    turns = record.get("conversations")
+    if isinstance(turns, list) and turns:
+        yield from _turns(turns, exists)
+        yield from _picture_key(record, turns)
+    elif "conversations" in record:
+        yield "conversations", "wrong type", "use a list of at least one user and one answer"
+
+
+def _is_weight(value):
+    """Whether a value can weigh a sample's loss."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def _keys(name, mapping):
+    """Required keys must be there; a known name of another format is an error, any other key is ignored."""
+    required, optional, others = KEYS[name]
+    missing = required - mapping.keys()
+    for key in sorted(missing):
+        other = next((theirs for theirs in mapping if others.get(theirs) == key), None)
+        cure = f"rename {other!r} to {key!r}" if other else f"add {key!r}"
+        yield "wrong key", f"no {key!r}; {cure}"
+    for key in mapping.keys() - required - optional:
+        if others.get(key) not in missing:
+            yield "ignored key", f"key {key!r} of a {name} is ignored"
+
+
+def _picture_key(record, turns):
+    """Pictures under a key of their own, as in LLaVA's format, would silently not be seen."""
+    keys = sorted(record.keys() & {"image", "images"})
+    texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+    if keys and not any("<img>" in text for text in texts):
+        message = "pictures stand in the text here; put <img>PATH</img> where the picture belongs (now <image>)"
+        yield keys[0], "wrong key", message
+
+
+def _turns(turns, exists):
+    """Every turn, the order of their roles, and that there is an answer to learn."""
+    for index, turn in enumerate(turns):
+        where = f"conversations[{index}]"
+        yield from ((f"{where}{field}", kind, message) for field, kind, message in _turn(turn, exists))
+    roles = [_role(turn) for turn in turns]
+    for index in range(1, len(roles)):
+        if roles[index] and roles[index] == roles[index - 1]:
+            message = f"a second {roles[index]!r} turn in a row; join the two, or put the missing turn between them"
+            yield f"conversations[{index}].from", "wrong order", message
+    if roles[0] == "assistant":
+        yield "conversations", "leading answer", "an assistant turn before the first user turn is dropped"
+    if None in roles:
+        return
+    answers = turns[roles.index("user") :] if "user" in roles else []
+    answers = [turn for turn in answers if turn["from"] == "assistant"]
+    if not answers:
+        message = "no assistant turn after a user turn, so nothing to learn; add the answer or leave the record out"
+        yield "conversations", "nothing to learn", message
+    elif all(turn.get("loss") is False for turn in answers):
+        message = 'every answer has "loss": false, so nothing to learn; allow one or leave the record out'
+        yield "conversations", "nothing to learn", message
+
+
+def _role(turn):
+    """One of ROLES, or None where that is wrong."""
+    role = turn.get("from") if isinstance(turn, dict) else None
+    return role if role in ROLES else None
+
+
+def _turn(turn, exists):
+    if not isinstance(turn, dict):
+        yield "", "wrong type", f"a {kind_of(turn)}; use an object with from and value"
+        return
+    yield from (("", *found) for found in _keys("turn", turn))
+    role = turn.get("from")
+    if "from" in turn and role not in ROLES:
+        better = OTHER_ROLES.get(role) if isinstance(role, str) else None
+        cure = f"use {better!r}" if better else "use 'user' or 'assistant'"
+        yield ".from", "wrong role", f"{shown(role)}; {cure}"
+    if "value" in turn:
+        yield from ((".value", *found) for found in _value(role, turn["value"], exists))
+    if not isinstance(turn.get("loss", True), bool):
+        yield ".loss", "wrong type", f"a {kind_of(turn['loss'])}; use true or false"
+
+
+def _value(role, value, exists):
+    if role == "assistant" and isinstance(value, str) and not value.strip():
+        yield "empty answer", "empty; give the answer or leave the turn out"
+    yield from _text(value, exists)
+
+
+def _text(value, exists):
+    if not isinstance(value, str):
+        cure = "write pictures into one string as <img>PATH</img>" if isinstance(value, list) else "use a string"
+        yield "wrong type", f"a {kind_of(value)}; {cure}"
+        return
+    if not _is_unicode(value):
+        yield "broken text", "holds half of a surrogate pair; write the file as UTF-8 again"
+    if "<" in value:
+        yield from _tags(value, exists)
+
+
+def _tags(text, exists):
+    """Every wrong span. A tag without its partner ends the search: what follows is guesswork."""
+    opened, start = None, 0
+    for match in TAG.finditer(text):
+        closing, name = match.groups()
+        if name == "imgpad":
+            yield "unpaired tag", f"{match.group()} at character {match.start()} is reserved; remove it"
+            return
+        if opened is None and not closing:
+            opened, start = name, match.end()
+        elif opened == name and closing:
+            yield from _span(name, text[start : match.start()], exists)
+            opened = None
+        else:
+            place = f"{match.group()} at character {match.start()}"
+            outside = f"{place} inside <{opened}>; close that with </{opened}> first"
+            yield "unpaired tag", outside if opened else f"{place} closes nothing; remove it or open it before"
+            return
+    if opened:
+        yield "unpaired tag", f"<{opened}> at character {start - len(opened) - 2} is never closed; add </{opened}>"
+
+
+def _span(name, content, exists):
+    if name == "img":
+        yield from _picture(content, exists)
+    elif name in SHAPES:
+        yield from _shape(name, content)
+
+
+def _picture(reference, exists):
+    if not reference.strip():
+        yield "bad picture", "<img></img> is empty; put a path, an http(s) address or a data: URI between"
+    elif not is_local(reference):
+        if not is_address(reference):
+            cure = "use a path, http(s)://host/.. or data:image/png;base64,.."
+            yield "bad picture", f"picture {shown(reference)}: {cure}"
+    elif exists and not exists(reference):
+        yield "missing picture", f"picture {shown(reference)}: no such file"
+
+
+def is_address(reference):
+    """Whether a reference that is no path is written as one that can be opened; nothing is fetched."""
+    if reference[:5].lower() == "data:":
+        return DATA_URI.match(reference) is not None
+    try:
+        parts = urlsplit(reference)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
+def _shape(name, content):
+    """A box or quadrilateral that is malformed, off the grid, or has its corners swapped."""
+    form, pattern = SHAPES[name]
+    match = pattern.fullmatch(content)
+    if match is None:
+        cure = f"write {form} with whole numbers from 0 to {GRID - 1}, no spaces"
+        yield "malformed box", f"{name} {shown(content)}; {cure}"
+        return
+    numbers = [int(number) for number in match.groups()]
+    if not all(0 <= number < GRID for number in numbers):
+        cure = (
+            f"coordinates go from 0 to {GRID - 1}: min({GRID - 1}, int(x * {GRID} / width)), the same for y and height"
+        )
+        yield "box off the grid", f"{name} {content}; {cure}"
+    elif name == "box" and (numbers[0] > numbers[2] or numbers[1] > numbers[3]):
+        yield "swapped corners", f"box {content}; give the top left corner first, then the bottom right one"
+
+
+def _is_unicode(text):
+    """False where a JSON escape left half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind_of(value):
+    """The JSON name of a value's type."""
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def shown(value):
+    """A value for an error: quoted, short, and printable whatever it holds."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 80 else f"{text[:80]}.. ({len(text)} characters)"
+    return text.encode("utf-8", "backslashreplace").decode()
