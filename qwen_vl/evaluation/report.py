@@ -10,6 +10,7 @@ from .metrics import find_boxes, iou
 
 SHOWN_SIDE = 384  # pixels of a drawn picture's longer side: small pictures are enlarged, so that labels can be read
 COLUMNS = 4
+LONGEST_CELL = 100  # characters of an answer in a table; an untrained model says anything
 
 
 class Score(NamedTuple):
@@ -133,6 +134,7 @@ def _table(head, rows):
 
 
 def _code(text):
-    """Text that Markdown shows as it is, in one table cell."""
-    text = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
-    return f"`{text}`" if text else ""
+    """Text as Markdown shows it in one table cell: printable, on one line, cut where it grows long."""
+    text = "".join(c for c in " ".join(text.split()) if c.isprintable()).replace("`", "'")
+    text = text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + ".."
+    return "`{}`".format(text.replace("|", "\\|")) if text else ""

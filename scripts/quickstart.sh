@@ -1,0 +1,46 @@
+#!/bin/sh
+# sh scripts/quickstart.sh
+#
+# From nothing to a fine-tuned Qwen-VL on any machine with Python 3.10 or newer, no GPU needed: installs into .venv,
+# builds conversations about real pictures, trains a tiny model, LoRA-tunes it on another task, merges, chats, reports.
+# Writes only .venv and output/quickstart, which it empties first. PYTHON, VENV and TORCH_INDEX_URL: setup_venv.sh.
+set -eu
+
+cd -- "$(dirname -- "$0")/.."
+OUT=output/quickstart
+sh scripts/setup_venv.sh demo
+PYTHON=${VENV:-.venv}/bin/python
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1  # everything is local from here on
+
+start=$(date +%s)
+step() {
+    printf '\n=== %s min: %s\n' "$((($(date +%s) - start) / 60))" "$1"
+}
+
+step "conversations from easy-vqa's pictures, and a tiny model with random weights"
+rm -rf "$OUT"
+mkdir -p "$OUT"
+"$PYTHON" -m qwen_vl.quickstart.data "$OUT/data"
+"$PYTHON" -m qwen_vl.quickstart.model configs/model/tiny.json "$OUT/tiny"
+
+step "full training: questions and boxes in English"
+"$PYTHON" finetune.py configs/train/quickstart_full.yaml \
+    --model_name_or_path "$OUT/tiny" --data_path "$OUT/data/full.json" --output_dir "$OUT/full"
+
+step "LoRA training: the same in Chinese"
+"$PYTHON" finetune.py configs/train/quickstart_lora.yaml \
+    --model_name_or_path "$OUT/full" --data_path "$OUT/data/lora.json" --output_dir "$OUT/lora"
+
+step "merge base and adapter into one standalone checkpoint"
+"$PYTHON" scripts/merge_and_unload.py "$OUT/lora" "$OUT/merged"
+
+step "chat with the merged folder in a process that does not know this repository"
+"$PYTHON" scripts/chat_with_folder.py "$OUT/merged" "$OUT/data/test/3.png" "$OUT/chat.png" \
+    "what color is the shape?" "图中是什么形状？"
+
+step "answers of every stage to held-out questions"
+"$PYTHON" -m qwen_vl.quickstart.evaluate "$OUT/data/test.json" "$OUT/report" \
+    --stage "before=$OUT/tiny" --stage "after full=$OUT/full" --stage "after LoRA, merged=$OUT/merged" \
+    --curve "full=$OUT/full" --curve "LoRA=$OUT/lora"
+
+step "done; look at $OUT/report/report.md"
