@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
+from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.tokenization_qwen import CONTROL_TOKENS, QWenTokenizer
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
@@ -27,7 +28,8 @@ def without_paths(expected, tokenizer):
 def encode_case(case, tokenizer, **options):
     system = case["kw"].get("system_message")
     markers = holds_marker(case["conversations"])  # the reference reads them as tokens: a decided difference
-    return encode(case["conversations"], tokenizer, system=system, control_tokens=markers, **options)
+    turns = [{key: turn[key] for key in ("from", "value")} for turn in case["conversations"]]  # it knew no other key
+    return encode(turns, tokenizer, system=system, control_tokens=markers, **options)
 
 
 def test_ids_and_labels_are_those_of_the_reference(golden, tokenizer):
@@ -131,6 +133,58 @@ def test_trimming_never_leaves_a_question_without_its_answer(tokenizer):
     with pytest.raises(OverlengthError, match=rf"'a'.*{first} tokens.*limit of {first - 1}"):
         encode(conversation, tokenizer, max_length=first - 1)
     assert conversation == before
+
+
+def test_answers_only(golden, tokenizer):
+    """The targets of every recorded case that stand in an answer: its text, <|im_end|> and the newline."""
+    for case in golden("preprocess.json"):
+        if "error" in case["out"]:
+            continue
+        both = [encode_case(case, tokenizer, loss_on=loss_on) for loss_on in ("reference", "answers")]
+        (reference, answers), position = (sample["labels"] for sample in both), 0
+        assert both[0]["input_ids"] == both[1]["input_ids"]
+        turns = case["conversations"][case["conversations"][0]["from"] == "assistant" :]
+        for turn in [{"from": "system", "value": case["kw"].get("system_message", SYSTEM)}, *turns]:
+            text, _ = tokenizer.encode_message(turn["value"], control_tokens=holds_marker(case["conversations"]))
+            head = 2 + len(tokenizer.encode_message(turn["from"])[0])
+            end = position + head + len(text) + 2
+            keeps = turn["from"] == "assistant"
+            assert answers[position : position + head] == [IGNORE_INDEX] * head
+            expected = reference[position + head : end] if keeps else [IGNORE_INDEX] * (end - position - head)
+            assert answers[position + head : end] == expected
+            position = end
+        assert position == len(answers)
+    with pytest.raises(ValueError, match="use one of reference, answers"):
+        encode([Q, A], tokenizer, loss_on="all")
+
+
+@pytest.mark.parametrize("loss_on", ["reference", "answers"])
+def test_a_turn_without_loss_has_no_target(loss_on, tokenizer):
+    silent = [{**turn, "loss": False} for turn in (Q, A)]
+    plain = encode([Q, A, Q, A], tokenizer, loss_on=loss_on)
+    mixed = encode([*silent, {**Q, "loss": True}, A], tokenizer, loss_on=loss_on)
+    end, total = (len(encode(turns, tokenizer)["input_ids"]) for turns in ([Q, A], [Q, A, Q, A]))
+    start = end - (total - end)  # where the first question begins, behind the system turn
+    assert mixed["input_ids"] == plain["input_ids"]
+    assert mixed["labels"][start:end] == [IGNORE_INDEX] * (end - start)
+    assert mixed["labels"][:start] + mixed["labels"][end:] == plain["labels"][:start] + plain["labels"][end:]
+
+
+def test_trimming_keeps_an_answer_that_is_learned(tokenizer):
+    silent = {**A, "loss": False}
+    conversation = {"id": "a", "conversations": [Q, silent, Q, A, Q, A]}
+    two = len(encode([Q, silent, Q, A], tokenizer)["input_ids"])
+    assert len(encode(conversation, tokenizer, max_length=two)["input_ids"]) == two
+    with pytest.raises(OverlengthError, match=f"{two} tokens.*limit of {two - 1}"):
+        encode(conversation, tokenizer, max_length=two - 1)
+
+
+def test_the_system_message_and_weight_of_a_record(tokenizer):
+    record = {"id": "a", "system": "Be brief.", "weight": 2, "conversations": [Q, A]}
+    sample = encode(record, tokenizer, system="Be kind.")
+    assert sample == encode([Q, A], tokenizer, system="Be brief.") | {"weight": 2.0}
+    assert isinstance(sample["weight"], float) and encode([Q, A], tokenizer)["weight"] == 1.0
+    assert encode({**record, "system": ""}, tokenizer)["input_ids"] == encode([Q, A], tokenizer, system="")["input_ids"]
 
 
 def test_a_smaller_vocabulary_and_a_short_span(published_vocab, tmp_path):
