@@ -7,28 +7,32 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
 from qwen_vl.entry import run
-from qwen_vl.training import arguments
 
 
 def main(argv=None):
     """Train as the command line `argv` says; the trained model or adapter is then in --output_dir. Returns None."""
+    from qwen_vl.training import arguments
+
     model_args, data_args, lora_args, train_args = arguments.parse(argv)
     # Heavy imports come after the flags are known to be right, so that a typo costs no half minute.
     from transformers import set_seed
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from qwen_vl.data import conversations
     from qwen_vl.data.collator import ConversationCollator
     from qwen_vl.data.dataset import ConversationDataset
-    from qwen_vl.training import loading, trainer, tuning
+    from qwen_vl.training import loading, saving, trainer, tuning
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    resume_from = trainer.checkpoint_to_resume(train_args.output_dir, train_args.resume_from_checkpoint)
-    name = model_args.model_name_or_path
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    loading.quiet_libraries()
+    output_dir, name = train_args.output_dir, model_args.model_name_or_path
+    name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
+    saving.check_writable(output_dir)
+    resume_from = trainer.checkpoint_to_resume(output_dir, train_args.resume_from_checkpoint)
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = loading.load_tokenizer(name, config, train_args.cache_dir)
 
@@ -43,16 +47,15 @@ def main(argv=None):
         )
 
     train_data, eval_data = dataset(data_args.data_path), dataset(data_args.eval_data_path)
-    write_overlength(train_data, train_args.output_dir)
+    write_overlength(train_data, output_dir)
 
+    base = base_of(name, lora_args.lora_weight_path, train_args.cache_dir) if train_args.use_lora else None
     set_seed(train_args.seed)
     dtype = tuning.compute_dtype(bf16=train_args.bf16, fp16=train_args.fp16)
     model = loading.load_model(
         name, dtype=dtype, attn_implementation=model_args.attn_implementation, cache_dir=train_args.cache_dir
     )
-    base = None
     if train_args.use_lora:
-        base = {"name": name, "fingerprint": loading.fingerprint(name, train_args.cache_dir)}
         model = adapted(model, lora_args)
         if train_args.activation_checkpointing:
             model.enable_input_require_grads()
@@ -68,16 +71,24 @@ def main(argv=None):
         train_dataset=train_data,
         eval_dataset=eval_data,
         data_collator=ConversationCollator(tokenizer, config.visual["image_size"]),
-        processing_class=tokenizer,
+        tokenizer=tokenizer,
+        base=base,
     )
-    run_trainer.remove_callback(ProgressCallback)
-    run_trainer.remove_callback(PrinterCallback)
-    run_trainer.add_callback(trainer.ProgressBar)
     run_trainer.train(resume_from_checkpoint=resume_from)
     if run_trainer.is_world_process_zero():
         run_trainer.save_state()
-        trainer.save_final(model, tokenizer, train_args.output_dir, dtype=dtype, base=base)
-        print(f"saved to {train_args.output_dir}", file=sys.stderr)
+        saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base)
+        print(f"saved to {output_dir}", file=sys.stderr)
+
+
+def base_of(name, adapter_dir, cache_dir):
+    """{"name", "fingerprint"} of the weights under an adapter; ValueError if that of `adapter_dir` has another base."""
+    from qwen_vl.training import loading, saving
+
+    base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}
+    if adapter_dir:
+        saving.check_base(adapter_dir, **base)
+    return base
 
 
 def adapted(model, lora):
@@ -85,7 +96,7 @@ def adapted(model, lora):
     from qwen_vl.training import tuning
 
     if lora.lora_weight_path:
-        return tuning.continue_adapters(model, lora.lora_weight_path)
+        return tuning.load_adapters(model, lora.lora_weight_path, trainable=True)
     return tuning.add_adapters(
         model,
         r=lora.lora_r,

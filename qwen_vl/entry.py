@@ -22,6 +22,8 @@ def run(main, argv=None):
 
 
 def message(error):
-    """What an error says to a user: its text, or the cause alone where a data worker wrapped it in a traceback."""
-    text = str(error) or type(error).__name__
-    return text.strip().splitlines()[-1] if "Original Traceback" in text else text
+    """What an error says to a user, without the traceback that a data worker wraps around it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    text, name = str(error).strip(), type(error).__name__
+    return text.rpartition(f"{name}: ")[2] if "Original Traceback" in text else text or name

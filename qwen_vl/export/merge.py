@@ -1,17 +1,14 @@
 """An adapter and its base become one standalone checkpoint."""
 
 import argparse
-import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 
-from qwen_vl.training import loading
-from qwen_vl.training.trainer import BASE_FILE, CHAT_FORMAT
+from qwen_vl.training import loading, saving, tuning
 
 from . import verify
 
@@ -31,27 +28,19 @@ def merge(adapter_dir, *, output_dir, base=None, max_shard_size="2048MB", dtype=
     base = find_base(adapter_dir, base, trust_base)
     config = loading.load_config(base)
     tokenizer = loading.load_tokenizer(base, config)
-    model = PeftModel.from_pretrained(loading.load_model(base, dtype=DTYPES[dtype]), adapter_dir)
+    model = tuning.load_adapters(loading.load_model(base, dtype=DTYPES[dtype]), adapter_dir)
     prompt = verify.picture_prompt(tokenizer, config)
     before = verify.logits(model, prompt)
     model = model.merge_and_unload(safe_merge=True)
     kept_dtype = model.lm_head.weight.dtype
-    model.generation_config.chat_format = CHAT_FORMAT  # adapters are trained in it, whatever the base speaks
-    staging = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        model.to(kept_dtype).save_pretrained(staging, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(staging)
+    with saving.staged(output_dir.with_name(f".{output_dir.name}.partial"), output_dir) as staging:
+        saving.write_folder(model.to(kept_dtype), tokenizer, staging, max_shard_size=max_shard_size)
         del model
         difference = verify.compare(before, verify.logits(loading.load_model(staging, dtype=kept_dtype), prompt))
         verify.check(difference, kept_dtype, f"{output_dir}: merged and base + adapter differ")
         if output_dir.exists():
             output_dir.rmdir()
         os.replace(staging, output_dir)
-    except RuntimeError as error:  # how safetensors and torch report a full disk
-        raise OSError(f"{output_dir}: could not be written ({error}); free some space and merge again") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return difference
 
 
@@ -60,27 +49,20 @@ def find_base(adapter_dir, base, trust_base):
 
     Raises FileNotFoundError where there is no adapter, ValueError where the base is not, or may not be, the right one.
     """
-    adapter_dir = Path(adapter_dir)
-    if not (adapter_dir / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"{adapter_dir}: no adapter_config.json there; give the --output_dir of a LoRA training"
-        )
-    base = base or PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
-    recorded = adapter_dir / BASE_FILE
-    if not recorded.is_file():
-        if trust_base:
-            return base
+    recorded = saving.recorded_base(adapter_dir)
+    base = base or (recorded or {}).get("name") or PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
+    if trust_base:
+        return base
+    if recorded is None:
         raise ValueError(
-            f"{adapter_dir}: has no {BASE_FILE}, so nothing says that {base} is its base; "
+            f"{adapter_dir}: has no {saving.BASE_FILE}, so nothing says that {base} is its base; "
             "pass --trust_base if you know that it is"
         )
-    wanted = json.loads(recorded.read_text(encoding="utf-8"))["fingerprint"]
-    found = loading.fingerprint(base)
-    if found != wanted and not trust_base:
-        raise ValueError(
-            f"{base}: not the weights that {adapter_dir} was trained on "
-            f"(fingerprint {found[:12]}, wanted {wanted[:12]}); give the right folder with --base"
-        )
+    try:
+        found = loading.fingerprint(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the base of {adapter_dir}: {error}; if it has moved, give it with --base") from error
+    saving.check_base(adapter_dir, base, found)
     return base
 
 
@@ -97,6 +79,7 @@ def main(argv=None):
     parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
+    loading.quiet_libraries()
     difference = merge(
         args.adapter,
         output_dir=args.output,

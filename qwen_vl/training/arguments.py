@@ -1,15 +1,28 @@
 """The command line of training: the reference's flags, all TrainingArguments, old spellings, a YAML file first."""
 
-import argparse
+import difflib
 import os
 import sys
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
+from transformers.hf_argparser import string_to_bool
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
+LORA_BIASES = ("none", "all", "lora_only")
+POSITIVE = (  # flags that make no sense at 0
+    "model_max_length",
+    "lora_r",
+    "lora_alpha",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
 
 
 def option(default, text, **metadata):
@@ -76,17 +89,19 @@ class TrainingArguments(HfTrainingArguments):
     logging_nan_inf_filter: bool = option(False, "Kept off: a loss that is not finite stops the run.")
     prediction_loss_only: bool = option(True, "Evaluation keeps the loss, not the logits.")
     remove_unused_columns: bool = option(False, "Kept off: the collator makes exactly what the model takes.")
+    dataloader_num_workers: int = option(2, "Processes that open pictures beside the training process.")
+    report_to: list[str] = option(["none"], "Where logs go: none, tensorboard, wandb, or several of them.")  # noqa: RUF009
     # Spellings of older transformers releases; gradient_checkpointing, which transformers renamed, is the usual one.
-    gradient_checkpointing: bool | None = option(None, "Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
     warmup_ratio: float | None = option(
         None, "Share of all steps that warm up; old name of a fractional --warmup_steps."
     )
-    group_by_length: bool | None = option(None, "Old name of --train_sampling_strategy group_by_length.")
-    no_cuda: bool | None = option(None, "Old name of --use_cpu.")
+    group_by_length: bool = option(False, "Old name of --train_sampling_strategy group_by_length.")
+    no_cuda: bool = option(False, "Old name of --use_cpu.")
     logging_dir: str | None = option(None, "Folder of the tensorboard log; default OUTPUT/runs.")
-    save_safetensors: bool | None = option(None, "Accepted: weights are always safetensors.")
-    overwrite_output_dir: bool | None = option(None, "Accepted: without --resume_from_checkpoint a run starts anew.")
+    save_safetensors: bool = option(True, "Accepted: weights are always safetensors.")
+    overwrite_output_dir: bool = option(False, "Accepted: without --resume_from_checkpoint a run starts anew.")
 
     def __post_init__(self):
         if self.evaluation_strategy is not None:
@@ -95,18 +110,18 @@ class TrainingArguments(HfTrainingArguments):
             self.warmup_steps = self.warmup_ratio
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
-        if self.no_cuda:
-            self.use_cpu = True
+        if self.no_cuda or not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers refuses --bf16 on a machine without a GPU unless told so
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
-        if self.gradient_checkpointing is not None:
-            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
+        self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
+        self.gradient_checkpointing = None
         if self.gradient_checkpointing_kwargs is not None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
             self.gradient_checkpointing_kwargs = None
-        if self.save_safetensors is False:
-            raise ValueError("--save_safetensors False: this tool writes safetensors only; leave the flag out")
         super().__post_init__()
+        if self.n_gpu > 1:  # else transformers would split batches by rows, and pictures do not split like that
+            self._n_gpu = 1
 
 
 def make_parser():
@@ -120,8 +135,8 @@ def make_parser():
 def parse(argv=None):
     """(ModelArguments, DataArguments, LoraArguments, TrainingArguments) from a command line, a leading YAML first.
 
-    The command line wins over the YAML. An unknown flag or key exits with code 2 and names it; what is wrong in the
-    combination is a ValueError that lists every problem.
+    The command line wins over the YAML. What is wrong exits with code 2: an unknown flag or key with a suggestion,
+    everything wrong with the values in one list.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Bare `--debug` asks for tracebacks; with a value it is transformers' own flag.
@@ -130,66 +145,109 @@ def parse(argv=None):
     parser = make_parser()
     if argv and argv[0].endswith((".yaml", ".yml")):
         parser.set_defaults(**read_yaml(argv.pop(0), parser))
-    parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    if parsed[-1]:
-        parser.error(f"unknown argument: {' '.join(parsed[-1])}{suggestion(parsed[-1][0], parser)}")
-    parsed = parsed[:-1]
-    check(*parsed)
+    settings, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error("unknown argument " + ", ".join(word + suggestion(word, parser) for word in unknown))
+    problems = check(settings)
+    try:
+        parsed = parser.parse_dict(vars(settings))
+    except (ValueError, TypeError, ImportError) as error:  # what transformers itself refuses
+        problems.append(" ".join(str(error).split()))
+    if problems:
+        parser.error("\n  ".join(problems))
     return parsed
 
 
 def read_yaml(path, parser):
-    """The settings of a YAML file as a dict whose keys are flags without dashes; unknown keys exit with code 2."""
+    """The settings of a YAML file as a dict whose keys are flags without dashes; what is wrong exits with code 2.
+
+    A key without a value keeps its default.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             settings = yaml.safe_load(file) or {}
     except FileNotFoundError:
         parser.error(f"{path}: no such file")
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"{path}: not YAML: {error}")
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
+        parser.error(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
     known = {f.name for kind in parser.dataclass_types for f in fields(kind) if f.init}
-    for key in settings:
-        if key not in known:
-            parser.error(f"{path}: unknown key {key}{suggestion('--' + str(key), parser)}")
-    # YAML reads 1e-5 as text; argparse converts text, so give it text wherever the value is a scalar.
-    return {key: str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-            for key, value in settings.items()}  # fmt: skip
+    problems = [
+        f"{path}: unknown key {key}{suggestion('--' + str(key), parser)}" for key in settings if key not in known
+    ]
+    flags = {action.dest: action for action in reversed(parser._actions)}  # --flag stands before its --no_flag
+    values = {}
+    for key in known & settings.keys():
+        value, takes_list = settings[key], flags[key].nargs == "+"
+        if isinstance(value, list) and not takes_list:
+            problems.append(f"{path}: {key} takes one value, not a list")
+        elif value is not None:
+            value = as_text(value, is_switch=flags[key].type is string_to_bool)
+            values[key] = [value] if takes_list and not isinstance(value, list) else value
+    if problems:
+        parser.error("\n  ".join(problems))
+    return values
+
+
+def as_text(value, *, is_switch):
+    """A YAML value as the text that the command line would carry; lists and mappings stay what they are.
+
+    YAML reads 1e-5 as text and `no` as false, so the type of a value says little; argparse knows the type.
+    """
+    if isinstance(value, bool) and not is_switch:
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, (bool, int, float)) else value
 
 
 def suggestion(flag, parser):
     """' (did you mean --x?)' for a flag that is close to a known one, else ''."""
-    import difflib
-
     names = [name for action in parser._actions for name in action.option_strings]
-    close = difflib.get_close_matches(flag.split("=")[0], names, n=1)
+    close = difflib.get_close_matches(flag.split("=")[0], names, n=1) if flag.startswith("--") else []
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def check(model, data, lora, training):
-    """None, or one ValueError that lists everything wrong with the combination of flags."""
-    problems = []
-    if not training.output_dir:
+def check(settings):
+    """A line for everything that is wrong with the values of the flags, or with their combination."""
+    problems = [f"--{name} {value}: use {what}" for name, what, value in out_of_range(settings)]
+    output_dir, name = settings.output_dir, settings.model_name_or_path
+    if not output_dir:
         problems.append("--output_dir is missing; say where the result goes")
-    if not data.data_path:
+    elif os.path.isdir(output_dir) and os.path.realpath(output_dir) == os.path.realpath(name):
+        problems.append(f"--output_dir {output_dir}: the model that is trained lies there; give another folder")
+    if not settings.data_path:
         problems.append("--data_path is missing; give a conversation file")
-    if training.eval_strategy != "no" and not data.eval_data_path:
+    if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
         problems.append("--eval_strategy needs --eval_data_path")
-    if training.use_lora and not training.fix_vit:
+    if settings.use_lora and not settings.fix_vit:
         problems.append("--fix_vit False has no effect with --use_lora, which freezes the base; leave one of them out")
-    if not training.use_lora and (lora.lora_weight_path or lora.modules_to_save):
-        problems.append("--lora_weight_path and --modules_to_save need --use_lora")
-    if lora.lora_bias not in ("none", "all", "lora_only"):
-        problems.append(f"--lora_bias {lora.lora_bias}: use none, all or lora_only")
-    if lora.q_lora:
+    for flag in ("lora_weight_path", "modules_to_save"):
+        if getattr(settings, flag) and not settings.use_lora:
+            problems.append(f"--{flag} needs --use_lora")
+    if settings.lora_weight_path and settings.modules_to_save:
+        problems.append("--modules_to_save: the adapter of --lora_weight_path decides that; leave one of them out")
+    if settings.q_lora:
         problems.append("--q_lora: this version trains adapters on unquantised weights only; use --use_lora --bf16")
-    if training.model_max_length < 1:
-        problems.append(f"--model_max_length {training.model_max_length}: use a positive number of tokens")
-    if problems:
-        raise ValueError("\n".join(problems))
+    if settings.remove_unused_columns:
+        problems.append("--remove_unused_columns True would remove the pictures; leave the flag out")
+    if not settings.save_safetensors:
+        problems.append("--save_safetensors False: this tool writes safetensors only; leave the flag out")
+    return problems
 
 
-def usage_error(message):
-    """Exit with code 2 after one line on standard error, as argparse does."""
-    argparse.ArgumentParser(prog="finetune.py").error(message)
+def out_of_range(settings):
+    """Yields (flag, what it takes, value) for every value that no run can use."""
+    for name in POSITIVE:
+        if getattr(settings, name) <= 0:
+            yield name, "a number above 0", getattr(settings, name)
+    if not 0 <= settings.lora_dropout < 1:
+        yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
+    if settings.lora_bias not in LORA_BIASES:
+        yield "lora_bias", f"one of {', '.join(LORA_BIASES)}", settings.lora_bias
+    if settings.label_smoothing_factor:
+        yield "label_smoothing_factor", "0, as transformers' smoothing does not fit", settings.label_smoothing_factor
+    for name in settings.report_to:
+        if name in ("tensorboard", "wandb") and find_spec(name) is None:
+            yield "report_to", f"it after `pip install {name}`", name
+        elif name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+            yield "report_to", "none, tensorboard, wandb, or both", name

@@ -2,53 +2,63 @@
 
 import hashlib
 import json
+import logging
 import os
+import pickle
+import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
+logger = logging.getLogger(__name__)
+
 SAMPLED_VALUES = 1024  # of the start and of the end of each tensor that a fingerprint reads
-WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
+
+
+def quiet_libraries():
+    """Switch off, for this process, what libraries say that helps nobody: bars off a terminal, their own renames."""
+    if not sys.stderr.isatty():
+        hf_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its five retries
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def load_config(path, cache_dir=None):
     """The QWenConfig of a checkpoint folder or hub name; ValueError for another architecture, OSError if missing."""
-    if not os.path.isdir(path) and (
-        os.path.exists(path) or str(path).count("/") != 1 or str(path).startswith((".", "/"))
-    ):
-        raise FileNotFoundError(
-            f"{path}: no such checkpoint folder; give a folder or a hub name such as Qwen/Qwen-VL-Chat"
-        )
-    file = find_file(path, "config.json", cache_dir)
-    if file is None:
+    if not os.path.isdir(path):
+        logger.warning("%s is no folder here; asking the download cache and the hub for it", path)
+    settings = read_json(path, "config.json", cache_dir)
+    if settings is None:
         raise FileNotFoundError(f"{path}: has no config.json; give the folder of a Qwen-VL checkpoint")
-    with open(file, encoding="utf-8") as handle:
-        try:
-            settings = json.load(handle)
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error}); download the checkpoint again") from error
     if settings.get("model_type") != QWenConfig.model_type or "visual" not in settings:
         kind = settings.get("model_type", "unknown") + ("" if "visual" in settings else " without a vision tower")
         raise ValueError(
             f"{path}: a checkpoint of type {kind}; this tool works with Qwen-VL (model_type qwen, with `visual`)"
         )
-    return QWenConfig.from_dict(settings)
+    try:
+        return QWenConfig.from_dict(settings)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: config.json describes no model: {error}") from error
 
 
 def load_tokenizer(path, config=None, cache_dir=None):
     """The QWenTokenizer of a checkpoint; with `config`, checked to fit its vocabulary and its picture span."""
     config = config if config is not None else load_config(path, cache_dir)
-    file = find_file(path, "qwen.tiktoken", cache_dir)
-    if file is None:
+    if find_file(path, "qwen.tiktoken", cache_dir) is None:
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
+    read_json(path, "tokenizer_config.json", cache_dir)  # a damaged one gets a clear error here
     tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir)
+    for leftover in ("is_local", "local_files_only"):  # of this call, which saving would write into the checkpoint
+        tokenizer.init_kwargs.pop(leftover, None)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{path}: the vocabulary has {len(tokenizer)} tokens, the model has {config.vocab_size} rows; "
@@ -71,58 +81,113 @@ def load_model(path, *, dtype=torch.float32, attn_implementation="sdpa", cache_d
     """The QWenLMHeadModel of a checkpoint with all its weights, in `dtype` ("auto" keeps the file's).
 
     Our classes are used whatever the checkpoint's auto_map says. Raises ValueError when weights are missing, left
-    over or of another shape: a model with some random weights is never returned.
+    over, of another shape or damaged: a model with some random weights is never returned.
     """
     config = load_config(path, cache_dir)
+    read_json(path, "generation_config.json", cache_dir)  # a damaged one would be replaced by defaults without a word
+    weight_files(path, cache_dir)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # the report of missing weights becomes an error below
     try:
-        model, report = QWenLMHeadModel.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            cache_dir=cache_dir,
-            output_loading_info=True,
-        )
+        with reading_weights(path):
+            model, report = QWenLMHeadModel.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                cache_dir=cache_dir,
+                ignore_mismatched_sizes=True,  # reported below, together with the others
+                output_loading_info=True,
+            )
     finally:
         hf_logging.set_verbosity(verbosity)
-    problems = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    wrong = [
-        f"{len(keys)} {name.replace('_', ' ')} ({', '.join(keys[:3])} ..)" for name, keys in problems.items() if keys
-    ]
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "left over": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
+    }
+    wrong = [f"{len(names)} {what} ({', '.join(names[:3])} ..)" for what, names in problems.items() if names]
     if wrong:
-        raise ValueError(f"{path}: the weights do not fit the configuration: {'; '.join(wrong)}; download it again")
+        raise ValueError(
+            f"{path}: the weights do not fit config.json: {'; '.join(wrong)}; use the files of one checkpoint"
+        )
     return model
 
 
+@contextmanager
+def reading_weights(path):
+    """Within this block, a damaged weight file of the checkpoint `path` is one clear ValueError."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: pytorch_model.bin is damaged or holds more than tensors, and code in it is never run; "
+            "download the checkpoint again"
+        ) from error
+    except (SafetensorError, RuntimeError, KeyError, EOFError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{path}: the weights cannot be read ({reason}); if a file is damaged, download it again"
+        ) from error
+
+
+def read_json(path, name, cache_dir=None):
+    """The content of a checkpoint's JSON file as a dict, or None if there is no such file; ValueError if damaged."""
+    file = find_file(path, name, cache_dir)
+    if file is None:
+        return None
+    with open(file, encoding="utf-8") as handle:
+        try:
+            content = json.load(handle)
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); download the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: holds a {type(content).__name__}, not an object; download the checkpoint again")
+    return content
+
+
 def find_file(path, name, cache_dir=None):
-    """Local path of a checkpoint's file, or None; a hub name is looked up in the cache and then downloaded."""
+    """Local path of a checkpoint's file, or None; a hub name is looked up in the cache and then downloaded.
+
+    Raises FileNotFoundError when there is no such checkpoint.
+    """
     if os.path.isdir(path):
         file = Path(path) / name
         return str(file) if file.is_file() else None
-    return cached_file(path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
+    if os.path.exists(path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint folder; give a folder or a hub name such as Qwen/Qwen-VL-Chat"
+        )
+    try:
+        file = cached_file(path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{path}: no folder here, and not to be had from the hub ({reason}); check the name and the network, "
+            "or download it elsewhere and give the folder"
+        ) from error
+    if file is None and name == "config.json":
+        raise FileNotFoundError(
+            f"{path}: no folder here, not downloaded yet, and the hub cannot be reached or has no such checkpoint; "
+            "check the name and the network, or download it elsewhere and give the folder"
+        )
+    return file
 
 
 def weight_files(path, cache_dir=None):
     """Local paths of all weight files of a checkpoint; FileNotFoundError names the one that is missing."""
-    for index in WEIGHT_INDEXES:
-        file = find_file(path, index, cache_dir)
-        if file is None:
-            continue
-        with open(file, encoding="utf-8") as handle:
-            names = sorted(set(json.load(handle)["weight_map"].values()))
-        found = {name: find_file(path, name, cache_dir) for name in names}
-        missing = [name for name, local in found.items() if local is None]
-        if missing:
-            raise FileNotFoundError(
-                f"{path}: {missing[0]} is listed in {index} but missing; download the checkpoint again"
-            )
-        return list(found.values())
     for name in WEIGHT_FILES:
-        file = find_file(path, name, cache_dir)
-        if file is not None:
-            return [file]
+        whole, index = find_file(path, name, cache_dir), read_json(path, f"{name}.index.json", cache_dir)
+        if whole is not None:
+            return [whole]
+        if index is not None:
+            shards = {shard: find_file(path, shard, cache_dir) for shard in sorted(set(index["weight_map"].values()))}
+            missing = [shard for shard, local in shards.items() if local is None]
+            if missing:
+                raise FileNotFoundError(
+                    f"{path}: {missing[0]} is listed in {name}.index.json but missing; download the checkpoint again"
+                )
+            return list(shards.values())
     raise FileNotFoundError(f"{path}: no model.safetensors and no pytorch_model.bin; give a complete checkpoint folder")
 
 
@@ -132,8 +197,9 @@ def fingerprint(path, cache_dir=None):
     Reads the name, dtype, shape and the first and last values of each tensor, not all bytes: 19 GB take seconds.
     """
     lines = []
-    for file in weight_files(path, cache_dir):
-        lines.extend(f"{name} {tensor_digest(tensor)}" for name, tensor in open_tensors(file))
+    with reading_weights(path):
+        for file in weight_files(path, cache_dir):
+            lines.extend(f"{name} {tensor_digest(tensor)}" for name, tensor in open_tensors(file))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

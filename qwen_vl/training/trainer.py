@@ -1,34 +1,48 @@
 """The training step around transformers' Trainer: what decays, what is logged, what stops a run, what is saved."""
 
-import json
+import logging
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from tqdm.auto import tqdm
 from transformers import Trainer
-from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
-from . import tuning
+from . import saving, tuning
 
-BASE_FILE = "base.json"  # in an adapter folder: which weights the adapter belongs to
-STAGING = ".saving"  # a checkpoint is written here, then renamed
-CHAT_FORMAT = "chatml"  # what every conversation is trained in
+logger = logging.getLogger(__name__)
 
 
 class QWenTrainer(Trainer):
     """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed, saves atomically."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._seen = {"tokens": 0, "samples": 0}
-        self._logged_at = time.perf_counter()
+    def __init__(self, *, tokenizer, base=None, **kwargs):
+        use_cache = kwargs["model"].config.use_cache
+        super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
+        self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(ProgressBar)
+        self._tokenizer, self._base = tokenizer, base
+        self._seen, self._counted_from = {"tokens": 0, "samples": 0}, None
+        self._staging_dir = None
 
     def get_decay_parameter_names(self, model):
         return tuning.decayed_names(model)
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(self.args.train_batch_size * self.args.gradient_accumulation_steps, data.lengths, seed)
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -36,10 +50,12 @@ class QWenTrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids = inputs.pop("ids")
+        ids = inputs["ids"]
         if model.training:
+            self._counted_from = self._counted_from or time.perf_counter()
             self._seen["tokens"] += int(inputs["attention_mask"].sum())
             self._seen["samples"] += len(ids)
+        inputs = {key: value for key, value in inputs.items() if key != "ids"} | {"use_cache": False}
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
@@ -53,70 +69,82 @@ class QWenTrainer(Trainer):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             now = time.perf_counter()
-            seconds = now - self._logged_at
+            seconds = now - self._counted_from
             logs["tokens_per_second"] = round(self._seen["tokens"] / seconds, 1)
             logs["samples_per_second"] = round(self._seen["samples"] / seconds, 2)
-            self._seen, self._logged_at = {"tokens": 0, "samples": 0}, now
+            self._seen, self._counted_from = {"tokens": 0, "samples": 0}, now
         super().log(logs, start_time)
 
     def _get_output_dir(self, trial):
-        return getattr(self, "_staging_dir", None) or super()._get_output_dir(trial)
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            saving.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _save_checkpoint(self, model, trial):
         """Write checkpoint-N under a temporary name and rename it: a folder of that name is always complete."""
-        final_dir = Path(super()._get_output_dir(trial))
-        staging = final_dir / STAGING
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging_dir, limit = str(staging), self.args.save_total_limit
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                self._settle_best(staging / name, final_dir)
-                shutil.rmtree(final_dir / name, ignore_errors=True)
-                os.replace(staging / name, final_dir / name)
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"{final_dir / name}: could not be written ({error}); earlier checkpoints are untouched"
-            ) from error
-        finally:
-            self._staging_dir = None
-            shutil.rmtree(staging, ignore_errors=True)
-        if self.args.should_save and limit:
-            self._drop_old_checkpoints(final_dir, limit)
+        final = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with saving.staged(final.with_name(".saving"), final) as staging:
+            self._staging_dir = str(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging_dir = None
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)
+                self.state.save_to_json(str(staging / final.name / TRAINER_STATE_NAME))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(staging / final.name, final)
+        rotate_checkpoints(
+            str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+        )
 
-    def _settle_best(self, staged, final_dir):
-        """Record the best checkpoint by its final name, in memory and in the staged trainer state."""
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(final_dir / f"checkpoint-{self.state.best_global_step}")
-            self.state.save_to_json(str(staged / "trainer_state.json"))
 
-    def _drop_old_checkpoints(self, final_dir, limit):
-        """Delete the oldest checkpoints beyond `limit`, but neither the best nor the newest."""
-        found = sorted(final_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-        kept = {found[-1], Path(self.state.best_model_checkpoint or found[-1])}
-        removable = [path for path in found if path not in kept]
-        for path in removable[: max(len(found) - limit, 0)]:
-            shutil.rmtree(path)
+class LengthGroups(LengthGroupedSampler):
+    """Indices shuffled so that samples of about the same length meet; a resumed run gets the order of its epoch."""
+
+    def __init__(self, batch_size, lengths, seed):
+        super().__init__(batch_size, lengths=lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
 class ProgressBar(ProgressCallback):
-    """One bar on rank zero that carries the newest loss, learning rate and speed, in place of a line for each log."""
+    """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed."""
+
+    SHOWN = {  # noqa: RUF012 - what is logged: how it is shown
+        "loss": "loss {:.4f}",
+        "eval_loss": "evaluation loss {:.4f}",
+        "learning_rate": "lr {:.2e}",
+        "tokens_per_second": "tokens/s {:.0f}",
+        "samples_per_second": "samples/s {:.2f}",
+        "train_loss": "mean loss {:.4f}",
+        "train_runtime": "seconds {:.0f}",
+    }
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.current_step = 0
+        if state.is_world_process_zero:  # disable=None: no bar where nobody watches
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm or None)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.training_bar is not None and not self.training_bar.disable:
+            super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None or "loss" not in (logs or {}):
-            return super().on_log(args, state, control, logs=logs, **kwargs)
-        shown = {
-            "loss": f"{logs['loss']:.4f}",
-            "lr": f"{logs['learning_rate']:.2e}",
-            "tok/s": f"{logs['tokens_per_second']:.0f}",
-            "smp/s": f"{logs['samples_per_second']:.1f}",
-        }
-        self.training_bar.set_postfix(shown)
-        if self.training_bar.disable or not self.training_bar.fp.isatty():
-            self.training_bar.write(
-                f"step {state.global_step}/{state.max_steps}  " + "  ".join(map(" ".join, shown.items()))
-            )
+        if self.training_bar is None:
+            return
+        shown = [text.format(float(logs[key])) for key, text in self.SHOWN.items() if key in logs]
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(", ".join(shown))
+        if "loss" not in logs or self.training_bar.disable:
+            tqdm.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", file=sys.stderr)
 
 
 def checkpoint_to_resume(output_dir, requested):
@@ -127,35 +155,12 @@ def checkpoint_to_resume(output_dir, requested):
     if not requested or str(requested).lower() == "false":
         return None
     if str(requested).lower() in ("true", "auto"):
-        return get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        if newest is None:
+            logger.warning("%s: no checkpoint to resume from yet; training starts from the beginning", output_dir)
+        return newest
     if not (Path(requested) / "trainer_state.json").is_file():
         raise FileNotFoundError(
             f"--resume_from_checkpoint {requested}: no trainer_state.json there; give a checkpoint-N folder"
         )
     return str(requested)
-
-
-def save_final(model, tokenizer, output_dir, *, dtype, base=None):
-    """Write the trained model or adapter with its tokenizer into `output_dir`; files appear only when all are complete.
-
-    dtype: what the weights are stored in. base: {"name", "fingerprint"} of the weights under an adapter.
-    Raises OSError when the folder cannot be written; then nothing half-written stays.
-    """
-    output_dir = Path(output_dir)
-    staging = output_dir / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        if isinstance(model, PeftModel):
-            model.save_pretrained(staging)
-            (staging / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
-        else:
-            model.generation_config.chat_format = CHAT_FORMAT
-            model.to(dtype).save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        for file in staging.iterdir():
-            os.replace(file, output_dir / file.name)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"{output_dir}: could not be written ({error}); free some space and save again") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

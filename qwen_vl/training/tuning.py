@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
 
 UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
 PARTS = (  # first match wins; names as in the checkpoint
@@ -36,7 +38,14 @@ def freeze_for_full(model, *, fix_vit):
     if fix_vit:
         visual.requires_grad_(False)
         visual.attn_pool.requires_grad_(True)
-    visual.attn_pool.pos_embed.requires_grad_(False)
+    return freeze_fixed_table(model)
+
+
+def freeze_fixed_table(model):
+    """The model with the resampler's position table frozen, wherever adapters may have put a copy of it."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("attn_pool.pos_embed"):
+            parameter.requires_grad_(False)
     return model
 
 
@@ -52,9 +61,9 @@ def whole_modules(model, requested=None):
 
 
 def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save):
-    """A PeftModel with new LoRA adapters; ValueError for a target that matches no module."""
-    check_matches(model, "--lora_target_modules", targets)
-    check_matches(model, "--modules_to_save", modules_to_save or [])
+    """A PeftModel with new LoRA adapters; ValueError for a target or a module that is not in the model."""
+    check_matches(model, "--lora_target_modules", targets, (nn.Linear, nn.Embedding, nn.Conv2d))
+    check_matches(model, "--modules_to_save", modules_to_save or [], nn.Module)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=r,
@@ -64,22 +73,25 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save):
         bias=bias,
         modules_to_save=modules_to_save,
     )
-    return get_peft_model(model, config)
+    return freeze_fixed_table(get_peft_model(model, config))
 
 
-def continue_adapters(model, adapter_dir):
-    """A PeftModel that goes on training the adapter of a folder."""
-    return PeftModel.from_pretrained(model, adapter_dir, is_trainable=True)
+def load_adapters(model, adapter_dir, *, trainable=False):
+    """A PeftModel with the adapter of a folder; ValueError where it does not fit the model or is damaged."""
+    try:
+        model = PeftModel.from_pretrained(model, adapter_dir, is_trainable=trainable)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{adapter_dir}: the adapter is damaged or does not fit the model: {error}") from error
+    return freeze_fixed_table(model)
 
 
-def check_matches(model, flag, names):
-    """None, or a ValueError that names each entry that is the end of no module path."""
-    paths = [path for path, _ in model.named_modules()]
+def check_matches(model, flag, names, kinds):
+    """None, or a ValueError with each entry that is the end of no path to a module of these kinds."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
     lost = [name for name in names if not any(path == name or path.endswith("." + name) for path in paths)]
     if lost:
-        raise ValueError(
-            f"{flag} {' '.join(lost)}: matches no module of the model; see `qwen_vl/model/modeling_qwen.py`"
-        )
+        ends = sorted({path.rpartition(".")[2] for path in paths} - {""})
+        raise ValueError(f"{flag} {' '.join(lost)}: matches nothing in the model; modules end in {', '.join(ends)}")
 
 
 def train_in_float32(model):
@@ -93,14 +105,20 @@ def train_in_float32(model):
 def part_of(name):
     """The part of the model that a parameter belongs to; adapters count with the part that they sit in."""
     prefix = "lora on " if ".lora_" in name else ""
-    bare = name.removeprefix("base_model.model.").removeprefix("transformer.")
+    bare = without_wrappers(name).removeprefix("transformer.")
     return prefix + next(part for part, start in PARTS if bare.startswith(start))
 
 
 def decays(name, parameter):
     """Whether weight decay applies: not to norms, biases, queries and tables."""
-    leaf = name.replace(".modules_to_save.default", "").rsplit(".", 1)[-1]
-    return parameter.dim() > 1 and leaf not in UNDECAYED_LEAVES
+    return parameter.dim() > 1 and without_wrappers(name).rpartition(".")[2] not in UNDECAYED_LEAVES
+
+
+def without_wrappers(name):
+    """The name that a parameter has in the model without adapters."""
+    for wrapper in ("base_model.model.", ".modules_to_save.default", ".original_module"):
+        name = name.replace(wrapper, "")
+    return name
 
 
 def decayed_names(model):

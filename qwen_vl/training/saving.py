@@ -1,0 +1,101 @@
+"""Trained models and adapters as folders: complete, or not there at all."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from qwen_vl.model.image_processing_qwen import QWenImageProcessor
+from qwen_vl.model.processing_qwen import QWenProcessor
+
+from . import loading
+
+BASE_FILE = "base.json"  # in an adapter folder: which weights the adapter belongs to
+CHAT_FORMAT = "chatml"  # what every conversation is trained in
+# Weights that an earlier run may have left in an output folder, and that would be loaded in place of the new ones.
+WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", "adapter_config.json", BASE_FILE)
+
+
+def check_writable(output_dir):
+    """None, or an OSError when nothing can be written under `output_dir`; nothing is made or changed."""
+    existing = next(
+        path for path in (Path(output_dir).absolute(), *Path(output_dir).absolute().parents) if path.exists()
+    )
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "may not be written" if existing.is_dir() else "is not a folder"
+        raise OSError(f"{output_dir}: {existing} {reason}; give another --output_dir")
+
+
+@contextmanager
+def staged(staging, target):
+    """Yields the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
+
+    Move what is complete to `target` within the block. A failed write, however a library reports it, becomes an
+    OSError that names `target`.
+    """
+    staging = Path(staging)
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk, as torch and safetensors say
+        raise OSError(
+            f"{target}: could not be written ({error}); nothing half-written stays there. Free some space or give "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_folder(model, tokenizer, folder, *, base=None, **options):
+    """Write a model into `folder` with its configs, tokenizer, processor and code, or an adapter with base.json.
+
+    base: {"name", "fingerprint"} of the weights under an adapter. options: those of `save_pretrained`.
+    """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, **options)
+        (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    else:
+        model.generation_config.chat_format = CHAT_FORMAT
+        model.save_pretrained(folder, **options)
+    QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
+
+
+def recorded_base(adapter_dir):
+    """{"name", "fingerprint"} of the weights that an adapter was trained on, or None for an adapter made elsewhere.
+
+    Raises FileNotFoundError where there is no adapter.
+    """
+    if not Path(adapter_dir, "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{adapter_dir}: no adapter_config.json there; give the --output_dir of a LoRA training"
+        )
+    return loading.read_json(adapter_dir, BASE_FILE)
+
+
+def check_base(adapter_dir, name, fingerprint):
+    """None, or a ValueError when an adapter was trained on other weights than those of `name`."""
+    recorded = recorded_base(adapter_dir)
+    if recorded and recorded["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{name}: not the weights that {adapter_dir} was trained on (fingerprint {fingerprint[:12]}, "
+            f"wanted {recorded['fingerprint'][:12]}); give the base {recorded['name']}"
+        )
+
+
+def save_final(model, tokenizer, output_dir, *, dtype, base=None):
+    """Write the trained model in `dtype`, or the adapter as it is, into `output_dir`; other files there stay.
+
+    Weights of an earlier run are replaced. Raises OSError when the folder cannot be written.
+    """
+    output_dir = Path(output_dir)
+    with staged(output_dir / ".saving", output_dir) as staging:
+        write_folder(model if base else model.to(dtype), tokenizer, staging, base=base)
+        for old in {path for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern)}:
+            old.unlink()
+        for file in staging.iterdir():
+            os.replace(file, output_dir / file.name)

@@ -1,0 +1,86 @@
+"""Training runs inside the test process, and what they leave behind."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import finetune
+
+GOLDEN = Path(__file__).parent / "golden"
+TEXTS = [  # answers of different lengths, some with a picture
+    ("images/train_00.jpg", "What?", "A red square."),
+    (None, "你好", "我是Qwen-VL,一个支持视觉输入的大模型。"),
+    ("images/train_01.jpg", "框出圆", "<ref>圆</ref><box>(10,20),(300,400)</box>"),
+    (None, "1+1?", "2"),
+    ("images/train_02.jpg", "Describe it, please.", "A small green circle below two lines, right of a blue shape."),
+    (None, "Sure?", "Yes, quite sure, as sure as one can be."),
+    ("images/train_03.jpg", "Colour?", "Blue"),
+    ("images/train_04.jpg", "Where?", "左边"),
+]
+
+
+def write_data(folder, samples=TEXTS):
+    """Path of a data file with one exchange for each (picture or None, question, answer)."""
+    records = []
+    for index, (picture, question, answer) in enumerate(samples):
+        picture = f"Picture 1: <img>{picture}</img>\n" if picture else ""
+        turns = [{"from": "user", "value": picture + question}, {"from": "assistant", "value": answer}]
+        records.append({"id": f"sample-{index}", "conversations": turns})
+    path = Path(folder) / "data.json"
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def train(model, output_dir, *flags, **settings):
+    """The output folder after a run of finetune.main: 4 steps of 2 samples unless the settings say otherwise."""
+    output_dir = Path(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    defaults = {
+        "model_name_or_path": model,
+        "data_path": settings.get("data_path") or write_data(output_dir.parent),
+        "image_folder": GOLDEN,
+        "output_dir": output_dir,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "dataloader_num_workers": 0,
+        "use_cpu": True,
+    }
+    words = [word for name, value in (defaults | settings).items() for word in (f"--{name}", str(value))]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for others
+    try:
+        finetune.main([*words, *flags])
+    finally:
+        torch.set_num_threads(threads)
+    return output_dir
+
+
+def losses(output_dir):
+    """The logged training losses of a run, step by step."""
+    history = json.loads((Path(output_dir) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def weights(folder):
+    """All tensors that a model or adapter folder holds, by name."""
+    tensors = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(file)
+    assert tensors, f"{folder} holds no weights"
+    return tensors
+
+
+def largest_difference(first, second):
+    """Largest absolute difference between two sets of tensors with the same names."""
+    assert first.keys() == second.keys()
+    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+def equal(first, second):
+    """Whether two sets of tensors are the same, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
