@@ -7,6 +7,8 @@ from qwen_vl.model.image_processing_qwen import PictureError, open_picture, pixe
 
 from .chatml import IGNORE_INDEX
 
+PADDING = {"loss_weights": 0.0, "sources": -1}
+
 
 class ConversationCollator:
     """collator(samples) -> {"ids", "input_ids", "labels", "attention_mask"}, and "pixel_values" if any.
@@ -14,6 +16,8 @@ class ConversationCollator:
     samples: what `ConversationDataset` yields; "ids" are their names, for messages. Tensors are [batch, longest].
     Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
     Lists of samples (`PackedDataset`) become one row without padding instead.
+    What concerns each token is in the batch only where it is needed: "loss_weights" if a sample has another weight
+    than 1 (padding weighs 0), "sources" if the samples name theirs (padding has -1).
     pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none.
     Raises PictureError with the id of the sample.
     """
@@ -34,6 +38,7 @@ class ConversationCollator:
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             "attention_mask": pad_sequence(mask, batch_first=True),
         }
+        batch |= {key: pad_sequence(parts, True, PADDING[key]) for key, parts in _details(samples).items()}
         pictures = self._pictures(samples)
         if pictures:
             batch["pixel_values"] = torch.stack(pictures)
@@ -53,6 +58,7 @@ class ConversationCollator:
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
             "segment_lengths": lengths,
         }
+        batch |= {key: torch.cat(parts)[None] for key, parts in _details(samples).items()}
         pictures = self._pictures(samples)
         if pictures:
             batch["pixel_values"] = torch.stack(pictures)
@@ -73,3 +79,15 @@ class ConversationCollator:
             return pixels(open_picture(reference, search_dirs=self.search_dirs), self.image_size)
         except PictureError as error:
             raise PictureError(f"sample {name!r}: {error}") from error
+
+
+def _details(samples):
+    """{"loss_weights", "sources"}: a tensor [tokens] for each sample; a key that says nothing is left out."""
+    lengths, details = [len(sample["input_ids"]) for sample in samples], {}
+    if any(sample["weight"] != 1 for sample in samples):
+        weights = zip(lengths, samples, strict=True)
+        details["loss_weights"] = [torch.full((length,), sample["weight"]) for length, sample in weights]
+    if any("source" in sample for sample in samples):
+        sources = zip(lengths, samples, strict=True)
+        details["sources"] = [torch.full((length,), sample["source"]) for length, sample in sources]
+    return details

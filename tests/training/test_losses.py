@@ -1,0 +1,83 @@
+"""Weights of samples and the loss of each source, from the same forward pass as the loss."""
+
+import pytest
+import torch
+
+from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.dataset import ConversationDataset
+from qwen_vl.training import loading
+from qwen_vl.training.losses import DETAILS, SourceMeter, extra_weight, loss_function
+
+
+def talk(name, question, answer, **more):
+    turns = [{"from": "user", "value": question}, {"from": "assistant", "value": answer}]
+    return {"id": name, "conversations": turns, **more}
+
+
+LIGHT, HEAVY = talk("a", "hi", "hello"), talk("b", "1 + 1?", "2, I should think")
+
+
+@pytest.fixture(scope="module")
+def parts(make_checkpoint):
+    """(model, function that turns samples into a batch, function that turns records into samples)."""
+    folder = make_checkpoint()
+    tokenizer = loading.load_tokenizer(folder)
+    collate = ConversationCollator(tokenizer, 64)
+    return (
+        loading.load_model(folder),
+        collate,
+        lambda *records: list(ConversationDataset(records, tokenizer, max_length=None)),
+    )
+
+
+def loss_of(model, batch, meter=None, num_items=None):
+    """The loss as the Trainer computes it."""
+    details = {key: batch[key] for key in DETAILS if key in batch}
+    inputs = {key: value for key, value in batch.items() if key not in (*DETAILS, "ids")}
+    compute = loss_function(details, meter)
+    if compute is None:
+        return model(**inputs, num_items_in_batch=num_items).loss
+    return compute(model(**{**inputs, "labels": None}), inputs["labels"], num_items_in_batch=num_items)
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    loss = loss_of(model, batch)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_weight_of_two_is_a_sample_twice(parts, packed):
+    model, collate, samples = parts
+    weighted, twice = samples(LIGHT, {**HEAVY, "weight": 2}), samples(LIGHT, HEAVY, HEAVY)
+    batch = collate([weighted] if packed else weighted)
+    loss, ours = gradients(model, batch)
+    expected_loss, expected = gradients(model, collate(twice))
+    assert loss == pytest.approx(expected_loss, rel=1e-6) and ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    num_targets = (collate(samples(HEAVY))["labels"][:, 1:] != -100).sum()
+    assert extra_weight(batch) == num_targets
+    assert extra_weight(collate(twice)) == 0 and not set(DETAILS) & set(collate(twice))
+
+
+def test_each_source_has_its_own_loss(parts):
+    """What two batches say of each source is what the model says of the sources alone; the loss stays what it was."""
+    model, collate, samples = parts
+    light, heavy = samples(LIGHT, HEAVY)
+    meter = SourceMeter(["light", "heavy", "absent"])
+    for _ in range(2):
+        batch = collate([{**light, "source": 0}, {**heavy, "source": 1}])
+        assert loss_of(model, batch, meter).item() == pytest.approx(loss_of(model, collate([light, heavy])).item())
+        assert loss_of(model, batch, num_items=7).item() == pytest.approx(
+            loss_of(model, collate([light, heavy]), num_items=7).item()
+        )
+    logs = meter.take()
+    assert logs == {
+        "tokens/light": 2 * len(light["input_ids"]),
+        "loss/light": pytest.approx(loss_of(model, collate([light])).item(), rel=1e-5),
+        "tokens/heavy": 2 * len(heavy["input_ids"]),
+        "loss/heavy": pytest.approx(loss_of(model, collate([heavy])).item(), rel=1e-5),
+    }
+    assert meter.take(reduce=torch.clone) == {}
