@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "evaluation": {"model", "data"},
     "training": {"model", "data"},
     "export": {"model", "training"},
-    "serving": {"model"},
+    "serving": {"model", "training", "export"},
     "entry": set(),
     "quickstart": {"model", "data", "evaluation", "training", "export", "entry", "finetune"},
     "cli": {"model", "data", "evaluation", "training", "export", "serving", "entry", "finetune"},

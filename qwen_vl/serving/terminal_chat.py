@@ -1,0 +1,175 @@
+"""Chat in the terminal: pictures by path, answers as they grow, boxes drawn into a file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from qwen_vl.model.chat_qwen import SYSTEM
+from qwen_vl.model.image_processing_qwen import open_picture
+
+from .engine import load
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BOX_FILE = "answer_boxes.png"
+COMMANDS = """\
+/image PATH   show a picture with the next question (a path or an http(s) address)
+/clear        forget the conversation
+/help         this list
+/quit         end (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+class Session:
+    """One conversation with a model: its history, and the pictures that go with the next question.
+
+    Answers are written to `out`, everything else to `notes`, both text streams.
+    """
+
+    def __init__(self, model, tokenizer, *, system=SYSTEM, out=None, notes=None):
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.out, self.notes = out or sys.stdout, notes or sys.stderr
+        self.clear()
+
+    def clear(self):
+        """Forget everything that was said and shown."""
+        self.history, self.waiting, self.num_pictures = [], [], 0
+
+    def show(self, reference):
+        """Add a picture to the next question; PictureError, and no change, if it cannot be opened."""
+        reference = local_path(reference)
+        open_picture(reference)
+        self.waiting.append(reference)
+
+    def ask(self, text):
+        """Write the answer to a question as it grows and return it; only then is it part of the conversation.
+
+        Raises ValueError for a question that cannot be encoded and PictureError for a picture in it.
+        """
+        labels = enumerate(self.waiting, start=self.num_pictures + 1)
+        query = "".join(f"Picture {n}: <img>{reference}</img>\n" for n, reference in labels) + text
+        shown = ""
+        for answer in self.model.chat_stream(self.tokenizer, query, history=self.history, system=self.system):
+            # Text only grows at its end, except when a model invents a picture tag: then it is written anew.
+            self.out.write(answer[len(shown) :] if answer.startswith(shown) else f"\n{answer}")
+            self.out.flush()
+            shown = answer
+        self.out.write("\n")
+        self.history.append((query, shown.strip()))
+        self.num_pictures, self.waiting = self.num_pictures + len(self.waiting), []
+        return shown.strip()
+
+    def draw(self, answer, path):
+        """Draw the boxes of an answer on the latest picture into the file `path`; say so, or why it was not possible.
+
+        Nothing happens for an answer without boxes. Raises OSError when the file cannot be written.
+        """
+        if "<box>" not in answer:
+            return
+        try:
+            picture = self.tokenizer.draw_bbox_on_latest_picture(answer, self.history)
+        except ValueError as error:  # a model may write anything between <box> and </box>
+            return self.note(f"the boxes of this answer cannot be drawn: {error}")
+        if picture is None:
+            return self.note("this answer has boxes, but there is no picture to draw them on")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        self.note(f"boxes drawn into {path}")
+
+    def note(self, text):
+        """One line for the user that is not part of the answer."""
+        print(f"({text})", file=self.notes)
+
+
+def local_path(reference):
+    """A reference as typed by a person: quotes around it and ~ are resolved."""
+    reference = reference.strip()
+    if len(reference) > 1 and reference[0] == reference[-1] and reference[0] in "'\"":
+        reference = reference[1:-1]
+    return str(Path(reference).expanduser()) if reference.startswith("~") else reference
+
+
+def free_path(path):
+    """`boxes.png` -> the first of `boxes_1.png`, `boxes_2.png`, .. that does not exist."""
+    path, number = Path(path), 1
+    while (numbered := path.with_stem(f"{path.stem}_{number}")).exists():
+        number += 1
+    return numbered
+
+
+def converse(session, box_file):
+    """Read questions and commands from standard input until /quit or its end; problems are told, and it goes on."""
+    print(f"Ask anything.\n{COMMANDS}", file=session.notes)
+    for picture in session.waiting:
+        session.note(f"the first question goes with {picture}")
+    while True:
+        try:
+            line = input("\nYou: ").strip()
+        except EOFError:
+            return
+        try:
+            if line == "/quit":
+                return
+            if line.startswith("/"):
+                command(session, line)
+            elif line:
+                session.draw(session.ask(line), free_path(box_file))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=session.notes)
+        except KeyboardInterrupt:
+            session.note("stopped; this question and its answer are forgotten")
+
+
+def command(session, line):
+    """Do what a line that begins with a slash says."""
+    name, _, argument = line.partition(" ")
+    if name == "/image" and argument.strip():
+        session.show(argument)
+        session.note(f"the next question goes with {len(session.waiting)} picture(s)")
+    elif name == "/clear":
+        session.clear()
+        session.note("forgotten")
+    elif name == "/help":
+        print(COMMANDS, file=session.notes)
+    else:
+        session.note(f"no command {line!r}; /help lists them")
+
+
+def make_parser():
+    """The parser of `qwen-vl chat`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl chat", description="Chat with a Qwen-VL checkpoint about pictures.", allow_abbrev=False
+    )
+    parser.add_argument("model", help="folder of a checkpoint or of a LoRA adapter, or a hub name")
+    parser.add_argument("--image", nargs="+", default=[], help="pictures that go with the first question")
+    parser.add_argument("--query", help="ask this one question and end; without it, questions are read as you type")
+    parser.add_argument(
+        "--out",
+        help=f"file for the picture with an answer's boxes (default {BOX_FILE}); numbered _1, _2, .., "
+        "but for one --query with --out",
+    )
+    parser.add_argument("--system", default=SYSTEM, help="the system message (default: %(default)s)")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the weights (default: the file's)")
+    parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
+    parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv=None):
+    """Chat as the command line says: one question with --query, else until the user ends it."""
+    args = make_parser().parse_args(argv)
+    if args.out and Path(args.out).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out {args.out}: not a picture format that can be written; end it in .png or .jpg")
+    pictures = [local_path(reference) for reference in args.image]
+    for reference in pictures:
+        open_picture(reference)  # before the weights, which take longer
+    model, tokenizer = load(
+        args.model, device=args.device, dtype=args.dtype, base=args.base, trust_base=args.trust_base
+    )
+    session = Session(model, tokenizer, system=args.system)
+    session.waiting = pictures
+    if args.query is None:
+        return converse(session, args.out or BOX_FILE)
+    session.draw(session.ask(args.query), Path(args.out) if args.out else free_path(BOX_FILE))

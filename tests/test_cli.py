@@ -1,0 +1,197 @@
+"""The command `qwen-vl`: its verbs, and the chat in the terminal."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from qwen_vl import cli
+from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
+from qwen_vl.serving import terminal_chat
+
+PICTURES = Path(__file__).parent / "golden" / "images"
+TWO_BOXES = "<ref>the sign</ref><box>(100,200),(500,700)</box><box>(0,0),(999,999)</box> 好"
+
+
+@pytest.fixture
+def scripted(make_checkpoint, monkeypatch):
+    """A chat checkpoint whose next answers are the texts of the returned list; without any it writes what it likes."""
+    folder, answers = make_checkpoint(), []
+    tokenizer = QWenTokenizer.from_pretrained(folder)
+    really_generate = QWenLMHeadModel.generate
+
+    def generate(model, input_ids=None, streamer=None, **kwargs):
+        if not answers:
+            return really_generate(model, input_ids=input_ids, streamer=streamer, **kwargs)
+        ids, _ = tokenizer.encode_message(answers.pop(0))
+        for value in [input_ids, *torch.tensor([*ids, tokenizer.im_end_id]).reshape(-1, 1)]:
+            streamer.put(value)
+        streamer.end()
+
+    monkeypatch.setattr(QWenLMHeadModel, "generate", generate)
+    return folder, answers
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def exit_code(argv):
+    """The code that `qwen-vl argv` ends with; 0 when it just returns."""
+    try:
+        cli.entry([str(argument) for argument in argv])
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def differ(first, second):
+    """Whether two pictures of the same size have different pixels."""
+    with Image.open(first) as a, Image.open(second) as b:
+        assert a.size == b.size
+        return a.convert("RGB").tobytes() != b.convert("RGB").tobytes()
+
+
+def test_help_version_and_usage_errors(capsys):
+    assert exit_code(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in ("train", "merge", "chat"))
+    assert exit_code(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("qwen-vl ")
+    assert exit_code([]) == exit_code(["fly"]) == exit_code(["chat"]) == exit_code(["merge", "--colour"]) == 2
+    assert "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+def test_train_and_merge_get_their_arguments(capsys, tmp_path):
+    assert exit_code(["train", "--no_such_flag"]) == 2
+    assert "--no_such_flag" in capsys.readouterr().err
+    assert exit_code(["merge", tmp_path, tmp_path / "out"]) == 1
+    assert "no adapter_config.json" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        cli.entry(["merge", str(tmp_path), str(tmp_path / "out"), "--debug"])
+
+
+def test_one_question_with_boxes(scripted, in_tmp_path, capsys):
+    folder, answers = scripted
+    answers.append(TWO_BOXES)
+    picture = PICTURES / "train_00.jpg"
+    assert exit_code(["chat", folder, "--image", picture, "--query", "Where?", "--out", "boxes.png"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == TWO_BOXES + "\n"  # whole and nothing else: it can go into a pipe
+    assert "boxes drawn into boxes.png" in shown.err
+    assert differ("boxes.png", picture)
+
+
+@pytest.mark.parametrize(
+    "answer, note",
+    [
+        ("<box>(1,2),(3)</box>", "cannot be drawn"),
+        ("<box>(1,2),(3,4)", "cannot be drawn"),
+        ("no box at all", ""),
+    ],
+)
+def test_an_answer_without_drawable_boxes_is_no_error(scripted, in_tmp_path, capsys, answer, note):
+    folder, answers = scripted
+    answers.append(answer)
+    assert exit_code(["chat", folder, "--image", PICTURES / "rgb.png", "--query", "Where?"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == answer + "\n" and note in shown.err
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_a_conversation_survives_mistakes(scripted, in_tmp_path, capsys, monkeypatch):
+    folder, answers = scripted
+    (in_tmp_path / "answer_boxes_1.png").write_bytes(b"of another day")
+    Image.open(PICTURES / "photo.jpg").save("my photo.jpg")
+    asked = []
+    really_stream = QWenLMHeadModel.chat_stream
+
+    def chat_stream(model, tokenizer, query, history=None, **kwargs):
+        asked.append((query, list(history), kwargs["system"]))
+        return really_stream(model, tokenizer, query, history=history, **kwargs)
+
+    monkeypatch.setattr(QWenLMHeadModel, "chat_stream", chat_stream)
+    answers += ["first", TWO_BOXES, "<box>(0,0),(9,9)</box>"]
+    lines = ["", "one", "/image gone.png", "/jump", "<img> never closed", "/image 'my photo.jpg'", "two", "/clear", "3"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, "/quit", "unheard"])))
+    assert exit_code(["chat", folder, "--image", PICTURES / "rgb.png", "--system", "Be brief."]) == 0
+
+    picture_one = f"Picture 1: <img>{PICTURES / 'rgb.png'}</img>\none"
+    picture_two = "Picture 2: <img>my photo.jpg</img>\ntwo"
+    assert asked == [
+        (picture_one, [], "Be brief."),
+        ("<img> never closed", [(picture_one, "first")], "Be brief."),
+        (picture_two, [(picture_one, "first")], "Be brief."),
+        ("3", [], "Be brief."),
+    ]
+    errors = capsys.readouterr().err
+    assert "error: picture 'gone.png': no such file" in errors
+    assert "no command '/jump'" in errors and "error: unclosed <img>" in errors
+    assert "boxes drawn into answer_boxes_2.png" in errors  # the first name was taken
+    assert differ("answer_boxes_2.png", "my photo.jpg")
+    assert "no picture to draw them on" in errors  # the picture was forgotten with the conversation
+
+
+def test_the_model_answers_until_standard_input_ends(make_checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand again\n"))
+    assert exit_code(["chat", make_checkpoint(), "--device", "cpu", "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out.count("You: ") == 3
+
+
+def test_an_interrupt_stops_the_answer_only(capsys, monkeypatch):
+    class Interrupted(terminal_chat.Session):
+        def ask(self, text):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    terminal_chat.converse(Interrupted(None, None), "boxes.png")
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--image", "gone.png"], "gone.png"),
+        (["--out", "boxes.pgn"], "--out boxes.pgn: not a picture format"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+    ],
+)
+def test_wrong_arguments_are_one_line(make_checkpoint, capsys, arguments, message):
+    assert exit_code(["chat", make_checkpoint(), "--query", "hi", *arguments]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+def test_a_base_model_says_that_it_does_not_chat(make_checkpoint, capsys):
+    assert exit_code(["chat", make_checkpoint("raw"), "--query", "hi"]) == 1
+    assert "a base model" in capsys.readouterr().err
+
+
+def test_an_adapter_folder_chats_like_base_plus_adapter(make_checkpoint, tmp_path):
+    """Its base is found and checked, and the answer's logits are those of the adapted model."""
+    import json
+
+    from peft import LoraConfig, get_peft_model
+
+    from qwen_vl.serving.engine import load
+    from qwen_vl.training import loading
+
+    base = make_checkpoint("raw")
+    adapted = get_peft_model(
+        loading.load_model(base), LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["lm_head"])
+    )
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    adapted.save_pretrained(tmp_path)
+    record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
+    (tmp_path / "base.json").write_text(json.dumps(record))
+    model, tokenizer = load(tmp_path, device="cpu")
+    ids = torch.tensor([tokenizer.encode("Hello, who are you?")])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, adapted.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+    assert isinstance(next(model.chat_stream(tokenizer, "hi")), str)
