@@ -1,0 +1,117 @@
+"""Several data files as one data set: which samples of each, how often, in which order."""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+MIXES = ("concat", "interleave")
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
+
+
+class Source(NamedTuple):
+    """A data file, its weight in the mix, and the name that logs use for it."""
+
+    path: str
+    weight: float
+    name: str
+
+
+def parse_sources(texts):
+    """Sources for the words of --data_path, each PATH or PATH:WEIGHT; a path may hold colons itself if it exists.
+
+    Names are the files' names, or their paths where two names are the same. Raises ValueError for a weight that is
+    not above 0, and for a file that is given twice.
+    """
+    pairs = [_path_and_weight(text) for text in texts]
+    paths = [os.path.realpath(path) for path, _ in pairs]
+    twice = next((pairs[index][0] for index, path in enumerate(paths) if path in paths[:index]), None)
+    if twice:
+        raise ValueError(f"--data_path {twice}: given twice; give it once with a weight, as in {twice}:2")
+    short = [Path(path).name for path, _ in pairs]
+    names = short if len(set(short)) == len(short) else [path for path, _ in pairs]
+    return [Source(path, weight, name) for (path, weight), name in zip(pairs, names, strict=True)]
+
+
+def _path_and_weight(text):
+    path, colon, weight = text.rpartition(":")
+    if os.path.exists(text) or not colon or not NUMBER.fullmatch(weight):
+        return text, 1.0
+    if float(weight) <= 0:
+        raise ValueError(f"--data_path {text}: use a weight above 0, or leave the file out")
+    return path, float(weight)
+
+
+class MixedDataset(Dataset):
+    """Map-style: the samples of several data sets, with "source", the index of theirs, added to each.
+
+    mix="concat": all samples of each data set, times its weight; of a fraction, that share of them, chosen by the seed.
+    mix="interleave": as many samples as all data sets hold together, of which each gives its share by weight, evenly
+    spread; one that is smaller than its share starts again, of a larger one the seed chooses.
+    What is drawn depends on the sizes, the weights and the seed alone, so it is the same for every rank, worker and
+    epoch; in which order it is trained on is the sampler's matter. `lengths`, `num_pictures`, `overlength` and
+    `is_weighted` are as in ConversationDataset; `names` has one name for each source.
+    """
+
+    def __init__(self, datasets, sources, *, mix="concat", seed=0):
+        if mix not in MIXES:
+            raise ValueError(f"mix: {mix!r}; use one of {', '.join(MIXES)}")
+        self.datasets, self.names = list(datasets), [source.name for source in sources]
+        sizes, weights = [len(dataset) for dataset in self.datasets], [source.weight for source in sources]
+        counts = [size * weight for size, weight in zip(sizes, weights, strict=True)]
+        if mix == "interleave":
+            counts = [sum(sizes) * weight / sum(weights) for weight in weights]
+        drawn = [
+            _draw(size, count, np.random.default_rng([seed, place]))
+            for place, (size, count) in enumerate(zip(sizes, _rounded(counts), strict=True))
+        ]
+        origin = np.repeat(np.arange(len(drawn)), [len(indices) for indices in drawn])
+        order = _spread(drawn) if mix == "interleave" else slice(None)
+        self._source, self._index = origin[order], np.concatenate(drawn)[order]
+        self.lengths = self._gather([dataset.lengths for dataset in self.datasets])
+        self.num_pictures = self._gather([dataset.num_pictures for dataset in self.datasets])
+        self.is_weighted = any(dataset.is_weighted for dataset in self.datasets)
+        pairs = zip(self.names, self.datasets, strict=True)
+        self.overlength = [{**entry, "source": name} for name, dataset in pairs for entry in dataset.overlength]
+
+    def __len__(self):
+        return len(self._index)
+
+    def __getitem__(self, index):
+        source = int(self._source[index])
+        return {**self.datasets[source][int(self._index[index])], "source": source}
+
+    def counts(self):
+        """How many samples each source gives to an epoch."""
+        return np.bincount(self._source, minlength=len(self.datasets)).tolist()
+
+    def _gather(self, values):
+        """A list with the entry of each drawn sample, from one list for each data set."""
+        starts = np.cumsum([0, *map(len, values)])[:-1]
+        return np.concatenate(values)[starts[self._source] + self._index].tolist()
+
+
+def _rounded(counts):
+    """The counts as whole numbers, at least 1, whose sum is that of the counts as near as can be."""
+    whole = [math.floor(count) for count in counts]
+    missing = round(sum(counts)) - sum(whole)
+    by_rest = sorted(range(len(counts)), key=lambda place: whole[place] - counts[place])
+    for place in by_rest[:missing]:
+        whole[place] += 1
+    return [max(count, 1) for count in whole]
+
+
+def _draw(size, count, generator):
+    """`count` indices of a data set of `size`: every index equally often, in order, then a choice of the rest."""
+    passes, rest = divmod(count, size)
+    chosen = np.sort(generator.choice(size, rest, replace=False))
+    return np.concatenate([np.tile(np.arange(size), passes), chosen])
+
+
+def _spread(drawn):
+    """The order in which sources that lie one behind the other come evenly spread over the whole."""
+    return np.argsort(np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in drawn]), kind="stable")
