@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qwen_vl.model.image_processing_qwen import find_picture
 
-from .skipping import SkipManifest
+from .skipping import SkipManifest, own_id
 from .validation import DataError, Problem, check_record, kind_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
         conversations.append(record)
         for problem in check_entry(place, record, exists if check_pictures else None):
             problems.add(problem)
-        if is_repeated(record, seen):
+        if is_repeated(own_id(record), seen):
             problems.add(Problem(place, record["id"], "id", "same id", "a record has the id of an earlier one"))
     if skips:
         skips.finish(num_kept=len(conversations))
@@ -74,10 +74,9 @@ def check_entry(place, record, exists=None):
     return [record] if isinstance(record, Problem) else check_record(place, record, exists)
 
 
-def is_repeated(record, seen):
-    """Whether a record has an id that is in the set `seen`; puts it in."""
-    name = record.get("id") if isinstance(record, dict) else None
-    if isinstance(name, bool) or not isinstance(name, str | int):
+def is_repeated(name, seen):
+    """Whether an id, or None for none, is in the set `seen`; puts it in."""
+    if name is None:
         return False
     repeated = name in seen
     seen.add(name)

@@ -8,12 +8,15 @@ an id alone it means every record with this id.
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 
+from .files import write_whole
 from .validation import DataError, shown
 
 logger = logging.getLogger(__name__)
 
+SPACE = re.compile(r"[ \t\n\r]*")  # between JSON values
 MAX_NAMED = 10  # records that a log line or an error names; the rest is counted
 
 
@@ -106,3 +109,49 @@ def sha256(path):
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+# ---- making them ----------------------------------------------------------------------------------------------------
+
+
+def write_manifest(data_path, out, bad):
+    """Write the skip manifest of a data file. bad: {place: (own id or None, [reason, ..])}."""
+    in_order = sorted(bad.items(), key=lambda item: int(item[0].strip("[]:")))
+    skip = [{"record": place, "id": name, "reasons": reasons} for place, (name, reasons) in in_order]
+    content = {"file": Path(data_path).name, "sha256": sha256(data_path), "skip": skip}
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    write_whole(out, text.encode("utf-8", "backslashreplace"))
+
+
+def write_cleaned(data_path, out, places):
+    """Write a data file less the records at `places`; all others stay byte for byte."""
+    is_list = any(place.startswith("[") for place in places)
+    pieces = _elements(data_path, places) if is_list else _lines(data_path, places)
+    write_whole(out, pieces)
+
+
+def _lines(path, places):
+    """Yields the lines of a JSON Lines file that are not at `places`."""
+    with open(path, "rb") as file:
+        yield from (line for number, line in enumerate(file, start=1) if f":{number}" not in places)
+
+
+def _elements(path, places):
+    """Yields the text of a JSON list in pieces, less the elements at `places` and the commas before them."""
+    text = Path(path).read_bytes().decode()  # with its byte order mark, if any
+    scan = json.JSONDecoder().raw_decode
+    position = text.index("[") + 1
+    yield text[:position].encode()
+    end, is_first, index = position, True, 0
+    while True:
+        start = SPACE.match(text, position).end()
+        before = text[position if is_first else end : start]  # the comma and the space around it
+        _, end = scan(text, start)
+        if f"[{index}]" not in places:
+            is_first = False
+            yield (before + text[start:end]).encode()
+        position = SPACE.match(text, end).end() + 1  # behind the comma, or the bracket that closes the list
+        if text[position - 1] == "]":
+            yield text[end:].encode()
+            return
+        index += 1

@@ -1,0 +1,139 @@
+"""What the check found, as text: a table of the files, the kinds of problems, the pictures, the lengths."""
+
+from array import array
+from collections import Counter, defaultdict
+from pathlib import Path
+
+MAX_EXAMPLES = 3  # problems of a kind that are spelled out
+MAX_BINS = 16
+BAR = 40  # characters of the longest bar
+
+
+class FileSummary:
+    """The counts of one file, filled by `add` and `add_problem`."""
+
+    def __init__(self, path):
+        self.path, self.name = str(path), Path(path).name
+        self.num_records = self.num_pictures = self.num_targets = 0
+        self.lengths = array("i")
+        self.longest = (0, "")  # (tokens, place and id)
+        self.kinds, self.examples = Counter(), defaultdict(list)
+        self.bad, self.warned = {}, set()  # place -> (own id, [reason, ..]); places
+        self.unusable = None  # what is wrong with the file as a whole
+
+    def add(self, inspected):
+        """Count a record, less its problems."""
+        self.num_records += 1
+        self.num_pictures += len(inspected.uses)
+        if inspected.length is not None:
+            self.lengths.append(inspected.length)
+            self.num_targets += inspected.num_targets
+            name = inspected.place if inspected.id is None else f"{inspected.place} (id {inspected.id!r})"
+            self.longest = max(self.longest, (inspected.length, name), key=lambda pair: pair[0])
+
+    def add_problem(self, problem, own_id=None):
+        self.kinds[problem.kind] += 1
+        if len(self.examples[problem.kind]) < MAX_EXAMPLES:
+            self.examples[problem.kind].append(f"{self.name}{problem}")
+        if not problem.place:
+            self.unusable = problem.message
+        elif problem.is_error:
+            field = f"{problem.field}: " if problem.field else ""
+            self.bad.setdefault(problem.place, (own_id, []))[1].append(f"{problem.kind}: {field}{problem.message}")
+        else:
+            self.warned.add(problem.place)
+
+
+def table(header, rows):
+    """Lines of a table: the first column to the left, the others to the right."""
+    rows = [header, *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+
+
+def files_table(files):
+    """Lines: one row for each FileSummary, and their sum."""
+    header = ["file", "records", "bad", "warned", "pictures", "tokens", "learned"]
+
+    def numbers(file):
+        tokens = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
+        return [file.num_records, len(file.bad), len(file.warned), file.num_pictures, *tokens]
+
+    columns = [numbers(file) for file in files]
+    rows = [[file.path, *map(_number, column)] for file, column in zip(files, columns, strict=True)]
+    if len(files) > 1:
+        rows.append(["together", *(_number(_sum(values)) for values in zip(*columns, strict=True))])
+    return table(header, rows)
+
+
+def _sum(values):
+    """The sum of those that are not None; None if all are."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _number(value):
+    return "-" if value is None else f"{value:,}"
+
+
+def kinds_lines(files, kinds, title):
+    """Lines: how often each of the `kinds` was found, with examples; none where there are none."""
+    counts = sum((file.kinds for file in files), Counter())
+    lines = []
+    for kind, count in counts.most_common():
+        if kind in kinds:
+            examples = [example for file in files for example in file.examples[kind]][:MAX_EXAMPLES]
+            lines += [f"{count:>9,}  {kind}", *(f"{'':11}{line}" for line in "\n".join(examples).split("\n"))]
+    return ["", title, *lines] if lines else []
+
+
+def pictures_line(pictures, num_uses):
+    """One line about Pictures: how many, and the range of their sizes."""
+    sizes = [picture.size for picture in pictures if picture.size]
+    text = f"pictures: {num_uses:,} in the texts, {len(pictures):,} different ones"
+    if not sizes:
+        return text + ", none opened"
+    smallest, largest = (chosen(sizes, key=lambda size: size[0] * size[1]) for chosen in (min, max))
+    from_to = f"from {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels"
+    return f"{text} opened, {len(pictures) - len(sizes):,} of them broken; {from_to}"
+
+
+def lengths_lines(files, limit):
+    """Lines: the middle and the end of the distribution of lengths, and a histogram."""
+    lengths = sorted(length for file in files for length in file.lengths)
+    if not lengths:
+        return []
+    longest, name = max((file.longest for file in files), key=lambda pair: pair[0])
+    num = len(lengths)
+    over = sum(length > limit for length in lengths)
+    return [
+        f"lengths in tokens: median {lengths[num // 2]:,}, mean {sum(lengths) / num:,.0f}, "
+        f"95% up to {lengths[min(num - 1, num * 95 // 100)]:,}, longest {longest:,} at {name}; "
+        f"{over:,} over the limit of {limit:,}",
+        *histogram(lengths),
+    ]
+
+
+def histogram(lengths):
+    """Lines: how many of the sorted lengths fall into each of at most MAX_BINS equal bins, with bars."""
+    step = _step(lengths[-1])
+    counts = Counter(length // step for length in lengths)
+    most = max(counts.values())
+    width, digits = len(f"{lengths[-1]:,}"), len(f"{most:,}")
+    lines = []
+    for index in range(min(counts), max(counts) + 1):
+        bounds = f"{index * step:>{width},} .. {(index + 1) * step - 1:>{width},}"
+        bar = "#" * (-(-counts[index] * BAR // most))  # rounded up: what is there shows
+        lines.append(f"  {bounds}  {counts[index]:>{digits},}  {bar}".rstrip())
+    return lines
+
+
+def _step(longest):
+    """The smallest of 10, 20, 50, 100, 200, .. with which the bins up to `longest` are few enough."""
+    step = 10
+    while longest // step >= MAX_BINS:
+        step = step * 5 // 2 if str(step)[0] == "2" else step * 2
+    return step
