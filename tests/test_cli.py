@@ -1,6 +1,7 @@
 """The command `qwen-vl`: its verbs, and the chat in the terminal."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def differ(first, second):
 def test_help_version_and_usage_errors(capsys):
     assert exit_code(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(verb in shown for verb in ("train", "merge", "chat"))
+    assert all(verb in shown for verb in ("train", "data", "merge", "chat"))
     assert exit_code(["--version"]) == 0
     assert capsys.readouterr().out.startswith("qwen-vl ")
     assert exit_code([]) == exit_code(["fly"]) == exit_code(["chat"]) == exit_code(["merge", "--colour"]) == 2
@@ -73,6 +74,19 @@ def test_train_and_merge_get_their_arguments(capsys, tmp_path):
     assert "no adapter_config.json" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
         cli.entry(["merge", str(tmp_path), str(tmp_path / "out"), "--debug"])
+
+
+def test_data_verbs(capsys, tmp_path):
+    """Exit code 0 where all is well, 1 where there are errors, 2 for a verb that is none."""
+    records = [{"id": 1, "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    assert exit_code(["data", "check", data]) == 0
+    records[0]["conversations"].pop()
+    data.write_text(json.dumps(records))
+    assert exit_code(["data", "check", data]) == 1
+    assert capsys.readouterr().err.startswith("error: 1 error in 1 of 1 records")
+    assert exit_code(["data"]) == exit_code(["data", "fly"]) == exit_code(["data", "check"]) == 2
 
 
 def test_one_question_with_boxes(scripted, in_tmp_path, capsys):
@@ -173,8 +187,6 @@ def test_a_base_model_says_that_it_does_not_chat(make_checkpoint, capsys):
 
 def test_an_adapter_folder_chats_like_base_plus_adapter(make_checkpoint, tmp_path):
     """Its base is found and checked, and the answer's logits are those of the adapted model."""
-    import json
-
     from peft import LoraConfig, get_peft_model
 
     from qwen_vl.serving.engine import load
