@@ -1,22 +1,22 @@
 """Files that are either whole or not there."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path, content):
-    """Write bytes, or many pieces of them, through a file beside `path` that takes its place in the end.
-
-    Whatever goes wrong leaves nothing behind. Raises OSError.
-    """
+@contextmanager
+def whole_file(path):
+    """A binary file to write, beside `path`, that takes its place at the end of the block; an error leaves nothing."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
+            yield file
         os.replace(unfinished, path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+    except OSError as error:
+        if error.filename == str(unfinished):
             error.filename = str(path)  # the name that the user gave
         raise
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import logging
 import re
 from pathlib import Path
 
-from .files import write_whole
+from .files import whole_file
 from .validation import DataError, shown
 
 logger = logging.getLogger(__name__)
@@ -120,14 +120,16 @@ def write_manifest(data_path, out, bad):
     skip = [{"record": place, "id": name, "reasons": reasons} for place, (name, reasons) in in_order]
     content = {"file": Path(data_path).name, "sha256": sha256(data_path), "skip": skip}
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    write_whole(out, text.encode("utf-8", "backslashreplace"))
+    with whole_file(out) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_cleaned(data_path, out, places):
     """Write a data file less the records at `places`; all others stay byte for byte."""
     is_list = any(place.startswith("[") for place in places)
     pieces = _elements(data_path, places) if is_list else _lines(data_path, places)
-    write_whole(out, pieces)
+    with whole_file(out) as file:
+        file.writelines(pieces)
 
 
 def _lines(path, places):
