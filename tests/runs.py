@@ -36,7 +36,6 @@ def write_data(folder, samples=TEXTS):
 def train(model, output_dir, *flags, **settings):
     """The output folder after a run of finetune.main: 4 steps of 2 samples unless the settings say otherwise."""
     output_dir = Path(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     defaults = {
         "model_name_or_path": model,
         "data_path": settings.get("data_path") or write_data(output_dir.parent),

@@ -28,11 +28,12 @@ def merge(adapter_dir, *, output_dir, base=None, max_shard_size="2048MB", dtype=
     base = find_base(adapter_dir, base, trust_base)
     config = loading.load_config(base)
     tokenizer = loading.load_tokenizer(base, config)
-    model = tuning.load_adapters(loading.load_model(base, dtype=DTYPES[dtype]), adapter_dir)
+    model = loading.load_model(base, dtype=DTYPES[dtype])
+    kept_dtype = model.dtype
+    model = tuning.load_adapters(model, adapter_dir)
     prompt = verify.picture_prompt(tokenizer, config)
     before = verify.logits(model, prompt)
     model = model.merge_and_unload(safe_merge=True)
-    kept_dtype = model.lm_head.weight.dtype
     with saving.staged(output_dir.with_name(f".{output_dir.name}.partial"), output_dir) as staging:
         saving.write_folder(model.to(kept_dtype), tokenizer, staging, max_shard_size=max_shard_size)
         del model

@@ -22,25 +22,25 @@ WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", "a
 
 def check_writable(output_dir):
     """None, or an OSError when nothing can be written under `output_dir`; nothing is made or changed."""
-    existing = next(
-        path for path in (Path(output_dir).absolute(), *Path(output_dir).absolute().parents) if path.exists()
-    )
+    wanted = Path(output_dir).absolute()
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "may not be written" if existing.is_dir() else "is not a folder"
         raise OSError(f"{output_dir}: {existing} {reason}; give another --output_dir")
 
 
 @contextmanager
-def staged(staging, target):
+def staged(staging, target, *, owner=True):
     """Yields the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
 
     Move what is complete to `target` within the block. A failed write, however a library reports it, becomes an
-    OSError that names `target`.
+    OSError that names `target`. Of several processes one is the owner, which makes and removes the folder.
     """
     staging = Path(staging)
-    shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
+        if owner:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
         yield staging
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk, as torch and safetensors say
         raise OSError(
@@ -48,7 +48,15 @@ def staged(staging, target):
             "another folder"
         ) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if owner:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def put_in_place(folder, target):
+    """Rename a complete, staged folder to `target`; one that is there already goes at the same moment."""
+    if target.exists():
+        os.replace(target, folder.with_name("replaced"))  # removed with the staging folder
+    os.replace(folder, target)
 
 
 def write_folder(model, tokenizer, folder, *, base=None, **options):
@@ -63,6 +71,16 @@ def write_folder(model, tokenizer, folder, *, base=None, **options):
         model.generation_config.chat_format = CHAT_FORMAT
         model.save_pretrained(folder, **options)
     QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
+
+
+def drop_old_checkpoints(newest, limit, *, best=None):
+    """Delete the oldest folders beside the checkpoint `newest` until `limit` are left; neither it nor `best` goes."""
+    newest = Path(newest)
+    found = [path for path in newest.parent.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    # By age and not by number: those of an earlier run may have larger numbers.
+    removable = sorted(set(found) - {newest, Path(best or newest)}, key=lambda path: path.stat().st_mtime_ns)
+    for path in removable[: max(len(found) - limit, 0)]:
+        shutil.rmtree(path)
 
 
 def recorded_base(adapter_dir):

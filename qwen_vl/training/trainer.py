@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from . import saving, tuning
 
@@ -87,20 +86,22 @@ class QWenTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         """Write checkpoint-N under a temporary name and rename it: a folder of that name is always complete."""
         final = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with saving.staged(final.with_name(".saving"), final) as staging:
+        main, everyone = self.args.should_save, self.accelerator.wait_for_everyone
+        with saving.staged(final.with_name(".saving"), final, owner=main) as staging:
+            everyone()  # the folder is there before any rank writes, and renamed when all have written
             self._staging_dir = str(staging)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._staging_dir = None
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(final)
-                self.state.save_to_json(str(staging / final.name / TRAINER_STATE_NAME))
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(staging / final.name, final)
-        rotate_checkpoints(
-            str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-        )
+            everyone()
+            if main:
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(final)
+                    self.state.save_to_json(str(staging / final.name / TRAINER_STATE_NAME))
+                saving.put_in_place(staging / final.name, final)
+        if self.args.should_save and self.args.save_total_limit:
+            saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 
 
 class LengthGroups(LengthGroupedSampler):

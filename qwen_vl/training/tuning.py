@@ -73,7 +73,7 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save):
         bias=bias,
         modules_to_save=modules_to_save,
     )
-    return freeze_fixed_table(get_peft_model(model, config))
+    return settle(get_peft_model(model, config))
 
 
 def load_adapters(model, adapter_dir, *, trainable=False):
@@ -82,6 +82,15 @@ def load_adapters(model, adapter_dir, *, trainable=False):
         model = PeftModel.from_pretrained(model, adapter_dir, is_trainable=trainable)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{adapter_dir}: the adapter is damaged or does not fit the model: {error}") from error
+    return settle(model) if trainable else model
+
+
+def settle(model):
+    """A trainable PeftModel in which what trains is corrected where PEFT's rules do not fit this model."""
+    if model.peft_config["default"].bias == "all":  # PEFT sees only parameters that are called `bias`
+        for name, parameter in model.named_parameters():
+            if name.endswith("in_proj_bias") and ".original_module." not in name:
+                parameter.requires_grad_(True)
     return freeze_fixed_table(model)
 
 

@@ -1,0 +1,197 @@
+"""Merging: the same model as base + adapter, standing alone, or an error and nothing written."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from qwen_vl.entry import run
+from qwen_vl.export import merge as merging
+from qwen_vl.export import verify
+from qwen_vl.export.merge import merge
+from qwen_vl.training import loading
+
+# What a user does in a process that has never heard of this project.
+ELSEWHERE = """
+import importlib.util, json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+assert importlib.util.find_spec("qwen_vl") is None
+inputs = torch.load("inputs.pt")
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        torch.save(model(**inputs).logits, folder.rpartition("/")[2] + ".logits.pt")
+    query = tokenizer.from_list_format([{"image": "picture.png"}, {"text": "What?"}])
+    torch.manual_seed(0)
+    answer, history = model.chat(tokenizer, query, history=None, max_new_tokens=4)
+    assert isinstance(answer, str) and history == [(query, answer)]
+    assert processor(text=query, images=["picture.png"])["pixel_values"].shape == (1, 3, 64, 64)
+"""
+
+
+@pytest.fixture(scope="module")
+def adapters(make_checkpoint, tmp_path_factory):
+    """A function that gives the folder of a trained adapter, by the format of its base and by flags."""
+    done = {}
+
+    def adapter(chat_format, *flags):
+        if (chat_format, flags) not in done:
+            out = tmp_path_factory.mktemp("adapter") / "adapter"
+            settings = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2}
+            done[chat_format, flags] = runs.train(make_checkpoint(chat_format), out, "--use_lora", *flags, **settings)
+        return done[chat_format, flags]
+
+    return adapter
+
+
+def inputs_for(folder):
+    return verify.picture_prompt(loading.load_tokenizer(folder), loading.load_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "flags"),
+    [
+        ("chatml", ()),
+        ("raw", ()),
+        ("chatml", ("--lora_bias", "all")),
+        ("chatml", ("--lora_bias", "lora_only")),
+        ("chatml", ("--modules_to_save", "attn_pool", "ln_f")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_the_merged_model_is_base_plus_adapter(make_checkpoint, adapters, tmp_path, chat_format, flags):
+    base, adapter = make_checkpoint(chat_format), adapters(chat_format, *flags)
+    difference = merge(adapter, output_dir=tmp_path / "merged")
+    assert difference.largest < 1e-5
+    inputs = inputs_for(base)
+    adapted = verify.logits(PeftModel.from_pretrained(loading.load_model(base), adapter), inputs)
+    merged = verify.logits(loading.load_model(tmp_path / "merged"), inputs)
+    assert verify.compare(adapted, merged).largest < 1e-5
+    assert verify.compare(adapted, verify.logits(loading.load_model(base), inputs)).largest > 1e-2
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["chat_format"] == "chatml"
+
+
+def test_exported_folders_stand_alone(make_checkpoint, adapters, tmp_path):
+    """Another process, elsewhere, without this project: equal logits, and it chats and processes."""
+    merge(adapters("chatml"), output_dir=tmp_path / "merged")
+    full = runs.train(make_checkpoint(), tmp_path / "full", max_steps=1)
+    inputs = inputs_for(full)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    shutil.copy(runs.GOLDEN / "images" / "rgb.png", tmp_path / "picture.png")
+    kept = ("PATH", "HOME", "LD_LIBRARY_PATH", "HF_HUB_OFFLINE")
+    environment = {name: os.environ[name] for name in kept if name in os.environ} | {"HF_HOME": str(tmp_path / "hf")}
+    # -I: neither the working directory nor PYTHONPATH; -S and one path: not an editable installation either.
+    packages = str(Path(torch.__file__).parents[1])
+    code = f"import sys; sys.path.append({packages!r})\n{ELSEWHERE}"
+    command = [sys.executable, "-I", "-S", "-c", code, str(full), str(tmp_path / "merged")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder in (full, tmp_path / "merged"):
+        ours = verify.logits(loading.load_model(folder), inputs)
+        assert torch.equal(torch.load(tmp_path / f"{folder.name}.logits.pt"), ours)
+
+
+def test_any_checkpoint_of_an_adapter_run_merges_from_anywhere(adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    merge(adapters("raw") / "checkpoint-2", output_dir="half")
+    merge(adapters("raw") / "checkpoint-4", output_dir="last")
+    merge(adapters("raw"), output_dir="final")
+    assert runs.equal(runs.weights("last"), runs.weights("final"))
+    assert not runs.equal(runs.weights("half"), runs.weights("final"))
+
+
+def test_shards_and_dtype(make_checkpoint, adapters, tmp_path, capsys):
+    """By default the dtype of the base, also where wte and lm_head were trained in float32."""
+    adapter, base = adapters("raw"), tmp_path / "base"
+    shutil.copytree(make_checkpoint("raw"), base)
+    loading.load_model(base, dtype=torch.bfloat16).save_pretrained(base)
+    out = tmp_path / "out"
+    merging.main([str(adapter), str(out), "--base", str(base), "--trust_base", "--max_shard_size", "200KB"])
+    assert len(list(out.glob("model-*.safetensors"))) > 2 and (out / "model.safetensors.index.json").is_file()
+    assert {tensor.dtype for tensor in runs.weights(out).values()} == {torch.bfloat16}
+    assert str(out) in capsys.readouterr().out
+    merging.main([str(adapter), str(tmp_path / "wide"), "--dtype", "bfloat16"])
+    assert {tensor.dtype for tensor in runs.weights(tmp_path / "wide").values()} == {torch.bfloat16}
+
+
+def test_the_base_must_be_the_one_of_the_training(make_checkpoint, adapters, tmp_path):
+    adapter = shutil.copytree(adapters("chatml"), tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"not the weights that .* was trained on"):
+        merge(adapter, output_dir=tmp_path / "out", base=make_trained(make_checkpoint(), tmp_path))
+    moved = shutil.copytree(make_checkpoint(), tmp_path / "moved")
+    merge(adapter, output_dir=tmp_path / "out", base=moved)
+    base = json.loads((adapter / "base.json").read_text())
+    (adapter / "base.json").write_text(json.dumps(base | {"name": str(tmp_path / "gone")}))
+    with pytest.raises(FileNotFoundError, match="if it has moved, give it with --base"):
+        merge(adapter, output_dir=tmp_path / "out2")
+    (adapter / "base.json").unlink()
+    with pytest.raises(ValueError, match="--trust_base"):
+        merge(adapter, output_dir=tmp_path / "out2")
+    merge(adapter, output_dir=tmp_path / "out2", trust_base=True)
+
+
+def make_trained(folder, tmp_path):
+    """A copy of a checkpoint with one weight changed a little."""
+    copy = Path(shutil.copytree(folder, tmp_path / "other"))
+    tensors = runs.weights(copy)
+    tensors["lm_head.weight"] += 1e-3
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("arrange", "said"),
+    [
+        (lambda out, adapter: (out.mkdir(), (out / "mine.txt").write_text("x")), "exists and is not empty"),
+        (lambda out, adapter: out.write_text("x"), "exists and is not empty"),
+        (lambda out, adapter: (adapter / "adapter_config.json").unlink(), "no adapter_config.json there"),
+        (lambda out, adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\0" * 9), "the adapter is damaged"),
+        (lambda out, adapter: (adapter / "base.json").write_text("{"), "base.json: not JSON"),
+    ],
+    ids=["full folder", "file", "no adapter", "damaged adapter", "damaged base.json"],
+)
+def test_what_cannot_be_merged_is_one_error(adapters, tmp_path, capsys, arrange, said):
+    adapter, out = Path(shutil.copytree(adapters("chatml"), tmp_path / "adapter")), tmp_path / "out"
+    arrange(out, adapter)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        run(merging.main, [str(adapter), str(out)])
+    assert ended.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_nothing(adapters, tmp_path, capsys):
+    """No file may grow beyond 100 kB, which is how a quota or a full disk looks to the writer."""
+    adapters("chatml")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(merging.main, [str(adapters("chatml")), str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert ended.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "could not be written" in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_that_differs_is_not_kept(adapters, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "compare", lambda first, second: verify.Difference(0.5, 0.1))
+    with pytest.raises(ValueError, match=r"merged and base \+ adapter differ"):
+        merge(adapters("chatml"), output_dir=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
