@@ -5,12 +5,14 @@ from importlib import import_module
 
 VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "check": ("qwen_vl.data.checking", "find everything wrong with conversation files before a run does"),
+    "preview": ("qwen_vl.data.preview", "a page that shows conversations as they are trained on, token by token"),
+    "convert": ("qwen_vl.data.converters", "other formats to conversation files, and back"),
 }
 
 
 def main(argv):
     """Hand the arguments behind the verb to its module; without a known verb exits with code 2."""
-    verbs = "\n".join(f"  {verb:8}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:9}{text}" for verb, (_, text) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="qwen-vl data",
         description=f"Look at, check and convert conversation files (data/README.md).\n\n{verbs}",

@@ -1,0 +1,93 @@
+"""Boxes: between pixels and the grid of the data, and where they stand in a text. The rule is in data/README.md.
+
+On the grid a picture is 1000 steps wide and 1000 steps high. A pixel position belongs to the step it lies in
+(rounded down; the far edge to the last step); a step is read back as its middle. So one way and back moves a
+coordinate by at most half a step, width / 2000 pixels, and grid -> pixels -> grid changes nothing.
+"""
+
+import re
+from dataclasses import dataclass
+
+from .validation import GRID
+
+MARK = re.compile(r"<(img|ref|box|quad)>(.*?)</\1>", re.DOTALL)
+NAMED_PICTURE = re.compile(r"(?:Picture|图片?) ?([0-9]{1,4})")
+TOLERANCE = 1.0  # pixels by which a box may stand out of its picture, as some tools round
+
+
+def to_grid(box, width, height):
+    """(x1, y1, x2, y2) in pixels -> the same corners on the grid, whole numbers from 0 to 999.
+
+    Raises ValueError for a box that stands out of the picture by more than TOLERANCE, or has its corners swapped.
+    """
+    x1, y1, x2, y2 = box
+    if x1 > x2 or y1 > y2:
+        raise ValueError(f"box {_shown(box)} has its corners swapped; give x1, y1 (top left), x2, y2 (bottom right)")
+    if min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE:
+        raise ValueError(
+            f"box {_shown(box)} (x1, y1, x2, y2) stands out of its picture of {width} x {height} pixels; correct the "
+            "size, or whether it is written as corners or as corner, width and height"
+        )
+    return tuple(_step(value, length) for value, length in zip(box, (width, height) * 2, strict=True))
+
+
+def to_pixels(box, width, height):
+    """(x1, y1, x2, y2) on the grid -> the same corners in pixels, as float: the middle of each step."""
+    return tuple((value + 0.5) * length / GRID for value, length in zip(box, (width, height) * 2, strict=True))
+
+
+def _step(value, length):
+    return min(GRID - 1, max(0, int(value * GRID / length)))
+
+
+def _shown(box):
+    return ", ".join(f"{value:g}" for value in box)
+
+
+def box_text(box):
+    """`<box>(x1,y1),(x2,y2)</box>` of four whole numbers on the grid."""
+    x1, y1, x2, y2 = box
+    return f"<box>({x1},{y1}),({x2},{y2})</box>"
+
+
+def numbers(content):
+    """The whole numbers between <box> and </box>, or <quad> and </quad>."""
+    return tuple(int(number) for number in re.findall(r"-?[0-9]+", content))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a turn. kind: "text", "img", "ref", "box" or "quad"; text: what stands between the tags."""
+
+    kind: str
+    text: str
+    picture: int | None = None  # of an img, ref, box or quad: the picture it is, or lies in, counted from 0
+
+
+def segments(turns):
+    """[[Segment, ..], ..], one list for each turn, in reading order; nothing of the text is lost but the tags.
+
+    A box lies in the picture that was named last before it: by its tag, or as "Picture 2" ("图2") in the text.
+    """
+    pictures, named, parsed = 0, None, []
+    for turn in turns:
+        pieces, position, text = [], 0, turn["value"]
+        for match in MARK.finditer(text):
+            if match.start() > position:
+                pieces.append(Segment("text", text[position : match.start()]))
+                named = _last_named(pieces[-1].text, pictures, named)
+            if match[1] == "img":
+                pictures, named = pictures + 1, pictures
+            pieces.append(Segment(match[1], match[2], named))
+            position = match.end()
+        if position < len(text):
+            pieces.append(Segment("text", text[position:]))
+            named = _last_named(pieces[-1].text, pictures, named)
+        parsed.append(pieces)
+    return parsed
+
+
+def _last_named(text, num_pictures, otherwise):
+    """The index of the last picture that a text names and that exists so far."""
+    indices = [int(number) - 1 for number in NAMED_PICTURE.findall(text)]
+    return next((index for index in reversed(indices) if 0 <= index < num_pictures), otherwise)
