@@ -6,11 +6,12 @@ evaluation shows the reference's NTK factor leaking into training; `hook_nockpt`
 """
 
 import json
+from pathlib import Path
 
+import make_weights  # lies in the golden folder
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN_DIR
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen_vl.data.chatml import encode
@@ -18,6 +19,7 @@ from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
 from qwen_vl.training import tuning
 
+GOLDEN_DIR = Path(make_weights.__file__).parent
 FOLDER = next(path for path in (GOLDEN_DIR / "ckpt").iterdir() if path.is_dir())
 TAG = FOLDER.name
 ARRAYS = next(GOLDEN_DIR.glob("train_*.npz")).name
