@@ -36,9 +36,9 @@ def main(argv=None):
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = loading.load_tokenizer(name, config, train_args.cache_dir)
 
-    def dataset(path):
+    def dataset(path, skip_manifest=None):
         return path and ConversationDataset(
-            conversations.read(path, image_folder=data_args.image_folder),
+            conversations.read(path, image_folder=data_args.image_folder, skip_manifest=skip_manifest),
             tokenizer,
             max_length=train_args.model_max_length,
             lazy=data_args.lazy_preprocess,
@@ -46,7 +46,8 @@ def main(argv=None):
             control_tokens=data_args.allow_control_tokens,
         )
 
-    train_data, eval_data = dataset(data_args.data_path), dataset(data_args.eval_data_path)
+    train_data = dataset(data_args.data_path, data_args.skip_manifest)
+    eval_data = dataset(data_args.eval_data_path)
     write_overlength(train_data, output_dir)
 
     base = base_of(name, lora_args.lora_weight_path, train_args.cache_dir) if train_args.use_lora else None

@@ -11,7 +11,7 @@ import pytest
 from transformers import GenerationConfig
 
 from qwen_vl import cli
-from qwen_vl.data import conversations
+from qwen_vl.data import commands, conversations
 from qwen_vl.export import merge
 from qwen_vl.model import QWenTokenizer
 from qwen_vl.serving import terminal_chat
@@ -43,15 +43,21 @@ def flags_of(help_text):
 
 @pytest.fixture(scope="module")
 def known_flags():
-    """{command: its flags} for train, merge and chat."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        merge.main(["--help"])
+    """{command: its flags} for train, merge, chat, and "data VERB" for each verb."""
     return {
         "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
-        "merge": flags_of(shown.getvalue()),
+        "merge": flags_of(help_of(merge.main, "--help")),
         "chat": flags_of(terminal_chat.make_parser().format_help()),
+        **{f"data {verb}": flags_of(help_of(commands.main, verb, "--help")) for verb in commands.VERBS},
     }
+
+
+def help_of(main, *argv):
+    """What a command prints when asked for help."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        main(list(argv))
+    return shown.getvalue()
 
 
 def test_files_that_are_named_exist(document):
@@ -95,6 +101,9 @@ def test_commands_that_are_shown_exist(document, known_flags):
             assert (ROOT / program).is_file()
         else:
             assert program.startswith(".venv/bin/"), f"{line}: teach this test the program"
+        if words[:1] == ["data"]:
+            assert flags_of(line) <= known_flags[" ".join(words[:2])], line
+            continue
         script = " ".join([program, *words[:1]])
         verb = "chat" if script.endswith("chat") else "merge" if "merge" in script else "train"
         if not program.startswith(".venv"):

@@ -47,6 +47,9 @@ class DataArguments:
     data_path: str | None = option(None, "Conversation file, JSON or JSON lines (data/README.md).")
     eval_data_path: str | None = option(None, "Conversation file for evaluation, same format.")
     image_folder: str | None = option(None, "Where relative picture paths are looked up after the data file's folder.")
+    skip_manifest: str | None = option(
+        None, "Skip manifest of the data file: the records it names are left out (qwen-vl data check --fix)."
+    )
     lazy_preprocess: bool = option(False, "Tokenise on access instead of keeping all ids in memory.")
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
