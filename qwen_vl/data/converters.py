@@ -8,11 +8,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl.entry import run
 from qwen_vl.model.image_processing_qwen import find_picture
 
 from . import box_formats, chat_formats
 from .chat_formats import FieldError
+from .checking import printable
 from .conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
 from .files import whole_file
 from .validation import DataError, Problem
@@ -141,8 +141,8 @@ def _message(source, result, folders):
     if len(problems) > MAX_SHOWN:
         lines.append(f"  and {len(problems) - MAX_SHOWN} more")
     if any(problem.kind == "missing picture" for problem in problems):
-        where = ", ".join(folders)
-        lines.append(f"  Pictures were looked for in {where}: correct --image_folder, or write OUT beside them.")
+        where, beside = ", ".join(folders), os.path.dirname(source) or "."
+        lines.append(f"  Pictures were looked for in {where}; give --image_folder (beside the source: {beside}).")
     lines.append("  --skip_errors leaves these records out and lists them.")
     return "\n".join(lines)
 
@@ -150,7 +150,7 @@ def _message(source, result, folders):
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def main(argv=None):
+def main(argv):
     """Convert the file that the arguments name, and say what became of it."""
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -165,9 +165,10 @@ def main(argv=None):
     options = vars(arguments)
     source, out, pictures = options.pop("source"), options.pop("out"), options.pop("pictures")
     result = convert(source, out, check_pictures=pictures == "exist", **options)
-    print(f"{out}: {result.num_written:,} records of {result.num_read:,} in {source}")
+    unit = "boxes" if arguments.target_format == "coco" else "records"
+    print(printable(f"{out}: {result.num_written:,} {unit} from {result.num_read:,} records of {source}"))
     for note, count in result.notes.most_common():
-        print(f"  {note} ({count:,} times)")
+        print(printable(f"  {note} ({count:,} times)"))
     if result.problems:
         skipped = f"{out}.skipped.jsonl"
         with whole_file(skipped) as file:
@@ -175,7 +176,7 @@ def main(argv=None):
                 line = {"file": source, "record": problem.place, "id": problem.id, "field": problem.field}
                 line |= {"kind": problem.kind, "message": problem.message}
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        print(f"  {len(result.problems):,} problems, whose records are left out: {skipped}")
+        print(printable(f"  {len(result.problems):,} problems, whose records are left out: {skipped}"))
 
 
 def _parser():
@@ -195,7 +196,3 @@ def _parser():
     add("--box_format", choices=("xywh", "xyxy"), default="xywh", help="of refcoco boxes in pixels (default: xywh)")
     add("--skip_errors", action="store_true", help="leave out what cannot be converted, and list it beside OUT")
     return parser
-
-
-if __name__ == "__main__":
-    run(main)

@@ -5,12 +5,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl.entry import run
 from qwen_vl.model.chat_qwen import SYSTEM
 
 from . import preview_html, preview_png
 from .chatml import IGNORE_INDEX, LOSS_ON, OverlengthError, encode
-from .checking import load_tokenizer
+from .checking import load_tokenizer, printable
 from .conversations import read, search_dirs
 from .files import whole_file
 from .marking import draw_on, mark
@@ -171,7 +170,7 @@ def _with_ids(path, records, ids):
     return chosen
 
 
-def main(argv=None):
+def main(argv):
     """Write the page that the arguments ask for."""
     arguments = _parser().parse_args(argv)
     out, form = _output(arguments.out, arguments.format)
@@ -188,7 +187,7 @@ def main(argv=None):
     content = WRITERS[form](page)
     with whole_file(out) as file:
         file.write(content)
-    print(f"{out}: " + ", ".join(f"{what} {number}" for what, number in page.totals()))
+    print(printable(f"{out}: " + ", ".join(f"{what} {number}" for what, number in page.totals())))
 
 
 def _output(out, form):
@@ -224,7 +223,3 @@ def _positive(text):
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: use a number above 0")
     return number
-
-
-if __name__ == "__main__":
-    run(main)

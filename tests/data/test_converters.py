@@ -357,7 +357,10 @@ def test_the_command(folder, write, capsys):
     with pytest.raises(DataError, match="2 problems in 2 records; nothing written"):
         commands.main(["convert", str(source), out, "--from", "llava"])
     commands.main(["convert", str(source), out, "--from", "llava", "--pictures", "any"])
-    assert "2 records of 2" in (shown := capsys.readouterr().out) and "key 'extra' of a record is left out" in shown
+    assert (
+        "2 records from 2 records" in (shown := capsys.readouterr().out)
+        and "key 'extra' of a record is left out" in shown
+    )
     assert len(read(out, check_pictures=False)) == 2
     shutil.copy(folder / "a.png", folder / "gone.png")
     good = {"id": "g", "image": "a.png", "conversations": [HUMAN, GPT]}
