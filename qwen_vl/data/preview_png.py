@@ -33,10 +33,10 @@ def render(page):
     for sample in page.samples:
         sheet.y += PADDING
         _sample(sheet, sample)
-    if sheet.y > MAX_HEIGHT:
-        raise ValueError(f"the page would be {sheet.y} pixels high; use a smaller --num, or --format html")
+        if sheet.y > MAX_HEIGHT:
+            raise ValueError(f"the page would be over {MAX_HEIGHT} pixels high; use a smaller --num, or --format html")
     stream = io.BytesIO()
-    sheet.picture().save(stream, "png", optimize=True)
+    sheet.picture().save(stream, "png")
     return stream.getvalue()
 
 
