@@ -111,11 +111,12 @@ def adapted(model, lora):
 
 def write_overlength(dataset, output_dir):
     """List every sample that was trimmed or dropped in OUT/overlength.jsonl; no file if there is none."""
+    file = Path(output_dir, "overlength.jsonl")
+    file.unlink(missing_ok=True)  # of an earlier run
     if dataset.overlength:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dataset.overlength)
-        (folder / "overlength.jsonl").write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

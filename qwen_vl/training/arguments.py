@@ -22,6 +22,7 @@ POSITIVE = (  # flags that make no sense at 0
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "num_train_epochs",
 )
 
 
@@ -231,6 +232,8 @@ def check(settings):
         problems.append("--modules_to_save: the adapter of --lora_weight_path decides that; leave one of them out")
     if settings.q_lora:
         problems.append("--q_lora: this version trains adapters on unquantised weights only; use --use_lora --bf16")
+    if settings.fp16 and not torch.accelerator.is_available():
+        problems.append("--fp16 needs a GPU; use --bf16, or neither of them")
     if settings.remove_unused_columns:
         problems.append("--remove_unused_columns True would remove the pictures; leave the flag out")
     if not settings.save_safetensors:

@@ -116,18 +116,17 @@ def load_model(path, *, dtype=torch.float32, attn_implementation="sdpa", cache_d
 
 @contextmanager
 def reading_weights(path):
-    """Within this block, a damaged weight file of the checkpoint `path` is one clear ValueError."""
+    """Within this block, a damaged file of tensors below `path` is one clear ValueError."""
     try:
         yield
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: pytorch_model.bin is damaged or holds more than tensors, and code in it is never run; "
-            "download the checkpoint again"
+            f"{path}: a file is damaged or holds more than tensors, and code in it is never run; get it again"
         ) from error
     except (SafetensorError, RuntimeError, KeyError, EOFError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"{path}: the weights cannot be read ({reason}); if a file is damaged, download it again"
+            f"{path}: the weights cannot be read ({reason}); if a file is damaged, get it again"
         ) from error
 
 

@@ -2,11 +2,15 @@
 
 import logging
 import os
+import pickle
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import PeftModel
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -14,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from . import saving, tuning
+from . import loading, saving, tuning
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +80,20 @@ class QWenTrainer(Trainer):
 
     def _get_output_dir(self, trial):
         return self._staging_dir or super()._get_output_dir(trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PeftModel):
+            tuning.settle(self.model)  # PEFT has set anew what trains
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with resuming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with resuming(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
         if self.args.should_save:
@@ -148,20 +166,39 @@ class ProgressBar(ProgressCallback):
             tqdm.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", file=sys.stderr)
 
 
+@contextmanager
+def resuming(checkpoint):
+    """Within this block, a checkpoint that is damaged or of another kind of run is one clear ValueError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: damaged, or made with other flags than this run's ({reason}); "
+            "use the flags that it was made with, or an earlier checkpoint"
+        ) from error
+
+
 def checkpoint_to_resume(output_dir, requested):
     """The checkpoint folder to continue from, or None; `requested` is a path, "True"/"auto" for the newest, or nothing.
 
-    Raises FileNotFoundError for a path that holds no trainer state.
+    Raises FileNotFoundError for a path that holds no trainer state, ValueError for one that is damaged.
     """
     if not requested or str(requested).lower() == "false":
         return None
     if str(requested).lower() in ("true", "auto"):
-        newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-        if newest is None:
+        requested = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        if requested is None:
             logger.warning("%s: no checkpoint to resume from yet; training starts from the beginning", output_dir)
-        return newest
-    if not (Path(requested) / "trainer_state.json").is_file():
+            return None
+    folder = Path(requested)
+    if not folder.is_dir() or loading.read_json(folder, TRAINER_STATE_NAME) is None:
         raise FileNotFoundError(
-            f"--resume_from_checkpoint {requested}: no trainer_state.json there; give a checkpoint-N folder"
+            f"--resume_from_checkpoint {requested}: no {TRAINER_STATE_NAME} there; give a checkpoint-N folder"
+        )
+    if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):  # the latter is DeepSpeed's
+        raise ValueError(
+            f"--resume_from_checkpoint {requested}: without the optimizer's state, as of a run with --save_only_model, "
+            "nothing can be resumed; train its model further as --model_name_or_path"
         )
     return str(requested)

@@ -24,7 +24,16 @@ def test_accumulated_micro_batches_equal_one_batch(make_checkpoint, tmp_path, lo
     assert runs.largest_difference(runs.weights(whole), runs.weights(split)) < 2e-5
 
 
-@pytest.mark.parametrize("flags", [("--fix_vit", "False"), LORA, (*LORA, "--group_by_length")], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--fix_vit", "False"),
+        LORA,
+        (*LORA, "--group_by_length"),
+        (*LORA, "--lora_bias", "all", "--modules_to_save", "visual", "lm_head"),
+    ],
+    ids=["full", "lora", "by length", "lora and more"],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(make_checkpoint, tmp_path, flags):
     """Bit for bit: shuffled over two epochs, with dropout, interrupted inside the second epoch and resumed."""
     settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": 5}

@@ -95,7 +95,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(checkpoint, tmp_path):
 
     (checkpoint / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Evil()}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged or holds more than tensors"):
+    with pytest.raises(ValueError, match="a file is damaged or holds more than tensors"):
         loading.load_model(checkpoint)
     assert not (tmp_path / "ran").exists()
 

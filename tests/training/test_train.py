@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import AutoProcessor
 
 import finetune
 from qwen_vl.entry import run
-from qwen_vl.training import loading
+from qwen_vl.training import loading, trainer, tuning
+from qwen_vl.training.arguments import TrainingArguments
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2")
 
@@ -32,6 +34,8 @@ def test_full_training_learns_and_leaves_a_standalone_model(make_checkpoint, tmp
     assert moved == before.keys() - frozen
     config, origin = (json.loads((folder / "config.json").read_text()) for folder in (out, make_checkpoint()))
     assert config == origin
+    tokenizer, origin = (json.loads((f / "tokenizer_config.json").read_text()) for f in (out, make_checkpoint()))
+    assert tokenizer.keys() - origin.keys() == {"processor_class"}
     assert json.loads((out / "generation_config.json").read_text())["chat_format"] == "chatml"
     assert (out / "modeling_qwen.py").is_file() and AutoProcessor.from_pretrained(out).tokenizer.image_span_tokens == 16
     assert not list(out.glob(".*"))
@@ -100,12 +104,13 @@ def test_bfloat16(make_checkpoint, tmp_path):
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
 
 
-def test_the_best_checkpoint_is_kept_and_becomes_the_result(make_checkpoint, tmp_path):
+@pytest.mark.parametrize("lora", [(), ("--use_lora",)], ids=["full", "lora"])
+def test_the_best_checkpoint_is_kept_and_becomes_the_result(make_checkpoint, tmp_path, lora):
     """The best is the worst here, so that it is an early one."""
     out = runs.train(
         make_checkpoint(),
         tmp_path / "out",
-        "--load_best_model_at_end",
+        *("--load_best_model_at_end", *lora),
         eval_data_path=runs.write_data(tmp_path),
         eval_strategy="steps",
         eval_steps=1,
@@ -158,6 +163,52 @@ def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
     assert re.search(line, shown.err, flags=re.MULTILINE)
     for noise in ("Loading weights", "Writing model", "[transformers]", "Warning", "it/s"):
         assert noise not in shown.err
+
+
+def test_norms_and_the_like_are_in_the_group_without_decay(make_checkpoint, tmp_path):
+    training = TrainingArguments(output_dir=str(tmp_path), weight_decay=0.1, use_cpu=True)
+    model = tuning.freeze_for_full(loading.load_model(make_checkpoint()), fix_vit=False)
+    optimizer = trainer.QWenTrainer(model=model, args=training, tokenizer=None).create_optimizer()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = {group["weight_decay"]: {names[p] for p in group["params"]} for group in optimizer.param_groups}
+    trained = {name for parameter, name in names.items() if parameter.requires_grad}
+    assert groups[0.1] == trained & set(tuning.decayed_names(model)) and groups[0.0] == trained - groups[0.1]
+
+
+def test_over_long_samples_are_listed(make_checkpoint, tmp_path):
+    out = runs.train(make_checkpoint(), tmp_path / "out", max_steps=1, model_max_length=90)
+    listed = [json.loads(line) for line in (out / "overlength.jsonl").read_text().splitlines()]
+    assert listed and all(entry["length"] > 90 and entry["action"] == "dropped" for entry in listed)
+    runs.train(make_checkpoint(), out, max_steps=1)
+    assert not (out / "overlength.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
+)
+def test_a_damaged_checkpoint_is_not_resumed(checkpoint_of_one_step, make_checkpoint, tmp_path, file):
+    damaged = Path(shutil.copytree(checkpoint_of_one_step, tmp_path / "checkpoint-1"))
+    content = (damaged / file).read_bytes()
+    (damaged / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=str(damaged)) as raised:
+        runs.train(make_checkpoint(), tmp_path / "out", resume_from_checkpoint=damaged)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(checkpoint_of_one_step, make_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="made with other flags"):
+        runs.train(make_checkpoint(), tmp_path / "out", "--use_lora", resume_from_checkpoint=checkpoint_of_one_step)
+    weights_only = Path(shutil.copytree(checkpoint_of_one_step, tmp_path / "checkpoint-1"))
+    (weights_only / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="without the optimizer's state"):
+        runs.train(make_checkpoint(), tmp_path / "out", resume_from_checkpoint=weights_only)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_one_step(make_checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("resumable") / "out"
+    return runs.train(make_checkpoint(), out, max_steps=1, save_strategy="steps") / "checkpoint-1"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_checkpoint, tmp_path, capsys):
