@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import Trainer
@@ -84,8 +83,6 @@ class QWenTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with resuming(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if isinstance(self.model, PeftModel):
-            tuning.settle(self.model)  # PEFT has set anew what trains
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         with resuming(checkpoint):
