@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import skipping, summary
+from .chatml import LOSS_ON
 from .conversations import check_folder, entries, is_repeated, search_dirs
 from .inspection import Inspector
 from .parallel import chunked, default_workers, process_map
@@ -130,6 +131,7 @@ def main(argv):
             on_problem=lambda path, problem: report and report.write(as_line(path, problem)),
             progress=progress,
             control_tokens=args.allow_control_tokens,
+            loss_on=args.loss_on,
         )
         for path in args.files:
             check.file(path)
@@ -154,6 +156,7 @@ def parse(argv):
         "lengths are left out")  # fmt: skip
     add("--max_length", "--model_max_length", type=positive, default=2048, help="most tokens of a sample (2048)")
     add("--allow_control_tokens", action="store_true", help="count markers such as <|im_end|> in texts as one token")
+    add("--loss_on", choices=LOSS_ON, default="reference", help="which tokens count as learned, as in training")
     add("--pictures", choices=("open", "exist"), default="open", help="open every picture once, or only look for files")
     add("--workers", type=positive, default=default_workers(), help="processes (all processors: %(default)s)")
     add("--report", metavar="OUT.jsonl", help="write one JSON line for each problem")

@@ -131,7 +131,7 @@ def test_lengths_are_those_of_training(write, vocab_dir, tokenizer, tmp_path, ca
     records = [record("a"), long, record("huge", "word " * 300), record("p", "<img>https://host/x.png</img>")]
     records.append({"id": "few", "system": "Be brief.", "conversations": [Q, {**A, "loss": False}, Q, A]})
     path = write(records)
-    options = ("--model", vocab_dir, "--max_length", 290, "--pictures", "exist")
+    options = ("--model", vocab_dir, "--max_length", 290, "--pictures", "exist", "--loss_on", "answers")
     code, found = report_of(path, *options, folder=tmp_path)
     whole = [encode(each, tokenizer) for each in records]
     lengths = [len(sample["input_ids"]) for sample in whole]
@@ -142,7 +142,7 @@ def test_lengths_are_those_of_training(write, vocab_dir, tokenizer, tmp_path, ca
     ]
     assert f"{lengths[1]} tokens" in found[0]["message"] and f"{kept} tokens stay" in found[0]["message"]
     assert f"{lengths[2]} tokens" in found[1]["message"] and "left out" in found[1]["message"]
-    samples = [encode(each, tokenizer, max_length=290) for each in records if each["id"] != "huge"]
+    samples = [encode(each, tokenizer, max_length=290, loss_on="answers") for each in records if each["id"] != "huge"]
     learned = sum(label != IGNORE_INDEX for sample in samples for label in sample["labels"])
     shown = capsys.readouterr().out
     assert f"{sum(lengths):,}  {learned:,}".split() == shown.splitlines()[1].split()[-2:]
