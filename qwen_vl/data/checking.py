@@ -201,6 +201,10 @@ def lines(check, args):
     """The lines of the printed summary."""
     yield from summary.files_table(check.files)
     yield from summary.kinds_lines(check.files, {"the file"} | ERRORS, "errors")
+    missing = [file.path for file in check.files if file.kinds["missing picture"]]
+    folders = dict.fromkeys(folder for path in missing for folder in search_dirs(path, args.image_folder))
+    if folders:
+        yield f"pictures were looked for in {', '.join(folders)}; correct the paths or give --image_folder"
     yield from summary.kinds_lines(check.files, WARNINGS, "warnings")
     yield ""
     yield summary.pictures_line(check.pictures.values(), sum(file.num_pictures for file in check.files))

@@ -103,6 +103,7 @@ def test_every_problem_is_reported_with_its_place(workers, write, pictures, tmp_
     assert messages[None] == "the same turns as data.json[0]"
     shown = capsys.readouterr().out
     assert "5  broken picture" in shown and 'data.json[6] (id "human").conversations[0].from: "human"; use' in shown
+    assert f"pictures were looked for in {tmp_path}, {pictures}, " in shown
     assert "lengths: left out; give --model" in shown and shown.count("cut.jpg") == 3
 
 
