@@ -77,7 +77,8 @@ def test_characters_without_a_font_are_reported(no_system_font):
 
 
 def test_a_broken_font_file_is_passed_over(tmp_path, monkeypatch):
-    (tmp_path / "wqy-microhei.ttc").write_bytes(b"no font")
+    # Pillow looks for a font of the same name in the system, so no real one may be called so.
+    (tmp_path / "broken-wqy-microhei.ttc").write_bytes(b"no font")
     monkeypatch.setattr(box_drawing_qwen, "FONT_DIRS", (str(tmp_path), str(tmp_path / "missing")))
     find_font.cache_clear()
     assert find_font() is None
