@@ -41,16 +41,19 @@ class Sizes:
 def from_coco(path, sizes, notes, prompt=None):
     """Yields (place, our record or FieldError): one conversation for each picture and category in it."""
     content = _json_object(path, ("images", "annotations", "categories"))
-    names = {category.get("id"): category.get("name") for category in content["categories"]}
-    images, found = {image.get("id"): image for image in content["images"]}, {}
+    names = {key: category.get("name") for key, category in _by_id(path, content, "categories").items()}
+    images, found = _by_id(path, content, "images"), {}
     for index, annotation in enumerate(content["annotations"]):
         place = f".annotations[{index}]"
         try:
             image = _known(annotation, "image_id", images)
             category = _known(annotation, "category_id", names)
+            if not isinstance(category, str):
+                raise FieldError("category_id", f"the category is called {shown(category)}; give it a name")
             if annotation.get("iscrowd"):
                 notes["a region of a crowd (iscrowd) is left out"] += 1
                 continue
+            _name(image)  # an error where it has none
             box = _to_grid(annotation.get("bbox"), "xywh", image, sizes)
         except FieldError as error:
             error.id = annotation.get("id")
@@ -71,6 +74,9 @@ def from_refcoco(path, sizes, notes, prompt=None, box_format="xywh"):
     The file: records with a picture, a box and sentences; or the object that joins `refs` with COCO's annotations.
     """
     for number, (place, record) in enumerate(_refs(path)):
+        if isinstance(record, FieldError):
+            yield place, record
+            continue
         try:
             if isinstance(record, Problem):
                 raise FieldError(record.field, record.message)
@@ -109,6 +115,14 @@ def _json_object(path, keys):
     if wrong:
         raise DataError(f"{path}.{wrong}: no object; correct it")
     return content
+
+
+def _by_id(path, content, key):
+    """{id: entry} of a list of COCO's object."""
+    for index, entry in enumerate(content[key]):
+        if isinstance(entry.get("id"), bool) or not isinstance(entry.get("id"), str | int):
+            raise DataError(f"{path}.{key}[{index}].id: {shown(entry.get('id'))}; use a whole number")
+    return {entry["id"]: entry for entry in content[key]}
 
 
 def _known(record, key, table):
@@ -154,17 +168,24 @@ def _is_number(value):
 
 
 def _refs(path):
-    """[(place, record), ..] of a RefCOCO-style file; records are joined where it is one object with `refs`."""
+    """Yields (place, record or FieldError); records are joined where the file is one object with `refs`."""
     if _begins_with(path) != b"{" or Path(path).suffix == ".jsonl":
-        return entries(path)
+        yield from entries(path)
+        return
     content = _json_object(path, ("refs", "images", "annotations"))
-    images, annotations = ({entry.get("id"): entry for entry in content[key]} for key in ("images", "annotations"))
-    return [(f".refs[{index}]", _joined(ref, images, annotations)) for index, ref in enumerate(content["refs"])]
+    images, annotations = (_by_id(path, content, key) for key in ("images", "annotations"))
+    for index, ref in enumerate(content["refs"]):
+        try:
+            record = _joined(ref, images, annotations)
+        except FieldError as error:
+            error.id = ref.get("ref_id")
+            record = error
+        yield f".refs[{index}]", record
 
 
 def _joined(ref, images, annotations):
-    annotation = annotations.get(ref.get("ann_id"), {})
-    image = images.get(annotation.get("image_id", ref.get("image_id")), {})
+    annotation = _known(ref, "ann_id", annotations)
+    image = _known(annotation, "image_id", images)
     own = {key: ref[key] for key in ("ref_id", *SENTENCE_KEYS) if key in ref}
     # The image's file name, not that of the ref: RefCOCO's own carries the annotation's number.
     return {key: image[key] for key in ("file_name", "width", "height") if key in image} | {

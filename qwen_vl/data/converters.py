@@ -69,7 +69,7 @@ def convert(
         raise DataError(f"{source}: nothing to write, of {result.num_read} records; is it of format {source_format}?")
     with whole_file(out) as file:
         for line in _lines(content, Path(out).suffix == ".jsonl"):
-            file.write(line.encode("utf-8"))
+            file.write(line)
     return result
 
 
@@ -120,15 +120,22 @@ def _written(records, form, sizes, notes, box_format):
 
 
 def _lines(content, as_lines):
-    """The text of the file, in pieces: JSON Lines, or JSON with one record a line."""
+    """The bytes of the file, in pieces: JSON Lines, or JSON with one record a line."""
     if isinstance(content, dict):
-        yield json.dumps(content, ensure_ascii=False) + "\n"
+        yield _json(content) + b"\n"
         return
-    yield "" if as_lines else "[\n"
+    yield b"" if as_lines else b"[\n"
     for index, record in enumerate(content):
-        end = "" if as_lines or index == len(content) - 1 else ","
-        yield f"{json.dumps(record, ensure_ascii=False)}{end}\n"
-    yield "" if as_lines else "]\n"
+        yield _json(record) + (b"\n" if as_lines or index == len(content) - 1 else b",\n")
+    yield b"" if as_lines else b"]\n"
+
+
+def _json(value):
+    """A value as JSON in UTF-8, escaped where it holds half of a surrogate pair, which UTF-8 cannot say."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value).encode("utf-8")
 
 
 def _message(source, result, folders):
@@ -175,7 +182,7 @@ def main(argv):
             for problem in result.problems:
                 line = {"file": source, "record": problem.place, "id": problem.id, "field": problem.field}
                 line |= {"kind": problem.kind, "message": problem.message}
-                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+                file.write(_json(line) + b"\n")
         print(printable(f"  {len(result.problems):,} problems, whose records are left out: {skipped}"))
 
 

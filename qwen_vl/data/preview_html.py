@@ -95,7 +95,8 @@ def clean(text):
 
 
 def visible(text):
-    """The text with every control character but the newline as the symbol that Unicode has for it."""
+    """The text with every control character but the newline as its symbol, and halves of surrogate pairs escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(chr(0x2400 + ord(c)) if c < " " and c != "\n" else "\u2421" if c == "\x7f" else c for c in text)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from PIL import Image, ImageDraw
 
-from qwen_vl.model.box_drawing_qwen import load_font, warn_of_missing_characters
+from qwen_vl.model.box_drawing_qwen import FIRST_CJK, load_font, warn_of_missing_characters
 
 from .preview_html import badges, shortened, visible
 
@@ -24,6 +24,7 @@ PARTS = re.compile(r"\n|[\u2e80-\uffff]|[^\s\u2e80-\uffff]+|[^\S\n]+")
 
 def render(page):
     """The bytes of a PNG of the page (a `preview.Page`). ValueError if it would be too high to draw."""
+    _warn(page)
     sheet = _Sheet()
     sheet.text(visible(f"Preview of {page.file}"), 22)
     sheet.text(visible(f"Tokens of {page.model}"), 14, QUIET)
@@ -38,6 +39,13 @@ def render(page):
     stream = io.BytesIO()
     sheet.picture().save(stream, "png")
     return stream.getvalue()
+
+
+def _warn(page):
+    """Warn once where no font of the system has the characters of the turns."""
+    texts = (mark.text for sample in page.samples for _, marks in sample.turns for mark in marks)
+    foreign = next((text for text in texts if any(character >= FIRST_CJK for character in text)), "")
+    warn_of_missing_characters("".join(character for character in foreign if character >= FIRST_CJK)[:10])
 
 
 class _Run:
@@ -64,7 +72,6 @@ class _Sheet:
 
     def text(self, text, size, ink=INK, **place):
         """A paragraph."""
-        warn_of_missing_characters(text)
         self.flow([_Run(text, ink)], size, **place)
 
     @contextmanager
