@@ -1,5 +1,10 @@
 """python scripts/merge_and_unload.py ADAPTER OUT [--max_shard_size 2048MB] [--dtype bfloat16]"""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
 from qwen_vl.entry import run
 from qwen_vl.export.merge import main
 

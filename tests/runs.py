@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 import finetune
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 TEXTS = [  # answers of different lengths, some with a picture
     ("images/train_00.jpg", "What?", "A red square."),
     (None, "你好", "我是Qwen-VL,一个支持视觉输入的大模型。"),
