@@ -13,8 +13,13 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from qwen_vl.data.chatml import LOSS_ON
+from qwen_vl.data.dataset import POLICIES
+from qwen_vl.data.mixing import MIXES, parse_sources
+
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 LORA_BIASES = ("none", "all", "lora_only")
+CHOICES = {"lora_bias": LORA_BIASES, "mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON}
 POSITIVE = (  # flags that make no sense at 0
     "model_max_length",
     "lora_r",
@@ -45,13 +50,29 @@ class ModelArguments:
 class DataArguments:
     """Which conversations it is trained on."""
 
-    data_path: str | None = option(None, "Conversation file, JSON or JSON lines (data/README.md).")
+    data_path: list[str] | None = option(  # noqa: RUF009
+        None, "Conversation files, JSON or JSON Lines (data/README.md), each PATH or PATH:WEIGHT."
+    )
+    mix: str = option(
+        "concat", "Several files: concat (all samples, times the weight) or interleave (shares by weight)."
+    )
     eval_data_path: str | None = option(None, "Conversation file for evaluation, same format.")
     image_folder: str | None = option(None, "Where relative picture paths are looked up after the data file's folder.")
-    skip_manifest: str | None = option(
-        None, "Skip manifest of the data file: the records it names are left out (qwen-vl data check --fix)."
+    skip_manifest: list[str] | None = option(  # noqa: RUF009
+        None, "Skip manifests of data files: the records they name are left out (qwen-vl data check --fix)."
     )
-    lazy_preprocess: bool = option(False, "Tokenise on access instead of keeping all ids in memory.")
+    overlength: str = option("trim", "Longer samples than --model_max_length: trim by whole turns, drop, or error.")
+    loss_on: str = option("reference", "What is learned: reference (turn markers as well) or answers alone.")
+    tokenized_cache: str | None = option(
+        None, "Folder for tokenised data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
+    )
+    lazy_preprocess: bool = option(
+        False, "Where nothing is cached: tokenise on access instead of keeping all ids in memory."
+    )
+    streaming: bool = option(
+        False, "Read data that does not fit in memory (.jsonl, .parquet, .arrow) as it is needed; with --max_steps."
+    )
+    shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
 
@@ -65,7 +86,7 @@ class LoraArguments:
     lora_target_modules: list[str] = option(  # noqa: RUF009
         DEFAULT_LORA_TARGETS, "Names (ends of module paths) that get adapters."
     )
-    lora_weight_path: str | None = option(None, "Adapter folder to continue instead of starting a new adapter.")
+    lora_weight_path: str | None = option(None, "Adapter folder to continue; its own rank, scaling and targets apply.")
     lora_bias: str = option("none", "Biases that train with the adapters: none, all or lora_only.")
     modules_to_save: list[str] | None = option(  # noqa: RUF009
         None, "Modules that train whole beside the adapters; default wte and lm_head on a base model; 'none' for none."
@@ -221,6 +242,11 @@ def check(settings):
         problems.append(f"--output_dir {output_dir}: the model that is trained lies there; give another folder")
     if not settings.data_path:
         problems.append("--data_path is missing; give a conversation file")
+    problems += check_streaming(settings) if settings.streaming else []
+    try:
+        parse_sources(settings.data_path or [])
+    except ValueError as error:
+        problems.append(str(error))
     if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
         problems.append("--eval_strategy needs --eval_data_path")
     if settings.use_lora and not settings.fix_vit:
@@ -241,6 +267,18 @@ def check(settings):
     return problems
 
 
+def check_streaming(settings):
+    """A line for every flag that does not go with --streaming, or is missing."""
+    problems = []
+    if settings.max_steps <= 0:
+        problems.append("--streaming needs --max_steps: how many steps an epoch has is not known")
+    if settings.group_by_length or settings.train_sampling_strategy == "group_by_length":
+        problems.append("--group_by_length needs all lengths, which --streaming does not know; leave one of them out")
+    if settings.tokenized_cache not in (None, "none"):
+        problems.append("--tokenized_cache holds all of the data, --streaming never; leave one of them out")
+    return problems
+
+
 def out_of_range(settings):
     """Yields (flag, what it takes, value) for every value that no run can use."""
     for name in POSITIVE:
@@ -248,8 +286,9 @@ def out_of_range(settings):
             yield name, "a number above 0", getattr(settings, name)
     if not 0 <= settings.lora_dropout < 1:
         yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
-    if settings.lora_bias not in LORA_BIASES:
-        yield "lora_bias", f"one of {', '.join(LORA_BIASES)}", settings.lora_bias
+    for name, choices in CHOICES.items():
+        if getattr(settings, name) not in choices:
+            yield name, f"one of {', '.join(choices)}", getattr(settings, name)
     if settings.label_smoothing_factor:
         yield "label_smoothing_factor", "0, as transformers' smoothing does not fit", settings.label_smoothing_factor
     for name in settings.report_to:
