@@ -22,12 +22,11 @@ def main(argv=None):
     # Heavy imports come after the flags are known to be right, so that a typo costs no half minute.
     from transformers import set_seed
 
-    from qwen_vl.data import conversations
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.data.dataset import ConversationDataset
     from qwen_vl.training import loading, saving, trainer, tuning
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.WARNING)
     loading.quiet_libraries()
     output_dir, name = train_args.output_dir, model_args.model_name_or_path
     name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
@@ -36,19 +35,7 @@ def main(argv=None):
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = loading.load_tokenizer(name, config, train_args.cache_dir)
 
-    def dataset(path, skip_manifest=None):
-        return path and ConversationDataset(
-            conversations.read(path, image_folder=data_args.image_folder, skip_manifest=skip_manifest),
-            tokenizer,
-            max_length=train_args.model_max_length,
-            lazy=data_args.lazy_preprocess,
-            search_dirs=conversations.search_dirs(path, data_args.image_folder),
-            control_tokens=data_args.allow_control_tokens,
-        )
-
-    train_data = dataset(data_args.data_path, data_args.skip_manifest)
-    eval_data = dataset(data_args.eval_data_path)
-    write_overlength(train_data, output_dir)
+    train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
 
     base = base_of(name, lora_args.lora_weight_path, train_args.cache_dir) if train_args.use_lora else None
     set_seed(train_args.seed)
@@ -74,12 +61,58 @@ def main(argv=None):
         data_collator=ConversationCollator(tokenizer, config.visual["image_size"]),
         tokenizer=tokenizer,
         base=base,
+        source_names=train_data.names,
+        is_weighted=train_data.is_weighted or bool(eval_data and eval_data.is_weighted),
     )
     run_trainer.train(resume_from_checkpoint=resume_from)
     if run_trainer.is_world_process_zero():
         run_trainer.save_state()
         saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base)
         print(f"saved to {output_dir}", file=sys.stderr)
+
+
+def datasets(data, training, tokenizer, resume_from):
+    """(training data, evaluation data or None) as the DataArguments and TrainingArguments say.
+
+    What the length limit did stands in OUT/overlength.jsonl; there is no such file if it did nothing.
+    """
+    from qwen_vl.data import loading, mixing
+
+    seed = training.seed if training.data_seed is None else training.data_seed
+    reading = {
+        "image_folder": data.image_folder,
+        "max_length": training.model_max_length,
+        "overlength": data.overlength,
+        "loss_on": data.loss_on,
+        "control_tokens": data.allow_control_tokens,
+    }
+    caching = {"cache": data.tokenized_cache, "lazy": data.lazy_preprocess}
+    mixing_as = {"mix": data.mix, "seed": seed, "skip_manifests": data.skip_manifest or ()}
+    sources, overlength = mixing.parse_sources(data.data_path), Path(training.output_dir, "overlength.jsonl")
+    if training.process_index == 0:
+        overlength.unlink(missing_ok=True)  # of an earlier run
+    eval_data = data.eval_data_path and loading.load_file(data.eval_data_path, tokenizer, **caching, **reading)
+    if not data.streaming:
+        train_data = loading.load(sources, tokenizer, **mixing_as, **caching, **reading)
+        if train_data.overlength and training.process_index == 0:
+            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in train_data.overlength)
+            overlength.parent.mkdir(parents=True, exist_ok=True)
+            overlength.write_text(text, encoding="utf-8")
+        return train_data, eval_data
+    training.ignore_data_skip = True  # the stream itself passes over what a resumed run has seen, without its pictures
+    train_data = loading.stream(
+        sources,
+        tokenizer,
+        **mixing_as,
+        **reading,
+        rank=training.process_index,
+        world_size=training.world_size,
+        buffer_size=data.shuffle_buffer,
+        overlength_path=overlength,
+        batch_size=training.train_batch_size,
+        skip_batches=batches_seen(resume_from, training.gradient_accumulation_steps),
+    )
+    return train_data, eval_data
 
 
 def base_of(name, adapter_dir, cache_dir):
@@ -109,14 +142,11 @@ def adapted(model, lora):
     )
 
 
-def write_overlength(dataset, output_dir):
-    """List every sample that was trimmed or dropped in OUT/overlength.jsonl; no file if there is none."""
-    file = Path(output_dir, "overlength.jsonl")
-    file.unlink(missing_ok=True)  # of an earlier run
-    if dataset.overlength:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dataset.overlength)
-        file.write_text(text, encoding="utf-8")
+def batches_seen(checkpoint, accumulation):
+    """Batches that each rank had taken when a checkpoint was written; 0 without one."""
+    if checkpoint is None:
+        return 0
+    return json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))["global_step"] * accumulation
 
 
 if __name__ == "__main__":

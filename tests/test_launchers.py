@@ -78,7 +78,7 @@ def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
     program, *flags = given.stdout.splitlines()
     assert Path(program) == ROOT / "finetune.py"
     model, data, lora, training = arguments.parse(flags)
-    assert (model.model_name_or_path, data.data_path) == ("a model", "d d.json")
+    assert (model.model_name_or_path, data.data_path) == ("a model", ["d d.json"])
     assert training.use_lora == (script == LORA) and training.fix_vit
     assert training.output_dir == ("output/lora" if script == LORA else "output/full")
     assert training.learning_rate == 3e-4 and training.adam_beta2 == 0.95 and training.weight_decay == 0.1

@@ -86,6 +86,8 @@ class CachedDataset(Dataset):
     Raises CacheError for an entry that is not what was written.
     """
 
+    names = ()  # of sources, where there are several
+
     def __init__(self, entry, search_dirs=()):
         self.entry, self.search_dirs = Path(entry), tuple(search_dirs)
         try:

@@ -30,6 +30,8 @@ class ConversationDataset(Dataset):
     Raises OverlengthError if no sample is left (or with "error"), ValueError for a conversation that cannot be encoded.
     """
 
+    names = ()  # of sources, where there are several
+
     def __init__(
         self, conversations, tokenizer, *, max_length, lazy=True, overlength="trim", search_dirs=(), **options
     ):

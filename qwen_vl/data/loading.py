@@ -9,7 +9,8 @@ from . import conversations
 from .cache import cached, default_folder
 from .dataset import ConversationDataset
 from .mixing import MixedDataset
-from .skipping import sha256
+from .skipping import SkipManifest, sha256
+from .streaming import StreamingDataset
 from .validation import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,15 @@ def load(sources, tokenizer, *, mix="concat", seed=0, cache=None, skip_manifests
     for source, dataset, count in zip(sources, datasets, mixed.counts(), strict=True):
         logger.info("%s: %d samples, %d in an epoch", source.path, len(dataset), count)
     return mixed
+
+
+def stream(sources, tokenizer, *, skip_manifests=(), **options):
+    """The StreamingDataset of one or more `mixing.Source`s, its skip manifests read; options: as it takes them."""
+    manifests = manifests_by_file([source.path for source in sources], skip_manifests)
+    skips = {path: SkipManifest(manifest, path) for path, manifest in manifests.items()}
+    for path, manifest in manifests.items():
+        logger.warning("%s: records are left out as %s says", path, manifest)
+    return StreamingDataset(sources, tokenizer, skips=skips, **options)
 
 
 def load_file(path, tokenizer, *, cache, lazy=False, image_folder=None, skip_manifest=None, **options):

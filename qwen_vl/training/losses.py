@@ -45,35 +45,3 @@ def extra_weight(batch):
     if "loss_weights" not in batch:
         return torch.tensor(0.0)
     return (batch["loss_weights"] - 1)[:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX].sum()
-
-
-class SourceMeter:
-    """Tokens, targets and summed loss of each source since the last `take`."""
-
-    def __init__(self, names):
-        self.names = list(names)
-        self._sums = None  # [sources, 3]: tokens, targets, loss; on the device of the losses
-
-    def add(self, sources, is_target, losses):
-        """Count a batch in: `sources` [batch, length], the mask and the losses of `token_losses`."""
-        if self._sums is None:
-            self._sums = torch.zeros(len(self.names), 3, dtype=torch.float64, device=losses.device)
-        tokens, targets = sources[sources >= 0], sources[:, 1:][is_target]
-        self._sums[:, 0].index_add_(0, tokens, torch.ones_like(tokens, dtype=torch.float64))
-        self._sums[:, 1].index_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
-        self._sums[:, 2].index_add_(0, targets, losses.double())
-
-    def take(self, reduce=None):
-        """{"tokens/NAME", "loss/NAME"} of every source that occurred; then counting starts again.
-
-        reduce: sums a tensor over all ranks; every rank then has to call this.
-        """
-        sums = torch.zeros(len(self.names), 3, dtype=torch.float64) if self._sums is None else self._sums
-        sums, self._sums = (reduce(sums) if reduce else sums).tolist(), None
-        logs = {}
-        for name, (tokens, targets, loss) in zip(self.names, sums, strict=True):
-            if tokens:
-                logs[f"tokens/{name}"] = int(tokens)
-            if targets:
-                logs[f"loss/{name}"] = loss / targets
-        return logs

@@ -4,28 +4,34 @@ import logging
 import os
 import pickle
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from . import loading, saving, tuning
+from qwen_vl.data.sampling import LengthGroupedSampler
+
+from . import loading, losses, saving, tuning
+from .metering import SourceMeter, SpeedMeter
 
 logger = logging.getLogger(__name__)
 
 
 class QWenTrainer(Trainer):
-    """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed, saves atomically."""
+    """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed, saves atomically.
 
-    def __init__(self, *, tokenizer, base=None, **kwargs):
+    source_names: of the sources whose loss and tokens are logged apart, if there are several. is_weighted: whether
+    samples may have other weights than 1, so that targets are counted by weight.
+    """
+
+    def __init__(self, *, tokenizer, base=None, source_names=(), is_weighted=False, **kwargs):
         use_cache = kwargs["model"].config.use_cache
         super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
         self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that
@@ -33,7 +39,8 @@ class QWenTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(ProgressBar)
         self._tokenizer, self._base = tokenizer, base
-        self._seen, self._counted_from = {"tokens": 0, "samples": 0}, None
+        self._speed, self._is_weighted = SpeedMeter(), is_weighted
+        self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._staging_dir = None
 
     def get_decay_parameter_names(self, model):
@@ -44,7 +51,33 @@ class QWenTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(self.args.train_batch_size * self.args.gradient_accumulation_steps, data.lengths, seed)
+        return LengthGroupedSampler(data.lengths, self.args.train_batch_size * self.args.world_size, seed=seed)
+
+    def get_train_dataloader(self):
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        return DataLoader(  # as it is: each rank reads a share of its own, which nobody must deal out again
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """The targets of a step over all ranks, each counted by its weight."""
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        if count is None or not self._is_weighted:
+            return count
+        extra = sum(losses.extra_weight(batch) for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            extra = self.accelerator.gather(extra).sum()
+        return count + extra
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -52,13 +85,12 @@ class QWenTrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids = inputs["ids"]
+        ids, details = inputs["ids"], {key: inputs[key] for key in losses.DETAILS if key in inputs}
         if model.training:
-            self._counted_from = self._counted_from or time.perf_counter()
-            self._seen["tokens"] += int(inputs["attention_mask"].sum())
-            self._seen["samples"] += len(ids)
-        inputs = {key: value for key, value in inputs.items() if key != "ids"} | {"use_cache": False}
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._speed.add(inputs)
+        self.compute_loss_func = losses.loss_function(details, self._sources if model.training else None)
+        kept = {key: value for key, value in inputs.items() if key != "ids" and key not in details}
+        result = super().compute_loss(model, {**kept, "use_cache": False}, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
             step, samples = self.state.global_step + 1, ", ".join(map(repr, ids))
@@ -70,12 +102,13 @@ class QWenTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            now = time.perf_counter()
-            seconds = now - self._counted_from
-            logs["tokens_per_second"] = round(self._seen["tokens"] / seconds, 1)
-            logs["samples_per_second"] = round(self._seen["samples"] / seconds, 2)
-            self._seen, self._counted_from = {"tokens": 0, "samples": 0}, now
+            logs |= self._speed.take()
+            if self._sources:
+                logs |= self._sources.take(self._sum_over_ranks)
         super().log(logs, start_time)
+
+    def _sum_over_ranks(self, tensor):
+        return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
     def _get_output_dir(self, trial):
         return self._staging_dir or super()._get_output_dir(trial)
@@ -119,18 +152,6 @@ class QWenTrainer(Trainer):
             saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 
 
-class LengthGroups(LengthGroupedSampler):
-    """Indices shuffled so that samples of about the same length meet; a resumed run gets the order of its epoch."""
-
-    def __init__(self, batch_size, lengths, seed):
-        super().__init__(batch_size, lengths=lengths)
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch):
-        self.generator = torch.Generator().manual_seed(self._seed + epoch)
-
-
 class ProgressBar(ProgressCallback):
     """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed."""
 
@@ -140,6 +161,7 @@ class ProgressBar(ProgressCallback):
         "learning_rate": "lr {:.2e}",
         "tokens_per_second": "tokens/s {:.0f}",
         "samples_per_second": "samples/s {:.2f}",
+        "data_wait": "waiting for data {:.0%}",
         "train_loss": "mean loss {:.4f}",
         "train_runtime": "seconds {:.0f}",
     }
@@ -157,6 +179,7 @@ class ProgressBar(ProgressCallback):
         if self.training_bar is None:
             return
         shown = [text.format(float(logs[key])) for key, text in self.SHOWN.items() if key in logs]
+        shown += [f"{key} {value:.4f}" for key, value in logs.items() if key.startswith("loss/")]
         if "loss" in logs:
             self.training_bar.set_postfix_str(", ".join(shown))
         if "loss" not in logs or self.training_bar.disable:

@@ -15,7 +15,7 @@ REFERENCE_LINE = """
     --lr_scheduler_type cosine --logging_steps 1 --report_to none --model_max_length 512
     --lazy_preprocess True --gradient_checkpointing --use_lora
 """
-NEEDED = ["--output_dir", "OUT", "--data_path", "DATA.json"]
+NEEDED = ["--data_path", "DATA.json", "--output_dir", "OUT"]
 
 
 def refusal(capsys, *argv):
@@ -28,7 +28,7 @@ def refusal(capsys, *argv):
 
 def test_the_flag_line_of_the_reference_scripts_means_what_it_meant():
     model, data, lora, training = arguments.parse(REFERENCE_LINE.split())
-    assert (model.model_name_or_path, data.data_path, data.lazy_preprocess) == ("MODEL", "DATA.json", True)
+    assert (model.model_name_or_path, data.data_path, data.lazy_preprocess) == ("MODEL", ["DATA.json"], True)
     assert (lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.lora_bias) == (64, 16, 0.05, "none")
     assert lora.lora_target_modules == ["c_attn", "attn.c_proj", "w1", "w2"]
     assert training.bf16 and training.fix_vit and training.use_lora and training.activation_checkpointing
@@ -89,7 +89,7 @@ def test_the_command_line_wins_over_the_yaml(tmp_path):
         "lr_scheduler_kwargs: {num_cycles: 0.5}\n"
     )
     _, data, lora, training = arguments.parse([str(config), "--save_steps", "9", "--data_path", "OTHER.json"])
-    assert (data.data_path, training.output_dir, training.save_steps) == ("OTHER.json", "OUT", 9)
+    assert (data.data_path, training.output_dir, training.save_steps) == (["OTHER.json"], "OUT", 9)
     assert training.learning_rate == 1e-5 and training.eval_strategy == "no" and training.use_lora
     assert lora.lora_target_modules == ["c_attn"] and training.report_to == ["wandb", "tensorboard"]
     assert lora.lora_r == 64 and training.lr_scheduler_kwargs == {"num_cycles": 0.5}
@@ -101,7 +101,7 @@ def test_the_command_line_wins_over_the_yaml(tmp_path):
         ("learnin_rate: 1\nuse_lore: 1\n", ["learnin_rate (did you mean --learning_rate?)", "use_lore"]),
         ("- a\n- b\n", ["holds a list"]),
         ("a: [\n", ["not YAML"]),
-        ("data_path: [a, b]\n", ["data_path takes one value"]),
+        ("output_dir: [a, b]\n", ["output_dir takes one value"]),
         ("learning_rate: fast\n", ["invalid float value: 'fast'"]),
         ("bf16: maybe\n", ["--bf16"]),
     ],
@@ -159,3 +159,20 @@ def test_the_trained_model_may_not_overwrite_its_origin(capsys, make_checkpoint)
     folder = make_checkpoint()
     message = refusal(capsys, "--model_name_or_path", folder, "--output_dir", f"{folder}/", "--data_path", "D")
     assert "give another folder" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data_path", "a.json:0"], ["a.json:0: use a weight above 0"]),
+        (["--mix", "shuffle"], ["--mix shuffle: use one of concat, interleave"]),
+        (["--overlength", "cut", "--loss_on", "all"], ["trim, drop, error", "reference, answers"]),
+        (
+            ["--streaming", "--group_by_length", "--tokenized_cache", "C"],
+            ["--max_steps", "--group_by_length", "--tokenized_cache"],
+        ),
+    ],
+)
+def test_data_flags_that_do_not_fit(capsys, flags, said):
+    message = refusal(capsys, *NEEDED, *flags)
+    assert all(part in message for part in said), message

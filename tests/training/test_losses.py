@@ -6,7 +6,8 @@ import torch
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.training import loading
-from qwen_vl.training.losses import DETAILS, SourceMeter, extra_weight, loss_function
+from qwen_vl.training.losses import DETAILS, extra_weight, loss_function
+from qwen_vl.training.metering import SourceMeter
 
 
 def talk(name, question, answer, **more):

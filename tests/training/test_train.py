@@ -159,7 +159,7 @@ def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert re.search(r"^resampler +yes +18,432 +0\.001 +0 +decay$", shown.err, flags=re.MULTILINE)
-    line = r"^step 2/2  loss \d\.\d{4}  lr 5\.00e-04  tokens/s \d+  samples/s \d+\.\d\d$"
+    line = r"^step 2/2  loss \d\.\d{4}  lr 5\.00e-04  tokens/s \d+  samples/s \d+\.\d\d  waiting for data \d+%$"
     assert re.search(line, shown.err, flags=re.MULTILINE)
     for noise in ("Loading weights", "Writing model", "[transformers]", "Warning", "it/s"):
         assert noise not in shown.err
