@@ -44,6 +44,17 @@ def test_defaults_are_the_reference_recipe():
     assert training.optim == "adamw_torch" and training.report_to == []
 
 
+def test_a_step_finds_its_micro_batches_ready():
+    def loader(*flags):
+        _, _, _, training = arguments.parse([*NEEDED, *flags])
+        return training.dataloader_prefetch_factor, training.dataloader_persistent_workers
+
+    assert loader() == (2, True)
+    assert loader("--gradient_accumulation_steps", "16") == (9, True)
+    assert loader("--gradient_accumulation_steps", "16", "--dataloader_prefetch_factor", "3") == (3, True)
+    assert loader("--dataloader_num_workers", "0") == (None, False)
+
+
 @pytest.mark.parametrize(
     ("flags", "name", "value"),
     [
