@@ -260,6 +260,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
     `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
     pictures as `pixel_values` [pictures, 3, size, size] or ready `image_features` [pictures, n_queries, hidden], in
     reading order of their spans. Without either, the pictures named by the ids are opened.
+    In training mode a call with `labels` returns the loss and no logits.
     """
 
     main_input_name = "input_ids"
@@ -317,10 +318,13 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
+        loss = logits = None
+        if labels is not None and self.training:
+            loss = self.loss_of_targets(output.last_hidden_state, labels.long(), **loss_kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(output.last_hidden_state[:, kept])
+        if labels is not None and not self.training:
             loss = self.loss_function(
                 logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **loss_kwargs
             )
@@ -333,6 +337,22 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         )
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return result if wants_dict else result.to_tuple()
+
+    def loss_of_targets(self, hidden, labels, **loss_kwargs):
+        """Mean cross-entropy where a label is; logits are computed there alone, which is a small part of all positions.
+
+        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target.
+        """
+        targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # [batch, length]: what each position predicts
+        is_target = targets != -100
+        logits = self.lm_head(hidden[is_target])  # [targets, vocab]
+        return self.loss_function(
+            logits=logits,
+            labels=None,
+            shift_labels=targets[is_target],
+            vocab_size=self.config.vocab_size,
+            **loss_kwargs,
+        )
 
     def generate(self, inputs=None, *args, stop_words_ids=None, logits_processor=None, **kwargs):
         """Generated ids, as transformers' `generate`; `stop_words_ids` is a list of id lists after which a row ends."""
