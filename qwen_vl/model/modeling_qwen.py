@@ -260,7 +260,8 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
     `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
     pictures as `pixel_values` [pictures, 3, size, size] or ready `image_features` [pictures, n_queries, hidden], in
     reading order of their spans. Without either, the pictures named by the ids are opened.
-    In training mode a call with `labels` returns the loss and no logits.
+    In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
+    loss is [targets], one value for each target in reading order instead of their mean.
     """
 
     main_input_name = "input_ids"
@@ -301,6 +302,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         return_dict=None,
         logits_to_keep=0,
+        per_target_loss=False,
         **kwargs,
     ):
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
@@ -319,15 +321,15 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         loss = logits = None
-        if labels is not None and self.training:
-            loss = self.loss_of_targets(output.last_hidden_state, labels.long(), **loss_kwargs)
+        if labels is not None and (self.training or per_target_loss):
+            loss = self.loss_of_targets(output.last_hidden_state, labels.long(), per_target_loss, **loss_kwargs)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(output.last_hidden_state[:, kept])
-        if labels is not None and not self.training:
-            loss = self.loss_function(
-                logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **loss_kwargs
-            )
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **loss_kwargs
+                )
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -338,14 +340,17 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return result if wants_dict else result.to_tuple()
 
-    def loss_of_targets(self, hidden, labels, **loss_kwargs):
+    def loss_of_targets(self, hidden, labels, per_target=False, **loss_kwargs):
         """Mean cross-entropy where a label is; logits are computed there alone, which is a small part of all positions.
 
-        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target.
+        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target. With `per_target` the
+        cross-entropies themselves, [targets] in float32.
         """
         targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # [batch, length]: what each position predicts
         is_target = targets != -100
         logits = self.lm_head(hidden[is_target])  # [targets, vocab]
+        if per_target:
+            return nn.functional.cross_entropy(logits.float(), targets[is_target], reduction="none")
         return self.loss_function(
             logits=logits,
             labels=None,

@@ -88,9 +88,12 @@ class QWenTrainer(Trainer):
         ids, details = inputs["ids"], {key: inputs[key] for key in losses.DETAILS if key in inputs}
         if model.training:
             self._speed.add(inputs)
-        self.compute_loss_func = losses.loss_function(details, self._sources if model.training else None)
-        kept = {key: value for key, value in inputs.items() if key != "ids" and key not in details}
-        result = super().compute_loss(model, {**kept, "use_cache": False}, return_outputs, num_items_in_batch)
+        inputs = {key: value for key, value in inputs.items() if key != "ids" and key not in details}
+        inputs["use_cache"] = False
+        if details:
+            result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
+        else:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
             step, samples = self.state.global_step + 1, ", ".join(map(repr, ids))
@@ -99,6 +102,15 @@ class QWenTrainer(Trainer):
                 "lower --learning_rate, use --bf16 instead of --fp16, or look at these samples"
             )
         return result
+
+    def _detailed_loss(self, model, inputs, details, return_outputs, num_items_in_batch):
+        """The loss as `compute_loss` has it, from that of each target."""
+        outputs = model(**inputs, per_target_loss=True)
+        meter = self._sources if model.training else None
+        loss = losses.reduced(outputs.loss, inputs["labels"], details, num_items=num_items_in_batch, meter=meter)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

@@ -6,7 +6,7 @@ import torch
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.training import loading
-from qwen_vl.training.losses import DETAILS, extra_weight, loss_function
+from qwen_vl.training.losses import DETAILS, extra_weight, reduced
 from qwen_vl.training.metering import SourceMeter
 
 
@@ -35,10 +35,10 @@ def loss_of(model, batch, meter=None, num_items=None):
     """The loss as the Trainer computes it."""
     details = {key: batch[key] for key in DETAILS if key in batch}
     inputs = {key: value for key, value in batch.items() if key not in (*DETAILS, "ids")}
-    compute = loss_function(details, meter)
-    if compute is None:
+    if not details:
         return model(**inputs, num_items_in_batch=num_items).loss
-    return compute(model(**{**inputs, "labels": None}), inputs["labels"], num_items_in_batch=num_items)
+    losses = model(**inputs, per_target_loss=True).loss
+    return reduced(losses, inputs["labels"], details, num_items=num_items, meter=meter)
 
 
 def gradients(model, batch):
@@ -46,6 +46,18 @@ def gradients(model, batch):
     loss = loss_of(model, batch)
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_loss_of_each_target(parts):
+    """In reading order, with and without logits for all positions; their mean is the loss."""
+    model, collate, samples = parts
+    inputs = {key: value for key, value in collate(samples(LIGHT, HEAVY)).items() if key != "ids"}
+    for is_training in (True, False):
+        output = model.train(is_training)(**inputs, per_target_loss=True)
+        logits, labels = model.eval()(**inputs | {"labels": None}).logits[:, :-1], inputs["labels"][:, 1:]
+        every = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        assert output.logits is None and torch.allclose(output.loss, every[labels != -100], rtol=1e-5)
+        assert output.loss.mean().item() == pytest.approx(model(**inputs).loss.item())
 
 
 @pytest.mark.parametrize("packed", [False, True])
