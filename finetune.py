@@ -77,6 +77,7 @@ def datasets(data, training, tokenizer, resume_from):
     What the length limit did stands in OUT/overlength.jsonl; there is no such file if it did nothing.
     """
     from qwen_vl.data import loading, mixing
+    from qwen_vl.data.packing import PackedDataset
 
     seed = training.seed if training.data_seed is None else training.data_seed
     reading = {
@@ -98,6 +99,10 @@ def datasets(data, training, tokenizer, resume_from):
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in train_data.overlength)
             overlength.parent.mkdir(parents=True, exist_ok=True)
             overlength.write_text(text, encoding="utf-8")
+        if data.packing == "auto":
+            train_data = PackedDataset(
+                train_data, max_length=training.model_max_length, max_pictures=data.max_pictures_per_row, seed=seed
+            )
         return train_data, eval_data
     training.ignore_data_skip = True  # the stream itself passes over what a resumed run has seen, without its pictures
     train_data = loading.stream(

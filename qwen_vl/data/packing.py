@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 logger = logging.getLogger(__name__)
 
+PACKINGS = ("none", "auto")
 WINDOW = 8192  # samples that are fitted together; more fill rows no better and mix the data less
 
 
@@ -62,18 +63,24 @@ def fill_rate(rows, lengths, max_length):
 
 
 class PackedDataset(Dataset):
-    """dataset[i] is a list of samples that together fill a row; `lengths` has the tokens of each row.
+    """dataset[i] is a list of samples that together fill a row; `lengths` and `num_pictures` are those of each row.
 
     Rows are made once, from the known lengths and without opening a picture; their order is the sampler's matter.
+    `names`, `overlength` and `is_weighted` are those of the data set that is packed.
     """
 
     def __init__(self, dataset, *, max_length, max_pictures=None, seed=0):
         self.dataset = dataset
-        pictures = dataset.num_pictures if max_pictures is not None else None
+        self.names, self.overlength, self.is_weighted = dataset.names, dataset.overlength, dataset.is_weighted
         self.rows = pack(
-            dataset.lengths, max_length=max_length, num_pictures=pictures, max_pictures=max_pictures, seed=seed
+            dataset.lengths,
+            max_length=max_length,
+            num_pictures=dataset.num_pictures,
+            max_pictures=max_pictures,
+            seed=seed,
         )
         self.lengths = [sum(dataset.lengths[index] for index in row) for row in self.rows]
+        self.num_pictures = [sum(dataset.num_pictures[index] for index in row) for row in self.rows]
         self.fill_rate = fill_rate(self.rows, dataset.lengths, max_length)
         logger.info(
             "packed %d samples into %d rows of %d tokens, %.1f%% full",

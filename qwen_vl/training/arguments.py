@@ -16,10 +16,11 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from qwen_vl.data.chatml import LOSS_ON
 from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
+from qwen_vl.data.packing import PACKINGS
 
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 LORA_BIASES = ("none", "all", "lora_only")
-CHOICES = {"lora_bias": LORA_BIASES, "mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON}
+CHOICES = {"lora_bias": LORA_BIASES, "mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
 POSITIVE = (  # flags that make no sense at 0
     "model_max_length",
     "lora_r",
@@ -63,6 +64,8 @@ class DataArguments:
     )
     overlength: str = option("trim", "Longer samples than --model_max_length: trim by whole turns, drop, or error.")
     loss_on: str = option("reference", "What is learned: reference (turn markers as well) or answers alone.")
+    packing: str = option("none", "auto: whole samples fill rows of --model_max_length; batch sizes then count rows.")
+    max_pictures_per_row: int | None = option(None, "Most pictures of a packed row, to bound memory; default no limit.")
     tokenized_cache: str | None = option(
         None, "Folder for tokenised data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
     )
@@ -253,6 +256,10 @@ def check(settings):
     if not settings.data_path:
         problems.append("--data_path is missing; give a conversation file")
     problems += check_streaming(settings) if settings.streaming else []
+    if settings.packing != "none" and (settings.group_by_length or settings.train_sampling_strategy != "random"):
+        problems.append("--group_by_length is for samples that are padded, --packing leaves no padding; choose one")
+    if settings.packing == "none" and settings.max_pictures_per_row is not None:
+        problems.append("--max_pictures_per_row needs --packing auto")
     try:
         parse_sources(settings.data_path or [])
     except ValueError as error:
@@ -284,6 +291,8 @@ def check_streaming(settings):
         problems.append("--streaming needs --max_steps: how many steps an epoch has is not known")
     if settings.group_by_length or settings.train_sampling_strategy == "group_by_length":
         problems.append("--group_by_length needs all lengths, which --streaming does not know; leave one of them out")
+    if settings.packing != "none":
+        problems.append("--packing needs all lengths, which --streaming does not know; leave one of them out")
     if settings.tokenized_cache not in (None, "none"):
         problems.append("--tokenized_cache holds all of the data, --streaming never; leave one of them out")
     return problems

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler
 
 from . import loading, losses, saving, tuning
@@ -48,10 +49,14 @@ class QWenTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
+        if self.args.train_sampling_strategy == "group_by_length":
+            sizes = data.lengths
+        elif isinstance(data, PackedDataset) and self.args.world_size > 1:
+            sizes = data.num_pictures  # rows are equally long; ranks that also see as many pictures wait for nobody
+        else:
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler(data.lengths, self.args.train_batch_size * self.args.world_size, seed=seed)
+        return LengthGroupedSampler(sizes, self.args.train_batch_size * self.args.world_size, seed=seed)
 
     def get_train_dataloader(self):
         if not isinstance(self.train_dataset, IterableDataset):

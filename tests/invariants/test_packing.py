@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import runs
 import torch
 from torch.utils.data import DataLoader
 
@@ -106,3 +107,30 @@ def test_rows_come_through_data_workers(make_checkpoint, in_golden_dir):
     assert sorted(batch["ids"]) == ["a", "b", "c"] and len(batch["pixel_values"]) == 4
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert len(starts) == 3 and batch["labels"][0, starts].tolist() == [IGNORE_INDEX] * 3
+
+
+@pytest.mark.parametrize("flags", [("--fix_vit", "False"), ("--use_lora", "--lora_dropout", "0")], ids=["full", "lora"])
+def test_a_packed_run_equals_an_unpacked_one(make_checkpoint, tmp_path, flags, caplog):
+    """All samples fit one row, so three epochs of one step each must cost the same."""
+    settings = {"max_steps": 3, "model_max_length": 1024}
+    plain = runs.train(make_checkpoint(), tmp_path / "plain", *flags, per_device_train_batch_size=8, **settings)
+    with caplog.at_level("INFO", logger="qwen_vl"):
+        packed = runs.train(
+            make_checkpoint(),
+            tmp_path / "packed",
+            *flags,
+            "--packing",
+            "auto",
+            per_device_train_batch_size=1,
+            **settings,
+        )
+    assert "packed 8 samples into 1 rows" in caplog.text and "% full" in caplog.text
+    assert runs.losses(packed) == pytest.approx(runs.losses(plain), rel=1e-5)
+
+
+def test_packing_refuses_what_does_not_go_with_it(tmp_path, capsys):
+    words = ["--data_path", "x.json", "--output_dir", str(tmp_path), "--packing", "auto", "--streaming", "True"]
+    with pytest.raises(SystemExit):
+        runs.finetune.main([*words, "--group_by_length"])
+    shown = capsys.readouterr().err
+    assert "--packing needs all lengths" in shown and "--group_by_length is for samples that are padded" in shown
