@@ -22,6 +22,7 @@ def main(argv=None):
     # Heavy imports come after the flags are known to be right, so that a typo costs no half minute.
     from transformers import set_seed
 
+    from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
     from qwen_vl.training import loading, saving, trainer, tuning
 
@@ -66,6 +67,8 @@ def main(argv=None):
     )
     run_trainer.train(resume_from_checkpoint=resume_from)
     if run_trainer.is_world_process_zero():
+        if data_args.streaming:
+            streaming.report(Path(output_dir, "overlength.jsonl"))
         run_trainer.save_state()
         saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base)
         print(f"saved to {output_dir}", file=sys.stderr)
@@ -89,6 +92,8 @@ def datasets(data, training, tokenizer, resume_from):
     }
     caching = {"cache": data.tokenized_cache, "lazy": data.lazy_preprocess}
     mixing_as = {"mix": data.mix, "seed": seed, "skip_manifests": data.skip_manifest or ()}
+    packing = {"max_length": training.model_max_length, "max_pictures": data.max_pictures_per_row}
+    packing = packing if data.packing == "auto" else None
     sources, overlength = mixing.parse_sources(data.data_path), Path(training.output_dir, "overlength.jsonl")
     if training.process_index == 0:
         overlength.unlink(missing_ok=True)  # of an earlier run
@@ -99,10 +104,8 @@ def datasets(data, training, tokenizer, resume_from):
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in train_data.overlength)
             overlength.parent.mkdir(parents=True, exist_ok=True)
             overlength.write_text(text, encoding="utf-8")
-        if data.packing == "auto":
-            train_data = PackedDataset(
-                train_data, max_length=training.model_max_length, max_pictures=data.max_pictures_per_row, seed=seed
-            )
+        if packing:
+            train_data = PackedDataset(train_data, **packing, seed=seed)
         return train_data, eval_data
     training.ignore_data_skip = True  # the stream itself passes over what a resumed run has seen, without its pictures
     train_data = loading.stream(
@@ -114,6 +117,7 @@ def datasets(data, training, tokenizer, resume_from):
         world_size=training.world_size,
         buffer_size=data.shuffle_buffer,
         overlength_path=overlength,
+        packing=packing,
         batch_size=training.train_batch_size,
         skip_batches=batches_seen(resume_from, training.gradient_accumulation_steps),
     )

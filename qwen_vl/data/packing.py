@@ -1,6 +1,7 @@
 """Whole samples into rows of a fixed length, so that hardly a token of a batch is padding."""
 
 import bisect
+import itertools
 import logging
 import random
 
@@ -10,6 +11,7 @@ logger = logging.getLogger(__name__)
 
 PACKINGS = ("none", "auto")
 WINDOW = 8192  # samples that are fitted together; more fill rows no better and mix the data less
+STREAM_WINDOW = 1024  # of a stream, as these are all in memory
 
 
 def pack(lengths, *, max_length, num_pictures=None, max_pictures=None, seed=0):
@@ -92,3 +94,16 @@ class PackedDataset(Dataset):
 
     def __getitem__(self, index):
         return [self.dataset[sample] for sample in self.rows[index]]
+
+
+def packed_stream(samples, *, max_length, max_pictures=None):
+    """Yields rows, lists of samples, of an endless or finite stream of samples; see `pack`."""
+    samples = iter(samples)
+    for number in itertools.count():
+        window = list(itertools.islice(samples, STREAM_WINDOW))
+        if not window:
+            return
+        lengths = [len(sample["input_ids"]) for sample in window]
+        pictures = [len(sample["images"]) for sample in window]
+        rows = pack(lengths, max_length=max_length, num_pictures=pictures, max_pictures=max_pictures, seed=number)
+        yield from ([window[index] for index in row] for row in rows)

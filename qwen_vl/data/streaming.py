@@ -14,6 +14,7 @@ from .chatml import OverlengthError
 from .conversations import check_entry, check_folder, named, search_dirs
 from .dataset import as_item, check_policy, fit
 from .mixing import MIXES
+from .packing import packed_stream
 from .shards import open_files
 from .validation import DataError
 
@@ -35,6 +36,7 @@ class StreamingDataset(IterableDataset):
     unless a skip manifest in `skips` ({path: SkipManifest}) takes it.
     options: `max_length`, `overlength` and label options as for ConversationDataset. What the limit did in the first
     epoch is appended to the file `overlength_path`, one JSON object a line.
+    packing: None, or the arguments of `packing.packed_stream`; what is yielded are then rows, lists of samples.
     skip_batches: batches of `batch_size` that a resumed run has seen already on this rank; they are passed over.
     epochs: how many to yield, None for no end.
     """
@@ -56,6 +58,7 @@ class StreamingDataset(IterableDataset):
         image_folder=None,
         skips=None,
         overlength_path=None,
+        packing=None,
         skip_batches=0,
         batch_size=1,
         epochs=None,
@@ -71,7 +74,7 @@ class StreamingDataset(IterableDataset):
         self._tokenizer, self._mix, self._seed, self._skips = tokenizer, mix, seed, skips or {}
         self._rank, self._world_size, self._buffer_size = rank, world_size, buffer_size
         self._options = {"max_length": max_length, "overlength": overlength, **options}
-        self._overlength_path, self._epochs = overlength_path, epochs
+        self._overlength_path, self._packing, self._epochs = overlength_path, packing, epochs
         self._skip_batches, self._batch_size = skip_batches, batch_size
 
     def __iter__(self):
@@ -88,6 +91,8 @@ class StreamingDataset(IterableDataset):
         else:
             records = self._records(places, reader, num_readers)
         samples = self._samples(self._shuffled(records, reader))
+        if self._packing:
+            samples = packed_stream(samples, **self._packing)
         return islice(samples, seen * self._batch_size, None)
 
     def _records(self, places, reader, num_readers):
@@ -186,10 +191,12 @@ def _beside(path):
     return Path(path, "data") if Path(path).is_dir() else path
 
 
-def count_overlength(path):
-    """{"trimmed", "dropped"} with the numbers of the file that a run over a stream has left; None without a file."""
-    if not Path(path).is_file():
-        return None
-    with open(path, encoding="utf-8") as file:
-        actions = [json.loads(line)["action"] for line in file]
+def report(path):
+    """Log how many samples a run over a stream has listed in the file at `path`; {"trimmed", "dropped"}."""
+    actions = []
+    if Path(path).is_file():
+        with open(path, encoding="utf-8") as file:
+            actions = [json.loads(line)["action"] for line in file]
+        counts = actions.count("trimmed"), actions.count("dropped")
+        logger.warning("conversations that were too long: %d trimmed, %d dropped, listed in %s", *counts, path)
     return {action: actions.count(action) for action in ("trimmed", "dropped")}

@@ -291,8 +291,6 @@ def check_streaming(settings):
         problems.append("--streaming needs --max_steps: how many steps an epoch has is not known")
     if settings.group_by_length or settings.train_sampling_strategy == "group_by_length":
         problems.append("--group_by_length needs all lengths, which --streaming does not know; leave one of them out")
-    if settings.packing != "none":
-        problems.append("--packing needs all lengths, which --streaming does not know; leave one of them out")
     if settings.tokenized_cache not in (None, "none"):
         problems.append("--tokenized_cache holds all of the data, --streaming never; leave one of them out")
     return problems

