@@ -46,7 +46,7 @@ class CacheError(ValueError):
 
 def default_folder():
     """Where caches go unless a flag says otherwise: $QWEN_VL_CACHE, else ~/.cache/qwen-vl."""
-    return Path(os.environ.get("QWEN_VL_CACHE") or Path("~/.cache/qwen-vl").expanduser())
+    return Path(os.environ.get("QWEN_VL_CACHE") or "~/.cache/qwen-vl").expanduser()
 
 
 def cached(path, tokenizer, *, folder, image_folder=None, skip_manifest=None, workers=None, **options):

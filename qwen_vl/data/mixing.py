@@ -54,7 +54,8 @@ class MixedDataset(Dataset):
     spread; one that is smaller than its share starts again, of a larger one the seed chooses.
     What is drawn depends on the sizes, the weights and the seed alone, so it is the same for every rank, worker and
     epoch; in which order it is trained on is the sampler's matter. `lengths`, `num_pictures`, `overlength` and
-    `is_weighted` are as in ConversationDataset; `names` has one name for each source.
+    `is_weighted` are as in ConversationDataset; `names` has one name for each source. Of one data set alone, samples
+    have no "source".
     """
 
     def __init__(self, datasets, sources, *, mix="concat", seed=0):
@@ -83,7 +84,8 @@ class MixedDataset(Dataset):
 
     def __getitem__(self, index):
         source = int(self._source[index])
-        return {**self.datasets[source][int(self._index[index])], "source": source}
+        sample = self.datasets[source][int(self._index[index])]
+        return {**sample, "source": source} if len(self.datasets) > 1 else sample
 
     def counts(self):
         """How many samples each source gives to an epoch."""
