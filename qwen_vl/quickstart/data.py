@@ -22,7 +22,8 @@ from qwen_vl.entry import run
 SEED = 7
 LANGUAGES = ("en", "zh")
 NUM_TEST = 300  # questions of each task and language in the test file
-QUESTIONS = 3  # easy-vqa questions of a picture in one training conversation
+NUM_PAIRS = 400  # conversations about two pictures in a training file
+NEGATION = re.compile(r" not? ")
 BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
 PALETTE = {
     "black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128),
@@ -108,7 +109,7 @@ def translate(question):
     """An easy-vqa question in Chinese; one of no known form is a ValueError."""
     thing = THING.search(question)
     form = question.replace(f" {thing[1]}", "") if thing else question  # "is there a red shape?": "is there a shape?"
-    negative = re.search(" not? ", form) is not None
+    negative = NEGATION.search(form) is not None
     form = re.sub(r" (?:a|not|no)(?= |\?)", "", form).replace(" shape", "")
     if form not in FORMS:
         raise ValueError(f"{question!r}: not a question of easy-vqa 1.0; install easy-vqa==1.0")
@@ -128,11 +129,14 @@ def vqa(question, answer, language):
     return (question, answer) if language == "en" else (translate(question), CHINESE[answer])
 
 
-def locate(scene, language):
-    """(question, answer) for the scene's box."""
+def locate(scene, language, named=True):
+    """(question, answer) for the scene's box; a question that does not name the thing is answered with its name."""
     name = phrase(f"{scene.color} {scene.shape}", language)
     x1, y1, x2, y2 = scene.box
-    question = f"where is the {name}?" if language == "en" else f"{name}在哪里？"
+    if language == "en":
+        question = f"where is the {name if named else 'shape'}?"
+    else:
+        question = f"{name if named else CHINESE['shape']}在哪里？"
     return question, f"<ref>{name}</ref><box>({x1},{y1}),({x2},{y2})</box>"
 
 
@@ -166,15 +170,33 @@ def record(name, pictures, exchanges):
     return {"id": name, "conversations": turns}
 
 
-def build_full(train, rng):
-    """Records of the full stage: English questions and the box of each picture, in one conversation, shuffled."""
+def build_training(train, language, rng):
+    """Records of a training stage in one language: one about each picture, and NUM_PAIRS about two pictures each."""
     records = []
     for scene in train:
-        exchanges = [vqa(*pair, "en") for pair in rng.sample(scene.questions, min(QUESTIONS, len(scene.questions)))]
-        exchanges.append(locate(scene, "en"))
-        rng.shuffle(exchanges)
-        records.append(record(f"full/{len(records)}", [scene], exchanges))
+        exchanges = [vqa(*pair, language) for pair in pick_questions(scene, rng)]
+        exchanges.append(locate(scene, language, named=rng.random() < 0.5))
+        rng.shuffle(exchanges)  # each kind must come first now and then, as it does when it is asked alone
+        records.append(record(f"one-{language}/{len(records)}", [scene], exchanges))
+    for _ in range(min(NUM_PAIRS, len(train))):
+        kind, one, other = pick_pair(train, rng)
+        exchange = compare(kind, one, other, language)
+        records.append(record(f"two-{language}/{len(records)}", [one, other], [exchange]))
+    rng.shuffle(records)
     return records
+
+
+def pick_questions(scene, rng):
+    """Up to three of the scene's questions: about something it shows, something it does not show, and what it shows."""
+    shown, absent, what = [], [], []
+    for question, answer in scene.questions:
+        if answer not in ("yes", "no"):
+            what.append((question, answer))
+        elif (answer == "yes") != (NEGATION.search(question) is not None):
+            shown.append((question, answer))
+        else:
+            absent.append((question, answer))
+    return [rng.choice(questions) for questions in (shown, absent, what) if questions]
 
 
 def build_test(test, rng):
@@ -198,17 +220,6 @@ def build_test(test, rng):
     ]
 
 
-def build_lora(train, rng):
-    """Records of the LoRA stage: the same kinds of question in Chinese, as one conversation a picture."""
-    records = []
-    for scene in train:
-        exchanges = [vqa(*pair, "zh") for pair in rng.sample(scene.questions, min(QUESTIONS, len(scene.questions)))]
-        exchanges.append(locate(scene, "zh"))
-        rng.shuffle(exchanges)
-        records.append(record(f"lora/{len(records)}", [scene], exchanges))
-    return records
-
-
 def build(out, limit=None):
     """Write the three files and the pictures into the folder `out`; returns {file name: number of records}.
 
@@ -216,7 +227,11 @@ def build(out, limit=None):
     """
     out, rng = Path(out), random.Random(SEED)
     train, test = scenes("train", out, limit), scenes("test", out, limit)
-    files = {"full": build_full(train, rng), "lora": build_lora(train, rng), "test": build_test(test, rng)}
+    files = {
+        "full": build_training(train, "en", rng),
+        "lora": build_training(train, "zh", rng),
+        "test": build_test(test, rng),
+    }
     for name, records in files.items():
         text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
         (out / f"{name}.json").write_text(text, encoding="utf-8")
