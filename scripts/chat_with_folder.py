@@ -17,7 +17,11 @@ for question in questions:
     query = question if history else tokenizer.from_list_format([{"image": picture}, {"text": question}])
     answer, history = model.chat(tokenizer, query, history=history)
     print(f"user: {question}\nassistant: {answer}")
-    drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
+    try:
+        drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
+    except ValueError as error:  # a small model may write half a box
+        drawn = None
+        print(f"(no box drawn: {error})")
     if drawn is not None:
         drawn.save(boxes)
         print(f"(boxes drawn in {boxes})")

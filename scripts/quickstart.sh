@@ -27,7 +27,7 @@ step "full training: questions and boxes in English"
 "$PYTHON" finetune.py configs/train/quickstart_full.yaml \
     --model_name_or_path "$OUT/tiny" --data_path "$OUT/data/full.json" --output_dir "$OUT/full"
 
-step "LoRA training: the same in Chinese"
+step "LoRA training: the same in Chinese, which the model has not read before"
 "$PYTHON" finetune.py configs/train/quickstart_lora.yaml \
     --model_name_or_path "$OUT/full" --data_path "$OUT/data/lora.json" --output_dir "$OUT/lora"
 
@@ -36,7 +36,7 @@ step "merge base and adapter into one standalone checkpoint"
 
 step "chat with the merged folder in a process that does not know this repository"
 "$PYTHON" scripts/chat_with_folder.py "$OUT/merged" "$OUT/data/test/3.png" "$OUT/chat.png" \
-    "what color is the shape?" "图中是什么形状？"
+    "what color is the shape?" "图形在哪里？"
 
 step "answers of every stage to held-out questions"
 "$PYTHON" -m qwen_vl.quickstart.evaluate "$OUT/data/test.json" "$OUT/report" \
