@@ -22,6 +22,7 @@ from qwen_vl.entry import run
 SEED = 7
 LANGUAGES = ("en", "zh")
 NUM_TEST = 300  # questions of each task and language in the test file
+REPLAYED = 4  # every how many records of the first training stage are repeated in the second
 NUM_PAIRS = 400  # conversations about two pictures in a training file
 NEGATION = re.compile(r" not? ")
 BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
@@ -232,6 +233,8 @@ def build(out, limit=None):
         "lora": build_training(train, "zh", rng),
         "test": build_test(test, rng),
     }
+    files["lora"] += files["full"][::REPLAYED]  # or the second stage would unlearn the first
+    rng.shuffle(files["lora"])
     for name, records in files.items():
         text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
         (out / f"{name}.json").write_text(text, encoding="utf-8")
