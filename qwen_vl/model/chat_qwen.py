@@ -65,9 +65,9 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
         raise ValueError(f"chat_format is {chat_format!r}; use 'chatml' or 'raw'")
     newline = tokenizer.encode("\n")
 
-    def turn(role, content):
-        """One message as a Prompt: start marker, role, newline, content, end marker."""
-        ids, references = tokenizer.encode_message(content)
+    def turn(role, content, encoded=None):
+        """One message as a Prompt: start marker, role, newline, content (`encoded`: ids, references), end marker."""
+        ids, references = encoded or tokenizer.encode_message(content)
         role_ids = [tokenizer.im_start_id, *tokenizer.encode(role), *newline]
         text = f"<|im_start|>{role}\n{content}<|im_end|>"
         return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
@@ -78,8 +78,7 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
             return turn("assistant", content)
         except ValueError:
             ids = tokenizer.encode(content, allowed_special=set(), disallowed_special=())
-            role_ids = [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline]
-            return Prompt(f"<|im_start|>assistant\n{content}<|im_end|>", [*role_ids, *ids, tokenizer.im_end_id], [])
+            return turn("assistant", content, (ids, []))
 
     opening = turn("system", system)
     question = turn("user", query)
