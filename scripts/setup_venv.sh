@@ -53,5 +53,14 @@ if [ -n "${TORCH_INDEX_URL:-}" ]; then
 else
     pip torch
 fi
+case ",$EXTRAS," in
+    *,quant,* | *,test,*)
+        # gptqmodel comes as source, and builds in seconds against the torch that is installed.
+        if [ "$(uname -s)" = Linux ]; then
+            pip setuptools wheel ninja packaging
+            pip --no-build-isolation gptqmodel
+        fi
+        ;;
+esac
 pip -e ".${EXTRAS:+[$EXTRAS]}"
 printf '%s\n' "$INPUTS" >"$STAMP"
