@@ -30,6 +30,7 @@ def scripted(make_checkpoint, monkeypatch):
         for value in [input_ids, *torch.tensor([*ids, tokenizer.im_end_id]).reshape(-1, 1)]:
             streamer.put(value)
         streamer.end()
+        return torch.cat([input_ids, torch.tensor([ids])], dim=1)
 
     monkeypatch.setattr(QWenLMHeadModel, "generate", generate)
     return folder, answers

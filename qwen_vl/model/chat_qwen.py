@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from .image_processing_qwen import open_picture, pixels
+from .memory_qwen import ChatMemory
 
 SYSTEM = "You are a helpful assistant."
 MAX_WINDOW_SIZE = 6144
@@ -144,9 +145,9 @@ class Cancelled(StoppingCriteria):
 
 
 class ChatMixin:
-    """`chat` and `chat_stream` for the complete model."""
+    """`chat`, `chat_stream` and their memory for the complete model."""
 
-    def _chat_inputs(self, tokenizer, query, history, system, stop_words_ids, generation_config, kwargs):
+    def _chat_inputs(self, tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs):
         """Keyword arguments for `generate`, ready for one conversation; takes `max_window_size` out of `kwargs`."""
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         chat_format = config.to_dict().get("chat_format", "chatml")
@@ -167,13 +168,22 @@ class ChatMixin:
         others = config.update(**kwargs)  # what is no generation setting goes to `generate` as it is
         inputs = {"input_ids": torch.tensor([prompt.ids], device=self.device), "generation_config": config, **others}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if prompt.references:
+        if memory is not None:
+            one_row = (config.num_beams or 1) == 1 and (config.num_return_sequences or 1) == 1
+            inputs |= memory.recall(
+                self, prompt.ids, prompt.references, turns=one_row and config.use_cache is not False
+            )
+        elif prompt.references:
             size = self.config.visual["image_size"]
             opened = {name: pixels(open_picture(name), size) for name in dict.fromkeys(prompt.references)}
             inputs["pixel_values"] = torch.stack([opened[name] for name in prompt.references]).to(self.device)
         if stop_words_ids:
             inputs["stop_words_ids"] = [list(word) for word in stop_words_ids]
         return inputs
+
+    def new_memory(self):
+        """A ChatMemory for the conversations of this model, to pass to each call of `chat` or `chat_stream`."""
+        return ChatMemory()
 
     def chat(
         self,
@@ -185,18 +195,22 @@ class ChatMixin:
         stream=None,
         stop_words_ids=None,
         generation_config=None,
+        memory=None,
         **kwargs,
     ):
         """The answer to `query` and the history with it: (str, list of (question, answer)); `history` is not changed.
 
-        Pictures named in the text are opened. `kwargs` go to `generate`, but for `max_window_size`.
+        Pictures named in the text are opened. With `memory` (`new_memory()`), pictures and turns that it knows are not
+        computed again. `kwargs` go to `generate`, but for `max_window_size`.
         Raises ValueError for a base model and PictureError for a picture that cannot be opened.
         """
         if stream is not None:
             raise ValueError("chat has no `stream`; use model.chat_stream(..), which yields the growing answer")
-        inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, kwargs)
-        output = self.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-        answer = decode_answer(output, tokenizer)
+        inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
+        ids = self.generate(**inputs)[0].tolist()
+        if memory is not None:
+            memory.remember(ids)
+        answer = decode_answer(ids[inputs["input_ids"].shape[1] :], tokenizer)
         kept = list(history or [])
         return answer, [*kept, (query, answer)] if append_history else kept
 
@@ -209,6 +223,7 @@ class ChatMixin:
         stop_words_ids=None,
         logits_processor=None,
         generation_config=None,
+        memory=None,
         **kwargs,
     ):
         """Yields the answer to `query` as it grows, once per generated token; arguments as in `chat`.
@@ -216,13 +231,17 @@ class ChatMixin:
         Box and phrase tags are kept; bytes that do not make a character yet are left out. An error during generation
         is raised in the caller.
         """
-        inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, kwargs)
+        inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
         tokens, cancelled, failure = TokenQueue(), Cancelled(), []
 
         def generate():
             try:
                 criteria = [cancelled, *inputs.pop("stopping_criteria", [])]
-                self.generate(**inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria)
+                output = self.generate(
+                    **inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria
+                )
+                if memory is not None:
+                    memory.remember(output[0].tolist())
             except BaseException as error:
                 failure.append(error)
                 tokens.end()

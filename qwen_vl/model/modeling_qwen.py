@@ -7,6 +7,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .cache_qwen import GrowingCache
 from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
@@ -218,7 +219,7 @@ class QWenModel(QWenPreTrainedModel):
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not self.training:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = GrowingCache(self.config)
         length, past_length = inputs_embeds.shape[1], 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = create_causal_mask(
             config=self.config,
@@ -374,6 +375,14 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         length = inputs_tensor.shape[1] if mask is None else mask.shape[1]
         length = max(length, past_length)
         return self.transformer.positions(mask, 0, length, inputs_tensor.device).expand(inputs_tensor.shape[0], -1)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """The cache that transformers would make; ours where that is the plain dynamic one."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        made = model_kwargs.get("past_key_values")
+        if given is None and type(made) is DynamicCache and not made.offloading:
+            model_kwargs["past_key_values"] = GrowingCache(self.config)
 
     def prepare_inputs_for_generation(self, input_ids, **kwargs):
         if kwargs.get("past_key_values") is not None and not kwargs.get("is_first_iteration", False):

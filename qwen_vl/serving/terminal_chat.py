@@ -8,6 +8,7 @@ from PIL import Image
 
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.image_processing_qwen import open_picture
+from qwen_vl.model.memory_qwen import ChatMemory
 
 from .engine import load
 
@@ -29,11 +30,13 @@ class Session:
     def __init__(self, model, tokenizer, *, system=SYSTEM, out=None, notes=None):
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.out, self.notes = out or sys.stdout, notes or sys.stderr
+        self.memory = ChatMemory()  # each picture is encoded once, and of a prompt only what is new
         self.clear()
 
     def clear(self):
         """Forget everything that was said and shown."""
         self.history, self.waiting, self.num_pictures = [], [], 0
+        self.memory.forget_turns()
 
     def show(self, reference):
         """Add a picture to the next question; PictureError, and no change, if it cannot be opened."""
@@ -49,7 +52,8 @@ class Session:
         labels = enumerate(self.waiting, start=self.num_pictures + 1)
         query = "".join(f"Picture {n}: <img>{reference}</img>\n" for n, reference in labels) + text
         shown = ""
-        for answer in self.model.chat_stream(self.tokenizer, query, history=self.history, system=self.system):
+        options = {"history": self.history, "system": self.system, "memory": self.memory}
+        for answer in self.model.chat_stream(self.tokenizer, query, **options):
             # Text only grows at its end, except when a model invents a picture tag: then it is written anew.
             self.out.write(answer[len(shown) :] if answer.startswith(shown) else f"\n{answer}")
             self.out.flush()

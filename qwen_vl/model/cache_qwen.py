@@ -1,0 +1,87 @@
+"""Keys and values of past tokens, kept without copying all of them for each new one."""
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 256  # tokens for which a layer allocates ahead: the most that is ever allocated and not used
+
+
+class GrowingLayer(DynamicLayer):
+    """A DynamicLayer that writes new tokens behind the old ones; only every ROOM tokens are all of them copied.
+
+    `keys` and `values` [batch, heads, tokens, head_dim] are the used part of `buffers`, and views of it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.buffers = None  # keys and values, each [batch, heads, tokens and room for more, head_dim]
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """All keys and values, the new ones at the end."""
+        if key_states.requires_grad:  # the backward pass needs every earlier state as it was
+            self.buffers = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        total = used + key_states.shape[2]
+        if not self.has_room(total):
+            self.buffers = [self.enlarged(new, old, total) for new, old in self.pairs(key_states, value_states)]
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, used:total] = new
+        self.view(total)
+        return self.keys, self.values
+
+    def pairs(self, key_states, value_states):
+        return (key_states, self.keys), (value_states, self.values)
+
+    def has_room(self, total):
+        """Whether `total` tokens fit and may be written here: what inference mode made, no other mode may change."""
+        if self.buffers is None or total > self.buffers[0].shape[2]:
+            return False
+        return torch.is_inference_mode_enabled() or not self.buffers[0].is_inference()
+
+    def enlarged(self, new, old, total):
+        """A buffer for `total` tokens and more, like `new`, with those of `old` at its start."""
+        batch, heads, _, dim = new.shape
+        buffer = new.new_empty(batch, heads, -(-total // ROOM) * ROOM, dim)
+        if old.numel():
+            buffer[:, :, : old.shape[2]] = old
+        return buffer
+
+    def view(self, total):
+        """Let `keys` and `values` be the first `total` tokens of the buffers."""
+        self.keys, self.values = (buffer[:, :, :total] for buffer in self.buffers)
+
+    def reorder_cache(self, beam_idx):
+        """Rows in the order of `beam_idx`, room kept: a beam is copied once a token, not twice."""
+        if self.buffers is None:
+            return super().reorder_cache(beam_idx)
+        used = self.get_seq_length()
+        self.buffers = [buffer.index_select(0, beam_idx.to(buffer.device)) for buffer in self.buffers]
+        self.view(used)
+
+    def reset(self):
+        """Forget everything, and give the memory back."""
+        super().reset()
+        self.buffers = None
+
+    def batch_repeat_interleave(self, repeats):
+        """Each row `repeats` times."""
+        super().batch_repeat_interleave(repeats)
+        self.buffers = None
+
+    def batch_select_indices(self, indices):
+        """Only the rows `indices`."""
+        super().batch_select_indices(indices)
+        self.buffers = None
+
+
+class GrowingCache(DynamicCache):
+    """The cache of a QWenModel: GrowingLayers, and the dynamic-NTK factor of the prefill that filled them."""
+
+    def __init__(self, config):
+        super().__init__(config=config)
+        self.layers = [GrowingLayer() for _ in self.layers]
+        self.ntk_alpha = None
