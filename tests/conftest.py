@@ -96,3 +96,18 @@ def make_checkpoint(tmp_path_factory, published_vocab):
         return folder
 
     return lambda chat_format="chatml": build(chat_format)
+
+
+@pytest.fixture(scope="session")
+def make_int4_checkpoint(make_checkpoint, tmp_path_factory):
+    """A function `make_int4_checkpoint(chat_format="chatml") -> Path`: that of `make_checkpoint` in the Int4 layout.
+
+    As published: version 1 of the layout, zero biases, the rest in float16. Tests must not write into the folder.
+    """
+    from quantized import write_int4_checkpoint
+
+    @cache
+    def build(chat_format):
+        return write_int4_checkpoint(make_checkpoint(chat_format), tmp_path_factory.mktemp(f"tiny-int4-{chat_format}"))
+
+    return lambda chat_format="chatml": build(chat_format)

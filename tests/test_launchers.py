@@ -132,4 +132,6 @@ def test_lora_training_runs(make_checkpoint, work_dir):
     done = launch(LORA, *options, *SHORT, cwd=work_dir, PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
     assert steps(work_dir / "adapter of mine") == 2
+    for noise in ("Failed to load", "Setting accelerator", "GPT-QModel", "pytree", "Warning"):  # of imported libraries
+        assert noise not in done.stdout + done.stderr
     assert load_file(work_dir / "adapter of mine" / "adapter_model.safetensors")

@@ -18,6 +18,8 @@ from transformers.utils import logging as hf_logging
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
+from . import quantization as quantized
+
 logger = logging.getLogger(__name__)
 
 SAMPLED_VALUES = 1024  # of the start and of the end of each tensor that a fingerprint reads
@@ -45,9 +47,11 @@ def load_config(path, cache_dir=None):
             f"{path}: a checkpoint of type {kind}; this tool works with Qwen-VL (model_type qwen, with `visual`)"
         )
     try:
-        return QWenConfig.from_dict(settings)
+        config = QWenConfig.from_dict(settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: config.json describes no model: {error}") from error
+    quantized.kind_of(config, path)  # one that nothing here can read is an error
+    return config
 
 
 def load_tokenizer(path, config=None, cache_dir=None):
@@ -77,15 +81,29 @@ def load_tokenizer(path, config=None, cache_dir=None):
     return tokenizer
 
 
-def load_model(path, *, dtype=torch.float32, attn_implementation="sdpa", cache_dir=None):
+def load_model(
+    path,
+    *,
+    dtype=torch.float32,
+    attn_implementation="sdpa",
+    cache_dir=None,
+    quantization=None,
+    device=None,
+    fast_kernels=False,
+):
     """The QWenLMHeadModel of a checkpoint with all its weights, in `dtype` ("auto" keeps the file's).
 
+    Weights that are stored quantised stay so; float ones become "nf4" or "int8" if `quantization` says so. Quantised
+    weights are loaded onto `device` at once (None: CPU), where `fast_kernels` are for answering, not for training.
     Our classes are used whatever the checkpoint's auto_map says. Raises ValueError when weights are missing, left
     over, of another shape or damaged: a model with some random weights is never returned.
     """
     config = load_config(path, cache_dir)
     read_json(path, "generation_config.json", cache_dir)  # a damaged one would be replaced by defaults without a word
     weight_files(path, cache_dir)
+    kind, options = quantized.chosen_kind(config, quantization, path), {}
+    if kind:
+        config, options = quantized.loading_options(config, kind, dtype=dtype, device=device, fast=fast_kernels)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # the report of missing weights becomes an error below
     try:
@@ -98,12 +116,24 @@ def load_model(path, *, dtype=torch.float32, attn_implementation="sdpa", cache_d
                 cache_dir=cache_dir,
                 ignore_mismatched_sizes=True,  # reported below, together with the others
                 output_loading_info=True,
+                **options,
             )
     finally:
         hf_logging.set_verbosity(verbosity)
+    check_report(path, config, report, cache_dir)
+    return quantized.settle(model) if kind else model
+
+
+def check_report(path, config, report, cache_dir=None):
+    """None, or a ValueError for what the report of `from_pretrained` says about weights that do not fit the config.
+
+    The zero biases that published Int4 checkpoints have, and the float model has not, fit.
+    """
+    left_over = set(report["unexpected_keys"])
+    left_over -= zeros_among(quantized.zero_biases(left_over, config), path, cache_dir)
     problems = {
         "missing": sorted(report["missing_keys"]),
-        "left over": sorted(report["unexpected_keys"]),
+        "left over": sorted(left_over),
         "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
     }
     wrong = [f"{len(names)} {what} ({', '.join(names[:3])} ..)" for what, names in problems.items() if names]
@@ -111,7 +141,14 @@ def load_model(path, *, dtype=torch.float32, attn_implementation="sdpa", cache_d
         raise ValueError(
             f"{path}: the weights do not fit config.json: {'; '.join(wrong)}; use the files of one checkpoint"
         )
-    return model
+
+
+def zeros_among(names, path, cache_dir=None):
+    """Those of the tensor `names` that hold nothing but zeros in a checkpoint."""
+    if not names:
+        return set()
+    tensors = (pair for file in weight_files(path, cache_dir) for pair in open_tensors(file))
+    return {name for name, tensor in tensors if name in names and not tensor[:].any()}
 
 
 @contextmanager

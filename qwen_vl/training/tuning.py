@@ -7,6 +7,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 
+from .quantization import quiet_gptqmodel
+
 UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
 PARTS = (  # first match wins; names as in the checkpoint
     ("resampler", "visual.attn_pool."),
@@ -73,11 +75,13 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save):
         bias=bias,
         modules_to_save=modules_to_save,
     )
+    quiet_gptqmodel()  # which peft imports for any adapter
     return settle(get_peft_model(model, config))
 
 
 def load_adapters(model, adapter_dir, *, trainable=False):
     """A PeftModel with the adapter of a folder; ValueError where it does not fit the model or is damaged."""
+    quiet_gptqmodel()  # which peft imports for any adapter
     try:
         model = PeftModel.from_pretrained(model, adapter_dir, is_trainable=trainable)
     except (RuntimeError, SafetensorError) as error:
