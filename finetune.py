@@ -24,7 +24,7 @@ def main(argv=None):
 
     from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import loading, saving, trainer, tuning
+    from qwen_vl.training import loading, report, saving, trainer, tuning
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
@@ -71,6 +71,8 @@ def main(argv=None):
             streaming.report(Path(output_dir, "overlength.jsonl"))
         run_trainer.save_state()
         saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base)
+        settings = arguments.changed(model_args, data_args, lora_args, train_args)
+        report.write(output_dir, settings=settings, trained=lines)
         print(f"saved to {output_dir}", file=sys.stderr)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from qwen_vl.data import cache, conversations
 from qwen_vl.data.chatml import IGNORE_INDEX, encode
 from qwen_vl.data.checking import Check
-from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler
@@ -105,7 +105,7 @@ def train(model, optimizer, batches):
     """Seconds that one pass of training over the batches takes."""
     start = time.perf_counter()
     for batch in batches:
-        model(**{key: value for key, value in batch.items() if key != "ids"}, use_cache=False).loss.backward()
+        model(**{key: value for key, value in batch.items() if key not in HOST_KEYS}, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - start

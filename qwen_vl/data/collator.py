@@ -8,12 +8,14 @@ from qwen_vl.model.image_processing_qwen import PictureError, open_picture, pixe
 from .chatml import IGNORE_INDEX
 
 PADDING = {"loss_weights": 0.0, "sources": -1}
+HOST_KEYS = ("ids", "lengths")  # of a batch, for messages and meters: lists that the model does not take
 
 
 class ConversationCollator:
-    """collator(samples) -> {"ids", "input_ids", "labels", "attention_mask"}, and "pixel_values" if any.
+    """collator(samples) -> {"ids", "lengths", "input_ids", "labels", "attention_mask"}, and "pixel_values" if any.
 
-    samples: what `ConversationDataset` yields; "ids" are their names, for messages. Tensors are [batch, longest].
+    samples: what `ConversationDataset` yields; "ids" are their names, for messages, and "lengths" their numbers of
+    tokens, so that nobody asks the device. Tensors are [batch, longest].
     Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
     Lists of samples (`PackedDataset`) become one row without padding instead.
     What concerns each token is in the batch only where it is needed: "loss_weights" if a sample has another weight
@@ -34,6 +36,7 @@ class ConversationCollator:
         mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
         batch = {
             "ids": [sample["id"] for sample in samples],
+            "lengths": [len(row) for row in rows],
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             "attention_mask": pad_sequence(mask, batch_first=True),

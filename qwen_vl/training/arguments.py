@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 
 import torch
@@ -107,6 +107,9 @@ class TrainingArguments(HfTrainingArguments):
     )
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
     use_lora: bool = option(False, "Train low-rank adapters instead of the weights.")
+    sample_phases_every: int = option(
+        10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
+    )
     cache_dir: str | None = option(None, "Download folder for a checkpoint that is given by hub name.")
     debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
     # The reference's defaults where transformers has others.
@@ -194,6 +197,18 @@ def parse(argv=None):
     if problems:
         parser.error("\n  ".join(problems))
     return parsed
+
+
+def changed(*parsed):
+    """{flag: value} of what `parse` gave, where it is not the default; access tokens are left out."""
+    found = {}
+    for group in parsed:
+        for flag in fields(group):
+            default = flag.default_factory() if flag.default_factory is not MISSING else flag.default
+            value = getattr(group, flag.name) if flag.init else default
+            if value != default and not flag.name.endswith("token"):
+                found[flag.name] = value
+    return found
 
 
 def read_yaml(path, parser):
@@ -303,6 +318,8 @@ def out_of_range(settings):
             yield name, "a number above 0", getattr(settings, name)
     if not 0 <= settings.lora_dropout < 1:
         yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
+    if settings.sample_phases_every < 0:
+        yield "sample_phases_every", "0 or more", settings.sample_phases_every
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:
             yield name, f"one of {', '.join(choices)}", getattr(settings, name)

@@ -6,12 +6,13 @@ would not do, so they lower the share of the machine's peak (MFU) that is report
 """
 
 import time
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
-PEAK_SECONDS = 0.25  # for how long `measured_peak` multiplies
-PEAK_SIZES = {"cpu": (512, 1024, 2048), "other": (4096, 8192)}
+PEAK_SECONDS = 0.1  # for how long `measured_peak` multiplies matrices of one size
+PEAK_SIZES = {"cpu": (512, 1024), "other": (4096, 8192)}
 
 
 class Work(NamedTuple):
@@ -84,15 +85,16 @@ def training(config, batch, *, trained, adapter_parameters=0, cached=()):
     return counted | {"adapters": 3 * 2 * batch.tokens * adapter_parameters}
 
 
+@cache
 def measured_peak(device, dtype=torch.float32, seconds=PEAK_SECONDS):
     """Operations a second that this machine reaches in a large product of matrices: the most that training can have.
 
-    The best of several sizes and repetitions; of nothing but this process, with the threads that it uses.
+    The best of several sizes and repetitions, with the threads that this process uses; measured once.
     """
     device, best, generator = torch.device(device), 0.0, torch.Generator().manual_seed(0)
     for size in PEAK_SIZES.get(device.type, PEAK_SIZES["other"]):
         matrix = torch.randn(size, size, generator=generator).to(device, dtype)
-        out, until = matrix @ matrix, time.perf_counter() + seconds / 2
+        out, until = matrix @ matrix, time.perf_counter() + seconds
         while True:
             took = _seconds_of(lambda m=matrix, o=out: torch.mm(m, m, out=o), device)
             best = max(best, 2 * size**3 / took)

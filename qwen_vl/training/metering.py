@@ -1,16 +1,39 @@
 """What a run counts between two lines of its log."""
 
+import resource
+import sys
 import time
 
 import torch
 
+from qwen_vl.data.chatml import IGNORE_INDEX
+
+from . import flops, tuning
+
+FROM_CACHE = {  # what a batch may hold in place of pixels: the parts of the vision tower that it makes unnecessary
+    "image_features": ("vit", "resampler", "projection"),
+    "vit_features": ("vit",),
+}
+
 
 class SpeedMeter:
-    """Tokens and samples of this rank, and the time that it waited for data, since the last `take`."""
+    """Tokens, samples and operations of a run, its memory and the time that it waited for data, since the last `take`.
 
-    def __init__(self):
-        self._tokens = self._samples = 0
-        self._waited, self._started = 0.0, None
+    The clock runs from `timed` to `stop` or `take`, so that evaluation and checkpoints do not count. What is counted is
+    known to the host: nothing waits for the device before `take`.
+    """
+
+    def __init__(self, model, device, dtype):
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._config, self._device, self._dtype = model.config, torch.device(device), dtype
+        self._trained = {tuning.part_of(name) for name in names}
+        self._adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad)
+        self._seconds, self._started = 0.0, None
+        self._forget()
+
+    def _forget(self):
+        self._tokens = self._positions = self._samples = self._steps = self._targets = 0
+        self._waited, self._work = 0.0, {}
 
     def timed(self, batches):
         """Yields the batches of an iterator; what they are waited for counts as waiting."""
@@ -26,23 +49,72 @@ class SpeedMeter:
             yield batch
 
     def add(self, batch):
-        """Count a batch in."""
-        mask = batch.get("attention_mask")
-        self._tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
-        self._samples += len(batch["ids"])
+        """Count a batch of `ConversationCollator` in; on the device, it only queues a sum."""
+        lengths = batch["lengths"] if "lengths" in batch else batch["segment_lengths"]
+        source = next((key for key in ("pixel_values", *FROM_CACHE) if key in batch), None)
+        self._tokens += sum(lengths)
+        self._positions += batch["input_ids"].numel()
+        self._samples += len(lengths)
+        self._targets = self._targets + (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+        work = flops.work(lengths, targets=0, pictures=0 if source is None else len(batch[source]))
+        cached = FROM_CACHE.get(source, ())
+        self._work[cached] = self._work.get(cached, flops.Work()) + work
 
-    def take(self):
-        """{"tokens_per_second", "samples_per_second", "data_wait"}; the last is a share of the time."""
-        now = time.perf_counter()
-        seconds = now - self._started
+    def count_step(self):
+        """Count an optimizer step in."""
+        self._steps += 1
+
+    def stop(self):
+        """Stop the clock, once the device has done what it was given; `timed` starts it again."""
+        if self._started is not None:
+            if self._device.type != "cpu":
+                torch.accelerator.synchronize(self._device)
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def operations(self):
+        """Operations of the batches that were counted in, forward and backward."""
+        work = dict(self._work) or {(): flops.Work()}
+        first = next(iter(work))
+        work[first] = work[first]._replace(targets=int(self._targets))
+        kinds = {"trained": self._trained, "adapter_parameters": self._adapters}
+        return sum(
+            sum(flops.training(self._config, batch, cached=cached, **kinds).values()) for cached, batch in work.items()
+        )
+
+    def take(self, reduce=None):
+        """What the log says of speed, over all ranks, and counting starts again.
+
+        {"tokens_per_second", "samples_per_second", "step_seconds", "data_wait": share of the time, "padding": share of
+        the computed positions, "mfu": share of what this machine reaches in products of matrices, "memory_gib": the
+        most that this process held}. reduce: sums a tensor over all ranks; every rank then has to call this.
+        """
+        self.stop()
+        seconds, peak = max(self._seconds, 1e-9), flops.measured_peak(self._device, self._dtype)
+        counts = [self._tokens, self._positions, self._samples, self._waited / seconds, self.operations(), peak, 1]
+        if reduce:
+            counts = reduce(torch.tensor(counts, dtype=torch.float64)).tolist()
+        tokens, positions, samples, waited, operations, peaks, ranks = counts
         logs = {
-            "tokens_per_second": round(self._tokens / seconds, 1),
-            "samples_per_second": round(self._samples / seconds, 2),
-            "data_wait": round(self._waited / seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "samples_per_second": round(samples / seconds, 2),
+            "step_seconds": round(seconds / max(self._steps, 1), 4),
+            "data_wait": round(waited / ranks, 3),
+            "padding": round(1 - tokens / max(positions, 1), 3),
+            "mfu": round(operations / seconds / peaks, 4),
+            "memory_gib": round(peak_memory(self._device) / 2**30, 3),
         }
-        self._tokens = self._samples = 0
-        self._waited, self._started = 0.0, now
+        self._seconds = 0.0
+        self._forget()
         return logs
+
+
+def peak_memory(device):
+    """The most bytes that this process has held: on the device, or where that is the CPU, resident at all."""
+    if torch.device(device).type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
 
 
 class SourceMeter:

@@ -1,26 +1,28 @@
 """The training step around transformers' Trainer: what decays, what is logged, what stops a run, what is saved."""
 
 import logging
+import math
 import os
 import pickle
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from qwen_vl.data.collator import HOST_KEYS
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler
 
 from . import loading, losses, saving, tuning
+from .callbacks import MetricsFile, ProgressBar
 from .metering import SourceMeter, SpeedMeter
+from .phases import PhaseMeter
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,17 @@ class QWenTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(ProgressBar)
-        self._tokenizer, self._base = tokenizer, base
-        self._speed, self._is_weighted = SpeedMeter(), is_weighted
+        self.add_callback(MetricsFile)
+        self._tokenizer, self._base, self._is_weighted = tokenizer, base, is_weighted
+        dtype = tuning.compute_dtype(bf16=self.args.bf16, fp16=self.args.fp16)
+        self._speed = SpeedMeter(self.model, self.args.device, dtype)
+        self._phases = PhaseMeter(
+            self.model,
+            self.args.device,
+            every=0 if self.args.torch_compile else self.args.sample_phases_every,
+            is_distributed=self.args.world_size > 1,
+        )
+        self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._staging_dir = None
 
@@ -72,7 +83,32 @@ class QWenTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        return super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
+        self._phases.begin(self.state.global_step)
+        samples = super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
+        self._phases.mark("data")
+        return samples
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._speed.add(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._phases.mark_backward()
+        if self.accelerator.sync_gradients:  # once a step, as the device has to be waited for
+            self._check_losses()
+        return loss
+
+    def floating_point_ops(self, inputs):
+        return 0  # counted by `SpeedMeter`, where transformers would go through all parameters for each batch
+
+    def store_flos(self):
+        self.current_flos = self._speed.operations()
+        super().store_flos()
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        self._phases.end()
+        self._speed.count_step()
+        if not self.control.should_log and (self.control.should_save or self.control.should_evaluate):
+            self._speed.stop()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """The targets of a step over all ranks, each counted by its weight."""
@@ -91,22 +127,30 @@ class QWenTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids, details = inputs["ids"], {key: inputs[key] for key in losses.DETAILS if key in inputs}
-        if model.training:
-            self._speed.add(inputs)
-        inputs = {key: value for key, value in inputs.items() if key != "ids" and key not in details}
+        self._phases.mark("other")
+        inputs = {key: value for key, value in inputs.items() if key not in (*HOST_KEYS, *details)}
         inputs["use_cache"] = False
         if details:
             result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
         else:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
-        if not torch.isfinite(loss):
-            step, samples = self.state.global_step + 1, ", ".join(map(repr, ids))
-            raise ValueError(
-                f"step {step}: the loss is {loss.item()} for samples {samples}; "
-                "lower --learning_rate, use --bf16 instead of --fp16, or look at these samples"
-            )
+        self._phases.mark("loss")
+        self._unchecked_losses.append((ids, (result[0] if return_outputs else result).detach()))
+        if not model.training:
+            self._check_losses()
         return result
+
+    def _check_losses(self):
+        """None, or a ValueError that names the samples of a loss that is not finite."""
+        unchecked, self._unchecked_losses = self._unchecked_losses, []
+        values = torch.stack([loss for _, loss in unchecked]).tolist()
+        for (ids, _), value in zip(unchecked, values, strict=True):
+            if not math.isfinite(value):
+                step, samples = self.state.global_step + 1, ", ".join(map(repr, ids))
+                raise ValueError(
+                    f"step {step}: the loss is {value} for samples {samples}; "
+                    "lower --learning_rate, use --bf16 instead of --fp16, or look at these samples"
+                )
 
     def _detailed_loss(self, model, inputs, details, return_outputs, num_items_in_batch):
         """The loss as `compute_loss` has it, from that of each target."""
@@ -119,7 +163,8 @@ class QWenTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs |= self._speed.take()
+            logs |= self._speed.take(self._sum_over_ranks if self.args.world_size > 1 else None)
+            logs |= self._phases.take()
             if self._sources:
                 logs |= self._sources.take(self._sum_over_ranks)
         super().log(logs, start_time)
@@ -167,40 +212,6 @@ class QWenTrainer(Trainer):
                 saving.put_in_place(staging / final.name, final)
         if self.args.should_save and self.args.save_total_limit:
             saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
-
-
-class ProgressBar(ProgressCallback):
-    """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed."""
-
-    SHOWN = {  # noqa: RUF012 - what is logged: how it is shown
-        "loss": "loss {:.4f}",
-        "eval_loss": "evaluation loss {:.4f}",
-        "learning_rate": "lr {:.2e}",
-        "tokens_per_second": "tokens/s {:.0f}",
-        "samples_per_second": "samples/s {:.2f}",
-        "data_wait": "waiting for data {:.0%}",
-        "train_loss": "mean loss {:.4f}",
-        "train_runtime": "seconds {:.0f}",
-    }
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.current_step = 0
-        if state.is_world_process_zero:  # disable=None: no bar where nobody watches
-            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm or None)
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        if self.training_bar is not None and not self.training_bar.disable:
-            super().on_prediction_step(args, state, control, **kwargs)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None:
-            return
-        shown = [text.format(float(logs[key])) for key, text in self.SHOWN.items() if key in logs]
-        shown += [f"{key} {value:.4f}" for key, value in logs.items() if key.startswith("loss/")]
-        if "loss" in logs:
-            self.training_bar.set_postfix_str(", ".join(shown))
-        if "loss" not in logs or self.training_bar.disable:
-            tqdm.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", file=sys.stderr)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from qwen_vl.data.chatml import IGNORE_INDEX
-from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset, fill_rate, pack
 from qwen_vl.training import loading, tuning
@@ -38,7 +38,7 @@ def gradients(model, batches):
     total = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
     loss = 0.0
     for batch in batches:
-        inputs = {key: value for key, value in batch.items() if key != "ids"}
+        inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
         part = model(**inputs, num_items_in_batch=total).loss
         part.backward()
         loss += part.item()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.training import loading
 from qwen_vl.training.losses import DETAILS, extra_weight, reduced
@@ -34,7 +34,7 @@ def parts(make_checkpoint):
 def loss_of(model, batch, meter=None, num_items=None):
     """The loss as the Trainer computes it."""
     details = {key: batch[key] for key in DETAILS if key in batch}
-    inputs = {key: value for key, value in batch.items() if key not in (*DETAILS, "ids")}
+    inputs = {key: value for key, value in batch.items() if key not in (*DETAILS, *HOST_KEYS)}
     if not details:
         return model(**inputs, num_items_in_batch=num_items).loss
     losses = model(**inputs, per_target_loss=True).loss
@@ -51,7 +51,7 @@ def gradients(model, batch):
 def test_the_loss_of_each_target(parts):
     """In reading order, with and without logits for all positions; their mean is the loss."""
     model, collate, samples = parts
-    inputs = {key: value for key, value in collate(samples(LIGHT, HEAVY)).items() if key != "ids"}
+    inputs = {key: value for key, value in collate(samples(LIGHT, HEAVY)).items() if key not in HOST_KEYS}
     for is_training in (True, False):
         output = model.train(is_training)(**inputs, per_target_loss=True)
         logits, labels = model.eval()(**inputs | {"labels": None}).logits[:, :-1], inputs["labels"][:, 1:]

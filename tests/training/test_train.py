@@ -9,11 +9,12 @@ import pytest
 import runs
 import torch
 from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoProcessor
 
 import finetune
 from qwen_vl.entry import run
-from qwen_vl.training import loading, trainer, tuning
+from qwen_vl.training import callbacks, loading, phases, trainer, tuning
 from qwen_vl.training.arguments import TrainingArguments
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2")
@@ -138,10 +139,13 @@ def test_the_newest_checkpoint_is_found_and_old_ones_are_deleted(make_checkpoint
     runs.train(make_checkpoint(), tmp_path / "out", **settings, resume_from_checkpoint=True, max_steps=4)
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
     assert len(runs.losses(out)) == 4
+    metrics = callbacks.read_metrics(out / "metrics.jsonl")
+    assert [entry["step"] for entry in metrics if "loss" in entry] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in metrics if "train_runtime" in entry] == [4]
 
 
 def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
-    """To wandb, without a network, to tensorboard, and to people."""
+    """To wandb, without a network, to tensorboard, to files, and to people: the same numbers everywhere."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -153,13 +157,27 @@ def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
         *("--report_to", "wandb", "tensorboard"),
         logging_dir=tmp_path / "board",
         max_steps=2,
+        sample_phases_every=1,
     )
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+    logged = [entry for entry in callbacks.read_metrics(tmp_path / "out" / "metrics.jsonl") if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2]
+    board = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents*")).parent)).Reload()
+    for key in logged[0].keys() - {"step", "time", "epoch"}:
+        shown = [event.value for event in board.Scalars(f"train/{key}")]
+        assert shown == pytest.approx([entry[key] for entry in logged]), key
+    for entry in logged:
+        assert entry["samples_per_second"] == pytest.approx(2 / entry["step_seconds"], rel=0.1)
+        assert 0 <= entry["padding"] < 1 and 0 < entry["mfu"] < 2 and 0.1 < entry["memory_gib"] < 50
+        times = {phase: entry[f"time/{phase}"] for phase in phases.PHASES}
+        assert 0.5 < sum(times.values()) / entry["step_seconds"] < 1.2 and times["communication"] == 0
+        assert all(times[phase] > 0 for phase in times if phase != "communication"), times
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 6 and "18,432" in page and "--sample_phases_every" in page and "http" not in page
     shown = capsys.readouterr()
     assert shown.out == ""
     assert re.search(r"^resampler +yes +18,432 +0\.001 +0 +decay$", shown.err, flags=re.MULTILINE)
-    line = r"^step 2/2  loss \d\.\d{4}  lr 5\.00e-04  tokens/s \d+  samples/s \d+\.\d\d  waiting for data \d+%$"
+    line = r"^step 2/2  loss \d\.\d{4}  lr 5\.00e-04  tokens/s \d+  samples/s \d+\.\d\d  waiting for data \d+%  padding"
     assert re.search(line, shown.err, flags=re.MULTILINE)
     for noise in ("Loading weights", "Writing model", "[transformers]", "Warning", "it/s"):
         assert noise not in shown.err

@@ -1,0 +1,87 @@
+"""What a run shows and writes while it goes: one progress bar, and OUT/metrics.jsonl."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class ProgressBar(ProgressCallback):
+    """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed; on rank zero."""
+
+    SHOWN = {  # noqa: RUF012 - what is logged: how it is shown
+        "loss": "loss {:.4f}",
+        "eval_loss": "evaluation loss {:.4f}",
+        "learning_rate": "lr {:.2e}",
+        "tokens_per_second": "tokens/s {:.0f}",
+        "samples_per_second": "samples/s {:.2f}",
+        "data_wait": "waiting for data {:.0%}",
+        "padding": "padding {:.0%}",
+        "mfu": "MFU {:.0%}",
+        "memory_gib": "memory {:.1f} GiB",
+        "train_loss": "mean loss {:.4f}",
+        "train_runtime": "seconds {:.0f}",
+    }
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.current_step = 0
+        if state.is_world_process_zero:  # disable=None: no bar where nobody watches
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm or None)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.training_bar is not None and not self.training_bar.disable:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None:
+            return
+        shown = [text.format(float(logs[key])) for key, text in self.SHOWN.items() if key in logs]
+        shown += [f"{key} {value:.4f}" for key, value in logs.items() if key.startswith("loss/")]
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(", ".join(shown))
+        if "loss" not in logs or self.training_bar.disable:
+            tqdm.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", file=sys.stderr)
+
+
+class MetricsFile(TrainerCallback):
+    """OUT/metrics.jsonl: what is logged, one JSON object a line, with its "step" and the "time" in seconds since 1970.
+
+    A run that is resumed goes on in the file: what stands there of later steps than its checkpoint goes away, as these
+    steps are done again. A run that starts anew starts a new file.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir, METRICS_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = read_metrics(path) if state.global_step and path.is_file() else state.log_history
+        kept = [entry for entry in entries if entry["step"] <= state.global_step and "train_runtime" not in entry]
+        staging = path.with_name(f".{METRICS_FILE}")
+        staging.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        os.replace(staging, path)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+        with open(Path(args.output_dir, METRICS_FILE), "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def read_metrics(path):
+    """The entries of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
+    entries = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
