@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data": {"model"},
     "evaluation": {"model", "data"},
     "training": {"model", "data"},
-    "export": {"model", "training"},
+    "export": {"model", "data", "evaluation", "training"},  # data: calibration and prompts; evaluation: answers
     "serving": {"model", "training", "export"},
     "entry": set(),
     "quickstart": {"model", "data", "evaluation", "training", "export", "entry", "finetune"},

@@ -1,70 +1,96 @@
-"""An adapter and its base become one standalone checkpoint."""
+"""An adapter and its base become one standalone checkpoint, shard by shard."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 import torch
-from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 
-from qwen_vl.training import loading, saving, tuning
+from qwen_vl.training import loading, saving
 
-from . import verify
+from . import bases, verify, writing
+from .ondisk import DiskModel
 
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def merge(adapter_dir, *, output_dir, base=None, max_shard_size="2048MB", dtype="auto", trust_base=False):
+def merge(adapter_dir, *, output_dir, base=None, max_shard_size=writing.SHARD_SIZE, dtype="auto", trust_base=False):
     """The folder `output_dir` with the merged model: weights, configs, tokenizer and code; returns the Difference.
 
-    The base is the one the adapter names, or `base`; its fingerprint must be the one saved at training. The folder is
-    written under another name, reloaded, its logits compared with base + adapter, and only then renamed.
+    The base is the one the adapter names, or `base`; its fingerprint must be the one saved at training. Memory is about
+    that of one shard. The folder is written under another name, its logits compared with those of base + adapter, and
+    only then renamed.
     Raises FileExistsError if `output_dir` holds anything, ValueError for another base or differing logits, OSError.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir}: exists and is not empty; give a new folder")
-    base = find_base(adapter_dir, base, trust_base)
-    config = loading.load_config(base)
-    tokenizer = loading.load_tokenizer(base, config)
-    model = loading.load_model(base, dtype=DTYPES[dtype])
-    kept_dtype = model.dtype
-    model = tuning.load_adapters(model, adapter_dir)
-    prompt = verify.picture_prompt(tokenizer, config)
-    before = verify.logits(model, prompt)
-    model = model.merge_and_unload(safe_merge=True)
-    with saving.staged(output_dir.with_name(f".{output_dir.name}.partial"), output_dir) as staging:
-        saving.write_folder(model.to(kept_dtype), tokenizer, staging, max_shard_size=max_shard_size)
-        del model
-        difference = verify.compare(before, verify.logits(loading.load_model(staging, dtype=kept_dtype), prompt))
-        verify.check(difference, kept_dtype, f"{output_dir}: merged and base + adapter differ")
-        if output_dir.exists():
-            output_dir.rmdir()
-        os.replace(staging, output_dir)
+    output_dir = writing.check_free(output_dir)
+    base = bases.find_base(adapter_dir, base, trust_base)
+    disk = DiskModel(base)
+    model, tokenizer = disk.model, bases.tokenizer_of(adapter_dir, base, disk.model.config)
+    disk.adapt(adapter_dir)
+    dtypes = {name: DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
+    computing = dtypes["lm_head.weight"]
+    prompt = [verify.picture_prompt(tokenizer, model.config)]
+    before = verify.logits_from_disk(base, prompt, dtype=computing, adapter_dir=adapter_dir)
+    with writing.complete(output_dir) as staging:
+        model.generation_config = bases.generation_of(base, model)
+        model.generation_config.chat_format = saving.CHAT_FORMAT
+        writing.write_companions(staging, model, tokenizer, dtype=computing)
+        write(disk, staging, dtypes, max_shard_size=max_shard_size)
+        difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))
+        verify.check(difference, computing, f"{output_dir}: merged and base + adapter differ")
     return difference
 
 
-def find_base(adapter_dir, base, trust_base):
-    """Path or hub name of the base of an adapter, its weights checked against the fingerprint saved at training.
+def write(disk, folder, dtypes, *, max_shard_size):
+    """Write the weights of an adapted DiskModel, merged, each in its dtype of `dtypes`, into a folder."""
+    outlines = {
+        name: torch.empty(module._parameters[leaf].shape, dtype=dtypes[name], device="meta")
+        for name, (module, leaf) in disk.places.items()
+    }
+    pending = {}  # of the layers that were merged and are not written yet
 
-    Raises FileNotFoundError where there is no adapter, ValueError where the base is not, or may not be, the right one.
+    def read(name):
+        if name not in pending:
+            pending.update(merged(disk, name))
+        return pending.pop(name).to(dtypes[name])
+
+    writing.write_weights(folder, outlines, read, max_shard_size=max_shard_size)
+
+
+@torch.no_grad()
+def merged(disk, name):
+    """{name: tensor} of a weight, and of all others in the same adapted layer, as PEFT's own arithmetic makes them.
+
+    In float32, whatever the base is stored in, so that each weight is rounded once.
     """
-    recorded = saving.recorded_base(adapter_dir)
-    base = base or (recorded or {}).get("name") or PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
-    if trust_base:
-        return base
-    if recorded is None:
-        raise ValueError(
-            f"{adapter_dir}: has no {saving.BASE_FILE}, so nothing says that {base} is its base; "
-            "pass --trust_base if you know that it is"
-        )
+    path, layer = adapted_layer(disk.model.base_model.model, name)
+    if layer is None:
+        value = disk.current(name)
+        return {name: disk.weights.read(name) if value is None else value}
+    filled = disk.fill([other for other in disk.places if other.startswith(f"{path}.")], dtype=torch.float32)
     try:
-        found = loading.fingerprint(base)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"the base of {adapter_dir}: {error}; if it has moved, give it with --base") from error
-    saving.check_base(adapter_dir, base, found)
-    return base
+        if isinstance(layer, AuxiliaryTrainingWrapper):  # saved whole, or some of its rows
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            layer.merge(safe_merge=True)
+            plain = layer.get_base_layer()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: this adapter cannot be merged: {error}") from error
+    tensors = {f"{path}.{leaf}": parameter.data for leaf, parameter in plain.named_parameters()}
+    disk.empty(filled)
+    return tensors
+
+
+def adapted_layer(model, name):
+    """(path, module) of the layer around a weight that PEFT has put in the place of the plain one, or (None, None)."""
+    path = []
+    for part in name.split(".")[:-1]:
+        path.append(part)
+        model = model.get_submodule(part)
+        if isinstance(model, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return ".".join(path), model
+    return None, None
 
 
 def main(argv=None):

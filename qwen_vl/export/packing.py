@@ -1,0 +1,87 @@
+"""Int4 linears in the layout that AutoGPTQ wrote and that is published: codes of 4 bits, 8 in a word.
+
+Of a weight [out, in] in groups of inputs a file holds `qweight` int32 [in / 8, out], `qzeros` int32 [groups, out / 8],
+`scales` [groups, out] and `g_idx` int32 [in], the group of each input. The first code lies in the lowest bits.
+weight[o, i] = scales[g, o] * (code[i, o] - zero[g, o]) with g = g_idx[i]. Version 1 of the layout, which is the
+published one, stores each zero point minus one; version 2, as optimum writes it, stores it as it is.
+"""
+
+import torch
+
+BITS = 4
+CODES_PER_WORD = 32 // BITS
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+SUFFIX = ".qweight"  # of the names that stand for a whole linear
+
+
+def pack(codes, zeros, scales, g_idx):
+    """{part: tensor} in version 1 of codes [in, out], zeros and scales [groups, out] and g_idx [in]."""
+    return {
+        "qweight": to_words(codes.T).T.contiguous(),
+        "qzeros": to_words(zeros - 1),
+        "scales": scales.half(),
+        "g_idx": g_idx.int(),
+    }
+
+
+def dequantize(parts, *, version=1):
+    """The weight [out, in] in float32 of a linear's four parts."""
+    codes = from_words(parts["qweight"].T)  # [out, in]
+    zeros = from_words(parts["qzeros"]) + (version == 1)  # [groups, out]
+    groups = parts["g_idx"].long()
+    scales = parts["scales"].float().T  # [out, groups]
+    return (codes - zeros.T[:, groups]).float().mul_(scales[:, groups])
+
+
+def to_words(codes):
+    """int32 [rows, n / 8] of codes [rows, n]."""
+    shifts = BITS * torch.arange(CODES_PER_WORD, device=codes.device)
+    words = (codes.long() & (2**BITS - 1)).unflatten(1, (-1, CODES_PER_WORD)).bitwise_left_shift(shifts).sum(2)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def from_words(words):
+    """Codes [rows, n] in int16 of int32 [rows, n / 8]."""
+    shifts = BITS * torch.arange(CODES_PER_WORD, dtype=torch.int32, device=words.device)
+    codes = (words[:, :, None] >> shifts) & (2**BITS - 1)
+    return codes.flatten(1).short()
+
+
+def round_to_nearest(weight, group_size):
+    """(codes, zeros, scales, g_idx) as `pack` takes them: symmetric, each value rounded by itself, no calibration.
+
+    Raises ValueError where the inputs of a weight [out, in] do not fall into whole groups.
+    """
+    scales = symmetric_scales(grouped(weight, group_size))  # [out, groups]
+    zeros = torch.full_like(scales, 2 ** (BITS - 1))
+    g_idx = torch.arange(weight.shape[1], device=weight.device) // group_size
+    codes = encode(weight.float(), scales[:, g_idx], zeros[:, g_idx])
+    return codes.T, zeros.T.int(), scales.T, g_idx
+
+
+def grouped(weight, group_size):
+    """float32 [out, groups, group_size] of a weight [out, in]; ValueError where that does not come out even."""
+    check_fits(weight.shape, group_size)
+    return weight.float().unflatten(1, (-1, group_size))
+
+
+def check_fits(shape, group_size):
+    """None, or a ValueError for a weight [out, in] that cannot be packed with this group size."""
+    out, inputs = shape
+    if inputs % group_size or inputs % CODES_PER_WORD or out % CODES_PER_WORD:
+        raise ValueError(
+            f"a linear of {inputs} inputs and {out} outputs has no groups of {group_size}: give a --group_size that "
+            f"divides {inputs}; both sides must be multiples of {CODES_PER_WORD}"
+        )
+
+
+def symmetric_scales(groups):
+    """Scales [...] of values [..., group]: the largest of each group is the largest code or its negative."""
+    scales = groups.abs().amax(-1) * 2 / (2**BITS - 1)
+    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+    return scales.half().float()  # as they will be stored, so that the codes are chosen for these very scales
+
+
+def encode(values, scales, zeros):
+    """Codes in int32 of values, all of one shape."""
+    return (torch.round(values / scales) + zeros).clamp(0, 2**BITS - 1).int()
