@@ -2,7 +2,7 @@
 
 from peft import PeftModel
 
-from qwen_vl.training import loading
+from qwen_vl.training import loading, quantization
 from qwen_vl.training.saving import CHAT_FORMAT
 
 from .bases import find_base, tokenizer_of
@@ -17,6 +17,7 @@ def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False):
     base = find_base(adapter_dir, base, trust_base)
     model = loading.load_model(base, dtype=dtype)
     tokenizer = tokenizer_of(adapter_dir, base, model.config)
+    quantization.quiet_gptqmodel()  # which peft imports for any adapter
     model = PeftModel.from_pretrained(model, adapter_dir).merge_and_unload()
     model.generation_config.chat_format = CHAT_FORMAT  # adapters are trained in it, whatever the base speaks
     return model, tokenizer
