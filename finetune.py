@@ -24,7 +24,7 @@ def main(argv=None):
 
     from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import loading, report, saving, trainer, tuning
+    from qwen_vl.training import engines, loading, report, saving, trainer, tuning
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
@@ -50,9 +50,11 @@ def main(argv=None):
             model.enable_input_require_grads()
     else:
         model = tuning.freeze_for_full(model, fix_vit=train_args.fix_vit)
-    model = tuning.train_in_float32(model)
+    if not train_args.deepspeed:  # which keeps float32 copies itself
+        model = tuning.train_in_float32(model)
     lines = tuning.rows(model, learning_rate=train_args.learning_rate, weight_decay=train_args.weight_decay)
-    print(tuning.table(lines), file=sys.stderr)
+    if train_args.process_index == 0:
+        print(tuning.table(lines), file=sys.stderr)
 
     run_trainer = trainer.QWenTrainer(
         model=model,
@@ -66,11 +68,12 @@ def main(argv=None):
         is_weighted=train_data.is_weighted or bool(eval_data and eval_data.is_weighted),
     )
     run_trainer.train(resume_from_checkpoint=resume_from)
+    weights = engines.whole_weights(run_trainer)
     if run_trainer.is_world_process_zero():
         if data_args.streaming:
             streaming.report(Path(output_dir, "overlength.jsonl"))
         run_trainer.save_state()
-        saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base)
+        saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights)
         settings = arguments.changed(model_args, data_args, lora_args, train_args)
         report.write(output_dir, settings=settings, trained=lines)
         print(f"saved to {output_dir}", file=sys.stderr)

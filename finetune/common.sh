@@ -1,8 +1,9 @@
 # shellcheck shell=sh
-# The part that the launchers share; each sources it. It reads MODEL, DATA and OUTPUT from the environment or from
-# -m -d -o, finds Python and the device, and leaves in "$@" the flags of finetune.py: the recipe of Qwen-VL first, then
-# what the caller gave. Of a flag that is there twice finetune.py takes the last, so the caller wins.
-# Expects from the launcher: WHAT (a line of help) and OUTPUT_DEFAULT. Sets ROOT and PYTHON.
+# The part that the launchers share; each sources it, then calls `start` with its own flags and "$@". This part reads
+# MODEL, DATA and OUTPUT from the environment or from -m -d -o, finds Python and the devices, and leaves in "$@" the
+# flags of finetune.py: the recipe of Qwen-VL first, then what the caller gave. Of a flag that is there twice
+# finetune.py takes the last, so the caller wins. `start` runs one process, or one for each device.
+# Expects from the launcher: WHAT (a line of help), OUTPUT_DEFAULT, and PROCESSES: "one" or "many". Sets ROOT, PYTHON.
 
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 
@@ -21,6 +22,13 @@ MODEL, DATA and OUTPUT are also read from the environment, and PYTHON: the Pytho
 else python3). Everything else goes to finetune.py and wins over the launcher's own flags, for instance
 --num_train_epochs 1; \`python finetune.py --help\` lists all of them. Relative paths are seen from where you stand.
 END
+    [ "$PROCESSES" = one ] || cat <<END
+
+From the environment also: NPROC, processes on this machine (default: one for each GPU; 2 without a GPU or with
+--use_cpu True), and MAX_RESTARTS, how often all of them start again when one has died (default: 0). On several machines
+give each the same command, with NNODES (how many machines, of as many processes each), NODE_RANK (0 to NNODES - 1),
+MASTER_ADDR (address of machine 0) and MASTER_PORT (default: 29500).
+END
 }
 
 bad_usage() {
@@ -30,6 +38,7 @@ bad_usage() {
 
 # One turn over all arguments: ours are taken out, the others move to the end in their order.
 left=$#
+device=gpu
 while [ "$left" -gt 0 ]; do
     case $1 in
         -h | --help)
@@ -47,6 +56,10 @@ while [ "$left" -gt 0 ]; do
             left=$((left - 2))
             ;;
         *)
+            case "$1 ${2:-}" in
+                "--use_cpu "[Ff]alse | "--no_cuda "[Ff]alse) device=gpu ;;
+                "--use_cpu "* | "--no_cuda "*) device=cpu ;;
+            esac
             set -- "$@" "$1"
             shift
             left=$((left - 1))
@@ -60,17 +73,18 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x "$ROOT/.venv/bin/python" ] || PYTHON=$ROOT/.venv/bin/python
 fi
 
-# One process drives one GPU; more of them need a launcher of their own.
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
-has_gpu=$("$PYTHON" -c 'import torch; print(torch.cuda.is_available())' 2>/dev/null) || {
+# One process drives one GPU.
+[ "$PROCESSES" = many ] || export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) || {
     echo "${0##*/}: $PYTHON cannot import torch; install the requirements first: sh scripts/setup_venv.sh" >&2
     exit 1
 }
-if [ "$has_gpu" = True ]; then
+if [ "$device" = gpu ] && [ "$gpus" -gt 0 ]; then
     set -- --bf16 True "$@"
-else
+elif [ "$device" = gpu ]; then
     echo "${0##*/}: torch sees no GPU here; training on the CPU in fp32" >&2
     set -- --use_cpu True "$@"
+    device=cpu
 fi
 
 set -- \
@@ -93,3 +107,31 @@ set -- \
     --save_total_limit 10 \
     --logging_steps 1 \
     "$@"
+
+# start FLAGS ..: finetune.py with these flags takes the place of this process.
+start() {
+    [ "$PROCESSES" = many ] || exec "$PYTHON" "$ROOT/finetune.py" "$@"
+    if [ "$device" = cpu ]; then : "${NPROC:=2}"; else : "${NPROC:=$gpus}"; fi
+    is_count "$NPROC" || bad_usage "NPROC is $NPROC; it takes a number from 1"
+    is_count "${NNODES:-1}" || bad_usage "NNODES is $NNODES; it takes a number from 1"
+    threads=$(($(getconf _NPROCESSORS_ONLN) / NPROC))
+    [ "$threads" -gt 0 ] || threads=1
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
+    if [ "${NNODES:-1}" -eq 1 ]; then
+        set -- --standalone --nproc_per_node "$NPROC" --max_restarts "${MAX_RESTARTS:-0}" "$ROOT/finetune.py" "$@"
+    else
+        [ -n "${MASTER_ADDR:-}" ] && [ -n "${NODE_RANK:-}" ] || bad_usage "NNODES $NNODES needs NODE_RANK and MASTER_ADDR"
+        # Machines do not wait for each other here but in finetune.py, which can name the rank that is missing.
+        export TORCH_ELASTIC_WORKER_IDENTICAL=1
+        set -- --nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" \
+            --master_port "${MASTER_PORT:-29500}" --nproc_per_node "$NPROC" --max_restarts "${MAX_RESTARTS:-0}" \
+            "$ROOT/finetune.py" "$@"
+    fi
+    exec "$PYTHON" -m torch.distributed.run "$@"
+}
+
+is_count() {
+    case $1 in
+        '' | *[!0-9]* | 0*) return 1 ;;
+    esac
+}

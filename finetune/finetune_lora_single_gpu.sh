@@ -6,6 +6,8 @@ set -eu
 WHAT="LoRA fine-tuning: adapters train beside the frozen decoder, on a base model the embeddings and lm_head as well."
 # shellcheck disable=SC2034
 OUTPUT_DEFAULT=output/lora
+# shellcheck disable=SC2034
+PROCESSES=one
 . "$(dirname -- "$0")/common.sh"
 
-exec "$PYTHON" "$ROOT/finetune.py" --use_lora True "$@"
+start --use_lora True "$@"

@@ -6,6 +6,8 @@ set -eu
 WHAT="Full fine-tuning: everything trains but the vision tower, of which only the resampler does."
 # shellcheck disable=SC2034
 OUTPUT_DEFAULT=output/full
+# shellcheck disable=SC2034
+PROCESSES=one
 . "$(dirname -- "$0")/common.sh"
 
-exec "$PYTHON" "$ROOT/finetune.py" --fix_vit True "$@"
+start --fix_vit True "$@"

@@ -34,8 +34,8 @@ def write_data(folder, samples=TEXTS):
     return path
 
 
-def train(model, output_dir, *flags, **settings):
-    """The output folder after a run of finetune.main: 4 steps of 2 samples unless the settings say otherwise."""
+def command(model, output_dir, *flags, **settings):
+    """The command line of a run: 4 steps of 2 samples unless the settings say otherwise."""
     output_dir = Path(output_dir)
     defaults = {
         "model_name_or_path": model,
@@ -50,14 +50,18 @@ def train(model, output_dir, *flags, **settings):
         "dataloader_num_workers": 0,
         "use_cpu": True,
     }
-    words = [word for name, value in (defaults | settings).items() for word in (f"--{name}", str(value))]
+    return [*(str(word) for name, value in (defaults | settings).items() for word in (f"--{name}", value)), *flags]
+
+
+def train(model, output_dir, *flags, **settings):
+    """The output folder after a run of finetune.main with the `command` of these arguments."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model only waits for others
     try:
-        finetune.main([*words, *flags])
+        finetune.main(command(model, output_dir, *flags, **settings))
     finally:
         torch.set_num_threads(threads)
-    return output_dir
+    return Path(output_dir)
 
 
 def losses(output_dir):

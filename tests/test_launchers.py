@@ -1,4 +1,4 @@
-"""The launchers of finetune/: what they hand to finetune.py, and two short runs from another working directory."""
+"""The launchers of finetune/: what they hand to finetune.py, and short runs from another working directory."""
 
 import json
 import os
@@ -14,6 +14,13 @@ from qwen_vl.training import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL, LORA = ROOT / "finetune" / "finetune_single_gpu.sh", ROOT / "finetune" / "finetune_lora_single_gpu.sh"
+SLURM = ROOT / "finetune" / "finetune_slurm.sh"
+MANY = {  # launchers of several processes: the flag and the config that choose the engine
+    "finetune_ds.sh": ("deepspeed", "configs/deepspeed/zero3.json"),
+    "finetune_lora_ds.sh": ("deepspeed", "configs/deepspeed/zero2.json"),
+    "finetune_fsdp.sh": ("fsdp_config", "configs/fsdp/full_state_dict.json"),
+    "finetune_lora_fsdp.sh": ("fsdp_config", "configs/fsdp/full_state_dict.json"),
+}
 SCRIPTS = sorted([*ROOT.glob("finetune/*.sh"), *ROOT.glob("scripts/*.sh")])
 SHELL = shutil.which("dash") or "sh"  # dash knows POSIX and little else
 SHORT = ["--max_steps", "2", "--gradient_accumulation_steps", "1", "--model_max_length", "128"]
@@ -21,21 +28,23 @@ SHORT = ["--max_steps", "2", "--gradient_accumulation_steps", "1", "--model_max_
 
 def launch(script, *arguments, cwd, **environment):
     """The finished process of a launcher, its output as text."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MODEL", "DATA", "OUTPUT")}
+    ours = ("MODEL", "DATA", "OUTPUT", "NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS")
+    inherited = {name: value for name, value in os.environ.items() if name not in (*ours, "OMP_NUM_THREADS")}
     return subprocess.run(
         [SHELL, str(script), *map(str, arguments)],
         cwd=cwd,
         env={**inherited, **{name: str(value) for name, value in environment.items()}},
         capture_output=True,
         text=True,
+        timeout=300,
     )
 
 
 @pytest.fixture
 def recorder(tmp_path):
-    """A stand-in for Python: it says whether there is a GPU ($GPU), and prints its arguments one a line."""
+    """A stand-in for Python: it says how many GPUs there are ($GPUS), and prints its arguments one a line."""
     program = tmp_path / "a python"
-    program.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo $GPU; else printf \'%s\\n\' "$@"; fi\n')
+    program.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo $GPUS; else printf \'%s\\n\' "$@"; fi\n')
     program.chmod(0o755)
     return program
 
@@ -72,7 +81,7 @@ def test_scripts_are_posix_shell(script):
 @pytest.mark.parametrize("script", [FULL, LORA], ids=lambda path: path.name)
 def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
     """Options in any place, the environment, and flags of the caller, which win over the launcher's."""
-    common = {"cwd": tmp_path, "PYTHON": recorder, "GPU": "False"}
+    common = {"cwd": tmp_path, "PYTHON": recorder, "GPUS": 0}
     given = launch(script, "--learning_rate", "3e-4", "-m", "a model", "--fp16", "False", "-d", "d d.json", **common)
     assert given.returncode == 0, given.stderr
     program, *flags = given.stdout.splitlines()
@@ -96,8 +105,84 @@ def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
 
 
 def test_a_gpu_gets_bf16(recorder, tmp_path):
-    flags = launch(LORA, "-d", "d.json", cwd=tmp_path, PYTHON=recorder, GPU="True").stdout.splitlines()
+    flags = launch(LORA, "-d", "d.json", cwd=tmp_path, PYTHON=recorder, GPUS=1).stdout.splitlines()
     assert flags[flags.index("--bf16") + 1] == "True" and "--use_cpu" not in flags
+
+
+def torchrun_flags(done):
+    """({flag: value} of torchrun, the flags of finetune.py) that a launcher of several processes called."""
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    at = lines.index(str(ROOT / "finetune.py"))
+    assert lines[:2] == ["-m", "torch.distributed.run"]
+    own = lines[2:at]
+    own = [word for flag in own for word in ([flag, "yes"] if flag == "--standalone" else [flag])]
+    return dict(zip(own[::2], own[1::2], strict=True)), lines[at + 1 :]
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_launchers_of_several_processes(name, recorder, tmp_path):
+    """One process a GPU, two without; the engine's config; and what the caller gives wins."""
+    script, (flag, config) = ROOT / "finetune" / name, MANY[name]
+    common = {"cwd": tmp_path, "PYTHON": recorder}
+    topology, flags = torchrun_flags(launch(script, "-d", "d.json", **common, GPUS=4))
+    assert topology == {"--standalone": "yes", "--nproc_per_node": "4", "--max_restarts": "0"}
+    settings = arguments.make_parser().parse_args(flags)
+    assert Path(getattr(settings, flag)) == ROOT / config and bool(settings.fsdp) == (flag == "fsdp_config")
+    assert settings.use_lora == ("lora" in name) and settings.bf16 and not settings.use_cpu
+    assert settings.learning_rate == 1e-5 and settings.data_path == ["d.json"]
+
+    on_cpu = launch(script, "-d", "d.json", **common, GPUS=0)
+    assert "no GPU" in on_cpu.stderr
+    topology, flags = torchrun_flags(on_cpu)
+    assert topology["--nproc_per_node"] == "2"
+    assert arguments.make_parser().parse_args(flags).use_cpu
+    asked = launch(script, "--use_cpu", "True", f"--{flag}", "mine.json", **common, GPUS=4, NPROC=3, MAX_RESTARTS=5)
+    topology, flags = torchrun_flags(asked)
+    settings = arguments.make_parser().parse_args(flags)
+    assert (topology["--nproc_per_node"], topology["--max_restarts"]) == ("3", "5")
+    assert settings.use_cpu and not settings.bf16 and getattr(settings, flag) == "mine.json" and not asked.stderr
+
+
+def test_several_machines(recorder, tmp_path):
+    common = {"cwd": tmp_path, "PYTHON": recorder, "GPUS": 8}
+    script = ROOT / "finetune/finetune_ds.sh"
+    topology, _ = torchrun_flags(launch(script, **common, NNODES=2, NODE_RANK=1, MASTER_ADDR="10.0.0.1"))
+    assert topology == {
+        "--nnodes": "2",
+        "--node_rank": "1",
+        "--master_addr": "10.0.0.1",
+        "--master_port": "29500",
+        "--nproc_per_node": "8",
+        "--max_restarts": "0",
+    }
+    for wrong in ({"NNODES": 2}, {"NNODES": "two"}, {"NPROC": 0}, {"NNODES": 2, "NODE_RANK": 0}):
+        refused = launch(script, **common, **wrong)
+        assert refused.returncode == 2 and next(iter(wrong)) in refused.stderr and not refused.stdout
+
+
+def test_slurm(recorder, tmp_path):
+    """Each task of a job gets the addresses and its rank; srun and scontrol are stand-ins."""
+    for name, text in {
+        "scontrol": '[ "$*" = "show hostnames gpu[1-2]" ] && printf "gpu1\\ngpu2\\n"',
+        "srun": 'while [ "${1#-}" != "$1" ]; do shift; done\n'
+        'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JOB_NUM_NODES": 2, "SLURM_JOB_ID": 1234567}
+    job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": recorder, "GPUS": 8}
+    done = launch(SLURM, "-d", "a b.json", cwd=tmp_path, SLURM_SUBMIT_DIR=ROOT, LAUNCHER="finetune_lora_ds.sh", **job)
+    assert done.returncode == 0, done.stderr
+    tasks = [f"-m\n{task}" for task in done.stdout.split("-m\ntorch")[1:]]
+    assert len(tasks) == 2
+    for rank, task in enumerate(tasks):
+        lines = task.splitlines()
+        assert lines[lines.index("--node_rank") + 1] == str(rank) and lines[lines.index("--nnodes") + 1] == "2"
+        assert lines[lines.index("--master_addr") + 1] == "gpu1" and "a b.json" in lines and "--use_lora" in lines
+        assert lines[lines.index("--master_port") + 1] == "24567"
+    lost = launch(SLURM, cwd=tmp_path, SLURM_SUBMIT_DIR=tmp_path, **job)
+    assert lost.returncode == 2 and "set ROOT" in lost.stderr
 
 
 def test_help_and_mistakes(recorder, tmp_path):
@@ -134,4 +219,14 @@ def test_lora_training_runs(make_checkpoint, work_dir):
     assert steps(work_dir / "adapter of mine") == 2
     for noise in ("Failed to load", "Setting accelerator", "GPT-QModel", "pytree", "Warning"):  # of imported libraries
         assert noise not in done.stdout + done.stderr
+    assert load_file(work_dir / "adapter of mine" / "adapter_model.safetensors")
+
+
+def test_two_processes_train(make_checkpoint, work_dir):
+    """As two CPU processes with DeepSpeed ZeRO-2; tests/training/test_engines.py compares all engines."""
+    options = ["-m", make_checkpoint(), "-d", "my data.json", "-o", "adapter of mine"]
+    script = ROOT / "finetune/finetune_lora_ds.sh"
+    done = launch(script, *options, *SHORT, cwd=work_dir, PYTHON=sys.executable, NPROC=2, OMP_NUM_THREADS=1)
+    assert done.returncode == 0, done.stderr
+    assert steps(work_dir / "adapter of mine") == 2
     assert load_file(work_dir / "adapter of mine" / "adapter_model.safetensors")

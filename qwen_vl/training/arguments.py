@@ -18,6 +18,8 @@ from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
 
+from . import engines
+
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 LORA_BIASES = ("none", "all", "lora_only")
 CHOICES = {"lora_bias": LORA_BIASES, "mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
@@ -29,6 +31,7 @@ POSITIVE = (  # flags that make no sense at 0
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
     "num_train_epochs",
+    "meeting_timeout",
 )
 
 
@@ -111,6 +114,9 @@ class TrainingArguments(HfTrainingArguments):
         10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
     )
     cache_dir: str | None = option(None, "Download folder for a checkpoint that is given by hub name.")
+    meeting_timeout: float = option(
+        300, "Seconds in which all processes of a run have to meet at its start; then those missing are named."
+    )
     debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
     # The reference's defaults where transformers has others.
     optim: str = option("adamw_torch", "Optimizer, one of transformers' names.")
@@ -160,7 +166,20 @@ class TrainingArguments(HfTrainingArguments):
             # transformers takes all micro-batches of a step before it computes the first. With fewer of them ready it
             # waits: a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
             self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
+        engines.prepare(
+            use_cpu=self.use_cpu,
+            deepspeed=self.deepspeed,
+            fsdp=self.fsdp,
+            timeout=self.meeting_timeout,
+            ddp_timeout=self.ddp_timeout,
+        )
         super().__post_init__()
+        if self.fsdp:
+            # Its own way to recompute activations: transformers' would gather the weights once more.
+            self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing
+            self.activation_checkpointing = False
+            if self.use_cpu:
+                engines.use_fsdp_on_cpu(self.distributed_state)
         if self.n_gpu > 1:  # else transformers would split batches by rows, and pictures do not split like that
             self._n_gpu = 1
 

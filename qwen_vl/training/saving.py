@@ -105,14 +105,19 @@ def check_base(adapter_dir, name, fingerprint):
         )
 
 
-def save_final(model, tokenizer, output_dir, *, dtype, base=None):
+def save_final(model, tokenizer, output_dir, *, dtype, base=None, weights=None):
     """Write the trained model in `dtype`, or the adapter as it is, into `output_dir`; other files there stay.
 
+    weights: all of the model's by name, where it holds only a part of each (`engines.whole_weights`).
     Weights of an earlier run are replaced. Raises OSError when the folder cannot be written.
     """
     output_dir = Path(output_dir)
+    if weights is None and not base:
+        model = model.to(dtype)
+    elif not base:
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     with staged(output_dir / ".saving", output_dir) as staging:
-        write_folder(model if base else model.to(dtype), tokenizer, staging, base=base)
+        write_folder(model, tokenizer, staging, base=base, state_dict=weights)
         for old in {path for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern)}:
             old.unlink()
         for file in staging.iterdir():

@@ -122,9 +122,14 @@ def part_of(name):
     return prefix + next(part for part, start in PARTS if bare.startswith(start))
 
 
+def shape_of(parameter):
+    """The shape of a parameter, also where a process holds only a part of it (DeepSpeed ZeRO-3)."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
 def decays(name, parameter):
     """Whether weight decay applies: not to norms, biases, queries and tables."""
-    return parameter.dim() > 1 and without_wrappers(name).rpartition(".")[2] not in UNDECAYED_LEAVES
+    return len(shape_of(parameter)) > 1 and without_wrappers(name).rpartition(".")[2] not in UNDECAYED_LEAVES
 
 
 def without_wrappers(name):
@@ -144,7 +149,7 @@ def rows(model, *, learning_rate, weight_decay):
     counted = {}
     for name, parameter in model.named_parameters():
         group = "frozen" if not parameter.requires_grad else "decay" if decays(name, parameter) else "no decay"
-        counted[part_of(name), group] = counted.get((part_of(name), group), 0) + parameter.numel()
+        counted[part_of(name), group] = counted.get((part_of(name), group), 0) + shape_of(parameter).numel()
     lines = []
     for (part, group), count in counted.items():
         trains = group != "frozen"

@@ -1,0 +1,13 @@
+#!/bin/sh
+# LoRA fine-tuning on several GPUs, or CPU processes, with DeepSpeed ZeRO-2. -h shows how to call it.
+set -eu
+
+# shellcheck disable=SC2034 # read by common.sh
+WHAT="LoRA fine-tuning with DeepSpeed ZeRO-2, on several GPUs or machines: adapters train beside the frozen decoder, on a base model the embeddings and lm_head as well."
+# shellcheck disable=SC2034
+OUTPUT_DEFAULT=output/lora
+# shellcheck disable=SC2034
+PROCESSES=many
+. "$(dirname -- "$0")/common.sh"
+
+start --use_lora True --deepspeed "$ROOT/configs/deepspeed/zero2.json" "$@"

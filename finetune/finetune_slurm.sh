@@ -1,0 +1,30 @@
+#!/bin/sh
+# Slurm: sbatch finetune/finetune_slurm.sh -m MODEL -d DATA -o OUTPUT [--flag value ..]      one task a machine, which
+# starts one process for each of its GPUs. Adapt the lines below; what sbatch is given beside them wins, for instance
+# `sbatch --nodes 4 --partition long finetune/finetune_slurm.sh ..`. LAUNCHER chooses what runs (default: finetune_ds.sh).
+#SBATCH --job-name=qwen-vl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+set -eu
+
+# Slurm runs a copy of this file, so it is told where the repository is: the folder that sbatch was called in.
+ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-.}}
+launcher=$ROOT/finetune/${LAUNCHER:-finetune_ds.sh}
+[ -f "$launcher" ] || {
+    echo "finetune_slurm.sh: no $launcher; call sbatch in the repository, or set ROOT to it" >&2
+    exit 2
+}
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
+NNODES=$SLURM_JOB_NUM_NODES
+export MASTER_ADDR MASTER_PORT NNODES
+
+# shellcheck disable=SC2016 # the task's own variable, not this shell's
+exec srun --kill-on-bad-exit=1 sh -c 'NODE_RANK=$SLURM_NODEID exec sh "$@"' sh "$launcher" "$@"
