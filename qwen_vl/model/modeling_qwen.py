@@ -12,6 +12,7 @@ from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
 from .image_processing_qwen import open_picture, pixels
+from .loss_qwen import target_losses
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
 
@@ -341,24 +342,18 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return result if wants_dict else result.to_tuple()
 
-    def loss_of_targets(self, hidden, labels, per_target=False, **loss_kwargs):
-        """Mean cross-entropy where a label is; logits are computed there alone, which is a small part of all positions.
+    def loss_of_targets(self, hidden, labels, per_target=False, num_items_in_batch=None):
+        """Cross-entropy where a label is; logits are computed there alone, which is a small part of all positions.
 
-        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target. With `per_target` the
-        cross-entropies themselves, [targets] in float32.
+        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target. The sum over the
+        targets divided by `num_items_in_batch`, by default their number; with `per_target`, [targets] in float32.
         """
         targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # [batch, length]: what each position predicts
         is_target = targets != -100
-        logits = self.lm_head(hidden[is_target])  # [targets, vocab]
+        losses = target_losses(self.lm_head, hidden[is_target], targets[is_target], vocab_size=self.config.vocab_size)
         if per_target:
-            return nn.functional.cross_entropy(logits.float(), targets[is_target], reduction="none")
-        return self.loss_function(
-            logits=logits,
-            labels=None,
-            shift_labels=targets[is_target],
-            vocab_size=self.config.vocab_size,
-            **loss_kwargs,
-        )
+            return losses
+        return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
 
     def generate(self, inputs=None, *args, stop_words_ids=None, logits_processor=None, **kwargs):
         """Generated ids, as transformers' `generate`; `stop_words_ids` is a list of id lists after which a row ends."""

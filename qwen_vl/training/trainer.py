@@ -130,7 +130,7 @@ class QWenTrainer(Trainer):
         self._phases.mark("other")
         inputs = {key: value for key, value in inputs.items() if key not in (*HOST_KEYS, *details)}
         inputs["use_cache"] = False
-        if details:
+        if details or (not model.training and self.args.prediction_loss_only):  # without logits that nobody reads
             result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
         else:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -1,0 +1,44 @@
+"""Cross-entropy in chunks: the logits of all targets never exist at once, and none are kept for the backward pass."""
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 2**28  # of float32 logits: some more of a large vocabulary make nothing faster
+
+
+def target_losses(lm_head, hidden, targets, *, vocab_size):
+    """Cross-entropies [targets], float32, of the logits that `lm_head` gives for `hidden` [targets, hidden].
+
+    Up to CHUNK_BYTES of logits are made in one go and kept, as any layer keeps what its backward pass needs. More are
+    made chunk by chunk, and again in the backward pass, so that memory does not grow with the number of targets.
+    `lm_head` is called as a module: adapters, copies that train and weights that are gathered for a call all work.
+    """
+    count = -(-len(targets) * vocab_size * 4 // CHUNK_BYTES)
+    if is_partitioned(lm_head):  # every rank must call it equally often, as a call gathers its weights from all
+        count = torch.tensor(count, device=targets.device)
+        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+        count = int(count)
+    if count <= 1:
+        return cross_entropies(lm_head, hidden, targets)
+    losses = []
+    for states, labels in zip(hidden.tensor_split(count), targets.tensor_split(count), strict=True):
+        if torch.is_grad_enabled():
+            losses.append(checkpoint(cross_entropies, lm_head, states, labels, use_reentrant=False))
+        else:
+            losses.append(cross_entropies(lm_head, states, labels))
+    return torch.cat(losses)
+
+
+def cross_entropies(lm_head, hidden, targets):
+    """Cross-entropies [targets] in float32 of one chunk."""
+    return F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")
+
+
+def is_partitioned(lm_head):
+    """Whether ZeRO-3 keeps a part of the weights on each rank."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and any(hasattr(parameter, "ds_id") for parameter in lm_head.parameters())
+    )
