@@ -9,6 +9,7 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "train": ("finetune", "fine-tune a checkpoint on conversations with pictures"),
     "data": ("qwen_vl.data.commands", "check, look at and convert conversation files"),
     "merge": ("qwen_vl.export.merge", "merge a LoRA adapter into its base: one standalone checkpoint"),
+    "quantize": ("qwen_vl.export.quantize", "store the decoder of a checkpoint in 4 bits"),
     "verify": ("qwen_vl.export.verify", "compare two models: logits, greedy answers, files"),
     "chat": ("qwen_vl.serving.terminal_chat", "chat with a checkpoint or an adapter in the terminal"),
 }
@@ -21,7 +22,7 @@ def entry(argv=None):
 
 def main(argv):
     """Hand the arguments behind the verb to its module; without a known verb exits with code 2."""
-    verbs = "\n".join(f"  {verb:8}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:10}{text}" for verb, (_, text) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="qwen-vl",
         description=f"Fine-tune, export and chat with Qwen-VL checkpoints.\n\n{verbs}",

@@ -9,6 +9,7 @@ published one, stores each zero point minus one; version 2, as optimum writes it
 import torch
 
 BITS = 4
+ZERO = 2 ** (BITS - 1)  # the code of zero where positive and negative values have as many codes
 CODES_PER_WORD = 32 // BITS
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 SUFFIX = ".qweight"  # of the names that stand for a whole linear
@@ -25,12 +26,12 @@ def pack(codes, zeros, scales, g_idx):
 
 
 def dequantize(parts, *, version=1):
-    """The weight [out, in] in float32 of a linear's four parts."""
+    """The weight [out, in] in float32 of a linear's four parts, rounded to the scales' dtype as kernels do."""
     codes = from_words(parts["qweight"].T)  # [out, in]
     zeros = from_words(parts["qzeros"]) + (version == 1)  # [groups, out]
     groups = parts["g_idx"].long()
     scales = parts["scales"].float().T  # [out, groups]
-    return (codes - zeros.T[:, groups]).float().mul_(scales[:, groups])
+    return (codes - zeros.T[:, groups]).float().mul_(scales[:, groups]).to(parts["scales"].dtype).float()
 
 
 def to_words(codes):
@@ -53,7 +54,7 @@ def round_to_nearest(weight, group_size):
     Raises ValueError where the inputs of a weight [out, in] do not fall into whole groups.
     """
     scales = symmetric_scales(grouped(weight, group_size))  # [out, groups]
-    zeros = torch.full_like(scales, 2 ** (BITS - 1))
+    zeros = torch.full_like(scales, ZERO)
     g_idx = torch.arange(weight.shape[1], device=weight.device) // group_size
     codes = encode(weight.float(), scales[:, g_idx], zeros[:, g_idx])
     return codes.T, zeros.T.int(), scales.T, g_idx

@@ -61,4 +61,9 @@ def write_companions(folder, model, tokenizer, *, dtype):
     Path(folder, WEIGHTS).unlink(missing_ok=True)
     model.config.dtype = dtype
     model.config.save_pretrained(folder)
+    write_processor(folder, model, tokenizer)
+
+
+def write_processor(folder, model, tokenizer):
+    """Write the tokenizer and the processor of a model."""
     QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
