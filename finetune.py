@@ -24,7 +24,7 @@ def main(argv=None):
 
     from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import engines, loading, report, saving, trainer, tuning
+    from qwen_vl.training import engines, loading, record, report, saving, trainer, tuning
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
@@ -76,6 +76,8 @@ def main(argv=None):
         saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights)
         settings = arguments.changed(model_args, data_args, lora_args, train_args)
         report.write(output_dir, settings=settings, trained=lines)
+        began, data = base or {"name": name}, (data_args.data_path, data_args.eval_data_path)
+        record.write(output_dir, settings=settings, base=began, data_path=data[0], eval_data_path=data[1])
         print(f"saved to {output_dir}", file=sys.stderr)
 
 

@@ -9,6 +9,7 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "train": ("finetune", "fine-tune a checkpoint on conversations with pictures"),
     "data": ("qwen_vl.data.commands", "check, look at and convert conversation files"),
     "merge": ("qwen_vl.export.merge", "merge a LoRA adapter into its base: one standalone checkpoint"),
+    "export": ("qwen_vl.export.export", "write a standalone model with a model card"),
     "quantize": ("qwen_vl.export.quantize", "store the decoder of a checkpoint in 4 bits"),
     "verify": ("qwen_vl.export.verify", "compare two models: logits, greedy answers, files"),
     "chat": ("qwen_vl.serving.terminal_chat", "chat with a checkpoint or an adapter in the terminal"),

@@ -2,36 +2,62 @@
 
 import argparse
 import sys
+from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from qwen_vl.training import loading, saving
 
-from . import bases, verify, writing
+from . import basechange, bases, card, verify, writing
 from .ondisk import DiskModel
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def merge(adapter_dir, *, output_dir, base=None, max_shard_size=writing.SHARD_SIZE, dtype="auto", trust_base=False):
-    """The folder `output_dir` with the merged model: weights, configs, tokenizer and code; returns the Difference.
+class Merged(NamedTuple):
+    """What was measured while merging."""
+
+    difference: verify.Difference  # base + adapter against the merged model: rounding
+    change_of_base: verify.Difference | None  # the base of the training + adapter against the merged model
+
+
+def merge(
+    adapter_dir,
+    *,
+    output_dir,
+    base=None,
+    onto=None,
+    dequantize=False,
+    prompts_path=None,
+    image_folder=None,
+    max_shard_size=writing.SHARD_SIZE,
+    dtype="auto",
+    trust_base=False,
+):
+    """The folder `output_dir` with the merged model: weights, configs, tokenizer, code, card; returns a Merged.
 
     The base is the one the adapter names, or `base`; its fingerprint must be the one saved at training. Memory is about
     that of one shard. The folder is written under another name, its logits compared with those of base + adapter, and
     only then renamed.
+    A quantised base has no weights to add to: they are dequantised, or the adapter goes onto the float model `onto`.
+    What that changes is measured on the conversations of `prompts_path`, or on built-in prompts.
     Raises FileExistsError if `output_dir` holds anything, ValueError for another base or differing logits, OSError.
     """
     output_dir = writing.check_free(output_dir)
-    base = bases.find_base(adapter_dir, base, trust_base)
+    trained_on = bases.find_base(adapter_dir, base, trust_base)
+    base = target_of(adapter_dir, trained_on, onto, dequantize)
     disk = DiskModel(base)
     model, tokenizer = disk.model, bases.tokenizer_of(adapter_dir, base, disk.model.config)
+    prompt = [verify.picture_prompt(tokenizer, model.config)]
+    questions = basechange.inputs_for(tokenizer, model.config, prompts_path, image_folder)
     disk.adapt(adapter_dir)
     dtypes = {name: DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
     computing = dtypes["lm_head.weight"]
-    prompt = [verify.picture_prompt(tokenizer, model.config)]
     before = verify.logits_from_disk(base, prompt, dtype=computing, adapter_dir=adapter_dir)
+    trained = basechange.logits_in_training(adapter_dir, trained_on, onto, questions, computing)
     with writing.complete(output_dir) as staging:
         model.generation_config = bases.generation_of(base, model)
         model.generation_config.chat_format = saving.CHAT_FORMAT
@@ -39,11 +65,53 @@ def merge(adapter_dir, *, output_dir, base=None, max_shard_size=writing.SHARD_SI
         write(disk, staging, dtypes, max_shard_size=max_shard_size)
         difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))
         verify.check(difference, computing, f"{output_dir}: merged and base + adapter differ")
-    return difference
+        change = trained and verify.compare(trained, verify.logits_from_disk(staging, questions, dtype=computing))
+        found = card.extended(card.read(adapter_dir), **step(trained_on, base, dequantize, difference, change))
+        card.write(staging, found, title=output_dir.name, base={"name": str(base)})
+    return Merged(difference, change)
+
+
+def target_of(adapter_dir, trained_on, onto, dequantize):
+    """The checkpoint that an adapter is merged into; ValueError where it cannot be, with what to do instead."""
+    if not DiskModel(trained_on).weights.is_quantized:
+        if onto or dequantize:
+            raise ValueError(
+                f"{trained_on}, the base of {adapter_dir}, is a float model: leave --onto and --dequantize out"
+            )
+        return trained_on
+    if onto and dequantize:
+        raise ValueError("--onto and --dequantize: give one of them")
+    if not onto and not dequantize:
+        raise ValueError(
+            f"{trained_on}, the base of {adapter_dir}, is quantised, so it has no weights to add to: merge into the "
+            "float model that it was made from with --onto FLOAT_MODEL, which measures what the change of base does; "
+            "or make float weights of it with --dequantize, and quantise the result again with qwen-vl quantize"
+        )
+    if onto:
+        there, wanted = DiskModel(onto), DiskModel(trained_on)
+        if there.weights.is_quantized or there.shapes() != wanted.shapes():
+            kind = "is quantised, too" if there.weights.is_quantized else "has weights of other names or shapes"
+            raise ValueError(f"--onto {onto}: {kind}; give the float model that {trained_on} was made from")
+    return onto or trained_on
+
+
+def step(trained_on, base, dequantize, difference, change):
+    """What the card says about a merge."""
+    name = f"`{card.short(str(base))}`"
+    said = {"step": f"The adapter was merged into {name}.", "base + adapter against merged": str(difference)}
+    if dequantize:
+        said["step"] = f"The quantised weights of {name} were dequantised, and the adapter was merged into them."
+    if change:
+        other = card.short(str(trained_on))
+        said["step"] += (
+            f" **It was trained on a quantised base, `{other}`**, and answers a little differently than with that."
+        )
+        said["trained base + adapter against merged"] = str(change)
+    return said
 
 
 def write(disk, folder, dtypes, *, max_shard_size):
-    """Write the weights of an adapted DiskModel, merged, each in its dtype of `dtypes`, into a folder."""
+    """Write the weights of a DiskModel, an adapter merged into them, each in its dtype of `dtypes`, into a folder."""
     outlines = {
         name: torch.empty(module._parameters[leaf].shape, dtype=dtypes[name], device="meta")
         for name, (module, leaf) in disk.places.items()
@@ -64,7 +132,7 @@ def merged(disk, name):
 
     In float32, whatever the base is stored in, so that each weight is rounded once.
     """
-    path, layer = adapted_layer(disk.model.base_model.model, name)
+    path, layer = adapted_layer(disk.model, name)
     if layer is None:
         value = disk.current(name)
         return {name: disk.weights.read(name) if value is None else value}
@@ -84,7 +152,9 @@ def merged(disk, name):
 
 def adapted_layer(model, name):
     """(path, module) of the layer around a weight that PEFT has put in the place of the plain one, or (None, None)."""
-    path = []
+    if not isinstance(model, PeftModel):
+        return None, None
+    path, model = [], model.base_model.model
     for part in name.split(".")[:-1]:
         path.append(part)
         model = model.get_submodule(part)
@@ -95,25 +165,49 @@ def adapted_layer(model, name):
 
 def main(argv=None):
     """Merge as the command line says and print where the result is."""
-    parser = argparse.ArgumentParser(
-        prog="merge_and_unload.py", description="Merge a LoRA adapter into its base: one standalone checkpoint."
-    )
-    parser.add_argument("adapter", help="folder of the trained adapter")
-    parser.add_argument("output", help="folder to write; must not exist or be empty")
-    parser.add_argument("--base", help="folder or hub name of the base, if it has moved since training")
-    parser.add_argument("--max_shard_size", default="2048MB", help="largest weight file (default %(default)s)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the result (default: the base's)")
-    parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
+    run(make_parser().parse_args(argv))
+
+
+def run(args):
+    """Merge as parsed arguments say."""
     loading.quiet_libraries()
-    difference = merge(
+    done = merge(
         args.adapter,
         output_dir=args.output,
         base=args.base,
+        onto=args.onto,
+        dequantize=args.dequantize,
+        prompts_path=args.prompts,
+        image_folder=args.image_folder,
         max_shard_size=args.max_shard_size,
         dtype=args.dtype,
         trust_base=args.trust_base,
     )
-    print(f"base + adapter and merged model agree: {difference}", file=sys.stderr)
+    print(f"base + adapter and merged model agree: {done.difference}", file=sys.stderr)
+    if done.change_of_base:
+        print(f"what the change of base does: {done.change_of_base}")
     print(f"merged model in {args.output}")
+
+
+def make_parser():
+    """The parser of `qwen-vl merge`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl merge", description="Merge a LoRA adapter into its base: one standalone checkpoint."
+    )
+    parser.add_argument("adapter", help="folder of the trained adapter")
+    parser.add_argument("output", help="folder to write; must not exist or be empty")
+    add_options(parser)
+    return parser
+
+
+def add_options(parser):
+    """What `qwen-vl merge` and `qwen-vl export` both take."""
+    parser.add_argument("--base", help="folder or hub name of the base, if it has moved since training")
+    parser.add_argument("--onto", help="for an adapter on a quantised base: the float model to merge into instead")
+    parser.add_argument("--dequantize", action="store_true", help="the same: merge into the base's dequantised weights")
+    parser.add_argument("--prompts", help="conversations on which a change of base is measured (default: built in)")
+    parser.add_argument("--image_folder", help="where its relative picture paths are looked up as well")
+    parser.add_argument("--max_shard_size", default=writing.SHARD_SIZE, help="largest weight file (%(default)s)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the result (default: the base's)")
+    parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

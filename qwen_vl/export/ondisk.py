@@ -97,6 +97,10 @@ class DiskModel:
                 parameter.data = parameter.data.to(dtype)
         self.model = adapted.eval()
 
+    def shapes(self):
+        """{name: shape} of all weights."""
+        return {name: module._parameters[leaf].shape for name, (module, leaf) in self.places.items()}
+
     def current(self, name):
         """The value of a weight that no longer is a placeholder, else None."""
         module, leaf = self.places[name]

@@ -9,7 +9,7 @@ import torch
 
 from qwen_vl.training import loading, quantization
 
-from . import bases, layers, packing, quality, verify, writing
+from . import bases, card, layers, packing, quality, verify, writing
 from .ondisk import DiskModel
 
 METHODS = ("gptq", "nf4")
@@ -57,6 +57,8 @@ def quantize_gptq(
         write_packed(disk, work, staging, DTYPES[dtype], max_shard_size=max_shard_size)
         differences = check_written(path, staging, tokenizer, stored)
         verify.check(differences[0], DTYPES[dtype], f"{output_dir}: what was written and what is loaded differ")
+        said = f"Quantised to {packing.BITS} bits by GPTQ on {len(samples)} conversations."
+        write_card(staging, path, output_dir, differences, said, options)
     shutil.rmtree(work)
     return differences
 
@@ -141,7 +143,16 @@ def quantize_nf4(path, output_dir, *, max_shard_size=writing.SHARD_SIZE):
         differences = check_written(path, staging, tokenizer, stored)
         # bitsandbytes computes in bfloat16 on a CPU that can.
         verify.check(differences[0], torch.bfloat16, f"{output_dir}: what was written and what is loaded differ")
+        write_card(staging, path, output_dir, differences, "Quantised to bitsandbytes nf4 without calibration.")
     return differences
+
+
+def write_card(folder, path, output_dir, differences, said, options=()):
+    """Write the model card of a quantised model."""
+    facts = {f"quantisation, {name}": value for name, value in dict(options).items()}
+    facts |= {"float against quantised": str(differences[1])}
+    found = card.extended(card.read(path), said, **facts)
+    card.write(folder, found, title=output_dir.name, base={"name": str(path)})
 
 
 def main(argv=None):
@@ -168,7 +179,9 @@ def main(argv=None):
     print(f"against the model before: {differences[1]}", file=sys.stderr)
     print(f"quantised model in {args.output}")
     if args.evaluate:
-        print(evaluation(args))
+        report = evaluation(args)
+        print(report)
+        card.add(args.output, "Quality before and after", report)
 
 
 def check(args):

@@ -1,0 +1,63 @@
+"""OUT/run.json: what a trained model or adapter was made from, and how; exports carry it on, and make a page of it."""
+
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+from qwen_vl.data.mixing import parse_sources
+from qwen_vl.data.skipping import sha256
+
+from .callbacks import METRICS_FILE, read_metrics
+
+FILE = "run.json"
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "qwen-vl")
+HERE = ("output_dir", "logging_dir", "cache_dir", "tokenized_cache", "resume_from_checkpoint")  # settings of a machine
+
+
+def write(output_dir, *, settings, base, data_path, eval_data_path=None):
+    """Write run.json into an output folder, from the metrics.jsonl there; returns what it says.
+
+    settings: {flag: value} that the run was given. base: {"name", ..} of the weights that training began with.
+    data_path: as on the command line.
+    """
+    record = {
+        "finished": time.strftime("%Y-%m-%d"),
+        "base": base,
+        "data": [entry for source in parse_sources(data_path) for entry in hashed(source.path)],
+        "evaluation data": hashed(eval_data_path) if eval_data_path else [],
+        "settings": {name: value for name, value in settings.items() if name not in HERE},
+        "metrics": last_metrics(read_metrics(Path(output_dir, METRICS_FILE))),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    Path(output_dir, FILE).write_text(text, encoding="utf-8")
+    return record
+
+
+def hashed(path):
+    """[{"name", "sha256"}, ..] of a data file, or of all files in a folder."""
+    path = Path(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [{"name": file.name, "sha256": sha256(file)} for file in files]
+
+
+def last_metrics(entries):
+    """{name: value}: steps, and the last losses and evaluation metrics that were logged."""
+    found = {"steps": max((entry["step"] for entry in entries), default=0)}
+    for entry in entries:
+        found |= {key: value for key, value in entry.items() if key == "loss" or key.startswith("eval_")}
+    passing = ("runtime", "per_second")
+    return {key: value for key, value in found.items() if not key.endswith(passing)}
+
+
+def versions():
+    """{library: version} of what is installed of LIBRARIES."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from its folder
+            continue
+    return found
