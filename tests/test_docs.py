@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from qwen_vl import cli
 from qwen_vl.data import commands, conversations
-from qwen_vl.export import merge, quantize, verify
+from qwen_vl.export import export, merge, quantize, verify
 from qwen_vl.model import QWenTokenizer
 from qwen_vl.serving import terminal_chat
 from qwen_vl.training import arguments
@@ -47,6 +47,7 @@ def known_flags():
     return {
         "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
         "merge": flags_of(help_of(merge.main, "--help")),
+        "export": flags_of(export.make_parser().format_help()),
         "quantize": flags_of(quantize.make_parser().format_help()),
         "verify": flags_of(verify.make_parser().format_help()),
         "chat": flags_of(terminal_chat.make_parser().format_help()),

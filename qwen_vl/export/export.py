@@ -36,13 +36,7 @@ def export(source, *, output_dir, dtype="auto", max_shard_size=writing.SHARD_SIZ
 
 def main(argv=None):
     """Export as the command line says; an adapter is merged as `qwen-vl merge` does it."""
-    parser = argparse.ArgumentParser(
-        prog="qwen-vl export", description="Write a standalone model with a model card.", allow_abbrev=False
-    )
-    parser.add_argument("adapter", metavar="source", help="folder of a model, of a checkpoint-N, or of an adapter")
-    parser.add_argument("output", help="folder to write; must not exist or be empty")
-    merge.add_options(parser)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if bases.is_adapter(args.adapter):
         return merge.run(args)
     wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]
@@ -51,3 +45,14 @@ def main(argv=None):
     loading.quiet_libraries()
     export(args.adapter, output_dir=args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
     print(f"model and card in {args.output}")
+
+
+def make_parser():
+    """The parser of `qwen-vl export`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl export", description="Write a standalone model with a model card.", allow_abbrev=False
+    )
+    parser.add_argument("adapter", metavar="source", help="folder of a model, of a checkpoint-N, or of an adapter")
+    parser.add_argument("output", help="folder to write; must not exist or be empty")
+    merge.add_options(parser)
+    return parser
