@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import finetune
+from qwen_vl.data import loading as data_loading
+from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.training import loading, tuning
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -53,21 +56,41 @@ def command(model, output_dir, *flags, **settings):
     return [*(str(word) for name, value in (defaults | settings).items() for word in (f"--{name}", value)), *flags]
 
 
-def train(model, output_dir, *flags, **settings):
-    """The output folder after a run of finetune.main with the `command` of these arguments."""
+def run(argv):
+    """The output folder after a run of finetune.main with these arguments."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model only waits for others
     try:
-        finetune.main(command(model, output_dir, *flags, **settings))
+        finetune.main(argv)
     finally:
         torch.set_num_threads(threads)
-    return Path(output_dir)
+    return Path(argv[argv.index("--output_dir") + 1])
 
 
-def losses(output_dir):
-    """The logged training losses of a run, step by step."""
+def train(model, output_dir, *flags, **settings):
+    """The output folder after a run of finetune.main with the `command` of these arguments."""
+    return run(command(model, output_dir, *flags, **settings))
+
+
+def losses(output_dir, key="loss"):
+    """The logged training losses of a run, step by step, or the values of another key of its log."""
     history = json.loads((Path(output_dir) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry[key] for entry in history if key in entry]
+
+
+def evaluate(folder, data, *, base=None):
+    """The mean loss over all targets of a data file, of a saved model or, with `base`, of an adapter."""
+    model = loading.load_model(base or folder).eval()
+    model = tuning.load_adapters(model, folder) if base else model
+    tokenizer = loading.load_tokenizer(base or folder)
+    reading = {"overlength": "error", "loss_on": "reference", "control_tokens": False, "cache": "none", "lazy": False}
+    samples = data_loading.load_file(data, tokenizer, image_folder=GOLDEN, max_length=2048, **reading)
+    batch = ConversationCollator(tokenizer, model.config.visual["image_size"])(
+        [samples[i] for i in range(len(samples))]
+    )
+    inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    with torch.no_grad():
+        return model(**inputs, per_target_loss=True).loss.double().mean().item()
 
 
 def weights(folder):

@@ -67,6 +67,7 @@ class QWenModel(QWenPreTrainedModel):
         self.h = nn.ModuleList(QWenBlock(config, i) for i in range(config.num_hidden_layers))
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = VisionTower(config)
+        self.runs_vision_always = False  # for processes that each hold a part of every weight: also without pictures
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -143,11 +144,17 @@ class QWenModel(QWenPreTrainedModel):
             spans, features = pictures
             columns = spans[:, 1:] + torch.arange(self.config.image_span_tokens, device=spans.device)
             return embeds.index_put((spans[:, :1].expand_as(columns), columns), features.to(embeds))
-        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Other ranks may hold pictures: every rank must take part in the reduction of the vision tower's gradients.
+        if self.runs_vision_always or self.trains_vision_with_others():
+            # Other processes may have pictures, and wait for this one where they gather weights or reduce gradients.
             size = self.config.visual["image_size"]
             embeds = embeds + 0 * self.visual(embeds.new_zeros(1, 3, size, size)).sum()
         return embeds
+
+    def trains_vision_with_others(self):
+        """Whether this pass is a training step of several processes in which a part of the vision tower trains."""
+        if not self.training or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return False
+        return any(parameter.requires_grad for parameter in self.visual.parameters())
 
     def positions(self, attention_mask, past_length, length, device):
         """Index of each token in its own sequence: [batch | 1, length]; padding on the left counts as not there."""

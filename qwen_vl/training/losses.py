@@ -29,3 +29,30 @@ def extra_weight(batch):
     if "loss_weights" not in batch:
         return torch.tensor(0.0)
     return (batch["loss_weights"] - 1)[:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX].sum()
+
+
+class HeldOutLoss:
+    """The mean loss over all targets of evaluation data: the same for any batch size and any number of processes.
+
+    gather: what makes one tensor of those of all processes, without the rows that only fill up the last batch.
+    """
+
+    def __init__(self, gather):
+        self._gather, self._rows = gather, []
+
+    def add(self, losses, labels, details):
+        """Count a batch in; arguments as in `reduced`."""
+        is_target = labels[:, 1:] != IGNORE_INDEX
+        weights = torch.ones_like(losses)
+        if "loss_weights" in details:
+            weights = details["loss_weights"][:, 1:][is_target]
+        row = is_target.nonzero()[:, 0]
+        sums = losses.new_zeros(len(labels), 2)  # of each row: weighted losses, weights
+        sums = sums.index_add(0, row, torch.stack([losses * weights, weights], dim=1))
+        self._rows.append(self._gather(sums))
+
+    def take(self):
+        """The mean since the last `take`."""
+        rows, self._rows = torch.cat(self._rows).double(), []
+        loss, weight = rows.sum(dim=0).tolist()
+        return loss / weight

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
@@ -23,6 +24,7 @@ from . import loading, losses, saving, tuning
 from .callbacks import MetricsFile, ProgressBar
 from .metering import SourceMeter, SpeedMeter
 from .phases import PhaseMeter
+from .pictureless import VisionKeeper, run_vision_always
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,10 @@ class QWenTrainer(Trainer):
             every=0 if self.args.torch_compile else self.args.sample_phases_every,
             is_distributed=self.args.world_size > 1,
         )
+        self._held_out = losses.HeldOutLoss(self.accelerator.gather_for_metrics)
+        self._vision = VisionKeeper()
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            run_vision_always(self.model)
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._staging_dir = None
@@ -86,6 +92,7 @@ class QWenTrainer(Trainer):
         self._phases.begin(self.state.global_step)
         samples = super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
         self._phases.mark("data")
+        self._vision.begin(samples[0])
         return samples
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -121,8 +128,11 @@ class QWenTrainer(Trainer):
         return count + extra
 
     def create_optimizer(self, model=None):
-        optimizer = super().create_optimizer(model)
-        tuning.check_groups(self.model if model is None else model, optimizer)
+        is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
+        model = self.model if model is None else model
+        if is_new:
+            self._vision.watch(optimizer, model)
+        tuning.check_groups(model, optimizer)
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -156,10 +166,19 @@ class QWenTrainer(Trainer):
         """The loss as `compute_loss` has it, from that of each target."""
         outputs = model(**inputs, per_target_loss=True)
         meter = self._sources if model.training else None
+        if not model.training and self.args.prediction_loss_only:
+            self._held_out.add(outputs.loss.detach(), inputs["labels"], details)
         loss = losses.reduced(outputs.loss, inputs["labels"], details, num_items=num_items_in_batch, meter=meter)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """transformers' loop, whose loss is that of its batches' means; ours is the mean over all targets."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.prediction_loss_only:
+            output.metrics[f"{metric_key_prefix}_loss"] = self._held_out.take()
+        return output
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

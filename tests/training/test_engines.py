@@ -17,26 +17,48 @@ ENGINES = {
         for path in sorted((runs.ROOT / "configs" / "fsdp").glob("*.json"))
     },
 }
-MODES = {  # chat format of the model, and flags; the norm of the gradients is cut by all of them
-    "full": ("chatml", ()),
-    "full_vit": ("chatml", ("--fix_vit", "False")),
-    "lora": ("chatml", ("--use_lora", "--lora_dropout", "0")),
-    "lora_base": ("raw", ("--use_lora", "--lora_dropout", "0")),
+FEW_PICTURES = (
+    [sample for sample in runs.TEXTS if sample[0]][:1]
+    + [s for s in runs.TEXTS if not s[0]] * 3
+    + [
+        (None, "2+2?", "4"),
+        (None, "Again?", "Yes."),
+    ]
+)  # one picture in 12 samples: in most steps no process has one
+MODES = {  # chat format of the model, flags, data
+    "full": ("chatml", (), runs.TEXTS),
+    "full_vit": ("chatml", ("--fix_vit", "False"), runs.TEXTS),
+    "lora": ("chatml", ("--use_lora", "--lora_dropout", "0"), runs.TEXTS),
+    "lora_base": ("raw", ("--use_lora", "--lora_dropout", "0"), runs.TEXTS),
+    "few_pictures": ("chatml", ("--fix_vit", "False", "--weight_decay", "0.5"), FEW_PICTURES),
+    "few_pictures_lora": ("raw", ("--use_lora", "--lora_dropout", "0"), FEW_PICTURES),
 }
-USUAL = {"zero3": ("full", "lora_base"), "fsdp_full_state_dict": ("full", "lora_base")}  # of the default test run
+USUAL = {  # of the default test run
+    "ddp": ("few_pictures",),
+    "zero3": ("few_pictures", "lora_base"),
+    "fsdp_full_state_dict": ("few_pictures", "lora_base"),
+}
 EVERY = [pytest.param(engine, tuple(MODES), marks=pytest.mark.slow) for engine in ENGINES]
+
+
+def command(make_checkpoint, folder, mode, *more, **settings):
+    """The command line of a mode's run with evaluation, whose result goes to FOLDER/MODE/out."""
+    chat_format, flags, samples = MODES[mode]
+    (folder / mode).mkdir()
+    data = runs.write_data(folder / mode, samples)
+    evaluation = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3, "eval_data_path": data}
+    settings = {"max_steps": 6, "data_path": data, **evaluation, **settings}
+    return runs.command(make_checkpoint(chat_format), folder / mode / "out", *flags, *more, **settings)
 
 
 @pytest.fixture(scope="module")
 def alone(make_checkpoint, tmp_path_factory):
     """A function that gives the output folder of a mode's run in one process, made once."""
-    made = {}
+    folder, made = tmp_path_factory.mktemp("alone"), {}
 
     def train(mode):
         if mode not in made:
-            chat_format, flags = MODES[mode]
-            folder = tmp_path_factory.mktemp(mode) / "out"
-            made[mode] = runs.train(make_checkpoint(chat_format), folder, *flags, per_device_train_batch_size=4)
+            made[mode] = runs.run(command(make_checkpoint, folder, mode, per_device_train_batch_size=4))
         return made[mode]
 
     return train
@@ -58,14 +80,15 @@ def launch(commands, folder, processes=2, timeout=400):
 
 @pytest.mark.parametrize(("engine", "modes"), [*USUAL.items(), *EVERY])
 def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, modes):
-    """Two processes of 2 samples a step against one of 4, in which some batches hold no picture."""
-    commands = []
-    for mode in modes:
-        chat_format, flags = MODES[mode]
-        commands.append(runs.command(make_checkpoint(chat_format), tmp_path / mode, *flags, *ENGINES[engine]))
+    """Two processes of 2 samples a step against one of 4: losses, evaluation, and what is saved, which loads again."""
+    commands = [command(make_checkpoint, tmp_path, mode, *ENGINES[engine]) for mode in modes]
     done = launch(commands, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     for mode in modes:
-        assert runs.losses(tmp_path / mode) == pytest.approx(runs.losses(alone(mode)), rel=1e-5), mode
-        difference = runs.largest_difference(runs.weights(alone(mode)), runs.weights(tmp_path / mode))
-        assert difference < 1e-5, mode
+        out, one = tmp_path / mode / "out", alone(mode)
+        assert runs.losses(out) == pytest.approx(runs.losses(one), rel=1e-5), mode
+        assert runs.losses(out, "eval_loss") == pytest.approx(runs.losses(one, "eval_loss"), rel=1e-5), mode
+        assert runs.largest_difference(runs.weights(one), runs.weights(out)) < 1e-4, mode
+        base = make_checkpoint(MODES[mode][0]) if "--use_lora" in MODES[mode][1] else None
+        reloaded = runs.evaluate(out, tmp_path / mode / "data.json", base=base)
+        assert reloaded == pytest.approx(runs.losses(out, "eval_loss")[-1], rel=1e-5), mode

@@ -1,0 +1,68 @@
+"""Batches without pictures among several processes: nobody waits for them, and they change nothing.
+
+Processes gather weights and reduce gradients together, so where one has a picture, all go through the vision tower:
+`QWenModel.embed` does that with a picture of zeros that adds nothing. What is left is a step in which no process has a
+picture: one process alone would leave the vision tower as it is, where an optimizer that is given gradients of zero
+goes on with momentum and weight decay.
+"""
+
+import torch
+from torch import distributed
+
+from qwen_vl.model.modeling_qwen import QWenModel
+
+MARK = "is_vision"  # key of an optimizer group that holds parameters of the vision tower alone
+
+
+def run_vision_always(model):
+    """None; afterwards every pass goes through the vision tower, for processes that each hold a part of its weights."""
+    for module in model.modules():
+        if isinstance(module, QWenModel):
+            module.runs_vision_always = True
+
+
+class VisionKeeper:
+    """Keeps an optimizer's hands off the vision tower in a step in which no process has a picture."""
+
+    def __init__(self):
+        self._seen, self._pending, self._kept = None, None, []
+
+    def watch(self, optimizer, model):
+        """None; afterwards parameters of the vision tower stand in groups of their own, which such a step passes over.
+
+        optimizer: new, over parameters of `model`. The groups are the same for any number of processes.
+        """
+        of_vision = {id(parameter) for name, parameter in model.named_parameters() if ".visual." in name}
+        groups = []
+        for group in optimizer.param_groups:
+            for is_vision in (False, True):
+                parameters = [p for p in group["params"] if (id(p) in of_vision) == is_vision]
+                groups += [group | {"params": parameters, MARK: is_vision}] if parameters else []
+        optimizer.param_groups[:] = groups
+        if distributed.is_initialized() and any(group[MARK] for group in groups):
+            self._seen = torch.zeros(1)
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_step)
+
+    def begin(self, batches):
+        """None; asks all processes whether a batch of this step has a picture, without waiting for the answer."""
+        if self._seen is None:
+            return
+        self._seen.fill_(any("pixel_values" in batch for batch in batches))
+        self._pending = distributed.all_reduce(self._seen, op=distributed.ReduceOp.MAX, async_op=True)
+
+    def _before_step(self, optimizer, args, kwargs):
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        if self._seen.item():
+            return
+        for group in optimizer.param_groups:
+            if group[MARK]:
+                self._kept.append((group, group["params"]))
+                group["params"] = []
+
+    def _after_step(self, optimizer, args, kwargs):
+        for group, parameters in self._kept:
+            group["params"] = parameters
+        self._kept = []
