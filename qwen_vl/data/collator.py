@@ -20,7 +20,8 @@ class ConversationCollator:
     Lists of samples (`PackedDataset`) become one row without padding instead.
     What concerns each token is in the batch only where it is needed: "loss_weights" if a sample has another weight
     than 1 (padding weighs 0), "sources" if the samples name theirs (padding has -1).
-    pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none.
+    pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none. Where
+    a picture occurs again in the batch, it is there once, and "picture_index" [spans] says which one each span shows.
     Raises PictureError with the id of the sample.
     """
 
@@ -42,10 +43,7 @@ class ConversationCollator:
             "attention_mask": pad_sequence(mask, batch_first=True),
         }
         batch |= {key: pad_sequence(parts, True, PADDING[key]) for key, parts in _details(samples).items()}
-        pictures = self._pictures(samples)
-        if pictures:
-            batch["pixel_values"] = torch.stack(pictures)
-        return batch
+        return batch | self._pictures(samples)
 
     def _packed(self, samples):
         """One row without padding: {"ids", "input_ids", "labels", "position_ids"} [1, tokens], "segment_lengths".
@@ -62,20 +60,19 @@ class ConversationCollator:
             "segment_lengths": lengths,
         }
         batch |= {key: torch.cat(parts)[None] for key, parts in _details(samples).items()}
-        pictures = self._pictures(samples)
-        if pictures:
-            batch["pixel_values"] = torch.stack(pictures)
-        return batch
+        return batch | self._pictures(samples)
 
     def _pictures(self, samples):
-        """[3, S, S] of every picture in row order; one that occurs again in the batch is opened once."""
-        opened, pictures = {}, []
+        """{"pixel_values", "picture_index"} of the samples, as far as they are needed."""
+        index, places, owners = [], {}, {}  # by reference: its place among the pictures, the sample it is first in
         for sample in samples:
             for reference in sample["images"]:
-                if reference not in opened:
-                    opened[reference] = self._open(reference, sample["id"])
-                pictures.append(opened[reference])
-        return pictures
+                index.append(places.setdefault(reference, len(places)))
+                owners.setdefault(reference, sample["id"])
+        if not places:
+            return {}
+        found = {"pixel_values": torch.stack([self._open(reference, owners[reference]) for reference in places])}
+        return found | ({"picture_index": torch.tensor(index)} if len(places) < len(index) else {})
 
     def _open(self, reference, name):
         try:

@@ -28,6 +28,13 @@ class QWenPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for module in self.modules():  # a frozen ViT has no backward pass to recompute anything for
+            if isinstance(module, VisionTower) and not module.vit_trains():
+                for block in module.transformer.resblocks:
+                    block.gradient_checkpointing = False
+
     @classmethod
     def _can_set_attn_implementation(cls):
         return True  # transformers guesses from the source text of this file, and the interface is used in visual.py
@@ -117,29 +124,34 @@ class QWenModel(QWenPreTrainedModel):
             pictures.append(opened[name])
         return torch.stack(pictures).to(input_ids.device)
 
-    def encode_pictures(self, input_ids, pixel_values=None, image_features=None):
+    def encode_pictures(self, input_ids, pixel_values=None, image_features=None, vit_features=None, picture_index=None):
         """Spans [n, 2] of `input_ids` and the features [n, n_queries, hidden] that go there, or None without pictures.
 
         Raises ValueError when the number of pictures is not the number of spans.
         """
         spans = self.picture_spans(input_ids)
-        given = image_features if image_features is not None else pixel_values
-        if given is not None and len(given) != len(spans):
+        given = [pictures for pictures in (image_features, vit_features, pixel_values) if pictures is not None]
+        if given and (number := len(given[0] if picture_index is None else picture_index)) != len(spans):
             raise ValueError(
-                f"{len(given)} pictures were passed but the ids hold {len(spans)} picture spans; pass one each"
+                f"{number} pictures were passed but the ids hold {len(spans)} picture spans; pass one each"
             )
         if len(spans) == 0:
             return None
         if image_features is None:
-            if pixel_values is None:
+            if not given:
                 pixel_values = self.open_referenced(input_ids, spans)
-            image_features = self.visual(pixel_values.to(self.visual.conv1.weight.device))
-        return spans, image_features
+            if vit_features is None:
+                pixel_values = pixel_values.to(self.visual.conv1.weight.device)
+            image_features = self.visual(pixel_values, vit_features)
+        return spans, image_features if picture_index is None else image_features[picture_index]
 
-    def embed(self, input_ids, pixel_values=None, image_features=None):
-        """Embeddings [batch, length, hidden] of the ids, with the features of each picture in place of its span."""
+    def embed(self, input_ids, **pictures):
+        """Embeddings [batch, length, hidden] of the ids, with the features of each picture in place of its span.
+
+        pictures: what `encode_pictures` takes.
+        """
         embeds = self.wte(input_ids)
-        pictures = self.encode_pictures(input_ids, pixel_values, image_features)
+        pictures = self.encode_pictures(input_ids, **pictures)
         if pictures is not None:
             spans, features = pictures
             columns = spans[:, 1:] + torch.arange(self.config.image_span_tokens, device=spans.device)
@@ -213,6 +225,8 @@ class QWenModel(QWenPreTrainedModel):
         inputs_embeds=None,
         pixel_values=None,
         image_features=None,
+        vit_features=None,
+        picture_index=None,
         segment_lengths=None,
         use_cache=None,
         output_attentions=None,
@@ -222,7 +236,13 @@ class QWenModel(QWenPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, pixel_values, image_features)
+            inputs_embeds = self.embed(
+                input_ids,
+                pixel_values=pixel_values,
+                image_features=image_features,
+                vit_features=vit_features,
+                picture_index=picture_index,
+            )
         if segment_lengths is not None:
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
@@ -267,8 +287,9 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
 
     Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
     `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
-    pictures as `pixel_values` [pictures, 3, size, size] or ready `image_features` [pictures, n_queries, hidden], in
-    reading order of their spans. Without either, the pictures named by the ids are opened.
+    pictures as `pixel_values` [pictures, 3, size, size], the ViT's `vit_features` [pictures, patches, width], or ready
+    `image_features` [pictures, n_queries, hidden], in reading order of their spans; with `picture_index` [spans], in
+    any order, each once. Without any of them, the pictures named by the ids are opened.
     In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
     """
@@ -304,6 +325,8 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         labels=None,
         pixel_values=None,
         image_features=None,
+        vit_features=None,
+        picture_index=None,
         segment_lengths=None,
         token_type_ids=None,  # the tokenizer returns them, the model has none
         use_cache=None,
@@ -323,6 +346,8 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_features=image_features,
+            vit_features=vit_features,
+            picture_index=picture_index,
             segment_lengths=segment_lengths,
             use_cache=use_cache,
             output_attentions=output_attentions,

@@ -181,7 +181,11 @@ class Resampler(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures to embeddings: pixel_values [images, 3, size, size] -> [images, n_queries, hidden_size]."""
+    """Pictures to embeddings: pixel_values [images, 3, size, size] -> [images, n_queries, hidden_size].
+
+    The ViT's outputs [images, patches, width], if they are known, go in as `vit_features`. A ViT that is frozen leaves
+    nothing behind for the backward pass.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -194,9 +198,20 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(output_dim, eps=LAYER_NORM_EPSILON)
         self.proj = nn.Parameter(torch.empty(output_dim, output_dim))
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values=None, vit_features=None):
+        if vit_features is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.vit_trains())):
+                vit_features = self.encode(pixel_values)
+        return self.ln_post(self.attn_pool(vit_features)) @ self.proj
+
+    def encode(self, pixel_values):
+        """What the ViT makes of pictures: [images, patches, width]."""
         patches = self.conv1(pixel_values.to(self.conv1.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)  # [images, patches, width]
         hidden = self.ln_pre(patches + resize_table(self.positional_embedding, patches.shape[1]))
-        hidden = self.transformer(hidden)
-        return self.ln_post(self.attn_pool(hidden)) @ self.proj
+        return self.transformer(hidden)
+
+    def vit_trains(self):
+        """Whether a weight of the ViT trains; resampler, `ln_post` and `proj` come after it and do not count."""
+        first = (self.positional_embedding, *self.conv1.parameters(), *self.ln_pre.parameters())
+        return any(parameter.requires_grad for parameter in (*first, *self.transformer.parameters()))

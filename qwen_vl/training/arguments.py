@@ -110,6 +110,9 @@ class TrainingArguments(HfTrainingArguments):
     )
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
     use_lora: bool = option(False, "Train low-rank adapters instead of the weights.")
+    checkpoint_every_n_blocks: int = option(
+        1, "With --gradient_checkpointing: recompute every n-th block only, where memory is left; 1 for all."
+    )
     sample_phases_every: int = option(
         10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
     )
@@ -174,6 +177,9 @@ class TrainingArguments(HfTrainingArguments):
             ddp_timeout=self.ddp_timeout,
         )
         super().__post_init__()
+        if self.activation_checkpointing and self.checkpoint_every_n_blocks > 1:
+            kwargs = self.activation_checkpointing_kwargs or {"use_reentrant": False}
+            self.activation_checkpointing_kwargs = kwargs | {"every_n_layers": self.checkpoint_every_n_blocks}
         if self.fsdp:
             # Its own way to recompute activations: transformers' would gather the weights once more.
             self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing
@@ -311,6 +317,12 @@ def check(settings):
         problems.append("--q_lora: this version trains adapters on unquantised weights only; use --use_lora --bf16")
     if settings.fp16 and not torch.accelerator.is_available():
         problems.append("--fp16 needs a GPU; use --bf16, or neither of them")
+    if settings.checkpoint_every_n_blocks > 1 and not (
+        settings.gradient_checkpointing or settings.activation_checkpointing
+    ):
+        problems.append("--checkpoint_every_n_blocks needs --gradient_checkpointing True")
+    if settings.checkpoint_every_n_blocks > 1 and settings.fsdp:
+        problems.append("--checkpoint_every_n_blocks has no effect with --fsdp, which recomputes every block or none")
     if settings.remove_unused_columns:
         problems.append("--remove_unused_columns True would remove the pictures; leave the flag out")
     if not settings.save_safetensors:

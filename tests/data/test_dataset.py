@@ -89,7 +89,8 @@ def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, t
     batch = next(iter(loader))
     a, b = (pixels(open_picture(str(picture)), 28) for picture in golden_images)
     assert batch["pixel_values"].dtype == torch.float32
-    assert torch.equal(batch["pixel_values"], torch.stack([a, b, b, a]))
+    assert torch.equal(batch["pixel_values"], torch.stack([a, b, b]))  # the URI is a picture of its own
+    assert batch["picture_index"].tolist() == [0, 1, 2, 0]
     assert (batch["input_ids"] == tokenizer.img_start_id).sum() == 4
     plain = ConversationDataset(conversations.read(path), tokenizer, max_length=None)
     assert plain[0]["images"] == ["a.png", "b.png"]

@@ -52,7 +52,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_checkpoint, tmp_path, fl
 
 @pytest.mark.parametrize(
     "variant",
-    [{"lazy_preprocess": True}, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}],
+    [
+        {"lazy_preprocess": True},
+        {"dataloader_num_workers": 2},
+        {"gradient_checkpointing": True},
+        {"checkpoint_every_n_blocks": 2, "gradient_checkpointing": True},
+    ],
     ids=lambda variant: next(iter(variant)),
 )
 @pytest.mark.parametrize("flags", [("--fix_vit", "False"), LORA], ids=["full", "lora"])

@@ -1,0 +1,72 @@
+"""The vision tower computes what it must and no more: frozen parts without a backward pass, each picture once."""
+
+import pytest
+import torch
+
+from qwen_vl.training import loading, tuning
+
+
+@pytest.fixture
+def model(make_checkpoint):
+    return loading.load_model(make_checkpoint()).train()
+
+
+def ids_of(model, pictures=3):
+    """One row of ids with some pictures, and its labels."""
+    start, span = model.config.visual["image_start_id"], model.config.image_span_tokens
+    ids = torch.tensor([[1, *[start, *[start + 2] * span, start + 1, 5, 6] * pictures, 7, 8, 9]])
+    return ids, ids.where(ids < 10, -100)
+
+
+def gradients(model, **inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_frozen_vit_leaves_nothing_for_the_backward_pass(model, checkpointing):
+    """And changes nothing: the resampler's gradients are those beside a ViT that trains."""
+    ids, labels = ids_of(model)
+    inputs = {"input_ids": ids, "labels": labels, "pixel_values": torch.rand(3, 3, 64, 64), "use_cache": False}
+    loss, expected = gradients(tuning.freeze_for_full(model, fix_vit=False), **inputs)
+    tuning.freeze_for_full(model, fix_vit=True)
+    if checkpointing:
+        model.activation_checkpointing_enable(every_n_layers=2)
+        assert [block.gradient_checkpointing for block in model.transformer.h] == [True, False]
+        assert not any(block.gradient_checkpointing for block in model.transformer.visual.transformer.resblocks)
+    outputs, visual = [], model.transformer.visual
+    hook = visual.transformer.register_forward_hook(lambda module, args, output: outputs.append(output))
+    frozen_loss, ours = gradients(model, **inputs)
+    hook.remove()
+    assert len(outputs) == 1 and not outputs[0].requires_grad
+    assert frozen_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert set(ours) == {name for name in expected if ".visual." not in name or ".attn_pool." in name}
+    for name, gradient in ours.items():
+        assert (gradient - expected[name]).norm() <= 2e-6 * expected[name].norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("fix_vit", [True, False])
+def test_pictures_that_repeat_are_encoded_once(model, fix_vit):
+    tuning.freeze_for_full(model, fix_vit=fix_vit)
+    (ids, labels), two, index = ids_of(model), torch.rand(2, 3, 64, 64), torch.tensor([1, 0, 1])
+    loss, expected = gradients(model, input_ids=ids, labels=labels, pixel_values=two[index])
+    again, ours = gradients(model, input_ids=ids, labels=labels, pixel_values=two, picture_index=index)
+    assert again.item() == pytest.approx(loss.item(), rel=1e-6) and ours.keys() == expected.keys()
+    for name, gradient in ours.items():
+        assert (gradient - expected[name]).norm() <= 5e-6 * expected[name].norm() + 1e-9, name
+    with pytest.raises(ValueError, match="2 pictures were passed but the ids hold 3"):
+        model(input_ids=ids, pixel_values=two, picture_index=index[:2])
+
+
+def test_features_in_place_of_pictures(model):
+    """Of the ViT, with gradients of the resampler, or of the whole tower."""
+    tuning.freeze_for_full(model, fix_vit=True)
+    (ids, labels), pictures = ids_of(model), torch.rand(3, 3, 64, 64)
+    loss, expected = gradients(model, input_ids=ids, labels=labels, pixel_values=pictures)
+    features = model.transformer.visual.encode(pictures).detach()
+    again, ours = gradients(model, input_ids=ids, labels=labels, vit_features=features)
+    assert torch.equal(again, loss) and all(torch.equal(ours[name], expected[name]) for name in expected)
+    ready = model.transformer.visual(pictures).detach()
+    assert torch.equal(model(input_ids=ids, labels=labels, image_features=ready).loss, loss)
