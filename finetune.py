@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from qwen_vl.entry import run
@@ -34,25 +35,32 @@ def main(argv=None):
     saving.check_writable(output_dir)
     resume_from = trainer.checkpoint_to_resume(output_dir, train_args.resume_from_checkpoint)
     config = loading.load_config(name, train_args.cache_dir)
-    tokenizer = loading.load_tokenizer(name, config, train_args.cache_dir)
+    tokenizer = tokenizer_for(name, config, lora_args.lora_weight_path, train_args)
+    kind, rates = rehearse(name, config, lora_args, train_args)
 
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
 
-    base = base_of(name, lora_args.lora_weight_path, train_args.cache_dir) if train_args.use_lora else None
+    base = base_of(name, kind, lora_args.lora_weight_path, train_args.cache_dir) if train_args.use_lora else None
     set_seed(train_args.seed)
     dtype = tuning.compute_dtype(bf16=train_args.bf16, fp16=train_args.fp16)
     model = loading.load_model(
-        name, dtype=dtype, attn_implementation=model_args.attn_implementation, cache_dir=train_args.cache_dir
+        name,
+        dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
+        cache_dir=train_args.cache_dir,
+        quantization=kind,
+        device=train_args.device,
     )
     if train_args.use_lora:
-        model = adapted(model, lora_args)
+        new_tokens = tokenizer.convert_tokens_to_ids(train_args.new_special_tokens or [])
+        model = adapted(model, lora_args, new_tokens)
         if train_args.activation_checkpointing:
             model.enable_input_require_grads()
     else:
         model = tuning.freeze_for_full(model, fix_vit=train_args.fix_vit)
     if not train_args.deepspeed:  # which keeps float32 copies itself
         model = tuning.train_in_float32(model)
-    lines = tuning.rows(model, learning_rate=train_args.learning_rate, weight_decay=train_args.weight_decay)
+    lines = tuning.rows(model, rates=rates, weight_decay=train_args.weight_decay)
     if train_args.process_index == 0:
         print(tuning.table(lines), file=sys.stderr)
 
@@ -64,6 +72,7 @@ def main(argv=None):
         data_collator=ConversationCollator(tokenizer, config.visual["image_size"]),
         tokenizer=tokenizer,
         base=base,
+        rates=rates,
         source_names=train_data.names,
         is_weighted=train_data.is_weighted or bool(eval_data and eval_data.is_weighted),
     )
@@ -131,17 +140,52 @@ def datasets(data, training, tokenizer, resume_from):
     return train_data, eval_data
 
 
-def base_of(name, adapter_dir, cache_dir):
-    """{"name", "fingerprint"} of the weights under an adapter; ValueError if that of `adapter_dir` has another base."""
+def tokenizer_for(name, config, adapter_dir, training):
+    """The tokenizer of a checkpoint, or of the adapter that is continued on it, with the new tokens of this run."""
+    from qwen_vl.training import loading, saving
+
+    if adapter_dir:
+        return saving.load_tokenizer(adapter_dir, name, config, training.cache_dir)
+    return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
+
+
+def rehearse(name, config, lora, training):
+    """(kind of quantisation or None, tuning.Rates) after a run-through on a model without weights.
+
+    What the flags, the checkpoint and an adapter folder cannot do together is an error here, before anything is loaded.
+    """
+    from qwen_vl.training import adapters, loading, quantization, saving, tuning
+
+    kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
+    start = lora.init_lora_weights
+    adapters.check_kind(kind, lora=training.use_lora, use_dora=lora.use_dora, initialisation=start, bias=lora.lora_bias)
+    loading.check_files(name, training.cache_dir)
+    rates = tuning.Rates(
+        training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
+    )
+    model = loading.skeleton(name, config, training.cache_dir)
+    if lora.lora_weight_path:
+        saving.recorded_base(lora.lora_weight_path)  # an error without an adapter
+        model = adapters.rehearsed(lora.lora_weight_path, model, r=None if lora.lora_r == 64 else lora.lora_r)
+    elif training.use_lora:
+        model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
+    else:
+        model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
+    tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
+    return kind, rates
+
+
+def base_of(name, kind, adapter_dir, cache_dir):
+    """{"name", "fingerprint", "quantization"} of the base of an adapter; ValueError if `adapter_dir` has another."""
     from qwen_vl.training import loading, saving
 
     base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}
     if adapter_dir:
         saving.check_base(adapter_dir, **base)
-    return base
+    return base | {"quantization": kind}
 
 
-def adapted(model, lora):
+def adapted(model, lora, new_tokens=()):
     """The model with the adapters that the LoraArguments describe: a folder's, continued, or new ones."""
     from qwen_vl.training import tuning
 
@@ -155,6 +199,10 @@ def adapted(model, lora):
         targets=lora.lora_target_modules,
         bias=lora.lora_bias,
         modules_to_save=tuning.whole_modules(model, lora.modules_to_save),
+        new_tokens=new_tokens,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
     )
 
 

@@ -1,23 +1,25 @@
 """An adapter on its base, in memory."""
 
-from peft import PeftModel
-
-from qwen_vl.training import loading, quantization
+from qwen_vl.training import loading, quantization, saving, tuning
 from qwen_vl.training.saving import CHAT_FORMAT
 
 from .bases import find_base, tokenizer_of
 
 
-def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False):
-    """(model, tokenizer) of the base with the adapter merged into its weights: a plain QWenLMHeadModel.
+def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False, device=None):
+    """(model, tokenizer) of the base with the adapter: merged into its weights, or beside them if they are quantised.
 
-    The base is the one the adapter names, or `base`, its weights checked as in `bases.find_base`.
+    A base that was quantised while the adapter trained is quantised in the same way. It is the one the adapter names,
+    or `base`, its weights checked as in `bases.find_base`. Quantised weights are loaded onto `device`.
     Raises FileNotFoundError and ValueError as that does.
     """
-    base = find_base(adapter_dir, base, trust_base)
-    model = loading.load_model(base, dtype=dtype)
-    tokenizer = tokenizer_of(adapter_dir, base, model.config)
-    quantization.quiet_gptqmodel()  # which peft imports for any adapter
-    model = PeftModel.from_pretrained(model, adapter_dir).merge_and_unload()
+    base, recorded = find_base(adapter_dir, base, trust_base), saving.recorded_base(adapter_dir) or {}
+    config = loading.load_config(base)
+    tokenizer = tokenizer_of(adapter_dir, base, config)
+    kind = quantization.kind_of(config, base) or recorded.get("quantization")
+    kind = None if kind == "gptq" and not quantization.kind_of(config, base) else kind  # the adapter is on another base
+    model = loading.load_model(base, dtype=dtype, quantization=kind, device=device, fast_kernels=True)
+    model = tuning.load_adapters(model, adapter_dir)
+    model = model.get_base_model() if kind else model.merge_and_unload()
     model.generation_config.chat_format = CHAT_FORMAT  # adapters are trained in it, whatever the base speaks
     return model, tokenizer

@@ -37,8 +37,7 @@ def find_base(adapter_dir, base=None, trust_base=False):
 
 def tokenizer_of(adapter_dir, base, config):
     """The tokenizer of an adapter: its own, which may have learned new special tokens, else that of the base."""
-    own = Path(adapter_dir, "qwen.tiktoken").is_file()
-    return loading.load_tokenizer(adapter_dir if own else base, config)
+    return saving.load_tokenizer(adapter_dir, base, config)
 
 
 def generation_of(path, model):

@@ -21,9 +21,10 @@ ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMG_START, IMG_END, IMG_PAD = "<img>", "</img>", "<imgpad>"
 BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 PICTURE_TAGS = frozenset((*BOX_TAGS, IMG_START, IMG_END, IMG_PAD))
+NUM_EXTRA_TOKENS = 205  # without a meaning of their own
 SPECIAL_TOKENS = (
     *(ENDOFTEXT, IM_START, IM_END),
-    *(f"<|extra_{i}|>" for i in range(205)),
+    *(f"<|extra_{i}|>" for i in range(NUM_EXTRA_TOKENS)),
     *BOX_TAGS,
     *(IMG_START, IMG_END, IMG_PAD),
 )
@@ -74,25 +75,40 @@ def _utf8(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
 
 
+def special_token_names(extra_tokens):
+    """Return SPECIAL_TOKENS with the names `extra_tokens` for the first <|extra_i|>; ValueError for bad ones."""
+    wrong = [name for name in extra_tokens if not name.strip() or name in SPECIAL_TOKENS]
+    wrong += sorted({name for name in extra_tokens if extra_tokens.count(name) > 1})
+    if wrong:
+        raise ValueError(f"extra_tokens: {wrong}: empty, twice there, or a special token already; use other names")
+    if len(extra_tokens) > NUM_EXTRA_TOKENS:
+        raise ValueError(f"extra_tokens: {len(extra_tokens)} names, {NUM_EXTRA_TOKENS} tokens are free; use fewer")
+    first = SPECIAL_TOKENS.index("<|extra_0|>")
+    return (*SPECIAL_TOKENS[:first], *extra_tokens, *SPECIAL_TOKENS[first + len(extra_tokens) :])
+
+
 class QWenTokenizer(PreTrainedTokenizer):
     """Text with picture, phrase and box tags to ids and back.
 
     `image_span_tokens` is the number of ids between <img> and </img>; it must equal the number of vectors the vision
     tower makes of a picture. Pad and end of text are both <|endoftext|> unless the caller or the folder says otherwise.
+    `extra_tokens` are names for <|extra_0|>, <|extra_1|> ..: such a name in a text is that one token, also in messages.
     """
 
     vocab_files_names = VOCAB_FILES_NAMES
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012 (transformers' convention)
 
-    def __init__(self, vocab_file, errors="replace", image_span_tokens=IMAGE_SPAN_TOKENS, **kwargs):
+    def __init__(self, vocab_file, errors="replace", image_span_tokens=IMAGE_SPAN_TOKENS, extra_tokens=(), **kwargs):
         if vocab_file is None:
             raise OSError("no qwen.tiktoken found: a Qwen-VL tokenizer folder must contain it")
         if not isinstance(image_span_tokens, int) or image_span_tokens < 1:
             raise ValueError(f"image_span_tokens: {image_span_tokens!r}; use a positive whole number")
         self.errors = errors
         self.image_span_tokens = image_span_tokens
+        self.extra_tokens = list(extra_tokens)
         self.mergeable_ranks = read_vocabulary(vocab_file)
-        self.special_tokens = {t: i for i, t in enumerate(SPECIAL_TOKENS, start=len(self.mergeable_ranks))}
+        names = special_token_names(self.extra_tokens)
+        self.special_tokens = {t: i for i, t in enumerate(names, start=len(self.mergeable_ranks))}
         self.tokenizer = tiktoken.Encoding(
             "Qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=self.mergeable_ranks, special_tokens=self.special_tokens
         )
@@ -102,6 +118,8 @@ class QWenTokenizer(PreTrainedTokenizer):
             if kwargs.get(name) is None:
                 kwargs[name] = ENDOFTEXT
         self._add_tokens(list(kwargs.get("added_tokens_decoder", {}).values()), special_tokens=True)  # none may be new
+        if self.extra_tokens:
+            kwargs["extra_tokens"] = self.extra_tokens  # saved with the folder
         super().__init__(errors=errors, image_span_tokens=image_span_tokens, **kwargs)
 
     def _name_special_ids(self):
@@ -113,7 +131,8 @@ class QWenTokenizer(PreTrainedTokenizer):
         self.box_start_id, self.box_end_id = ids["<box>"], ids["</box>"]
         self.quad_start_id, self.quad_end_id = ids["<quad>"], ids["</quad>"]
         self.special_ids = frozenset(ids.values())
-        self.image_special_tokens = frozenset(ids[tag] for tag in BOX_TAGS)
+        self.image_special_tokens = frozenset(ids[tag] for tag in (*BOX_TAGS, *self.extra_tokens))
+        self.text_tags = PICTURE_TAGS | frozenset(self.extra_tokens)
 
     # ---- vocabulary ----
 
@@ -184,12 +203,12 @@ class QWenTokenizer(PreTrainedTokenizer):
     def encode_message(self, text, *, control_tokens=False):
         """Return (ids, picture references) of one message; the references are those of its <img>..</img>, in order.
 
-        Only picture, phrase and box tags become special tokens; control markers such as <|im_end|> stay plain text
-        unless `control_tokens`. A reference whose bytes do not fit the span leaves padding only, and the picture must
-        come as pixel values. An unclosed <img>, or a tag inside a reference, is a ValueError.
+        Only picture, phrase and box tags and `extra_tokens` become special tokens; control markers such as <|im_end|>
+        stay plain text unless `control_tokens`. A reference whose bytes do not fit the span leaves padding only, and
+        the picture must come as pixel values. An unclosed <img>, or a tag inside a reference, is a ValueError.
         """
         normal = unicodedata.normalize("NFC", text)
-        allowed = self.tokenizer.special_tokens_set if control_tokens else PICTURE_TAGS
+        allowed = self.tokenizer.special_tokens_set if control_tokens else self.text_tags
         ids, references = self._encode_text(normal, allowed, refuse_long=False)
         if references and normal != text:
             # Files keep the spelling of the disk, which need not be NFC; the ids always carry NFC.

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from qwen_vl.export.adapted import load_adapted
-from qwen_vl.training import loading
+from qwen_vl.training import loading, quantization
 
 
 def load(path, *, device=None, dtype="auto", base=None, trust_base=False):
@@ -16,17 +16,18 @@ def load(path, *, device=None, dtype="auto", base=None, trust_base=False):
     """
     device = usable_device(device)
     if (Path(path) / "adapter_config.json").is_file():
-        model, tokenizer = load_adapted(path, base=base, dtype=dtype, trust_base=trust_base)
+        model, tokenizer = load_adapted(path, base=base, dtype=dtype, trust_base=trust_base, device=device)
     else:
         tokenizer = loading.load_tokenizer(path)
-        model = loading.load_model(path, dtype=dtype)
+        model = loading.load_model(path, dtype=dtype, device=device, fast_kernels=True)
     chat_format = model.generation_config.to_dict().get("chat_format", "chatml")
     if chat_format != "chatml":
         raise ValueError(
             f"{path}: a base model (chat_format {chat_format!r} in generation_config.json), which only continues "
             "texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
         )
-    return model.to(device).eval(), tokenizer
+    is_placed = quantization.kind_of(model.config) is not None  # quantised weights were loaded onto the device
+    return (model if is_placed else model.to(device)).eval(), tokenizer
 
 
 def usable_device(name=None):

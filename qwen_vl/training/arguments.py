@@ -18,11 +18,10 @@ from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
 
-from . import engines
+from . import adapter_flags, engines
 
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
-LORA_BIASES = ("none", "all", "lora_only")
-CHOICES = {"lora_bias": LORA_BIASES, "mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
+CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
 POSITIVE = (  # flags that make no sense at 0
     "model_max_length",
     "lora_r",
@@ -90,14 +89,23 @@ class LoraArguments:
     lora_alpha: int = option(16, "LoRA scaling is lora_alpha / lora_r.")
     lora_dropout: float = option(0.05, "Dropout before the adapters.")
     lora_target_modules: list[str] = option(  # noqa: RUF009
-        DEFAULT_LORA_TARGETS, "Names (ends of module paths) that get adapters."
+        DEFAULT_LORA_TARGETS,
+        "Names (ends of module paths) or words that get adapters: attention, mlp, resampler, vision, all-linear.",
     )
     lora_weight_path: str | None = option(None, "Adapter folder to continue; its own rank, scaling and targets apply.")
     lora_bias: str = option("none", "Biases that train with the adapters: none, all or lora_only.")
     modules_to_save: list[str] | None = option(  # noqa: RUF009
         None, "Modules that train whole beside the adapters; default wte and lm_head on a base model; 'none' for none."
     )
-    q_lora: bool = option(False, "Adapters on a quantised model; not in this version.")
+    q_lora: bool = option(False, "Adapters on quantised weights: as the checkpoint stores them, else --quantization.")
+    quantization: str | None = option(
+        None, "What --q_lora makes of float weights while loading: nf4 (the default) or int8, by bitsandbytes."
+    )
+    use_rslora: bool = option(False, "Rank-stabilised LoRA: scaling is lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "DoRA: the magnitudes of weight columns train as well; slower.")
+    init_lora_weights: str = option("default", f"How adapters start: {', '.join(adapter_flags.LORA_STARTS)}.")
+    loraplus_lr_ratio: float | None = option(None, "LoRA+: how many times faster the B matrices train; 16 is usual.")
+    lora_lr: float | None = option(None, "Learning rate of the adapters, where --learning_rate is for the rest.")
 
 
 @dataclass
@@ -109,7 +117,12 @@ class TrainingArguments(HfTrainingArguments):
         2048, "Most tokens of a sample; a picture counts its span, a longer sample is trimmed."
     )
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
-    use_lora: bool = option(False, "Train low-rank adapters instead of the weights.")
+    use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora alone means it as well.")
+    vision_lr: float | None = option(None, "Learning rate of what trains in the ViT, adapters there included.")
+    resampler_lr: float | None = option(None, "Learning rate of what trains in the resampler (visual.attn_pool).")
+    new_special_tokens: list[str] | None = option(  # noqa: RUF009
+        None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts, whose rows alone train beside adapters."
+    )
     checkpoint_every_n_blocks: int = option(
         1, "With --gradient_checkpointing: recompute every n-th block only, where memory is left; 1 for all."
     )
@@ -214,6 +227,7 @@ def parse(argv=None):
     settings, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error("unknown argument " + ", ".join(word + suggestion(word, parser) for word in unknown))
+    settings.use_lora = settings.use_lora or settings.q_lora
     problems = check(settings)
     try:
         parsed = parser.parse_dict(vars(settings))
@@ -306,15 +320,7 @@ def check(settings):
         problems.append(str(error))
     if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
         problems.append("--eval_strategy needs --eval_data_path")
-    if settings.use_lora and not settings.fix_vit:
-        problems.append("--fix_vit False has no effect with --use_lora, which freezes the base; leave one of them out")
-    for flag in ("lora_weight_path", "modules_to_save"):
-        if getattr(settings, flag) and not settings.use_lora:
-            problems.append(f"--{flag} needs --use_lora")
-    if settings.lora_weight_path and settings.modules_to_save:
-        problems.append("--modules_to_save: the adapter of --lora_weight_path decides that; leave one of them out")
-    if settings.q_lora:
-        problems.append("--q_lora: this version trains adapters on unquantised weights only; use --use_lora --bf16")
+    problems += adapter_flags.check(settings)
     if settings.fp16 and not torch.accelerator.is_available():
         problems.append("--fp16 needs a GPU; use --bf16, or neither of them")
     if settings.checkpoint_every_n_blocks > 1 and not (

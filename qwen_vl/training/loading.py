@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
@@ -54,13 +55,19 @@ def load_config(path, cache_dir=None):
     return config
 
 
-def load_tokenizer(path, config=None, cache_dir=None):
-    """The QWenTokenizer of a checkpoint; with `config`, checked to fit its vocabulary and its picture span."""
+def load_tokenizer(path, config=None, cache_dir=None, extra_tokens=None):
+    """The QWenTokenizer of a checkpoint; with `config`, checked to fit its vocabulary and its picture span.
+
+    extra_tokens: further names for the tokens <|extra_0|>, <|extra_1|> .., beside those that the checkpoint has given.
+    """
     config = config if config is not None else load_config(path, cache_dir)
     if find_file(path, "qwen.tiktoken", cache_dir) is None:
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
     read_json(path, "tokenizer_config.json", cache_dir)  # a damaged one gets a clear error here
     tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir)
+    if extra_tokens:
+        names = [*tokenizer.extra_tokens, *extra_tokens]
+        tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir, extra_tokens=names)
     for leftover in ("is_local", "local_files_only"):  # of this call, which saving would write into the checkpoint
         tokenizer.init_kwargs.pop(leftover, None)
     if len(tokenizer) > config.vocab_size:
@@ -122,6 +129,19 @@ def load_model(
         hf_logging.set_verbosity(verbosity)
     check_report(path, config, report, cache_dir)
     return quantized.settle(model) if kind else model
+
+
+def skeleton(path, config, cache_dir=None):
+    """The model of a config without weights, on the meta device, its layers packed where the config says GPTQ.
+
+    What would be trained on it can be decided, and refused, before any weight is loaded.
+    """
+    with torch.device("meta"):
+        model = QWenLMHeadModel(config)
+        if quantized.kind_of(config) == "gptq":
+            model = quantized.replace_linears(model, config)
+    model.generation_config = GenerationConfig.from_dict(read_json(path, "generation_config.json", cache_dir) or {})
+    return model
 
 
 def check_report(path, config, report, cache_dir=None):
@@ -225,6 +245,13 @@ def weight_files(path, cache_dir=None):
                 )
             return list(shards.values())
     raise FileNotFoundError(f"{path}: no model.safetensors and no pytorch_model.bin; give a complete checkpoint folder")
+
+
+def check_files(path, cache_dir=None):
+    """None, or what `weight_files` raises, or a ValueError naming a file that is cut off or damaged."""
+    for file in weight_files(path, cache_dir):
+        with reading_weights(file):
+            next(open_tensors(file), None)
 
 
 def fingerprint(path, cache_dir=None):

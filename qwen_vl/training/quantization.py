@@ -9,13 +9,14 @@ import copy
 import io
 import logging
 import warnings
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 from transformers import BitsAndBytesConfig
+from transformers.utils import logging as hf_logging
 
-ON_LOADING = ("nf4", "int8")  # the kinds that float weights can be turned into
 PACKAGES = {"gptq": ("optimum", "gptqmodel"), "nf4": ("bitsandbytes",), "int8": ("bitsandbytes",)}
 FLOAT_MODULES = ["transformer.visual", "lm_head"]  # bitsandbytes compares whole paths; a list replaces its own
 GPTQ_BITS = (2, 3, 4, 8)
@@ -64,8 +65,8 @@ def check_packages(kind):
         )
 
 
-def chosen_kind(config, requested=None, path="the checkpoint"):
-    """The kind to load: that of the stored weights, else the requested one ("nf4", "int8") or None.
+def chosen_kind(config, requested=None, path="the checkpoint", *, default=None):
+    """The kind to load: that of the stored weights, else the requested one ("nf4", "int8"), else `default`.
 
     Raises ValueError where the stored weights are of another kind than the requested one, ImportError where packages
     are missing.
@@ -76,8 +77,9 @@ def chosen_kind(config, requested=None, path="the checkpoint"):
             f"{path}: is quantised already ({describe(config, stored)}), so it cannot be loaded as {requested}; "
             "leave --quantization out, or give the float checkpoint"
         )
-    check_packages(stored or requested)
-    return stored or requested
+    kind = stored or requested or default
+    check_packages(kind)
+    return kind
 
 
 def loading_options(config, kind, *, dtype, device=None, fast=False):
@@ -108,6 +110,7 @@ def loading_options(config, kind, *, dtype, device=None, fast=False):
     }
 
 
+@cache
 def quiet_gptqmodel():
     """Import gptqmodel, where it is installed, without its banner and with errors alone in its log.
 
@@ -122,8 +125,11 @@ def quiet_gptqmodel():
 
 
 def settle(model):
-    """A model as it was loaded, its quantised layers without compilation on a CPU, where that costs minutes."""
-    for module in quantized_linears(model).values():
+    """A model as it was loaded, its GPTQ layers without compilation on a CPU, where that costs minutes."""
+    layers = quantized_linears(model)
+    if layers:
+        vars(model).pop("hf_device_map", None)  # of one device; the Trainer would take it for several
+    for module in layers.values():
         if module.qweight.device.type == "cpu":
             vars(module).pop("dequantize_weight", None)  # the compiled one; the class has the same, not compiled
     return model
@@ -134,15 +140,26 @@ def replace_linears(model, config):
     quiet_gptqmodel()
     wanted = settings_of(config) | {"backend": EXACT_KERNEL}
     quantizer = import_module("optimum.gptq").GPTQQuantizer.from_dict(wanted)
-    return quantizer.convert_model(model)
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # optimum reads every attribute, also one that transformers warns about
+    try:
+        return quantizer.convert_model(model)
+    finally:
+        hf_logging.set_verbosity(verbosity)
 
 
 def quantized_linears(model):
     """{path: layer} of the GPTQ layers of a model; those of bitsandbytes are nn.Linear and look after themselves."""
     if kind_of(model.config) != "gptq":
         return {}
+    quiet_gptqmodel()
     base = import_module("gptqmodel.nn_modules.qlinear").BaseQuantLinear
     return {path: module for path, module in model.named_modules() if isinstance(module, base)}
+
+
+def linear_kinds(model):
+    """The classes of the linear layers of a model, packed ones included."""
+    return (torch.nn.Linear, *{type(layer) for layer in quantized_linears(model).values()})
 
 
 def zero_biases(names, config):

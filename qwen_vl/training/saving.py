@@ -95,6 +95,13 @@ def recorded_base(adapter_dir):
     return loading.read_json(adapter_dir, BASE_FILE)
 
 
+def load_tokenizer(adapter_dir, base, config=None, cache_dir=None):
+    """The tokenizer of an adapter folder, which knows the tokens it was trained with; without one, that of its base."""
+    of_adapter = Path(adapter_dir, "qwen.tiktoken").is_file()
+    config = config if config is not None else loading.load_config(base, cache_dir)
+    return loading.load_tokenizer(adapter_dir if of_adapter else base, config, cache_dir)
+
+
 def check_base(adapter_dir, name, fingerprint):
     """None, or a ValueError when an adapter was trained on other weights than those of `name`."""
     recorded = recorded_base(adapter_dir)

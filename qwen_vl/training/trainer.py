@@ -33,10 +33,11 @@ class QWenTrainer(Trainer):
     """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed, saves atomically.
 
     source_names: of the sources whose loss and tokens are logged apart, if there are several. is_weighted: whether
-    samples may have other weights than 1, so that targets are counted by weight.
+    samples may have other weights than 1, so that targets are counted by weight. rates: `tuning.Rates`, where parts of
+    the model have learning rates of their own.
     """
 
-    def __init__(self, *, tokenizer, base=None, source_names=(), is_weighted=False, **kwargs):
+    def __init__(self, *, tokenizer, base=None, source_names=(), is_weighted=False, rates=None, **kwargs):
         use_cache = kwargs["model"].config.use_cache
         super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
         self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that
@@ -60,6 +61,7 @@ class QWenTrainer(Trainer):
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._staging_dir = None
+        self._rates = rates or tuning.Rates(self.args.learning_rate)
 
     def get_decay_parameter_names(self, model):
         return tuning.decayed_names(model)
@@ -131,6 +133,7 @@ class QWenTrainer(Trainer):
         is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
         model = self.model if model is None else model
         if is_new:
+            tuning.split_groups(optimizer, model, self._rates)
             self._vision.watch(optimizer, model)
         tuning.check_groups(model, optimizer)
         return optimizer

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
-from torch import nn
 
-from .quantization import quiet_gptqmodel
+from . import adapters
+from .quantization import quantized_linears, quiet_gptqmodel
 
 UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
-PARTS = (  # first match wins; names as in the checkpoint
+PARTS = (  # part: what its names contain; the first match wins
     ("resampler", "visual.attn_pool."),
     ("vit", "visual."),
     ("embeddings", "wte."),
@@ -62,18 +62,24 @@ def whole_modules(model, requested=None):
     return None if chats else ["wte", "lm_head"]
 
 
-def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save):
-    """A PeftModel with new LoRA adapters; ValueError for a target or a module that is not in the model."""
-    check_matches(model, "--lora_target_modules", targets, (nn.Linear, nn.Embedding, nn.Conv2d))
-    check_matches(model, "--modules_to_save", modules_to_save or [], nn.Module)
+def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, new_tokens=(), **variant):
+    """A PeftModel with new LoRA adapters; ValueError for a target or a module that is not in the model.
+
+    targets: names or words (`adapters.target_modules`). new_tokens: ids whose rows of the embeddings and of lm_head
+    train. variant: fields of PEFT's LoraConfig that choose one, such as use_rslora, use_dora, init_lora_weights.
+    """
+    adapters.check_names(model, targets, modules_to_save or ())
+    rows = adapters.trained_rows(new_tokens, modules_to_save or ())
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(targets),
+        target_modules=adapters.target_modules(model, targets),
         bias=bias,
         modules_to_save=modules_to_save,
+        trainable_token_indices=rows or None,
+        **variant,
     )
     quiet_gptqmodel()  # which peft imports for any adapter
     return settle(get_peft_model(model, config))
@@ -98,15 +104,6 @@ def settle(model):
     return freeze_fixed_table(model)
 
 
-def check_matches(model, flag, names, kinds):
-    """None, or a ValueError with each entry that is the end of no path to a module of these kinds."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
-    lost = [name for name in names if not any(path == name or path.endswith("." + name) for path in paths)]
-    if lost:
-        ends = sorted({path.rpartition(".")[2] for path in paths} - {""})
-        raise ValueError(f"{flag} {' '.join(lost)}: matches nothing in the model; modules end in {', '.join(ends)}")
-
-
 def train_in_float32(model):
     """The model with its trainable weights in float32, so that small updates are not rounded away."""
     for parameter in model.parameters():
@@ -115,11 +112,47 @@ def train_in_float32(model):
     return model
 
 
+class Rates(NamedTuple):
+    """Learning rates: of everything, of the parts that have their own, and how much faster LoRA+ trains the B side."""
+
+    everything: float
+    vision: float | None = None
+    resampler: float | None = None
+    lora: float | None = None
+    loraplus_ratio: float | None = None
+
+    def of(self, name, parameter):
+        """The rate of a trainable parameter: a rate of its part goes before one of its kind."""
+        rate = {"vit": self.vision, "resampler": self.resampler}.get(place_of(name))
+        if rate is None:
+            rate = self.everything if self.lora is None or ".lora_" not in name else self.lora
+        return rate * self.loraplus_ratio if self.loraplus_ratio and is_b_side(name, parameter) else rate
+
+    def unused(self, names):
+        """The flags whose rate no parameter among `names` has."""
+        places, kinds = {place_of(name) for name in names}, {".lora_" in name for name in names}
+        flags = {
+            "--vision_lr": (self.vision, "vit" in places),
+            "--resampler_lr": (self.resampler, "resampler" in places),
+        }
+        flags["--lora_lr"] = (self.lora, True in kinds)
+        return [flag for flag, (rate, is_used) in flags.items() if rate is not None and not is_used]
+
+
+def is_b_side(name, parameter):
+    """Whether LoRA+ gives a parameter its higher rate: B of an adapter, and DoRA's magnitudes (Hayou et al., 2024)."""
+    return ".lora_" in name and ("lora_B" in name or "lora_embedding_B" in name or parameter.dim() == 1)
+
+
 def part_of(name):
+    """The part of the model that a parameter belongs to, as the table names it."""
+    kind = "lora on " if ".lora_" in name else "new rows of " if ".trainable_tokens_" in name else ""
+    return kind + place_of(name)
+
+
+def place_of(name):
     """The part of the model that a parameter belongs to; adapters count with the part that they sit in."""
-    prefix = "lora on " if ".lora_" in name else ""
-    bare = without_wrappers(name).removeprefix("transformer.")
-    return prefix + next(part for part, start in PARTS if bare.startswith(start))
+    return next(part for part, mark in PARTS if mark in without_wrappers(name))
 
 
 def shape_of(parameter):
@@ -144,20 +177,36 @@ def decayed_names(model):
     return [name for name, parameter in model.named_parameters() if decays(name, parameter)]
 
 
-def rows(model, *, learning_rate, weight_decay):
-    """The table's lines: one for each part and optimizer group, frozen parts included."""
+def rows(model, *, rates, weight_decay):
+    """The table's lines: one for each part, learning rate and decay, frozen parts included.
+
+    Raises ValueError when nothing trains, or nothing that a rate of `rates` is meant for.
+    """
     counted = {}
-    for name, parameter in model.named_parameters():
-        group = "frozen" if not parameter.requires_grad else "decay" if decays(name, parameter) else "no decay"
-        counted[part_of(name), group] = counted.get((part_of(name), group), 0) + shape_of(parameter).numel()
+    for name, parameter, count in weights(model):
+        key = (part_of(name), None, "frozen")
+        if parameter.requires_grad:
+            key = (part_of(name), rates.of(name, parameter), "decay" if decays(name, parameter) else "no decay")
+        counted[key] = counted.get(key, 0) + count
     lines = []
-    for (part, group), count in counted.items():
-        trains = group != "frozen"
-        decay = None if not trains else weight_decay if group == "decay" else 0.0
-        lines.append(Row(part, count if trains else 0, count, learning_rate if trains else None, decay, group))
+    for (part, rate, group), count in counted.items():
+        decay = None if rate is None else weight_decay if group == "decay" else 0.0
+        lines.append(Row(part, 0 if rate is None else count, count, rate, decay, group))
     if not any(line.trainable for line in lines):
         raise ValueError("nothing trains: every parameter is frozen; check --fix_vit and --lora_target_modules")
+    unused = rates.unused([name for name, parameter, _ in weights(model) if parameter.requires_grad])
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: nothing of that part trains in this run; leave it out or let it train")
     return lines
+
+
+def weights(model):
+    """Yields (name, tensor, number of weights it stands for): all parameters, and the packed layers of a GPTQ model."""
+    for name, parameter in model.named_parameters():
+        packed = type(parameter).__name__ == "Params4bit" and parameter.shape[-1] == 1  # two weights a byte
+        yield name, parameter, shape_of(parameter).numel() * (2 if packed else 1)
+    for path, layer in quantized_linears(model).items():
+        yield f"{path}.qweight", layer.qweight, layer.in_features * layer.out_features
 
 
 def table(lines):
@@ -173,6 +222,18 @@ def table(lines):
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
+
+
+def split_groups(optimizer, model, rates):
+    """None; afterwards the parameters of each group of a new `optimizer` that have a rate of their own stand apart."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        by_rate = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rates.of(names[id(parameter)], parameter), []).append(parameter)
+        groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+    optimizer.param_groups[:] = groups
 
 
 def check_groups(model, optimizer):

@@ -21,7 +21,7 @@ WAYS = {  # name: what trains
 def test_the_formula_counts_what_torch_does(make_checkpoint, way):
     """Eager attention, which torch's counter sees, computes each pair twice: once for the past, once for the future."""
     model = WAYS[way](loading.load_model(make_checkpoint(), attn_implementation="eager")).train()
-    trained = {line.part for line in tuning.rows(model, learning_rate=0, weight_decay=0) if line.trainable}
+    trained = {line.part for line in tuning.rows(model, rates=tuning.Rates(0), weight_decay=0) if line.trainable}
     adapters = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
     config, length, number = model.config, 60, 2
     start = config.visual["image_start_id"]

@@ -69,7 +69,7 @@ def test_modules_to_save_train_whole_but_never_the_position_table(model):
     ],
 )
 def test_a_name_that_matches_nothing_is_an_error(model, changes, flag):
-    with pytest.raises(ValueError, match=f"{flag}: matches nothing in the model; modules end in c_attn|{flag}"):
+    with pytest.raises(ValueError, match=f"{flag}: matches nothing in the model"):
         tuning.add_adapters(model, **ADAPTERS | changes)
 
 
@@ -90,7 +90,7 @@ def test_the_table_counts_every_parameter_once(make_checkpoint):
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     whole = tuning.whole_modules(model)
     adapted = tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
-    lines = tuning.rows(adapted, learning_rate=1e-4, weight_decay=0.1)
+    lines = tuning.rows(adapted, rates=tuning.Rates(1e-4), weight_decay=0.1)
     rank_rows = 2 * 4 * (64 + 192 + 64 + 64 + 2 * (64 + 64))  # layers, rank, inputs and outputs of the four targets
     found = {(line.part, line.group): (line.trainable, line.total, line.weight_decay) for line in lines}
     assert found["lora on decoder", "decay"] == (rank_rows, rank_rows, 0.1)
@@ -106,7 +106,7 @@ def test_the_table_counts_every_parameter_once(make_checkpoint):
 def test_a_run_without_anything_to_train_is_refused(model):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing trains"):
-        tuning.rows(model, learning_rate=1e-4, weight_decay=0.1)
+        tuning.rows(model, rates=tuning.Rates(1e-4), weight_decay=0.1)
 
 
 def test_a_parameter_outside_of_every_optimizer_group_is_refused(model):

@@ -1,0 +1,59 @@
+"""What the flags of adapters may be, together and alone; checked before anything is loaded."""
+
+LORA_BIASES = ("none", "all", "lora_only")
+LORA_STARTS = ("default", "gaussian", "pissa", "olora")
+QUANTIZATIONS = ("nf4", "int8")
+OF_NEW_ADAPTERS = ("use_rslora", "use_dora")  # flags that an adapter folder has decided
+OF_ADAPTERS = (*OF_NEW_ADAPTERS, "lora_weight_path", "modules_to_save", "lora_lr", "loraplus_lr_ratio")
+RATES = ("lora_lr", "vision_lr", "resampler_lr")
+
+
+def check(settings):
+    """A line for everything that is wrong with the values of these flags, or with their combination."""
+    problems = [] if settings.use_lora else [
+        f"--{flag} needs --use_lora" for flag in OF_ADAPTERS if getattr(settings, flag) not in (None, False)
+    ]  # fmt: skip
+    problems += check_values(settings)
+    if settings.use_lora and not settings.fix_vit:
+        problems.append(
+            "--fix_vit False has no effect with --use_lora, which freezes the base; leave one of them out, or put "
+            "adapters into the ViT: --lora_target_modules attention vision"
+        )
+    if settings.quantization and not settings.q_lora:
+        problems.append("--quantization needs --q_lora: quantised weights cannot train themselves")
+    if settings.lora_weight_path:
+        decided = [flag for flag in (*OF_NEW_ADAPTERS, "modules_to_save") if getattr(settings, flag)]
+        decided += ["init_lora_weights"] if settings.init_lora_weights != "default" else []
+        problems += [
+            f"--{flag}: the adapter of --lora_weight_path decides that; leave one of them out" for flag in decided
+        ]
+        if settings.new_special_tokens:
+            problems.append(
+                "--new_special_tokens: rows for new tokens cannot be added to the adapter of --lora_weight_path; "
+                "leave one of them out"
+            )
+    return problems
+
+
+def check_values(settings):
+    """A line for every value of these flags that no run can use."""
+    problems = [
+        f"--{flag} {getattr(settings, flag)}: use a number of 0 or more"
+        for flag in RATES
+        if (getattr(settings, flag) or 0) < 0
+    ]
+    start = settings.init_lora_weights
+    if start.startswith("pissa_niter"):
+        problems.append(
+            f"--init_lora_weights {start}: starts from random numbers, so the saved adapter would load as another "
+            "model; use pissa, which does not"
+        )
+    elif start not in LORA_STARTS:
+        problems.append(f"--init_lora_weights {start}: use one of {', '.join(LORA_STARTS)}")
+    if settings.lora_bias not in LORA_BIASES:
+        problems.append(f"--lora_bias {settings.lora_bias}: use one of {', '.join(LORA_BIASES)}")
+    if settings.quantization not in (None, *QUANTIZATIONS):
+        problems.append(f"--quantization {settings.quantization}: use one of {', '.join(QUANTIZATIONS)}")
+    if settings.loraplus_lr_ratio is not None and settings.loraplus_lr_ratio < 1:
+        problems.append(f"--loraplus_lr_ratio {settings.loraplus_lr_ratio}: use a number of 1 or more, such as 16")
+    return problems
