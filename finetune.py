@@ -25,7 +25,7 @@ def main(argv=None):
 
     from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import engines, loading, record, report, saving, trainer, tuning
+    from qwen_vl.training import adapters, engines, loading, record, report, saving, trainer, tuning
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
@@ -58,6 +58,7 @@ def main(argv=None):
             model.enable_input_require_grads()
     else:
         model = tuning.freeze_for_full(model, fix_vit=train_args.fix_vit)
+    start = adapters.starting_point(model) if train_args.use_lora else None
     if not train_args.deepspeed:  # which keeps float32 copies itself
         model = tuning.train_in_float32(model)
     lines = tuning.rows(model, rates=rates, weight_decay=train_args.weight_decay)
@@ -82,7 +83,7 @@ def main(argv=None):
         if data_args.streaming:
             streaming.report(Path(output_dir, "overlength.jsonl"))
         run_trainer.save_state()
-        saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights)
+        saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights, start=start)
         settings = arguments.changed(model_args, data_args, lora_args, train_args)
         report.write(output_dir, settings=settings, trained=lines)
         began, data = base or {"name": name}, (data_args.data_path, data_args.eval_data_path)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qwen_vl.model import QWenLMHeadModel
-from qwen_vl.training import loading, quantization
+from qwen_vl.training import adapters, loading, quantization
 
 from .weights import Weights
 
@@ -85,6 +85,7 @@ class DiskModel:
 
         Raises ValueError for an adapter that is damaged, incomplete or of another model.
         """
+        adapters.check_plain(adapter_dir)
         quantization.quiet_gptqmodel()  # which peft imports for any adapter
         try:
             adapted = PeftModel.from_pretrained(self.model, adapter_dir, low_cpu_mem_usage=True)

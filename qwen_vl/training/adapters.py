@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import torch
 from peft import PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import quantization
@@ -91,14 +93,54 @@ def check_kind(kind, *, lora, use_dora=False, initialisation="default", bias="no
         raise ValueError("\n  ".join(problems))
 
 
+def starting_point(model):
+    """{name: tensor} of adapters that started from the base weights and changed these, as they are now; else {}.
+
+    To be taken before training, for `make_plain`.
+    """
+    if model.peft_config["default"].init_lora_weights not in OF_BASE_WEIGHTS:
+        return {}
+    state = get_peft_model_state_dict(model)
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items() if ".lora_" in name}
+
+
+def make_plain(folder, start):
+    """None; the adapter in a folder becomes one of twice the rank on the unchanged base, without its `start`.
+
+    B A - B' A' is one product of stacked matrices. So no reader has to repeat the start, which not every one can.
+    """
+    file = Path(folder, WEIGHTS_FILE)
+    tensors = load_file(file)
+    for name, first in start.items():
+        is_b = ".lora_B" in name or ".lora_embedding_B" in name
+        stacked = [tensors[name], (-first if is_b else first).to(tensors[name])]
+        tensors[name] = torch.cat(stacked, dim=1 if is_b else 0).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = PeftConfig.from_pretrained(folder)
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # the scaling stays what it was
+    config.r, config.init_lora_weights = 2 * config.r, True
+    config.save_pretrained(folder)
+
+
+def check_plain(adapter_dir):
+    """None, or a ValueError for an adapter that goes with changed base weights: a checkpoint, not a final folder."""
+    start = PeftConfig.from_pretrained(adapter_dir).init_lora_weights
+    if start in OF_BASE_WEIGHTS:
+        raise ValueError(
+            f"{adapter_dir}: a checkpoint of a run with --init_lora_weights {start}, which changed the base; take the "
+            "adapter in the output folder of that run, or finish it with --resume_from_checkpoint"
+        )
+
+
 def rehearsed(adapter_dir, model, *, r=None):
     """A model of `loading.skeleton` with adapters as in a folder; ValueError where these do not fit it.
 
     r: the rank that the caller asked for, if any. Compares names and shapes; no weights are read.
     """
     config = PeftConfig.from_pretrained(adapter_dir)
-    if config.peft_type != "LORA":
+    if config.peft_type != "LORA":  # before fields that only LoRA has
         raise ValueError(f"{adapter_dir}: an adapter of type {config.peft_type}; only LoRA adapters are continued")
+    check_plain(adapter_dir)
     if r is not None and r != config.r:
         raise ValueError(f"{adapter_dir}: an adapter of rank {config.r}, and --lora_r is {r}; leave --lora_r out")
     try:

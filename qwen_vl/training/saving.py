@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor
 from qwen_vl.model.processing_qwen import QWenProcessor
 
-from . import loading
+from . import adapters, loading
 
 BASE_FILE = "base.json"  # in an adapter folder: which weights the adapter belongs to
 CHAT_FORMAT = "chatml"  # what every conversation is trained in
@@ -112,10 +112,11 @@ def check_base(adapter_dir, name, fingerprint):
         )
 
 
-def save_final(model, tokenizer, output_dir, *, dtype, base=None, weights=None):
+def save_final(model, tokenizer, output_dir, *, dtype, base=None, weights=None, start=None):
     """Write the trained model in `dtype`, or the adapter as it is, into `output_dir`; other files there stay.
 
     weights: all of the model's by name, where it holds only a part of each (`engines.whole_weights`).
+    start: `adapters.starting_point`, of which the adapter is freed.
     Weights of an earlier run are replaced. Raises OSError when the folder cannot be written.
     """
     output_dir = Path(output_dir)
@@ -125,6 +126,8 @@ def save_final(model, tokenizer, output_dir, *, dtype, base=None, weights=None):
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     with staged(output_dir / ".saving", output_dir) as staging:
         write_folder(model, tokenizer, staging, base=base, state_dict=weights)
+        if start:
+            adapters.make_plain(staging, start)
         for old in {path for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern)}:
             old.unlink()
         for file in staging.iterdir():
