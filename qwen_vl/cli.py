@@ -6,6 +6,7 @@ from importlib import import_module, metadata
 from qwen_vl.entry import run
 
 VERBS = {  # verb: (module whose main(argv) does it, what it does)
+    "plan": ("qwen_vl.training.planner", "memory and time of a training run before it starts, and what fits"),
     "train": ("finetune", "fine-tune a checkpoint on conversations with pictures"),
     "data": ("qwen_vl.data.commands", "check, look at and convert conversation files"),
     "merge": ("qwen_vl.export.merge", "merge a LoRA adapter into its base: one standalone checkpoint"),

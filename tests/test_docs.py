@@ -15,10 +15,11 @@ from qwen_vl.data import commands, conversations
 from qwen_vl.export import export, merge, quantize, verify
 from qwen_vl.model import QWenTokenizer
 from qwen_vl.serving import terminal_chat
-from qwen_vl.training import arguments
+from qwen_vl.training import arguments, planner
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "data/README.md")]
+DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
 FOLDERS = "finetune|scripts|data|qwen_vl|tests|configs|docs"
 ROOT_FILE = r"[A-Za-z][\w-]*\.(?:md|py|sh|txt|toml)"
 FLAGS_OF_OTHERS = {"--index-url", "--flag"}  # pip's, and the one that stands for any
@@ -46,6 +47,7 @@ def known_flags():
     """{command: its flags} for train, merge, chat, and "data VERB" for each verb."""
     return {
         "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
+        "plan": flags_of(planner.make_parser().format_help()),
         "merge": flags_of(help_of(merge.main, "--help")),
         "export": flags_of(export.make_parser().format_help()),
         "quantize": flags_of(quantize.make_parser().format_help()),
@@ -108,7 +110,7 @@ def test_commands_that_are_shown_exist(document, known_flags):
             assert flags_of(line) <= known_flags[" ".join(words[:2])], line
             continue
         script = " ".join([program, *words[:1]])
-        verb = "chat" if script.endswith("chat") else "merge" if "merge" in script else "train"
+        verb = "merge" if "merge" in script else next((w for w in words[:1] if w in ("plan", "chat")), "train")
         if not program.startswith(".venv"):
             assert flags_of(line) <= known_flags[verb], line
 

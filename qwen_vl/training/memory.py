@@ -1,0 +1,288 @@
+"""Where the memory of a training run goes, from the configuration alone: a physical model, stated part by part.
+
+Sizes of weights come from the model itself, built without storage (on the meta device) and prepared by the functions
+of `tuning` that prepare the real one. Activations are counted as what autograd keeps for each operation of a block.
+A run passes through phases; the peak is the largest of them. docs/plan.md has the assumptions in words and how far
+the results are from measured ones. GB are 10**9 bytes.
+"""
+
+import json
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from qwen_vl.model import QWenConfig, QWenLMHeadModel
+from qwen_vl.model.decoder_qwen import QWenBlock
+from qwen_vl.model.loss_qwen import CHUNK_BYTES
+
+from . import tuning
+
+CONTEXT = 1.0e9  # of CUDA, cuBLAS and cuDNN in a process: an A100 shows 0.8 to 1.2 GB before the first tensor
+PROCESS = 0.65e9  # of a CPU process that has imported everything and holds no model
+COMMUNICATOR = 0.3e9  # of NCCL, where torch.distributed runs
+FRAGMENTATION = 0.15  # of what comes and goes: memory that the caching allocator holds and cannot use for it
+HEAP = 0.1  # the same for the C library's allocator on a CPU
+PASSING = ("vision tower", "activations", "logits", "optimizer step")  # parts that come and go
+BUCKET = 2e8  # elements of DeepSpeed's reduce and allgather buckets in the reference's settings
+OVERLAP = 4.5  # times both buckets: what `overlap_comm` takes by DeepSpeed's documentation
+LOGIT_COPIES = 3  # at the peak of cross-entropy: its saved log-softmax and two gradients, each as large as the logits
+GPTQ_BITS, GPTQ_GROUP = 4, 128
+
+
+class Weights(NamedTuple):
+    """Bytes and numbers of the parameters of a model that is ready to train."""
+
+    frozen: int  # bytes
+    trained: int  # bytes, master copies of an engine not included
+    quantised: int  # bytes, of `frozen`
+    parameters: int  # trained ones
+    largest: int  # trained parameters in the largest tensor
+    matrices: int  # trained parameters that are float32 matrices of the decoder and lm_head, without adapters
+    one_dtype: int  # bytes of the trained weights of the commonest dtype
+    adapters: int  # parameters of LoRA
+    parts: tuple  # that train, as `tuning.PARTS` names them
+
+
+class Setup(NamedTuple):
+    """How a run trains: everything but the model that its memory depends on."""
+
+    method: str = "lora"  # full, lora, qlora
+    length: int = 2048  # tokens of a sample
+    batch: int = 1
+    accumulation: int = 8
+    pictures: int = 1  # of a sample
+    targets: float = 0.25  # share of the tokens that are learned
+    half: bool = True  # bf16 or fp16; else float32
+    checkpointing: bool = True
+    attention: str = "sdpa"
+    optim: str = "adamw_torch"
+    zero: int | None = None  # DeepSpeed stage; None without DeepSpeed
+    gpus: int = 1
+    offload: bool = False
+    on_cpu: bool = False
+    reference: bool = False  # the Qwen-VL authors' program instead of ours
+
+
+def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
+    """The Weights of a model with this config, prepared as a run would.
+
+    base_model: LoRA trains copies of wte and lm_head. lora: {"r", "alpha", "dropout", "targets", "bias"} of adapters.
+    """
+    kind = (setup.method, setup.half, setup.reference)
+    return _weighed(config.to_json_string(), *kind, base_model, fix_vit, tuple((lora or {}).items()))
+
+
+@lru_cache(maxsize=32)
+def _weighed(settings, method, half, reference, base_model, fix_vit, lora):
+    """`weigh` by values that can be remembered."""
+    config = QWenConfig(**json.loads(settings))
+    dtype = (torch.float16 if method == "qlora" else torch.bfloat16) if half else torch.float32
+    with torch.device("meta"):
+        model = QWenLMHeadModel(config).to(dtype)
+        if method == "full":
+            model = tuning.freeze_for_full(model, fix_vit=fix_vit)
+        else:
+            whole = ["wte", "lm_head"] if base_model and method == "lora" else None
+            model = tuning.add_adapters(model, **dict(lora), modules_to_save=whole)
+        if not reference:
+            model = tuning.train_in_float32(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    quantised = 0
+    if method == "qlora":
+        linears = [m for _, m in block_linears(model)]
+        quantised = sum(gptq_bytes(*m.weight.shape) for m in linears)
+        frozen += quantised - sum(m.weight.nbytes + (0 if m.bias is None else m.bias.nbytes) for m in linears)
+    by_dtype = {}
+    for p in trained.values():
+        by_dtype[p.dtype] = by_dtype.get(p.dtype, 0) + p.nbytes
+    parts = {tuning.part_of(name) for name in trained}
+    return Weights(
+        frozen=frozen,
+        trained=sum(p.nbytes for p in trained.values()),
+        quantised=quantised,
+        parameters=sum(p.numel() for p in trained.values()),
+        largest=max(p.numel() for p in trained.values()),
+        matrices=sum(
+            p.numel()
+            for name, p in trained.items()
+            if p.dtype == torch.float32 and p.dim() == 2 and tuning.part_of(name) in ("decoder", "lm_head")
+        ),
+        one_dtype=max(by_dtype.values()),
+        adapters=sum(p.numel() for name, p in trained.items() if ".lora_" in name),
+        parts=tuple(sorted(part for part in parts if not part.startswith("lora on "))),
+    )
+
+
+def block_linears(model):
+    """(name, module) of the linears in the decoder's blocks, which are what quantisation packs."""
+    for prefix, block in model.named_modules():
+        if isinstance(block, QWenBlock):
+            yield from (
+                (f"{prefix}.{name}", m)
+                for name, m in block.named_modules()
+                if type(m) is torch.nn.Linear and ".lora_" not in name
+            )
+
+
+def gptq_bytes(rows, columns):
+    """Bytes of a linear in the AutoGPTQ layout: packed weights, scales and zero points by group, g_idx, a bias."""
+    groups = -(-columns // GPTQ_GROUP)
+    return rows * columns * GPTQ_BITS // 8 + groups * rows * (2 + GPTQ_BITS / 8) + 4 * columns + 2 * rows
+
+
+def phases(config, weights, setup):
+    """{phase: {part: bytes}} of one process (one GPU): what is allocated at the largest moment of each phase."""
+    fixed = standing(config, weights, setup)
+    kept, working = activations(config, weights, setup)
+    logits = loss_bytes(config, setup)
+    vision = vision_bytes(config, weights, setup)
+    held = working if setup.on_cpu else 0.0  # the C library keeps the memory of small tensors for the next ones
+    first = setup.accumulation == 1 and setup.zero is None  # gradients of the last step are gone
+    without = fixed | {"gradients": 0.0} if first else fixed
+    stages = {
+        "vision tower": without | {"vision tower": vision},
+        "loss": without | {"activations": kept + held, "logits": logits},
+        "backward": fixed | {"activations": kept * (0 if first and not setup.checkpointing else 1) + working},
+        "optimizer step": fixed | {"optimizer step": step_bytes(weights, setup)},
+    }
+    if first and not setup.checkpointing:
+        stages["loss"]["gradients"] = weights.largest * 4.0
+    return {name: with_overhead(parts, setup) for name, parts in stages.items()}
+
+
+def peak(config, weights, setup):
+    """(phase, {part: bytes}) of the moment that needs most."""
+    return max(phases(config, weights, setup).items(), key=lambda item: sum(item[1].values()))
+
+
+def with_overhead(parts, setup):
+    """The parts with what the allocator and the device's context take besides."""
+    passing = sum(parts.get(name, 0) for name in PASSING)
+    if setup.on_cpu:
+        return parts | {"fragmentation": HEAP * passing}
+    context = CONTEXT + (COMMUNICATOR if setup.zero is not None or setup.gpus > 1 else 0)
+    return parts | {"fragmentation": FRAGMENTATION * passing, "context": context}
+
+
+def standing(config, weights, setup):
+    """{part: bytes} of what is there from step to step on one GPU: weights, gradients, optimizer."""
+    count, states = weights.parameters, state_bytes(setup.optim)
+    if setup.zero is None:
+        return {
+            "weights": weights.frozen + weights.trained,
+            "gradients": float(weights.trained),
+            "optimizer": weights.trained * states / 4,
+        }
+    # DeepSpeed: all weights in half precision; float32 masters, their states and gradients are divided by stage.
+    stage, share = setup.zero, 1 / setup.gpus
+    width = 2 if setup.half else 4
+    held = weights.frozen + count * width
+    block = held / config.num_hidden_layers  # what ZeRO-3 gathers at a time, about two of them as it fetches ahead
+    masters = count * (4 + states) * (share if stage >= 1 else 1) * (0 if setup.offload else 1)
+    gradients = count * width * (share if stage >= 2 else 1)
+    buckets = 0.0
+    if stage == 2:
+        bucket = BUCKET if setup.reference else config.hidden_size**2
+        gradients += width * min(count, bucket)  # those that were just made, until their bucket is full
+        buckets = OVERLAP * 2 * width * bucket
+    return {
+        "weights": held * share + 2 * block if stage == 3 else held,
+        "gradients": gradients + buckets,
+        "optimizer": masters,
+    }
+
+
+def state_bytes(optim):
+    """Bytes of optimizer state for each trained float32 parameter."""
+    return 2 if "8bit" in optim else 8
+
+
+def step_bytes(weights, setup):
+    """Bytes that an optimizer step needs besides gradients and states."""
+    if setup.zero is not None or "8bit" in setup.optim or "fused" in setup.optim:
+        return 0.0
+    if setup.on_cpu:
+        return 2 * 4.0 * weights.largest  # tensor by tensor
+    # All tensors of one dtype at once: the root of the second moment and, in torch 2.0, its sum with epsilon.
+    return (2.0 if setup.reference else 1.0) * weights.one_dtype
+
+
+def activations(config, weights, setup):
+    """(bytes kept from the forward pass, bytes of the block that the backward pass works on)."""
+    width = 2 if setup.half else 4
+    residual = 4 if "embeddings" in weights.parts and not setup.reference else width
+    tokens, layers = setup.batch * setup.length, config.num_hidden_layers
+    saved = block_bytes(config, setup, width, residual) * (1.0 if setup.checkpointing else layers)
+    half_width = config.intermediate_size // 2
+    branches = 3 if setup.method == "full" else 5  # an adapter's result, as it is and scaled, is added to its linear's
+    moving = tokens * (branches * half_width * width + 2 * config.hidden_size * residual)
+    if setup.attention == "eager":
+        scores = config.num_attention_heads * setup.batch * setup.length**2
+        moving = max(moving, scores * (10 if autocasts(setup) else 3 * width))
+    if setup.method == "qlora":
+        # The block's linears unpacked in half precision, kept for its backward pass; one of them also as integers.
+        linear = max(3 * config.kv_channels * config.num_attention_heads, half_width) * config.hidden_size
+        moving += 2 * block_weights(config) + 7 * linear
+    copies = 2 * (weights.matrices + weights.adapters) if autocasts(setup) else 0  # that autocast makes and keeps
+    if setup.checkpointing:
+        return tokens * config.hidden_size * residual * layers + copies, saved + moving
+    return saved + copies, moving
+
+
+def autocasts(setup):
+    """Whether matrix products run under autocast: in half precision, but for DeepSpeed, which casts the weights."""
+    return setup.half and setup.zero is None
+
+
+def block_weights(config):
+    """Parameters of the linears of one block."""
+    heads_width = config.kv_channels * config.num_attention_heads
+    return config.hidden_size * (4 * heads_width + 3 * (config.intermediate_size // 2))
+
+
+def block_bytes(config, setup, width, residual):
+    """Bytes that autograd keeps of one decoder block, for all tokens of a batch."""
+    hidden, half_width = config.hidden_size, config.intermediate_size // 2
+    heads_width = config.kv_channels * config.num_attention_heads
+    each = 2 * hidden * residual  # the inputs of the two norms
+    if residual == 2:
+        each += 2 * hidden * 4  # as the norms compute in float32
+    each += 6 * heads_width * width  # queries, keys and values as projected; rotated queries and keys; the output
+    if setup.method == "full":
+        each += 4 * hidden * width  # the norms' results, before and after their weights
+        each += 4 * half_width * width  # both branches, the activation, the product
+    else:
+        mask = width if setup.on_cpu else 1
+        each += (3 * hidden + heads_width) * (width + mask)  # what dropout leaves for the four adapters, and its mask
+        each += 3 * half_width * width
+    saved = each * setup.batch * setup.length
+    if setup.attention == "eager":
+        # Under autocast the softmax is kept in float32 and in half precision.
+        scores = config.num_attention_heads * setup.batch * setup.length**2
+        saved += scores * (6 if autocasts(setup) else width)
+    return saved
+
+
+def loss_bytes(config, setup):
+    """Bytes at the peak of the loss."""
+    positions = setup.batch * setup.length
+    if setup.reference:
+        return positions * config.vocab_size * LOGIT_COPIES * (4.0 if autocasts(setup) else 2.0)
+    logits = setup.targets * positions * config.vocab_size * 4.0
+    return LOGIT_COPIES * min(logits, float(CHUNK_BYTES))
+
+
+def vision_bytes(config, weights, setup):
+    """Bytes at the peak of the vision tower: of its graph where a part of it trains, else of one block."""
+    vision, width = config.visual, 2 if setup.half else 4
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    images, wide = setup.batch * setup.pictures, vision["width"]
+    block = patches * (8 * wide + 2 * int(wide * vision["mlp_ratio"]))
+    if setup.attention == "eager":
+        block += 2 * vision["heads"] * patches**2
+    total = block * (vision["layers"] if "vit" in weights.parts else 1)
+    if "resampler" in weights.parts or "vit" in weights.parts:
+        total += patches * (wide + 6 * config.hidden_size) + config.image_span_tokens * 6 * config.hidden_size
+    return float(width * images * total)

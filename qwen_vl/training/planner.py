@@ -1,0 +1,301 @@
+"""`qwen-vl plan`: what a training run needs in memory and time, before it starts, from config.json alone."""
+
+import argparse
+import os
+import shlex
+from typing import NamedTuple
+
+from qwen_vl.model import QWenConfig
+
+from . import flops, loading, memory
+from .arguments import DEFAULT_LORA_TARGETS
+
+METHODS = ("full", "lora", "qlora")
+LENGTHS = (384, 512, 1024, 2048)
+GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
+GPU_FLOPS = 120e12  # half precision: what the published profile of an A100 comes to at 2048 tokens
+GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
+PUBLISHED = {  # SPEC section 7: GB of the reference on one A100-80G at LENGTHS, batch 1, accumulation 8
+    "LoRA (base)": (37.1, 37.3, 38.7, 38.7),
+    "LoRA (chat)": (23.3, 23.6, 25.1, 27.3),
+    "Q-LoRA": (17.0, 17.2, 18.2, 19.3),
+}
+LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": DEFAULT_LORA_TARGETS, "bias": "none"}
+
+
+class Machine(NamedTuple):
+    """What a plan assumes of a processor, or has measured there."""
+
+    flops: float = GPU_FLOPS  # a second, in the blocks of a training step
+    bandwidth: float = GPU_BANDWIDTH
+    process: float = 0.0  # bytes of a CPU process before it has a model
+    source: str = "assumed: an A100 at the pace of its published profile"
+
+
+class Need(NamedTuple):
+    """What one way of training needs on each GPU."""
+
+    total: float  # bytes
+    phase: str
+    parts: dict  # bytes
+    seconds: float  # of an optimizer step
+
+
+def need(config, setup, machine, weights):
+    """The Need of a Setup with the Weights that `memory.weigh` found for it."""
+    phase, parts = memory.peak(config, weights, setup)
+    if setup.on_cpu:
+        parts = parts | {"process": machine.process}
+    return Need(sum(parts.values()), phase, parts, seconds(config, weights, setup, machine))
+
+
+def seconds(config, weights, setup, machine):
+    """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
+    samples = [setup.length] * setup.batch
+    targets = sum(samples) if setup.reference else int(setup.targets * sum(samples))
+    batch = flops.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
+    operations = flops.training(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
+    if setup.checkpointing:
+        again = flops.forward(config, batch)
+        operations = operations | {"again": again["decoder"] + again["attention"]}
+    moved = weights.parameters * (3 * 4 + 2 * memory.state_bytes(setup.optim))
+    shared = setup.gpus if setup.zero else 1
+    return setup.accumulation * sum(operations.values()) / machine.flops + moved / shared / machine.bandwidth
+
+
+def reference_setup(method):
+    """The Setup of the Qwen-VL authors' profile: eager attention, all logits, Q-LoRA under DeepSpeed ZeRO-2."""
+    return memory.Setup(method=method, attention="eager", reference=True, zero=2 if method == "qlora" else None)
+
+
+def reference_table(config):
+    """Markdown: the model's memory of the twelve published cells, what was published, and the difference."""
+    lines = ["| | " + " | ".join(f"{n} tokens" for n in LENGTHS) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
+    for name, published in PUBLISHED.items():
+        setup, cells = reference_setup("qlora" if name == "Q-LoRA" else "lora"), []
+        weights = memory.weigh(config, setup, base_model="base" in name, lora=LORA)
+        for length, measured in zip(LENGTHS, published, strict=True):
+            planned = need(config, setup._replace(length=length), Machine(), weights).total / GB
+            cells.append(f"{planned:.1f} GB, published {measured} ({planned / measured - 1:+.1%})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parts_table(found):
+    """Markdown: bytes by part at the peak."""
+    rows = [f"| {name} | {size / GB:.2f} |" for name, size in found.parts.items() if size >= 0.005 * GB]
+    total = f"| all | {found.total / GB:.2f} |"
+    return "\n".join([f"| at the peak: {found.phase} | GB |", "|---|---|", *rows, total])
+
+
+def lengths_table(config, asked, machine, budget, options):
+    """Markdown: memory and seconds a step over methods and lengths; what exceeds the budget is marked."""
+    lengths = sorted({*LENGTHS, asked.length})
+    lines = ["| | " + " | ".join(f"{n} tokens" for n in lengths) + " |", "|---" * (1 + len(lengths)) + "|"]
+    for method in METHODS[:2] if asked.on_cpu else METHODS:
+        setup, cells = with_method(asked, method), []
+        weights = memory.weigh(config, setup, **options)
+        for length in lengths:
+            found = need(config, setup._replace(length=length), machine, weights)
+            mark = ", too large" if budget and found.total > budget else ""
+            cells.append(f"{found.total / GB:.1f} GB, {found.seconds:.2g} s{mark}")
+        lines.append(f"| {method}{zero_name(setup)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_method(setup, method):
+    """The Setup with another method; an engine that was not asked for becomes that of the method's launcher."""
+    if setup.method == method:
+        return setup
+    zero = setup.zero if setup.zero is None or setup.gpus == 1 else default_zero(method, setup.gpus)
+    return setup._replace(method=method, zero=zero)
+
+
+def default_zero(method, gpus):
+    """The ZeRO stage of the launcher for several GPUs; None for one."""
+    if gpus == 1:
+        return None
+    return 3 if method == "full" else 2
+
+
+def zero_name(setup):
+    """ ", ZeRO-3 with offload" or "" for people."""
+    if setup.zero is None:
+        return ""
+    return f", ZeRO-{setup.zero}" + (" with offload" if setup.offload else "")
+
+
+def alternatives(asked):
+    """Setups that need less memory than `asked`, the smallest change first."""
+    yield asked
+    if not asked.checkpointing:
+        asked = asked._replace(checkpointing=True)
+        yield asked
+    if asked.zero is None and not asked.on_cpu and asked.optim == "adamw_torch":
+        for optim in ("adamw_torch_fused", "adamw_bnb_8bit"):
+            yield asked._replace(optim=optim)
+    for stage in (2, 3):
+        if asked.gpus > 1 and (asked.zero or 0) < stage:
+            yield asked._replace(zero=stage, offload=False)
+    if not asked.on_cpu:
+        for stage in (2, 3):
+            if stage >= (asked.zero or 0):
+                yield asked._replace(zero=stage, offload=True)
+    for method in METHODS[METHODS.index(asked.method) + 1 : 2 if asked.on_cpu else 3]:
+        yield with_method(asked._replace(offload=False), method)
+
+
+def command(setup, model):
+    """The launcher's command line for a Setup."""
+    lora = "" if setup.method == "full" else "_lora"
+    many = setup.gpus > 1 or setup.zero is not None
+    words = [f"NPROC={setup.gpus}"] if many else []
+    words += ["sh", f"finetune/finetune{lora}_ds.sh" if many else f"finetune/finetune{lora}_single_gpu.sh"]
+    words += ["-m", model, "-d", "my_data.json"]
+    if setup.method == "qlora":
+        words += ["--q_lora", "True"]
+    if setup.zero is not None and (setup.offload or setup.zero != default_zero(setup.method, 2)):
+        words += ["--deepspeed", f"configs/deepspeed/zero{setup.zero}{'_offload' if setup.offload else ''}.json"]
+    for flag, value, usual in (
+        ("model_max_length", setup.length, 2048),
+        ("per_device_train_batch_size", setup.batch, 1),
+        ("gradient_accumulation_steps", setup.accumulation, 8),
+        ("gradient_checkpointing", setup.checkpointing, True),
+        ("attn_implementation", setup.attention, "sdpa"),
+        ("optim", setup.optim, "adamw_torch"),
+        ("use_cpu", setup.on_cpu, False),
+    ):
+        if value != usual:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def make_parser():
+    """The parser of `qwen-vl plan`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl plan",
+        description="Memory and time of a training run from the configuration alone; docs/plan.md has the model.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", help="folder or hub name of a checkpoint (default: the published configuration, as a chat model)")
+    add("--method", choices=METHODS, default="lora", help="how it trains (default: %(default)s)")
+    add("--max_length", type=count, default=2048, help="tokens of a sample (default: %(default)s)")
+    add("--batch", type=count, default=1, help="samples of a micro-batch on each GPU (default: %(default)s)")
+    add("--accumulation", type=count, default=8, help="micro-batches of a step (default: %(default)s)")
+    add("--pictures", type=int, default=1, help="pictures of a sample (default: %(default)s)")
+    add("--targets", type=float, default=0.25, help="share of the tokens that are learned (default: %(default)s)")
+    add("--gpus", type=count, default=1, help="GPUs (default: %(default)s)")
+    add("--gpu_memory", type=float, help="GiB of each GPU: says what fits, and how")
+    add("--zero", type=int, choices=(0, 1, 2, 3), help="DeepSpeed stage (default with several GPUs: full 3, LoRA 2)")
+    add("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the memory of the machine")
+    add("--base_model", action="store_true", help="LoRA also trains wte and lm_head; a checkpoint folder says itself")
+    add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
+    add("--lora_r", type=count, default=LORA["r"], help="LoRA rank (default: %(default)s)")
+    add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
+    add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
+    add("--optim", default="adamw_torch", help="optimizer, as of training (default: %(default)s)")
+    add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
+    add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
+    add("--reference", action="store_true", help="instead: the published memory table by the same model")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def count(text):
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def main(argv=None):
+    """Print the plan that the command line asks for, as Markdown."""
+    args = make_parser().parse_args(argv)
+    loading.quiet_libraries()
+    config = QWenConfig() if args.model is None else loading.load_config(args.model)
+    if args.reference:
+        return print(reference_table(config))
+    asked = memory.Setup(
+        method=args.method,
+        length=args.max_length,
+        batch=args.batch,
+        accumulation=args.accumulation,
+        pictures=args.pictures,
+        targets=args.targets,
+        half=not args.cpu,
+        checkpointing=not args.no_checkpointing,
+        attention=args.attn_implementation,
+        optim=args.optim,
+        zero=args.zero if args.zero is not None else default_zero(args.method, args.gpus),
+        gpus=args.gpus,
+        offload=args.offload,
+        on_cpu=args.cpu,
+    )
+    check(asked)
+    base_model = args.base_model or (args.model is not None and is_base(args.model))
+    options = {"base_model": base_model, "fix_vit": not args.train_vit, "lora": LORA | {"r": args.lora_r}}
+    machine = probed(config, asked.on_cpu) if args.probe else assumed(asked.on_cpu)
+    budget = args.gpu_memory and args.gpu_memory * GIB
+    print(report(config, asked, machine, budget, args.model or "Qwen/Qwen-VL-Chat", options))
+
+
+def report(config, asked, machine, budget, model, options):
+    """The plan as Markdown."""
+    found = need(config, asked, machine, memory.weigh(config, asked, **options))
+    where = "process" if asked.on_cpu else "GPU"
+    lines = [
+        f"{model}, {asked.method}{zero_name(asked)}, {asked.length} tokens, batch {asked.batch} x {asked.accumulation} "
+        f"on {asked.gpus} {where}: **{found.total / GB:.1f} GB** ({found.total / GIB:.1f} GiB) of each {where}, "
+        f"{found.seconds:.2g} s a step.",
+        f"Pace {machine.flops / 1e12:.3g} TFLOP/s, {machine.source}.",
+        "",
+        parts_table(found),
+        "",
+        lengths_table(config, asked, machine, budget, options),
+        "",
+    ]
+    if budget is None or found.total <= budget:
+        fits = "" if budget is None else f"It fits {budget / GIB:g} GiB ({budget / GB:.1f} GB). "
+        return "\n".join([*lines, f"{fits}The command:", "", f"    {command(asked, model)}"])
+    lines.append(f"It does not fit {budget / GIB:g} GiB ({budget / GB:.1f} GB).")
+    for other in alternatives(asked):
+        smaller = need(config, other, machine, memory.weigh(config, other, **options))
+        if smaller.total <= budget:
+            lines += [f"This does, in {smaller.total / GB:.1f} GB:", "", f"    {command(other, model)}"]
+            return "\n".join(lines)
+    lines.append("Nothing here does: a shorter --max_length, more GPUs with ZeRO-3, or larger ones are needed.")
+    return "\n".join(lines)
+
+
+def check(setup):
+    """None, or a ValueError for settings that contradict each other."""
+    if setup.offload and setup.zero not in (2, 3):
+        raise ValueError("--offload: DeepSpeed offloads in stages 2 and 3; add --zero 2 or --zero 3")
+    if setup.on_cpu and (setup.zero is not None or setup.gpus > 1):
+        raise ValueError("--cpu plans one process; leave out --gpus, --zero and --offload")
+    if setup.on_cpu and setup.method == "qlora":
+        raise ValueError("--cpu --method qlora: not planned for; Q-LoRA is for GPUs")
+    if not 0 < setup.targets <= 1:
+        raise ValueError(f"--targets {setup.targets}: a share between 0 and 1")
+
+
+def is_base(path):
+    """Whether LoRA on this checkpoint trains wte and lm_head too; the rule of `tuning.whole_modules`."""
+    return (loading.read_json(path, "generation_config.json") or {}).get("chat_format") != "chatml"
+
+
+def assumed(on_cpu):
+    """The Machine that a plan without --probe is for."""
+    if not on_cpu:
+        return Machine()
+    pace = os.cpu_count() * 30e9
+    return Machine(pace, 10e9, memory.PROCESS, "assumed: 30 GFLOP/s a core; --probe measures")
+
+
+def probed(config, on_cpu):
+    """The Machine at hand, measured."""
+    from . import probing
+
+    return Machine(*probing.probe(config, on_cpu=on_cpu))

@@ -1,0 +1,117 @@
+"""The plan: one truth about parameters, the published table, what fits, and commands that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qwen_vl import cli
+from qwen_vl.model import QWenConfig
+from qwen_vl.training import loading, memory, planner, tuning
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED_PARAMETERS = 9_656_935_168
+
+
+def planned(setup, config=None, **options):
+    config = config or QWenConfig()
+    weights = memory.weigh(config, setup, **{"lora": planner.LORA, **options})
+    return planner.need(config, setup, planner.Machine(), weights)
+
+
+def test_weights_are_those_of_the_real_model(make_checkpoint):
+    """What is counted without storage equals what a run prepares, part by part."""
+    config = loading.load_config(make_checkpoint())
+    for method in ("full", "lora"):
+        found = memory.weigh(config, memory.Setup(method=method, half=False), base_model=True, lora=planner.LORA)
+        model = loading.load_model(make_checkpoint())
+        if method == "full":
+            model = tuning.freeze_for_full(model, fix_vit=True)
+        else:
+            model = tuning.add_adapters(model, **planner.LORA, modules_to_save=["wte", "lm_head"])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert found.parameters == sum(p.numel() for p in trained)
+        assert found.trained == sum(p.nbytes for p in trained)
+        assert found.frozen == sum(p.nbytes for p in model.parameters()) - found.trained
+    published = memory.weigh(QWenConfig(), memory.Setup(method="lora"), lora=planner.LORA)
+    assert published.frozen == 2 * PUBLISHED_PARAMETERS and published.adapters == 112_197_632
+    # The Int4 checkpoint as published: 9,731,786,240 bytes, one of which counts 32 blocks' packed linears.
+    assert memory.weigh(QWenConfig(), memory.Setup(method="qlora"), lora=planner.LORA).frozen == 9_731_786_240
+
+
+def test_the_published_table_within_ten_percent(capsys):
+    """Twelve cells, one model; what differs from ours is the way of training alone."""
+    assert cli.main(["plan", "--reference"]) is None
+    shown = capsys.readouterr().out
+    differences = [float(number) for number in re.findall(r"\(([+-][\d.]+)%\)", shown)]
+    assert len(differences) == 12 and max(map(abs, differences)) < 10, shown
+    assert [float(n) for n in re.findall(r"published ([\d.]+)", shown)] == [
+        cell for row in planner.PUBLISHED.values() for cell in row
+    ]
+
+
+def test_the_readme_shows_what_is_planned():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {
+        "LoRA on a chat model": (memory.Setup(method="lora"), {}),
+        "LoRA on a base model": (memory.Setup(method="lora"), {"base_model": True}),
+        "Q-LoRA": (memory.Setup(method="qlora"), {}),
+        "full, 8 GPUs, ZeRO-3": (memory.Setup(method="full", gpus=8, zero=3), {}),
+    }
+    for name, (setup, options) in rows.items():
+        cells = [f"{planned(setup._replace(length=n), **options).total / 1e9:.1f} GB" for n in planner.LENGTHS]
+        assert f"| {name} | {' | '.join(cells)} |" in text, cells
+
+
+def test_what_must_cost_more_does():
+    base = memory.Setup(method="lora")
+    assert planned(base._replace(length=4096)).total > planned(base).total
+    assert planned(base._replace(checkpointing=False)).total > planned(base).total
+    assert planned(base, base_model=True).total > planned(base).total
+    assert planned(base._replace(attention="eager")).total > planned(base).total
+    assert (
+        planned(base._replace(method="qlora")).total < planned(base).total < planned(base._replace(method="full")).total
+    )
+    many = memory.Setup(method="full", gpus=8)
+    totals = [planned(many._replace(zero=stage)).total for stage in (0, 1, 2, 3)]
+    assert totals == sorted(totals, reverse=True)
+    assert planned(many._replace(zero=3, offload=True)).total < totals[-1]
+    assert planned(base._replace(reference=True, attention="eager")).seconds > planned(base).seconds
+    for setup in (base, many._replace(zero=3)):
+        found = planned(setup)
+        assert found.total == pytest.approx(sum(found.parts.values())) and min(found.parts.values()) >= 0
+
+
+def test_the_loss_does_not_grow_with_positions_without_a_target():
+    config, setup = QWenConfig(), memory.Setup(targets=0.01)
+    assert memory.loss_bytes(config, setup._replace(length=8192)) <= memory.LOGIT_COPIES * memory.CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("--gpu_memory 24", "It fits 24 GiB"),
+        ("--method full --gpus 8 --gpu_memory 24", "NPROC=8 sh finetune/finetune_ds.sh"),
+        ("--method full --gpus 4 --gpu_memory 24", "zero3_offload.json"),
+        ("--method full --gpu_memory 20", "--q_lora True"),
+        ("--method full --gpu_memory 2", "Nothing here does"),
+        ("--gpu_memory 16 --zero 2 --gpus 8", "NPROC=8 sh finetune/finetune_lora_ds.sh"),
+    ],
+)
+def test_what_fits_and_the_command_for_it(words, expected, capsys):
+    cli.main(["plan", *words.split()])
+    shown = capsys.readouterr().out
+    assert expected in shown, shown
+    for path in re.findall(r"(?:finetune|configs)/[\w./]+", shown):
+        assert (ROOT / path).is_file(), path
+    assert "| full" in shown and "| qlora" in shown and "2048 tokens" in shown
+
+
+def test_a_plan_reads_a_folder_and_refuses_contradictions(make_checkpoint, capsys):
+    cli.main(["plan", "--model", str(make_checkpoint("raw")), "--cpu", "--max_length", "128", "--probe"])
+    shown = capsys.readouterr().out
+    assert "measured on cpu" in shown and "--use_cpu True" in shown and "| process |" in shown
+    for words in ("--offload", "--cpu --zero 2", "--cpu --method qlora", "--targets 2"):
+        with pytest.raises(SystemExit) as end:
+            cli.entry(["plan", *words.split()])
+        assert end.value.code == 1
