@@ -25,7 +25,7 @@ def main(argv=None):
 
     from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import adapters, engines, loading, record, report, saving, trainer, tuning
+    from qwen_vl.training import adapters, engines, loading, record, report, saving, trainer, tuning, vision_cache
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
@@ -65,12 +65,15 @@ def main(argv=None):
     if train_args.process_index == 0:
         print(tuning.table(lines), file=sys.stderr)
 
+    tower = {"name": name, "dtype": dtype, "cache_dir": train_args.cache_dir}
+    features = vision_cache.opened(data_args.vision_cache, model, **tower, is_sharded=engines.is_sharded(train_args))
     run_trainer = trainer.QWenTrainer(
         model=model,
         args=train_args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=ConversationCollator(tokenizer, config.visual["image_size"]),
+        data_collator=ConversationCollator(tokenizer, config.visual["image_size"], vision_cache=features),
+        vision_cache=features,
         tokenizer=tokenizer,
         base=base,
         rates=rates,

@@ -8,7 +8,11 @@ from qwen_vl.model.image_processing_qwen import PictureError, open_picture, pixe
 from .chatml import IGNORE_INDEX
 
 PADDING = {"loss_weights": 0.0, "sources": -1}
-HOST_KEYS = ("ids", "lengths")  # of a batch, for messages and meters: lists that the model does not take
+HOST_KEYS = (
+    "ids",
+    "lengths",
+    "picture_keys",
+)  # of a batch, for messages and meters: lists that the model does not take
 
 
 class ConversationCollator:
@@ -22,12 +26,14 @@ class ConversationCollator:
     than 1 (padding weighs 0), "sources" if the samples name theirs (padding has -1).
     pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none. Where
     a picture occurs again in the batch, it is there once, and "picture_index" [spans] says which one each span shows.
+    vision_cache: features of pictures by key (`VisionCache`). Where it has all of a batch's, these stand in place of
+    the pictures, which are not opened; else "picture_keys" names those that it lacks, None for the others.
     Raises PictureError with the id of the sample.
     """
 
-    def __init__(self, tokenizer, image_size, search_dirs=()):
+    def __init__(self, tokenizer, image_size, search_dirs=(), vision_cache=None):
         self.pad_id = tokenizer.pad_token_id
-        self.image_size, self.search_dirs = image_size, tuple(search_dirs)
+        self.image_size, self.search_dirs, self.vision_cache = image_size, tuple(search_dirs), vision_cache
 
     def __call__(self, samples):
         if samples and isinstance(samples[0], list):
@@ -63,7 +69,7 @@ class ConversationCollator:
         return batch | self._pictures(samples)
 
     def _pictures(self, samples):
-        """{"pixel_values", "picture_index"} of the samples, as far as they are needed."""
+        """{"pixel_values", "picture_index", ..} of the samples, as far as they are needed."""
         index, places, owners = [], {}, {}  # by reference: its place among the pictures, the sample it is first in
         for sample in samples:
             for reference in sample["images"]:
@@ -71,8 +77,16 @@ class ConversationCollator:
                 owners.setdefault(reference, sample["id"])
         if not places:
             return {}
-        found = {"pixel_values": torch.stack([self._open(reference, owners[reference]) for reference in places])}
-        return found | ({"picture_index": torch.tensor(index)} if len(places) < len(index) else {})
+        found = {"picture_index": torch.tensor(index)} if len(places) < len(index) else {}
+        if self.vision_cache is not None:
+            keys = [self.vision_cache.key(reference, self.search_dirs) for reference in places]
+            features = [None if key is None else self.vision_cache.get(key) for key in keys]
+            if all(known is not None for known in features):
+                return found | {self.vision_cache.kind: torch.stack(features)}
+            missing = zip(keys, features, strict=True)
+            found["picture_keys"] = [key if known is None else None for key, known in missing]
+        found["pixel_values"] = torch.stack([self._open(reference, owners[reference]) for reference in places])
+        return found
 
     def _open(self, reference, name):
         try:

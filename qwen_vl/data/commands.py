@@ -6,6 +6,7 @@ from importlib import import_module
 VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "check": ("qwen_vl.data.checking", "find everything wrong with conversation files before a run does"),
     "preview": ("qwen_vl.data.preview", "a page that shows conversations as they are trained on, token by token"),
+    "cache": ("qwen_vl.training.precompute", "encode all pictures with a frozen vision tower, before training"),
     "convert": ("qwen_vl.data.converters", "other formats to conversation files, and back"),
 }
 

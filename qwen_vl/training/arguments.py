@@ -78,6 +78,9 @@ class DataArguments:
         False, "Read data that does not fit in memory (.jsonl, .parquet, .arrow) as it is needed; with --max_steps."
     )
     shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
+    vision_cache: str | None = option(
+        None, "Folder for what the frozen vision tower makes of each picture: filled as needed, read from then on."
+    )
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
 
@@ -321,6 +324,8 @@ def check(settings):
     if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
         problems.append("--eval_strategy needs --eval_data_path")
     problems += adapter_flags.check(settings)
+    if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
+        problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")
     if settings.fp16 and not torch.accelerator.is_available():
         problems.append("--fp16 needs a GPU; use --bf16, or neither of them")
     if settings.checkpoint_every_n_blocks > 1 and not (

@@ -109,6 +109,11 @@ def use_fsdp_on_cpu(state):
     state._shared_state["device"] = torch.device("cpu")
 
 
+def is_sharded(training):
+    """Whether TrainingArguments spread the weights themselves over the ranks."""
+    return bool(training.fsdp) or is_deepspeed_zero3_enabled()
+
+
 def whole_weights(trainer):
     """All weights that a trainer has trained, by name, gathered on rank 0; None where each process holds them anyway.
 

@@ -48,7 +48,7 @@ class VisionKeeper:
         """None; asks all processes whether a batch of this step has a picture, without waiting for the answer."""
         if self._seen is None:
             return
-        self._seen.fill_(any("pixel_values" in batch for batch in batches))
+        self._seen.fill_(any(key in batch for batch in batches for key in ("pixel_values", "vit_features")))
         self._pending = distributed.all_reduce(self._seen, op=distributed.ReduceOp.MAX, async_op=True)
 
     def _before_step(self, optimizer, args, kwargs):

@@ -25,6 +25,7 @@ from .callbacks import MetricsFile, ProgressBar
 from .metering import SourceMeter, SpeedMeter
 from .phases import PhaseMeter
 from .pictureless import VisionKeeper, run_vision_always
+from .vision_cache import CacheFiller
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,13 @@ class QWenTrainer(Trainer):
 
     source_names: of the sources whose loss and tokens are logged apart, if there are several. is_weighted: whether
     samples may have other weights than 1, so that targets are counted by weight. rates: `tuning.Rates`, where parts of
-    the model have learning rates of their own.
+    the model have learning rates of their own. vision_cache: a VisionCache that is filled with the features of pictures
+    that it lacks.
     """
 
-    def __init__(self, *, tokenizer, base=None, source_names=(), is_weighted=False, rates=None, **kwargs):
+    def __init__(
+        self, *, tokenizer, base=None, source_names=(), is_weighted=False, rates=None, vision_cache=None, **kwargs
+    ):
         use_cache = kwargs["model"].config.use_cache
         super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
         self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that
@@ -58,6 +62,9 @@ class QWenTrainer(Trainer):
         self._vision = VisionKeeper()
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             run_vision_always(self.model)
+        self._filler = vision_cache and CacheFiller(vision_cache, self.model)
+        if self._filler:
+            self.add_callback(self._filler)
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._staging_dir = None
@@ -141,6 +148,8 @@ class QWenTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids, details = inputs["ids"], {key: inputs[key] for key in losses.DETAILS if key in inputs}
         self._phases.mark("other")
+        if self._filler:
+            self._filler.expect(inputs.get("picture_keys"))
         inputs = {key: value for key, value in inputs.items() if key not in (*HOST_KEYS, *details)}
         inputs["use_cache"] = False
         if details or (not model.training and self.args.prediction_loss_only):  # without logits that nobody reads
