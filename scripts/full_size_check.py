@@ -1,0 +1,209 @@
+"""Merging and answering at the published size: time and memory, on weights that are random.
+
+    python scripts/full_size_check.py [--config CONFIG.json] [--folder DIR] [--out table.md]
+
+Writes a bf16 checkpoint (by default of the published architecture: 9.7 B weights, 19.3 GB), an adapter, the merged model
+and an Int4 twin into a temporary folder, never more than about 41 GB at once, and deletes them. Each stage is a process
+of its own, and reports its peak resident memory and how much of it was no file's. Prints a Markdown table.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from qwen_vl.entry import run
+from qwen_vl.evaluation import runner
+from qwen_vl.export import layers, merge, packing, prompts, quantize, verify, writing
+from qwen_vl.export.ondisk import DiskModel
+from qwen_vl.model import QWenConfig, QWenLMHeadModel
+from qwen_vl.quickstart.model import build_tokenizer
+from qwen_vl.training import loading, saving, tuning
+from qwen_vl.training.arguments import DEFAULT_LORA_TARGETS
+
+GIB = 2**30
+GROUP_SIZE = 128
+NEW_TOKENS = 3
+
+
+def write_base(folder, config):
+    """The bf16 checkpoint: norms as they begin, everything else drawn at random."""
+    with torch.device("meta"):
+        model = QWenLMHeadModel(config)
+    tokenizer = build_tokenizer(config)
+    ends = {"eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.eod_id}
+    model.generation_config = GenerationConfig(chat_format=saving.CHAT_FORMAT, max_new_tokens=NEW_TOKENS, **ends)
+    folder.mkdir()
+    writing.write_companions(folder, model, tokenizer, dtype=torch.bfloat16)
+    outlines = {name: torch.empty_like(value, dtype=torch.bfloat16) for name, value in model.named_parameters()}
+
+    def draw(name):
+        value = torch.empty(outlines[name].shape, dtype=torch.bfloat16)
+        is_norm = ".ln_" in name or "ln_f" in name
+        return value.fill_(float(name.endswith("weight"))) if is_norm else value.normal_(0, config.initializer_range)
+
+    torch.manual_seed(0)
+    writing.write_weights(folder, outlines, draw)
+    return f"{sum(value.numel() for value in outlines.values()):,} weights"
+
+
+def write_adapter(folder, base):
+    """An adapter of the reference's rank and targets, none of its weights zero."""
+    settings = {"r": 64, "alpha": 16, "dropout": 0.05, "bias": "none", "modules_to_save": None}
+    model = tuning.add_adapters(DiskModel(base).model, targets=DEFAULT_LORA_TARGETS, **settings)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:  # zero in a new adapter
+            parameter.data.normal_(0, 0.01)
+    model.save_pretrained(folder)
+    record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
+    (folder / saving.BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    return "rank 64 on " + ", ".join(DEFAULT_LORA_TARGETS)
+
+
+def write_int4(folder, base):
+    """The twin of the checkpoint in the published Int4 layout, each weight rounded to the nearest code."""
+    disk = DiskModel(base)
+    stems = [f"{layers.block_name(i)}{name}" for i in range(len(disk.model.transformer.h)) for name in layers.LINEARS]
+    outlines, pending = {}, {}
+    for name, shape in disk.shapes().items():
+        if name.removesuffix(".weight") not in stems:
+            outlines[name] = torch.empty(shape, dtype=torch.float16, device="meta")
+    for stem in stems:
+        out, inputs = disk.shapes()[f"{stem}.weight"]
+        sizes = {"qweight": (inputs // 8, out), "qzeros": (inputs // GROUP_SIZE, out // 8)}
+        sizes |= {"scales": (inputs // GROUP_SIZE, out), "g_idx": (inputs,)}
+        for part, size in sizes.items():
+            dtype = torch.float16 if part == "scales" else torch.int32
+            outlines[f"{stem}.{part}"] = torch.empty(size, dtype=dtype, device="meta")
+        outlines.setdefault(f"{stem}.bias", torch.empty(out, dtype=torch.float16, device="meta"))
+
+    def read(name):
+        stem, _, part = name.rpartition(".")
+        if part in packing.PARTS:
+            if name not in pending:
+                found = packing.pack(*packing.round_to_nearest(disk.weights.read(f"{stem}.weight"), GROUP_SIZE))
+                pending.update({f"{stem}.{key}": value for key, value in found.items()})
+            return pending.pop(name)
+        return disk.weights.read(name).half() if name in disk.places else torch.zeros(outlines[name].shape).half()
+
+    folder.mkdir()
+    settings = {"group_size": GROUP_SIZE, "desc_act": False, "damp": 0.01}
+    disk.model.config.quantization_config = quantize.quantization_config(**settings)
+    writing.write_companions(folder, disk.model, loading.load_tokenizer(base), dtype=torch.float16)
+    writing.write_weights(folder, outlines, read)
+    return f"{sum(file.stat().st_size for file in folder.glob('*.safetensors')) / GIB:.1f} GiB"
+
+
+def merge_adapter(adapter, merged):
+    """Merge, and compare the logits of base + adapter and of the merged model on a picture prompt."""
+    return str(merge.merge(adapter, output_dir=merged).difference)
+
+
+def answer(folder, *, from_disk):
+    """Answer one question about a picture."""
+    opened = verify.open_on_disk if from_disk else verify.open_in_memory
+    model, tokenizer, _ = opened(folder, "auto", "cpu")
+    start, records = time.monotonic(), prompts.built_in()[:1]
+    (said,) = runner.answer(model, tokenizer, records, max_new_tokens=NEW_TOKENS)
+    tokens = prompts.inputs_of(records[0], tokenizer, model.config.visual["image_size"])["input_ids"].shape[1]
+    seconds = time.monotonic() - start
+    return f"{tokens} tokens in, {NEW_TOKENS} at most out ({len(said)} characters), {seconds:.0f} s after opening"
+
+
+STAGES = {  # in order: (what it is called in the table, what it does in a folder, what is deleted after it)
+    "base": ("write the bf16 checkpoint", lambda at, config: write_base(at / "base", config), ()),
+    "adapter": ("write an adapter", lambda at, _: write_adapter(at / "adapter", at / "base"), ()),
+    "merge": ("merge it shard by shard", lambda at, _: merge_adapter(at / "adapter", at / "merged"), ("merged",)),
+    "answer": ("answer in bf16, block by block", lambda at, _: answer(at / "base", from_disk=True), ()),
+    "int4": ("write the Int4 twin", lambda at, _: write_int4(at / "int4", at / "base"), ("base",)),
+    "int4-disk": ("answer in Int4, block by block", lambda at, _: answer(at / "int4", from_disk=True), ()),
+    "int4-memory": ("answer in Int4, in memory", lambda at, _: answer(at / "int4", from_disk=False), ()),
+}
+
+
+class Peak:
+    """The largest resident memory of this process while the block runs, and the largest that belongs to no file."""
+
+    def __enter__(self):
+        self.anonymous, self._ended = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._ended.wait(0.2):
+            self.anonymous = max(self.anonymous, status("RssAnon"))
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+        self.anonymous, self.resident = max(self.anonymous, status("RssAnon")), status("VmHWM")
+
+
+def status(field):
+    """A memory field of this process in bytes, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def do_stage(name, folder, config):
+    """One row of the table: what, seconds, peak GiB, of it anonymous, what came out."""
+    title, work, obsolete = STAGES[name]
+    start = time.monotonic()
+    with Peak() as peak:
+        result = work(folder, config)
+    seconds = time.monotonic() - start
+    for gone in obsolete:
+        shutil.rmtree(folder / gone)
+    return [title, f"{seconds:.0f}", f"{peak.resident / GIB:.1f}", f"{peak.anonymous / GIB:.1f}", result]
+
+
+def make_parser():
+    """The parser of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="JSON file with another architecture, such as configs/model/tiny.json")
+    parser.add_argument("--folder", help="where the temporary folder is made (default: the system's)")
+    parser.add_argument("--out", help="file for the table, too")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES, help="only these (default: all)")
+    parser.add_argument("--in_process", action="store_true", help="all in this process; memory then says nothing")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # one stage, in an existing --folder
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv=None):
+    """Run the stages and print the table."""
+    args = make_parser().parse_args(argv)
+    loading.quiet_libraries()
+    config = QWenConfig(**json.loads(Path(args.config).read_text(encoding="utf-8"))) if args.config else QWenConfig()
+    if args.stage:
+        print(json.dumps(do_stage(args.stage, Path(args.folder), config)))
+        return
+    rows = [["stage", "seconds", "peak GiB", "of it in no file", "result"], ["---"] * 5]
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="full-size-") as folder:
+        for name in args.stages:
+            if args.in_process:
+                rows.append(do_stage(name, Path(folder), config))
+            else:
+                words = ["--stage", name, "--folder", folder, *(["--config", args.config] if args.config else [])]
+                done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}: {rows[-1]}", file=sys.stderr, flush=True)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    print(table)
+    if args.out:
+        Path(args.out).write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

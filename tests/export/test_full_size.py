@@ -1,0 +1,26 @@
+"""scripts/full_size_check.py runs through, on a small configuration."""
+
+import importlib.util
+
+import runs
+import torch
+
+
+def test_all_stages_on_a_small_model(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("full_size_check", runs.ROOT / "scripts" / "full_size_check.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        words = ["--config", str(runs.ROOT / "configs/model/tiny.json"), "--folder", str(tmp_path), "--in_process"]
+        script.main([*words, "--out", str(tmp_path / "table.md")])
+    finally:
+        torch.set_num_threads(threads)
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table == capsys.readouterr().out
+    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()[2:]}
+    assert list(rows) == [title for title, *_ in script.STAGES.values()]
+    assert "1,665,024 weights" in rows["write the bf16 checkpoint"]
+    assert "largest logit difference" in rows["merge it shard by shard"]
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
