@@ -2,9 +2,9 @@
 
     python scripts/full_size_check.py [--config CONFIG.json] [--folder DIR] [--out table.md]
 
-Writes a bf16 checkpoint (by default of the published architecture: 9.7 B weights, 19.3 GB), an adapter, the merged model
-and an Int4 twin into a temporary folder, never more than about 41 GB at once, and deletes them. Each stage is a process
-of its own, and reports its peak resident memory and how much of it was no file's. Prints a Markdown table.
+Writes a bf16 checkpoint (by default of the published architecture: 9.7 B weights, 19.3 GB), an adapter, the merged
+model and an Int4 twin into a temporary folder, never more than about 41 GB at once, and deletes them. Each stage is a
+process of its own, and reports its peak resident memory and how much of it was no file's. Prints a Markdown table.
 """
 
 import argparse

@@ -18,7 +18,7 @@ def test_all_stages_on_a_small_model(tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert table == capsys.readouterr().out
+    assert table in capsys.readouterr().out
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()[2:]}
     assert list(rows) == [title for title, *_ in script.STAGES.values()]
     assert "1,665,024 weights" in rows["write the bf16 checkpoint"]

@@ -1,6 +1,7 @@
 """GPTQ export: the published layout, better than rounding, loadable, resumable; nf4."""
 
 import json
+from importlib import import_module
 
 import pytest
 import quantized
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from qwen_vl.entry import run
 from qwen_vl.export import gptq, layers, packing, quality, quantize, verify
 from qwen_vl.export.ondisk import DiskModel
-from qwen_vl.training import loading
+from qwen_vl.training import loading, quantization
 
 GROUP = 32
 
@@ -54,6 +55,25 @@ def test_gptq_keeps_outputs_better_than_rounding(desc_act):
     assert error < 0.5 * plain < 0.1
     assert gptq.output_error(weight, ours, hessian.mean()) == pytest.approx(error, rel=1e-3)
     assert g_idx.bincount().tolist() == [GROUP] * 4 and (g_idx.tolist() != sorted(g_idx.tolist())) == desc_act
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_gptq_is_as_good_as_that_of_the_library(desc_act):
+    quantization.quiet_gptqmodel()
+    library = import_module("gptqmodel.quantization")
+    inputs, weight = correlated(512, 128), torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    layer = torch.nn.Linear(128, 64, bias=False)
+    layer.weight.data = weight.clone()
+    theirs = library.GPTQ(layer, qcfg=library.QuantizeConfig(bits=4, group_size=GROUP, desc_act=desc_act, sym=True))
+    theirs.quantizer.configure(perchannel=True)
+    theirs.add_batch(inputs[None], layer(inputs[None]))
+    theirs.hf_quantize(percdamp=0.01, group_size=GROUP, actorder=desc_act)
+    hessian = gptq.Hessian(128)
+    hessian.add(inputs)
+    parts = gptq.quantize(weight, hessian.mean(), group_size=GROUP, desc_act=desc_act)
+    ours = packing.dequantize(packing.pack(*parts))
+    errors = [gptq.output_error(weight, found, hessian.mean()) for found in (ours, layer.weight.data)]
+    assert errors[0] < 1.05 * errors[1]
 
 
 def test_packing_is_the_published_layout():
