@@ -110,7 +110,8 @@ def test_commands_that_are_shown_exist(document, known_flags):
             assert flags_of(line) <= known_flags[" ".join(words[:2])], line
             continue
         script = " ".join([program, *words[:1]])
-        verb = "merge" if "merge" in script else next((w for w in words[:1] if w in ("plan", "chat")), "train")
+        named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
+        verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else "train")
         if not program.startswith(".venv"):
             assert flags_of(line) <= known_flags[verb], line
 
