@@ -133,6 +133,9 @@ class TrainingArguments(HfTrainingArguments):
         10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
     )
     cache_dir: str | None = option(None, "Download folder for a checkpoint that is given by hub name.")
+    early_stopping_patience: int = option(
+        0, "Stop after so many evaluations in a row that do not improve; 0 never. Ends with the best model."
+    )
     meeting_timeout: float = option(
         300, "Seconds in which all processes of a run have to meet at its start; then those missing are named."
     )
@@ -185,6 +188,8 @@ class TrainingArguments(HfTrainingArguments):
             # transformers takes all micro-batches of a step before it computes the first. With fewer of them ready it
             # waits: a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
             self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
+        if self.early_stopping_patience:
+            self.load_best_model_at_end = True
         engines.prepare(
             use_cpu=self.use_cpu,
             deepspeed=self.deepspeed,
@@ -323,6 +328,8 @@ def check(settings):
         problems.append(str(error))
     if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
         problems.append("--eval_strategy needs --eval_data_path")
+    if settings.early_stopping_patience and (settings.evaluation_strategy or settings.eval_strategy) == "no":
+        problems.append("--early_stopping_patience needs --eval_strategy and --eval_data_path")
     problems += adapter_flags.check(settings)
     if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
         problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")

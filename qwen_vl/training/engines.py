@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -112,6 +113,18 @@ def use_fsdp_on_cpu(state):
 def is_sharded(training):
     """Whether TrainingArguments spread the weights themselves over the ranks."""
     return bool(training.fsdp) or is_deepspeed_zero3_enabled()
+
+
+@contextmanager
+def own_class(model):
+    """Within this block, a model that FSDP has given another class has its own, whose code is saved with it."""
+    wrapped = type(model)
+    own_name = wrapped.__name__.removeprefix("FSDP")
+    model.__class__ = next(kind for kind in wrapped.__mro__ if kind.__name__ == own_name)
+    try:
+        yield
+    finally:
+        model.__class__ = wrapped
 
 
 def whole_weights(trainer):

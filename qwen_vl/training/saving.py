@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor
 from qwen_vl.model.processing_qwen import QWenProcessor
 
-from . import adapters, loading
+from . import adapters, engines, loading
 
 BASE_FILE = "base.json"  # in an adapter folder: which weights the adapter belongs to
 CHAT_FORMAT = "chatml"  # what every conversation is trained in
@@ -69,7 +69,8 @@ def write_folder(model, tokenizer, folder, *, base=None, **options):
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     else:
         model.generation_config.chat_format = CHAT_FORMAT
-        model.save_pretrained(folder, **options)
+        with engines.own_class(model):
+            model.save_pretrained(folder, **options)
     QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from qwen_vl.data.collator import HOST_KEYS
@@ -49,6 +49,8 @@ class QWenTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(ProgressBar)
         self.add_callback(MetricsFile)
+        if self.args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._tokenizer, self._base, self._is_weighted = tokenizer, base, is_weighted
         dtype = tuning.compute_dtype(bf16=self.args.bf16, fp16=self.args.fp16)
         self._speed = SpeedMeter(self.model, self.args.device, dtype)
@@ -236,11 +238,12 @@ class QWenTrainer(Trainer):
             finally:
                 self._staging_dir = None
             everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)  # in every process, as each loads it in the end
             if main:
-                if self.state.best_global_step == self.state.global_step:
-                    self.state.best_model_checkpoint = str(final)
-                    self.state.save_to_json(str(staging / final.name / TRAINER_STATE_NAME))
+                self.state.save_to_json(str(staging / final.name / TRAINER_STATE_NAME))
                 saving.put_in_place(staging / final.name, final)
+        everyone()
         if self.args.should_save and self.args.save_total_limit:
             saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 

@@ -25,17 +25,21 @@ FEW_PICTURES = (
         (None, "Again?", "Yes."),
     ]
 )  # one picture in 12 samples: in most steps no process has one
+LORA = ("--use_lora", "--lora_dropout", "0")
+EVERY_STEP = ("--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
+TOO_FAST = ("--learning_rate", "0.03", "--lr_scheduler_type", "constant", "--max_steps", "8")  # best before the end
 MODES = {  # chat format of the model, flags, data
     "full": ("chatml", (), runs.TEXTS),
     "full_vit": ("chatml", ("--fix_vit", "False"), runs.TEXTS),
-    "lora": ("chatml", ("--use_lora", "--lora_dropout", "0"), runs.TEXTS),
-    "lora_base": ("raw", ("--use_lora", "--lora_dropout", "0"), runs.TEXTS),
+    "lora": ("chatml", LORA, runs.TEXTS),
+    "lora_base": ("raw", LORA, runs.TEXTS),
     "few_pictures": ("chatml", ("--fix_vit", "False", "--weight_decay", "0.5"), FEW_PICTURES),
-    "few_pictures_lora": ("raw", ("--use_lora", "--lora_dropout", "0"), FEW_PICTURES),
+    "best": ("raw", (*LORA, *EVERY_STEP, *TOO_FAST, "--early_stopping_patience", "2"), runs.TEXTS),
+    "few_pictures_lora": ("raw", LORA, FEW_PICTURES),
 }
 USUAL = {  # of the default test run
     "ddp": ("few_pictures",),
-    "zero3": ("few_pictures", "lora_base"),
+    "zero3": ("few_pictures", "lora_base", "best"),
     "fsdp_full_state_dict": ("few_pictures", "lora_base"),
 }
 EVERY = [pytest.param(engine, tuple(MODES), marks=pytest.mark.slow) for engine in ENGINES]
@@ -88,7 +92,11 @@ def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, 
         out, one = tmp_path / mode / "out", alone(mode)
         assert runs.losses(out) == pytest.approx(runs.losses(one), rel=1e-5), mode
         assert runs.losses(out, "eval_loss") == pytest.approx(runs.losses(one, "eval_loss"), rel=1e-5), mode
+        assert {file.name for file in out.iterdir()} == {file.name for file in one.iterdir()}, mode
+        settings = [json.loads((folder / "trainer_state.json").read_text()) for folder in (out, one)]
+        assert settings[0]["best_global_step"] == settings[1]["best_global_step"]
         assert runs.largest_difference(runs.weights(one), runs.weights(out)) < 1e-4, mode
         base = make_checkpoint(MODES[mode][0]) if "--use_lora" in MODES[mode][1] else None
         reloaded = runs.evaluate(out, tmp_path / mode / "data.json", base=base)
-        assert reloaded == pytest.approx(runs.losses(out, "eval_loss")[-1], rel=1e-5), mode
+        last = runs.losses(out, "eval_loss")[-1]
+        assert reloaded == pytest.approx(settings[0]["best_metric"] or last, rel=1e-5), mode
