@@ -158,11 +158,17 @@ def rehearse(name, config, lora, training):
 
     What the flags, the checkpoint and an adapter folder cannot do together is an error here, before anything is loaded.
     """
-    from qwen_vl.training import adapters, loading, quantization, saving, tuning
+    from qwen_vl.training import adapters, engines, loading, quantization, saving, tuning
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
-    start = lora.init_lora_weights
-    adapters.check_kind(kind, lora=training.use_lora, use_dora=lora.use_dora, initialisation=start, bias=lora.lora_bias)
+    adapters.check_base(
+        kind,
+        lora=training.use_lora,
+        use_dora=lora.use_dora,
+        start=lora.init_lora_weights,
+        bias=lora.lora_bias,
+        in_parts=engines.is_sharded(training),
+    )
     loading.check_files(name, training.cache_dir)
     rates = tuning.Rates(
         training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio

@@ -3,8 +3,11 @@
 # MODEL, DATA and OUTPUT from the environment or from -m -d -o, finds Python and the devices, and leaves in "$@" the
 # flags of finetune.py: the recipe of Qwen-VL first, then what the caller gave. Of a flag that is there twice
 # finetune.py takes the last, so the caller wins. `start` runs one process, or one for each device.
-# Expects from the launcher: WHAT (a line of help), OUTPUT_DEFAULT, and PROCESSES: "one" or "many". Sets ROOT, PYTHON.
+# Expects from the launcher: WHAT (a line of help), OUTPUT_DEFAULT, and PROCESSES: "one" or "many"; it may also set
+# MODEL_DEFAULT, and PRECISION_DEFAULT, what a GPU computes in. Sets ROOT, PYTHON.
 
+MODEL_DEFAULT=${MODEL_DEFAULT:-Qwen/Qwen-VL-Chat}
+PRECISION_DEFAULT=${PRECISION_DEFAULT:-bf16}
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 
 usage() {
@@ -13,7 +16,7 @@ $WHAT
 
 sh $0 -d DATA [-m MODEL] [-o OUTPUT] [--flag value ..]
 
-  -m, --model   MODEL    checkpoint folder or hub name (default: Qwen/Qwen-VL-Chat)
+  -m, --model   MODEL    checkpoint folder or hub name (default: $MODEL_DEFAULT)
   -d, --data    DATA     conversation file, see data/README.md
   -o, --output  OUTPUT   folder for the result (default: $OUTPUT_DEFAULT)
   -h, --help             this text
@@ -80,7 +83,7 @@ gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null
     exit 1
 }
 if [ "$device" = gpu ] && [ "$gpus" -gt 0 ]; then
-    set -- --bf16 True "$@"
+    set -- "--$PRECISION_DEFAULT" True "$@"
 elif [ "$device" = gpu ]; then
     echo "${0##*/}: torch sees no GPU here; training on the CPU in fp32" >&2
     set -- --use_cpu True "$@"
@@ -88,7 +91,7 @@ elif [ "$device" = gpu ]; then
 fi
 
 set -- \
-    --model_name_or_path "${MODEL:-Qwen/Qwen-VL-Chat}" \
+    --model_name_or_path "${MODEL:-$MODEL_DEFAULT}" \
     --output_dir "${OUTPUT:-$OUTPUT_DEFAULT}" \
     --num_train_epochs 5 \
     --per_device_train_batch_size 1 \

@@ -14,10 +14,12 @@ from qwen_vl.training import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL, LORA = ROOT / "finetune" / "finetune_single_gpu.sh", ROOT / "finetune" / "finetune_lora_single_gpu.sh"
+QLORA = ROOT / "finetune" / "finetune_qlora_single_gpu.sh"
 SLURM = ROOT / "finetune" / "finetune_slurm.sh"
 MANY = {  # launchers of several processes: the flag and the config that choose the engine
     "finetune_ds.sh": ("deepspeed", "configs/deepspeed/zero3.json"),
     "finetune_lora_ds.sh": ("deepspeed", "configs/deepspeed/zero2.json"),
+    "finetune_qlora_ds.sh": ("deepspeed", "configs/deepspeed/zero2.json"),
     "finetune_fsdp.sh": ("fsdp_config", "configs/fsdp/full_state_dict.json"),
     "finetune_lora_fsdp.sh": ("fsdp_config", "configs/fsdp/full_state_dict.json"),
 }
@@ -78,7 +80,7 @@ def test_scripts_are_posix_shell(script):
         assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("script", [FULL, LORA], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [FULL, LORA, QLORA], ids=lambda path: path.name)
 def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
     """Options in any place, the environment, and flags of the caller, which win over the launcher's."""
     common = {"cwd": tmp_path, "PYTHON": recorder, "GPUS": 0}
@@ -88,8 +90,8 @@ def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
     assert Path(program) == ROOT / "finetune.py"
     model, data, lora, training = arguments.parse(flags)
     assert (model.model_name_or_path, data.data_path) == ("a model", ["d d.json"])
-    assert training.use_lora == (script == LORA) and training.fix_vit
-    assert training.output_dir == ("output/lora" if script == LORA else "output/full")
+    assert training.use_lora == (script != FULL) and lora.q_lora == (script == QLORA) and training.fix_vit
+    assert training.output_dir == {FULL: "output/full", LORA: "output/lora", QLORA: "output/qlora"}[script]
     assert training.learning_rate == 3e-4 and training.adam_beta2 == 0.95 and training.weight_decay == 0.1
     assert (training.lr_scheduler_type, training.warmup_steps) == ("cosine", 0.01)
     assert training.per_device_train_batch_size == 1 and training.gradient_accumulation_steps == 8
@@ -107,6 +109,14 @@ def test_the_recipe_and_where_it_can_be_changed(script, recorder, tmp_path):
 def test_a_gpu_gets_bf16(recorder, tmp_path):
     flags = launch(LORA, "-d", "d.json", cwd=tmp_path, PYTHON=recorder, GPUS=1).stdout.splitlines()
     assert flags[flags.index("--bf16") + 1] == "True" and "--use_cpu" not in flags
+
+
+def test_qlora_takes_the_int4_checkpoint_and_computes_in_fp16(recorder, tmp_path):
+    """As its authors did."""
+    flags = launch(QLORA, "-d", "d.json", cwd=tmp_path, PYTHON=recorder, GPUS=1).stdout.splitlines()
+    settings = arguments.make_parser().parse_args(flags[1:])
+    assert settings.model_name_or_path == "Qwen/Qwen-VL-Chat-Int4"
+    assert settings.fp16 and not settings.bf16 and not settings.use_cpu
 
 
 def torchrun_flags(done):
@@ -129,7 +139,8 @@ def test_launchers_of_several_processes(name, recorder, tmp_path):
     assert topology == {"--standalone": "yes", "--nproc_per_node": "4", "--max_restarts": "0"}
     settings = arguments.make_parser().parse_args(flags)
     assert Path(getattr(settings, flag)) == ROOT / config and bool(settings.fsdp) == (flag == "fsdp_config")
-    assert settings.use_lora == ("lora" in name) and settings.bf16 and not settings.use_cpu
+    assert settings.use_lora == ("lora" in name) and settings.q_lora == ("qlora" in name) and not settings.use_cpu
+    assert (settings.fp16, settings.bf16) == (("qlora" in name), ("qlora" not in name))
     assert settings.learning_rate == 1e-5 and settings.data_path == ["d.json"]
 
     on_cpu = launch(script, "-d", "d.json", **common, GPUS=0)
@@ -230,3 +241,15 @@ def test_two_processes_train(make_checkpoint, work_dir):
     assert done.returncode == 0, done.stderr
     assert steps(work_dir / "adapter of mine") == 2
     assert load_file(work_dir / "adapter of mine" / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune_qlora_single_gpu.sh", "finetune_qlora_ds.sh"])
+def test_qlora_training_runs(make_int4_checkpoint, work_dir, name):
+    options = ["-m", make_int4_checkpoint(), "-d", "my data.json", "-o", "adapter"]
+    done = launch(ROOT / "finetune" / name, *options, *SHORT, cwd=work_dir, PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr
+    assert steps(work_dir / "adapter") == 2
+    assert json.loads((work_dir / "adapter" / "base.json").read_text())["quantization"] == "gptq"
+    for noise in ("Failed to load", "Setting accelerator", "GPT-QModel", "INFO ", "loss_type", "Traceback"):
+        assert noise not in done.stdout.replace("[INFO]", "") + done.stderr

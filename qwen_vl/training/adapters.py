@@ -70,21 +70,28 @@ def trained_rows(new_tokens, modules_to_save):
     return {name: ids for name in ("wte", "lm_head") if ids and name not in modules_to_save}
 
 
-def check_kind(kind, *, lora, use_dora=False, initialisation="default", bias="none"):
-    """None, or a ValueError with everything that this training cannot do with base weights of a quantised kind."""
-    if kind is None:
-        return
+def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_parts=False):
+    """None, or a ValueError with everything that this training cannot do with its base weights.
+
+    kind: how they are quantised, if they are. start: that of --init_lora_weights. in_parts: whether each process holds
+    only a part of them (ZeRO-3, FSDP).
+    """
     problems = []
-    if not lora:
+    if in_parts and start in OF_BASE_WEIGHTS:
+        problems.append(
+            f"--init_lora_weights {start} needs the whole weights in every process, which ZeRO-3 and FSDP divide; use "
+            "ZeRO-2 (configs/deepspeed/zero2.json) or neither of them"
+        )
+    if kind and not lora:
         problems.append(
             f"full fine-tuning cannot train quantised weights ({kind}); add --q_lora to train adapters on them, "
             "or give the float checkpoint"
         )
     if kind == "gptq" and use_dora:
         problems.append("--use_dora reads the base weights, which a GPTQ layer has not; use --use_rslora, or nf4")
-    if initialisation in OF_BASE_WEIGHTS:
+    if kind and start in OF_BASE_WEIGHTS:
         problems.append(
-            f"--init_lora_weights {initialisation} changes the base weights, which cannot be done to quantised ones "
+            f"--init_lora_weights {start} changes the base weights, which cannot be done to quantised ones "
             f"({kind}); leave it out, or train on the float checkpoint without --q_lora"
         )
     if kind == "gptq" and bias != "none":

@@ -15,7 +15,8 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import save_file
 
 from qwen_vl.export.adapted import load_adapted
-from qwen_vl.training import loading, saving, trainer, tuning
+from qwen_vl.export.merge import merge
+from qwen_vl.training import adapters, loading, saving, trainer, tuning
 from qwen_vl.training.arguments import TrainingArguments
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -55,8 +56,39 @@ def test_a_variant_trains_comes_back_and_merges(make_checkpoint, first_loss, tmp
     merged = logits(load_adapted(out)[0])
     assert (adapted - logits(loading.load_model(base))).abs().max() > 1e-2
     assert (adapted - merged).abs().max() < 1e-4
+    assert all(tensor.any() for name, tensor in runs.weights(out).items() if ".lora_B" in name)
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["use_rslora"] == (name == "rsLoRA") and config["use_dora"] == name.startswith("DoRA")
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_from_the_base_is_saved_without_it(make_checkpoint, tmp_path, start):
+    """The final adapter is a plain one of twice the rank on the unchanged base; a checkpoint resumes, nothing else."""
+    flags = ("--use_lora", "--lora_r", "4", "--use_rslora", "--init_lora_weights", start)
+    settings = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2, "lora_dropout": 0}
+    out = runs.train(make_checkpoint(), tmp_path / "out", *flags, **settings)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == 8 and config["init_lora_weights"] is True
+    merge(out, output_dir=tmp_path / "merged")
+    adapted = logits(PeftModel.from_pretrained(loading.load_model(make_checkpoint()), out))
+    assert (logits(loading.load_model(tmp_path / "merged")) - adapted).abs().max() < 1e-4
+    at_the_end = logits(PeftModel.from_pretrained(loading.load_model(make_checkpoint()), out / "checkpoint-4"))
+    assert (at_the_end - adapted).abs().max() < 1e-4
+
+    settings["resume_from_checkpoint"] = out / "checkpoint-2"
+    resumed = runs.train(make_checkpoint(), tmp_path / "resumed", *flags, **settings)
+    assert runs.largest_difference(runs.weights(resumed), runs.weights(out)) < 1e-6
+    with pytest.raises(ValueError, match="checkpoint-2: a checkpoint of a run with --init_lora_weights"):
+        runs.train(make_checkpoint(), tmp_path / "on", "--use_lora", lora_weight_path=out / "checkpoint-2")
+    with pytest.raises(ValueError, match="take the adapter in the output folder of that run"):
+        merge(out / "checkpoint-2", output_dir=tmp_path / "no")
+
+
+@pytest.mark.parametrize("kind", [None, "nf4"])
+def test_a_start_from_the_base_needs_whole_float_weights(kind):
+    with pytest.raises(ValueError, match="ZeRO-3 and FSDP divide" + (r"(?s:.*)changes the base weights" * bool(kind))):
+        adapters.check_base(kind, lora=True, start="pissa", in_parts=True)
+    adapters.check_base(None, lora=True, start="pissa")
 
 
 def test_rslora_scales_by_the_root_of_the_rank(make_checkpoint):
