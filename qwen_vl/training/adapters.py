@@ -82,6 +82,11 @@ def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_p
             f"--init_lora_weights {start} needs the whole weights in every process, which ZeRO-3 and FSDP divide; use "
             "ZeRO-2 (configs/deepspeed/zero2.json) or neither of them"
         )
+    if kind and in_parts:
+        problems.append(
+            f"ZeRO-3 and FSDP divide weights among processes, and quantised layers ({kind}) cannot be divided; use "
+            "ZeRO-2 (configs/deepspeed/zero2.json) or neither of them: Int4 weights are small enough for each GPU"
+        )
     if kind and not lora:
         problems.append(
             f"full fine-tuning cannot train quantised weights ({kind}); add --q_lora to train adapters on them, "

@@ -91,6 +91,13 @@ def test_a_start_from_the_base_needs_whole_float_weights(kind):
     adapters.check_base(None, lora=True, start="pissa")
 
 
+@pytest.mark.parametrize("kind", ["gptq", "nf4", "int8"])
+def test_quantised_weights_are_not_divided_among_processes(kind):
+    adapters.check_base(kind, lora=True)
+    with pytest.raises(ValueError, match=rf"quantised layers \({kind}\) cannot be divided; use ZeRO-2"):
+        adapters.check_base(kind, lora=True, in_parts=True)
+
+
 def test_rslora_scales_by_the_root_of_the_rank(make_checkpoint):
     model = tuning.add_adapters(loading.load_model(make_checkpoint()), **SETTINGS, targets=["c_attn"], use_rslora=True)
     assert model.transformer.h[0].attn.c_attn.scaling["default"] == 8 / 4**0.5
