@@ -261,11 +261,11 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_base_is_loaded(make_
 ELSEWHERE = """
 import importlib.util, sys
 import torch
-from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 assert importlib.util.find_spec("qwen_vl") is None
 folder = sys.argv[1]
-model = AutoPeftModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+SAMPLE
+model.eval()
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 assert tokenizer.convert_tokens_to_ids("<think>") == tokenizer.special_tokens["<think>"]
 with torch.no_grad():
@@ -279,7 +279,10 @@ def test_an_adapter_folder_is_plain_peft_where_this_package_is_not(make_checkpoi
     out = runs.train(make_checkpoint(), tmp_path / "out", *flags, learning_rate=1e-2)
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     script = tmp_path / "elsewhere.py"
-    script.write_text(ELSEWHERE)
+    document = (runs.ROOT / "docs" / "lora.md").read_text(encoding="utf-8")
+    (sample,) = re.findall(r"^```python\n(.*?)^```$", document, flags=re.DOTALL | re.MULTILINE)
+    assert '"output/lora"' in sample
+    script.write_text(ELSEWHERE.replace("SAMPLE", sample.replace('"output/lora"', "folder")))
     done = subprocess.run(
         [sys.executable, "-P", "-S", "-c", start(), script, out, tmp_path / "logits.pt"],
         cwd=tmp_path,
