@@ -33,7 +33,7 @@ def main(argv=None):
     output_dir, name = train_args.output_dir, model_args.model_name_or_path
     name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
     saving.check_writable(output_dir)
-    resume_from = trainer.checkpoint_to_resume(output_dir, train_args.resume_from_checkpoint)
+    resume_from = checkpoint_to_resume(train_args)
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = tokenizer_for(name, config, lora_args.lora_weight_path, train_args)
     kind, rates = rehearse(name, config, lora_args, train_args)
@@ -81,6 +81,7 @@ def main(argv=None):
         is_weighted=train_data.is_weighted or bool(eval_data and eval_data.is_weighted),
     )
     run_trainer.train(resume_from_checkpoint=resume_from)
+    run_trainer.exit_if_stopped()
     weights = engines.whole_weights(run_trainer)
     if run_trainer.is_world_process_zero():
         if data_args.streaming:
@@ -127,7 +128,6 @@ def datasets(data, training, tokenizer, resume_from):
         if packing:
             train_data = PackedDataset(train_data, **packing, seed=seed)
         return train_data, eval_data
-    training.ignore_data_skip = True  # the stream itself passes over what a resumed run has seen, without its pictures
     train_data = loading.stream(
         sources,
         tokenizer,
@@ -139,7 +139,7 @@ def datasets(data, training, tokenizer, resume_from):
         overlength_path=overlength,
         packing=packing,
         batch_size=training.train_batch_size,
-        skip_batches=batches_seen(resume_from, training.gradient_accumulation_steps),
+        num_seen=0 if training.ignore_data_skip else samples_seen(resume_from, training),
     )
     return train_data, eval_data
 
@@ -216,11 +216,22 @@ def adapted(model, lora, new_tokens=()):
     )
 
 
-def batches_seen(checkpoint, accumulation):
-    """Batches that each rank had taken when a checkpoint was written; 0 without one."""
+def checkpoint_to_resume(training):
+    """The checkpoint folder that the run goes on from, or None, as --resume_from_checkpoint says."""
+    from qwen_vl.training import checkpoints
+
+    return checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
+
+
+def samples_seen(checkpoint, training):
+    """Samples, or packed rows, that all ranks had taken from a stream when a checkpoint was written; 0 without one."""
+    from qwen_vl.training import checkpoints
+
     if checkpoint is None:
         return 0
-    return json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))["global_step"] * accumulation
+    state = checkpoints.run_state(checkpoint)
+    per_step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    return state["data"]["seen"] if "data" in state else state["step"] * per_step
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ set -- \
     --save_strategy steps \
     --save_steps 1000 \
     --save_total_limit 10 \
+    --resume auto \
     --logging_steps 1 \
     "$@"
 

@@ -21,7 +21,8 @@ class ConversationCollator:
     samples: what `ConversationDataset` yields; "ids" are their names, for messages, and "lengths" their numbers of
     tokens, so that nobody asks the device. Tensors are [batch, longest].
     Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
-    Lists of samples (`PackedDataset`) become one row without padding instead.
+    Lists of samples (`PackedDataset`) become one row without padding instead. No samples at all, as a rank may get at
+    the end of an epoch, become a row of padding in which nothing is learned.
     What concerns each token is in the batch only where it is needed: "loss_weights" if a sample has another weight
     than 1 (padding weighs 0), "sources" if the samples name theirs (padding has -1).
     pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none. Where
@@ -36,7 +37,10 @@ class ConversationCollator:
         self.image_size, self.search_dirs, self.vision_cache = image_size, tuple(search_dirs), vision_cache
 
     def __call__(self, samples):
-        if samples and isinstance(samples[0], list):
+        if not samples:
+            samples = [{"id": None, "input_ids": [self.pad_id], "labels": [IGNORE_INDEX], "images": [], "weight": 1}]
+            return self(samples) | {"ids": []}
+        if isinstance(samples[0], list):
             return self._packed([sample for row in samples for sample in row])
         rows = [torch.tensor(sample["input_ids"], dtype=torch.long) for sample in samples]
         labels = [torch.tensor(sample["labels"], dtype=torch.long) for sample in samples]

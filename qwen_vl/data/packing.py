@@ -96,14 +96,15 @@ class PackedDataset(Dataset):
         return [self.dataset[sample] for sample in self.rows[index]]
 
 
-def packed_stream(samples, *, max_length, max_pictures=None):
-    """Yields rows, lists of samples, of an endless or finite stream of samples; see `pack`."""
+def packed_stream(samples, *, max_length, max_pictures=None, seed="", sample_of=lambda item: item):
+    """Yields rows, lists of what a stream yields, endless or not; see `pack`. `sample_of`: the sample in an item."""
     samples = iter(samples)
     for number in itertools.count():
         window = list(itertools.islice(samples, STREAM_WINDOW))
         if not window:
             return
-        lengths = [len(sample["input_ids"]) for sample in window]
-        pictures = [len(sample["images"]) for sample in window]
-        rows = pack(lengths, max_length=max_length, num_pictures=pictures, max_pictures=max_pictures, seed=number)
+        lengths = [len(sample_of(item)["input_ids"]) for item in window]
+        pictures = [len(sample_of(item)["images"]) for item in window]
+        limits = {"max_length": max_length, "max_pictures": max_pictures}
+        rows = pack(lengths, num_pictures=pictures, seed=f"{seed} {number}", **limits)
         yield from ([window[index] for index in row] for row in rows)

@@ -154,6 +154,9 @@ class TrainingArguments(HfTrainingArguments):
         None, "Batches that each of them has ready; default enough for all micro-batches of a step."
     )
     report_to: list[str] = option(["none"], "Where logs go: none, tensorboard, wandb, or several of them.")  # noqa: RUF009
+    resume: str | None = option(
+        None, "Short for --resume_from_checkpoint: a folder, or auto for the newest checkpoint."
+    )
     # Spellings of older transformers releases; gradient_checkpointing, which transformers renamed, is the usual one.
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
@@ -169,6 +172,8 @@ class TrainingArguments(HfTrainingArguments):
     def __post_init__(self):
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
+        if self.resume is not None:
+            self.resume_from_checkpoint = self.resume
         if self.warmup_ratio:
             self.warmup_steps = self.warmup_ratio
         if self.group_by_length:
@@ -320,6 +325,8 @@ def check(settings):
     problems += check_streaming(settings) if settings.streaming else []
     if settings.packing != "none" and (settings.group_by_length or settings.train_sampling_strategy != "random"):
         problems.append("--group_by_length is for samples that are padded, --packing leaves no padding; choose one")
+    if settings.train_sampling_strategy == "batch_rebalance":
+        problems.append("--train_sampling_strategy batch_rebalance cannot be resumed; use group_by_length")
     if settings.packing == "none" and settings.max_pictures_per_row is not None:
         problems.append("--max_pictures_per_row needs --packing auto")
     try:

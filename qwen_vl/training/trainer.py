@@ -1,37 +1,29 @@
-"""The training step around transformers' Trainer: what decays, what is logged, what stops a run, what is saved."""
+"""The training step around transformers' Trainer: what decays, what is logged, what stops a run."""
 
-import logging
 import math
-import os
 import pickle
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from qwen_vl.data.collator import HOST_KEYS
-from qwen_vl.data.packing import PackedDataset
-from qwen_vl.data.sampling import LengthGroupedSampler
 
-from . import loading, losses, saving, tuning
+from . import losses, saving, tuning
 from .callbacks import MetricsFile, ProgressBar
 from .metering import SourceMeter, SpeedMeter
 from .phases import PhaseMeter
 from .pictureless import VisionKeeper, run_vision_always
+from .resumable import ResumableTrainer
 from .vision_cache import CacheFiller
 
-logger = logging.getLogger(__name__)
 
-
-class QWenTrainer(Trainer):
-    """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed, saves atomically.
+class QWenTrainer(ResumableTrainer):
+    """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed.
 
     source_names: of the sources whose loss and tokens are logged apart, if there are several. is_weighted: whether
     samples may have other weights than 1, so that targets are counted by weight. rates: `tuning.Rates`, where parts of
@@ -69,35 +61,10 @@ class QWenTrainer(Trainer):
             self.add_callback(self._filler)
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
-        self._staging_dir = None
         self._rates = rates or tuning.Rates(self.args.learning_rate)
 
     def get_decay_parameter_names(self, model):
         return tuning.decayed_names(model)
-
-    def _get_train_sampler(self, train_dataset=None):
-        data = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "group_by_length":
-            sizes = data.lengths
-        elif isinstance(data, PackedDataset) and self.args.world_size > 1:
-            sizes = data.num_pictures  # rows are equally long; ranks that also see as many pictures wait for nobody
-        else:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler(sizes, self.args.train_batch_size * self.args.world_size, seed=seed)
-
-    def get_train_dataloader(self):
-        if not isinstance(self.train_dataset, IterableDataset):
-            return super().get_train_dataloader()
-        return DataLoader(  # as it is: each rank reads a share of its own, which nobody must deal out again
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._phases.begin(self.state.global_step)
@@ -205,9 +172,6 @@ class QWenTrainer(Trainer):
     def _sum_over_ranks(self, tensor):
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
-    def _get_output_dir(self, trial):
-        return self._staging_dir or super()._get_output_dir(trial)
-
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with resuming(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -226,27 +190,6 @@ class QWenTrainer(Trainer):
             saving.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
-    def _save_checkpoint(self, model, trial):
-        """Write checkpoint-N under a temporary name and rename it: a folder of that name is always complete."""
-        final = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        main, everyone = self.args.should_save, self.accelerator.wait_for_everyone
-        with saving.staged(final.with_name(".saving"), final, owner=main) as staging:
-            everyone()  # the folder is there before any rank writes, and renamed when all have written
-            self._staging_dir = str(staging)
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging_dir = None
-            everyone()
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(final)  # in every process, as each loads it in the end
-            if main:
-                self.state.save_to_json(str(staging / final.name / TRAINER_STATE_NAME))
-                saving.put_in_place(staging / final.name, final)
-        everyone()
-        if self.args.should_save and self.args.save_total_limit:
-            saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
-
 
 @contextmanager
 def resuming(checkpoint):
@@ -259,28 +202,3 @@ def resuming(checkpoint):
             f"--resume_from_checkpoint {checkpoint}: damaged, or made with other flags than this run's ({reason}); "
             "use the flags that it was made with, or an earlier checkpoint"
         ) from error
-
-
-def checkpoint_to_resume(output_dir, requested):
-    """The checkpoint folder to continue from, or None; `requested` is a path, "True"/"auto" for the newest, or nothing.
-
-    Raises FileNotFoundError for a path that holds no trainer state, ValueError for one that is damaged.
-    """
-    if not requested or str(requested).lower() == "false":
-        return None
-    if str(requested).lower() in ("true", "auto"):
-        requested = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-        if requested is None:
-            logger.warning("%s: no checkpoint to resume from yet; training starts from the beginning", output_dir)
-            return None
-    folder = Path(requested)
-    if not folder.is_dir() or loading.read_json(folder, TRAINER_STATE_NAME) is None:
-        raise FileNotFoundError(
-            f"--resume_from_checkpoint {requested}: no {TRAINER_STATE_NAME} there; give a checkpoint-N folder"
-        )
-    if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):  # the latter is DeepSpeed's
-        raise ValueError(
-            f"--resume_from_checkpoint {requested}: without the optimizer's state, as of a run with --save_only_model, "
-            "nothing can be resumed; train its model further as --model_name_or_path"
-        )
-    return str(requested)

@@ -110,16 +110,28 @@ def test_blocks_of_any_size_cover_the_lines(block, tmp_path, monkeypatch):
     assert dict(found) == {":1": 1, ":3": "é\u2028", ":4": [], ":6": 22, ":7": "\n", ":8": 3} and len(found) == 6
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_long_stream_never_ends_and_can_go_on_in_the_middle(workers, stream, lines):
-    def first(number, **options):
-        dataset = stream(lines(), epochs=None, batch_size=3, **options)
-        loader = DataLoader(dataset, batch_size=3, num_workers=workers, collate_fn=list)
-        return [[sample["id"] for sample in batch] for batch in islice(loader, number)]
+def global_order(stream, path, *, world_size, workers, batch_size, num=450, **options):
+    """The first `num` ids of an endless stream in the order of training, put together from what each rank gets."""
+    per_rank = -(-num // (world_size * batch_size))
+    ranks = []
+    for rank in range(world_size):
+        placed = {"rank": rank, "world_size": world_size, "batch_size": batch_size}
+        dataset = stream(path, epochs=None, **placed, **options)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
+        ranks.append([[sample["id"] for sample in batch] for batch in islice(loader, per_rank)])
+    return [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch][:num]
 
-    batches = first(250)
-    assert set(Counter(name for batch in batches[:200] for name in batch).values()) <= {1, 2, 3}
-    assert first(50, skip_batches=101) == batches[101:151]
+
+def test_the_order_knows_no_ranks_and_no_workers_and_goes_on_in_the_middle(stream, lines):
+    """Every record once in an epoch; whoever reads, the stream is the same, also from a place within it."""
+    whole = global_order(stream, lines(), world_size=1, workers=0, batch_size=1, num=1000)
+    for start in (0, 300, 600):
+        assert sorted(whole[start : start + 300]) == sorted(record["id"] for record in RECORDS)
+    assert whole[:300] != whole[300:600]
+    for world_size, workers, batch_size in [(1, 2, 3), (3, 0, 2), (2, 1, 4)]:
+        placed = {"world_size": world_size, "workers": workers, "batch_size": batch_size}
+        assert global_order(stream, lines(), **placed) == whole[:450]
+        assert global_order(stream, lines(), **placed, num_seen=313) == whole[313:763]
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.parquet"])
@@ -190,10 +202,9 @@ def test_what_cannot_be_streamed(stream, write, tmp_path):
         stream(tmp_path / "folder")
     with pytest.raises(OSError):
         stream(tmp_path / "none.jsonl")
-    few = write(json.dumps(talk("only")).encode(), "few.jsonl")
-    with pytest.raises(DataError, match="fewer records than the 5 processes"):
-        for rank in range(5):
-            next(iter(stream(few, epochs=None, rank=rank, world_size=5, buffer_size=3)))
+    few = write(json.dumps(talk("only", "word " * 100)).encode(), "few.jsonl")
+    with pytest.raises(DataError, match="no record that fits"):
+        next(iter(stream(few, epochs=None, max_length=50)))
 
 
 def test_the_limit(stream, lines, tmp_path, caplog):
@@ -232,4 +243,4 @@ def test_rows_of_a_stream(stream, lines, monkeypatch):
     assert sorted(sample["id"] for row in rows for sample in row) == sorted(record["id"] for record in RECORDS)
     filled = [sum(len(sample["input_ids"]) for sample in row) for row in rows]
     assert max(filled) <= 400 and sum(filled) / len(filled) > 380
-    assert list(stream(lines(), **options, skip_batches=3, batch_size=2)) == rows[6:]
+    assert list(stream(lines(), **options, num_seen=6)) == rows[6:]

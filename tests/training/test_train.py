@@ -221,6 +221,7 @@ def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(checkpoint_of_one_st
         runs.train(make_checkpoint(), tmp_path / "out", "--use_lora", resume_from_checkpoint=checkpoint_of_one_step)
     weights_only = Path(shutil.copytree(checkpoint_of_one_step, tmp_path / "checkpoint-1"))
     (weights_only / "optimizer.pt").unlink()
+    (weights_only / "manifest.json").unlink()
     with pytest.raises(ValueError, match="without the optimizer's state"):
         runs.train(make_checkpoint(), tmp_path / "out", resume_from_checkpoint=weights_only)
 

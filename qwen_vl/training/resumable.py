@@ -1,0 +1,252 @@
+"""transformers' Trainer, made to go on from a checkpoint as if nothing had happened, and to leave only whole ones."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.sampling import LengthGroupedSampler, RankBatches, shuffled
+
+from . import checkpoints, position, saving, stopping
+
+
+class ResumableTrainer(Trainer):
+    """Trainer that continues exactly: data order, random states and logged losses, on any number of workers and ranks.
+
+    What transformers does not keep stands in the run_state.json of a checkpoint: the place in the data, the losses
+    since the last log line, and how many processes there were. SIGTERM and SIGINT end a run with a checkpoint.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._anew = self.args.ignore_data_skip  # the user's wish: the data of the epoch from their beginning
+        self.args.ignore_data_skip = True  # our loaders begin where they have to; no batch is made to be thrown away
+        self._resumed, self._position, self._staging_dir = {}, None, None
+        self._stop = stopping.StopOnSignal()
+        # First of all, as other callbacks read the epoch.
+        self.callback_handler.callbacks.insert(0, Bookkeeping(self))
+        self.add_callback(self._stop)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        self._resumed = checkpoints.run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
+        with self._stop.listening():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def exit_if_stopped(self):
+        """End the process, with 128 + the number of the signal, if a signal ended the training."""
+        if self._stop.signal is None:
+            return
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            step, folder = self.state.global_step, self._checkpoint_dir()
+            print(
+                f"stopped by {stopping.name(self._stop.signal)} after step {step} of {self.state.max_steps}; {folder} "
+                "is complete, and the same command with --resume_from_checkpoint auto goes on from there",
+                file=sys.stderr,
+            )
+        sys.exit(128 + self._stop.signal)
+
+    # ---- data
+
+    def get_train_dataloader(self):
+        """A loader of its own random state, so that nothing depends on how often, and by whom, data are loaded."""
+        data, args = self.train_dataset, self.args
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "worker_init_fn": stopping.keep_apart,
+            "generator": torch.Generator(),
+        }
+        self._position = self._place(data)
+        if isinstance(data, IterableDataset):  # each rank finds its share by itself
+            return DataLoader(data, batch_size=self._train_batch_size, **options)
+        batches = RankBatches(
+            len(data),
+            self._order(data),
+            self._train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            drop_last=args.dataloader_drop_last,
+            start=(self._position.epoch, self._position.seen),
+        )
+        if not batches.num_left(self._position.epoch):  # the checkpoint was written at the end of an epoch
+            self._position.begin(self._position.epoch + 1)
+        return TrainLoader(
+            data, batch_sampler=batches, persistent_workers=args.dataloader_persistent_workers, **options
+        )
+
+    def _place(self, data):
+        """The DataPosition that this run goes on from; ValueError where that of the checkpoint is none of `data`."""
+        args, recorded = self.args, self._resumed.get("data")
+        is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
+        batch = self._train_batch_size * args.world_size
+        # Packed rows are equally long; ranks that also see as many pictures wait for nobody.
+        is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
+        description = {
+            "kind": "stream" if is_stream else "files",
+            "unit": data.unit if is_stream else "rows" if is_packed else "samples",
+            "order": args.train_sampling_strategy,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "size": None if is_stream else len(data),
+            "fingerprint": data.fingerprint if is_stream else position.fingerprint(data.lengths, data.num_pictures),
+            "group": batch if is_sorted and not is_stream else None,
+        }
+        if recorded and not self._anew:
+            description["group"] = recorded["group"]  # sorted as when the run began, however many processes go on
+        place = position.DataPosition(description, per_step=batch * args.gradient_accumulation_steps)
+        if recorded:
+            if not self._anew:
+                position.check(recorded, description)
+            place.epoch, place.seen = recorded["epoch"], 0 if self._anew else recorded["seen"]
+        elif self._resumed:
+            place.from_steps(self._resumed["step"])
+        return place
+
+    def _order(self, data):
+        """A function that gives the indices of an epoch in the order of training."""
+        place = self._position.description
+        if place["order"] == "sequential":
+            return lambda epoch: range(len(data))
+        if place["group"]:
+            sizes = data.lengths if place["order"] == "group_by_length" else data.num_pictures
+            return LengthGroupedSampler(sizes, place["group"], seed=place["seed"]).order
+        return lambda epoch: shuffled(len(data), place["seed"] + epoch)
+
+    def set_initial_training_values(self, args, dataloader):
+        """As transformers has them, but for the steps that are left with another batch than that of the checkpoint."""
+        values = list(super().set_initial_training_values(args, dataloader))
+        before = self._resumed.get("per_step")
+        if before not in (None, self._position.per_step) and self._position.size is not None:
+            done = self._resumed["step"]
+            if args.max_steps <= 0:
+                values[-1] = done + self._position.steps_to(args.num_train_epochs)
+            else:
+                values[0] = self._position.epoch + 1 + math.ceil((args.max_steps - done) / values[1])
+        return tuple(values)
+
+    def _init_training_state(self, *args):
+        _, steps = super()._init_training_state(*args)
+        return self._position.epoch, steps
+
+    def _run_epoch(self, *, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, **kwargs):
+        """One epoch; of the one in which a run goes on, the steps that are left."""
+        if self.state.global_step >= self.state.max_steps:  # the checkpoint was the end of its run
+            self.control.should_training_stop = True
+            return
+        self._position.begin(epoch)
+        if self._position.size is None:
+            done = self.state.global_step
+            steps_in_epoch -= done * self.args.gradient_accumulation_steps
+            num_update_steps_per_epoch -= done
+        else:
+            steps_in_epoch = train_dataloader.batch_sampler.num_left(epoch)
+            num_update_steps_per_epoch = math.ceil(steps_in_epoch / self.args.gradient_accumulation_steps)
+        super()._run_epoch(
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            steps_in_epoch=steps_in_epoch,
+            num_update_steps_per_epoch=num_update_steps_per_epoch,
+            **kwargs,
+        )
+
+    def evaluate(self, *args, **kwargs):
+        with torch.random.fork_rng(devices=[]):  # training does not depend on whether there is an evaluation
+            return super().evaluate(*args, **kwargs)
+
+    # ---- checkpoints
+
+    def _get_output_dir(self, trial):
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _checkpoint_dir(self):
+        return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_checkpoint(self, model, trial):
+        """Write checkpoint-N under a temporary name, with its manifest, and rename it.
+
+        A folder of that name is always complete. Where it cannot be written the ones before stay, and the run ends.
+        """
+        final, main, everyone = self._checkpoint_dir(), self.args.should_save, self.accelerator.wait_for_everyone
+        state = self._run_state()
+        with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main) as staging:
+            everyone()  # the folder is there before any rank writes, and renamed when all have written
+            self._staging_dir = str(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging_dir = None
+            everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)  # in every process, as each loads it in the end
+            if main:
+                self.state.save_to_json(str(staging / final.name / checkpoints.TRAINER_STATE))
+                text = json.dumps(state, indent=2) + "\n"
+                (staging / final.name / checkpoints.RUN_STATE).write_text(text, encoding="utf-8")
+                checkpoints.write_manifest(staging / final.name)
+                saving.put_in_place(staging / final.name, final)
+        everyone()  # a rank that ends the run now ends no other one in the middle of this
+        if main and self.args.save_total_limit:
+            saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
+
+    def _run_state(self):
+        """What a checkpoint keeps beside what transformers does, as JSON; every rank has to call this."""
+        args = self.args
+        loss = self._tr_loss if args.world_size == 1 else self.accelerator.gather(self._tr_loss).mean()
+        return {
+            "format": 1,
+            "step": self.state.global_step,
+            "engine": engine_of(self),
+            "world_size": args.world_size,
+            "per_device_train_batch_size": self._train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "per_step": self._position.per_step,
+            "data": self._position.record(),
+            "loss": {"sum": loss.item(), "since_step": self._globalstep_last_logged},
+            "evaluation_due": self._stop.evaluation_due,
+        }
+
+
+class TrainLoader(DataLoader):
+    """A DataLoader over RankBatches, whose epoch the Trainer chooses."""
+
+    def set_epoch(self, epoch):
+        """Choose the epoch of the next iteration."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+class Bookkeeping(TrainerCallback):
+    """Keeps the place of a ResumableTrainer in its data, and takes up the losses that its checkpoint had not logged."""
+
+    def __init__(self, trainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer, resumed = self._trainer, self._trainer._resumed
+        if "loss" in resumed:
+            trainer._tr_loss += resumed["loss"]["sum"]
+            trainer._globalstep_last_logged = resumed["loss"]["since_step"]
+        if resumed.get("evaluation_due") and args.eval_strategy != "no":
+            trainer._determine_best_metric(trainer._evaluate(None, None), None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        place = self._trainer._position
+        place.step()
+        state.epoch = state.global_step / state.max_steps if place.epochs is None else place.epochs
+
+
+def engine_of(trainer):
+    """In words how a Trainer spreads a model over its processes."""
+    if trainer.is_deepspeed_enabled:
+        return f"DeepSpeed ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    if trainer.is_fsdp_enabled:
+        return f"FSDP {trainer.accelerator.state.fsdp_plugin.fsdp_version}"
+    return "DDP" if trainer.args.world_size > 1 else "one process"
