@@ -13,6 +13,7 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "export": ("qwen_vl.export.export", "write a standalone model with a model card"),
     "quantize": ("qwen_vl.export.quantize", "store the decoder of a checkpoint in 4 bits"),
     "verify": ("qwen_vl.export.verify", "compare two models: logits, greedy answers, files"),
+    "checkpoint": ("qwen_vl.export.checkpoint", "show a checkpoint of a run, or export its model or adapter"),
     "chat": ("qwen_vl.serving.terminal_chat", "chat with a checkpoint or an adapter in the terminal"),
 }
 

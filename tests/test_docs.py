@@ -22,7 +22,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
 FOLDERS = "finetune|scripts|data|qwen_vl|tests|configs|docs"
 ROOT_FILE = r"[A-Za-z][\w-]*\.(?:md|py|sh|txt|toml)"
-FLAGS_OF_OTHERS = {"--index-url", "--flag"}  # pip's, and the one that stands for any
+FLAGS_OF_OTHERS = {"--signal", "--index-url", "--flag"}  # pip's, and the one that stands for any
 
 
 @pytest.fixture(params=DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler, RankBatches, shuffled
 
-from . import checkpoints, position, saving, stopping
+from . import checkpoints, position, saving, stopping, tuning
 
 
 class ResumableTrainer(Trainer):
@@ -35,8 +35,17 @@ class ResumableTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         self._resumed = checkpoints.run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
-        with self._stop.listening():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with self._stop.listening():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except RuntimeError as error:
+            if not stopping.is_lost_connection(error):
+                raise
+            raise ConnectionError(
+                f"process {self.args.process_index} of {self.args.world_size} has lost the others at step "
+                f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
+                "failed: see what they wrote. The same command with --resume auto goes on from the last checkpoint"
+            ) from error
 
     def exit_if_stopped(self):
         """End the process, with 128 + the number of the signal, if a signal ended the training."""
@@ -176,8 +185,11 @@ class ResumableTrainer(Trainer):
         A folder of that name is always complete. Where it cannot be written the ones before stay, and the run ends.
         """
         final, main, everyone = self._checkpoint_dir(), self.args.should_save, self.accelerator.wait_for_everyone
-        state = self._run_state()
-        with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main) as staging:
+        state, before = self._run_state(), checkpoints.found(self.args.output_dir)
+        hint = "Free some space; then the same command with --resume auto goes on" + (
+            f" from {before[0]}, which is as it was" if before else ", from the beginning"
+        )
+        with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main, hint=hint) as staging:
             everyone()  # the folder is there before any rank writes, and renamed when all have written
             self._staging_dir = str(staging)
             try:
@@ -188,6 +200,7 @@ class ResumableTrainer(Trainer):
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(final)  # in every process, as each loads it in the end
             if main:
+                self.save_companions(staging / final.name)
                 self.state.save_to_json(str(staging / final.name / checkpoints.TRAINER_STATE))
                 text = json.dumps(state, indent=2) + "\n"
                 (staging / final.name / checkpoints.RUN_STATE).write_text(text, encoding="utf-8")
@@ -197,6 +210,9 @@ class ResumableTrainer(Trainer):
         if main and self.args.save_total_limit:
             saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 
+    def save_companions(self, folder):
+        """Write what a checkpoint's model needs beside its weights, where it is not there yet."""
+
     def _run_state(self):
         """What a checkpoint keeps beside what transformers does, as JSON; every rank has to call this."""
         args = self.args
@@ -205,6 +221,7 @@ class ResumableTrainer(Trainer):
             "format": 1,
             "step": self.state.global_step,
             "engine": engine_of(self),
+            "dtype": str(tuning.compute_dtype(bf16=args.bf16, fp16=args.fp16)).removeprefix("torch."),
             "world_size": args.world_size,
             "per_device_train_batch_size": self._train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,

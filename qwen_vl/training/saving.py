@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor
 from qwen_vl.model.processing_qwen import QWenProcessor
 
-from . import adapters, engines, loading
+from . import adapters, engines, loading, stopping
 
 BASE_FILE = "base.json"  # in an adapter folder: which weights the adapter belongs to
 CHAT_FORMAT = "chatml"  # what every conversation is trained in
@@ -30,11 +30,12 @@ def check_writable(output_dir):
 
 
 @contextmanager
-def staged(staging, target, *, owner=True):
+def staged(staging, target, *, owner=True, hint="Free some space or give another folder"):
     """Yields the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
 
     Move what is complete to `target` within the block. A failed write, however a library reports it, becomes an
-    OSError that names `target`. Of several processes one is the owner, which makes and removes the folder.
+    OSError that names `target` and ends in `hint`. Of several processes one is the owner, which makes and removes the
+    folder.
     """
     staging = Path(staging)
     try:
@@ -43,10 +44,9 @@ def staged(staging, target, *, owner=True):
             staging.mkdir(parents=True)
         yield staging
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk, as torch and safetensors say
-        raise OSError(
-            f"{target}: could not be written ({error}); nothing half-written stays there. Free some space or give "
-            "another folder"
-        ) from error
+        if stopping.is_lost_connection(error):
+            raise
+        raise OSError(f"{target}: could not be written ({error}); nothing half-written stays there. {hint}") from error
     finally:
         if owner:
             shutil.rmtree(staging, ignore_errors=True)
@@ -71,6 +71,18 @@ def write_folder(model, tokenizer, folder, *, base=None, **options):
         model.generation_config.chat_format = CHAT_FORMAT
         with engines.own_class(model):
             model.save_pretrained(folder, **options)
+    QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
+
+
+def write_companions(model, tokenizer, folder, *, base=None):
+    """Write what stands beside the weights into `folder`, for weights that another writes there in parts."""
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].save_pretrained(folder)
+        (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    else:
+        model.generation_config.chat_format = CHAT_FORMAT
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
     QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
 
 

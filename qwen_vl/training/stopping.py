@@ -83,6 +83,11 @@ def name(number):
     return signal.Signals(number).name
 
 
+def is_lost_connection(error):
+    """Whether a RuntimeError says that another process of the run cannot be reached any more."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def keep_apart(worker=None):
     """For data workers: a signal for all processes of a terminal is not for them; their process ends them itself."""
     os.setpgid(0, 0)

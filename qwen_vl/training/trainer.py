@@ -190,6 +190,10 @@ class QWenTrainer(ResumableTrainer):
             saving.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
+    def save_companions(self, folder):
+        if not any(Path(folder, name).is_file() for name in ("config.json", "adapter_config.json")):
+            saving.write_companions(self.model, self._tokenizer, folder, base=self._base)
+
 
 @contextmanager
 def resuming(checkpoint):

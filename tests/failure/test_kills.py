@@ -1,0 +1,99 @@
+"""kill -9 at random places, also while a checkpoint is written; the same command then ends as if nothing had been."""
+
+import json
+import random
+import time
+
+import pytest
+import runs
+
+ENGINES = {
+    "one": (),
+    "ddp": (),
+    "zero2": ("--deepspeed", str(runs.ROOT / "configs/deepspeed/zero2.json")),
+    "zero3": ("--deepspeed", str(runs.ROOT / "configs/deepspeed/zero3.json")),
+    "fsdp_full": ("--fsdp", "--fsdp_config", str(runs.ROOT / "configs/fsdp/full_state_dict.json")),
+    "fsdp_sharded": ("--fsdp", "--fsdp_config", str(runs.ROOT / "configs/fsdp/sharded_state_dict.json")),
+}
+MODES = {
+    "full": (),
+    "vit": ("--fix_vit", "False", "--logging_steps", "2"),
+    "lora": ("--use_lora", "--lora_dropout", "0.2"),
+    "packed": ("--use_lora", "--lora_dropout", "0.2", "--packing", "auto", "--model_max_length", "120"),
+    "stream": ("--use_lora", "--streaming", "--dataloader_num_workers", "1"),
+    "accumulated": ("--use_lora", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "1"),
+}
+NUM_TRIALS = 6  # of each engine in the slow suite
+DEFAULT = [("one", "full", 1), ("one", "stream", 2), ("ddp", "lora", 3)]
+
+
+class Trials:
+    """Runs of one engine and mode that are killed, and the one that is not."""
+
+    def __init__(self, warm, model, folder, engine, mode):
+        self.warm, self.folder, self.ranks = warm, folder, 1 if engine == "one" else 2
+        data = runs.write_data(folder, runs.TEXTS)
+        if mode == "stream":
+            data = folder / "data.jsonl"
+            records = json.loads((folder / "data.json").read_text())
+            data.write_text("".join(json.dumps(record) + "\n" for record in records))
+        settings = {"data_path": data, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+        settings |= {"per_device_train_batch_size": 3 - self.ranks}
+        flags = (*MODES[mode], *ENGINES[engine], "--resume", "auto")
+        self.command = lambda name: runs.command(model, folder / name, *flags, **settings)
+        self.is_exact = engine == "one"
+        began = time.monotonic()
+        faults = {str(rank): {"count": str(folder / f"events.{rank}")} for rank in range(self.ranks)}
+        assert self.run("whole", faults=faults) == [0] * self.ranks, self.warm.said
+        self.seconds = time.monotonic() - began
+        self.events = [int((folder / f"events.{rank}").read_text()) for rank in range(self.ranks)]
+
+    def run(self, name, **faults):
+        return self.warm.run(self.command(name), ranks=self.ranks, distributed=self.ranks > 1, **faults)
+
+    def survive(self, seed):
+        """Kill a run at a random place once or twice, run it to its end, compare it; what was done to it."""
+        chance, name, done = random.Random(seed), f"killed-{seed}", []
+        for _ in range(chance.choice([1, 1, 2])):
+            rank = chance.randrange(self.ranks)
+            fault = {"event": chance.randint(1, self.events[rank])}
+            if chance.random() < 0.3:
+                fault = {"step": chance.randrange(6), "after": chance.random() * 0.2}
+            codes = self.run(name, faults={str(rank): fault})
+            done.append(f"{fault} in rank {rank}: {codes}, {self.checkpoints(name)}")
+            assert set(codes) <= {-9, 0, 1}, (seed, done, self.warm.said)  # 1: of a process that lost the other one
+        codes = self.run(name)
+        assert codes == [0] * self.ranks, (seed, done, self.warm.said)
+        done.append("resuming from" in self.warm.said[0])
+        self.compare(self.folder / name, (seed, done))
+        return done
+
+    def checkpoints(self, name):
+        return sorted(path.name for path in (self.folder / name).glob("checkpoint-*"))
+
+    def compare(self, out, what):
+        whole = self.folder / "whole"
+        if self.is_exact:
+            assert runs.losses(out) == runs.losses(whole), what
+            assert runs.equal(runs.weights(out), runs.weights(whole)), what
+        assert runs.losses(out) == pytest.approx(runs.losses(whole), rel=1e-5), what
+        assert runs.largest_difference(runs.weights(out), runs.weights(whole)) < 1e-5, what
+        assert not list(out.glob(".saving")) and len(list(out.glob("checkpoint-*"))) == 2, what
+
+
+def modes_of(engine):
+    return [mode for mode in MODES if engine in ("one", "ddp") or mode in ("full", "lora")]
+
+
+SLOW = [
+    pytest.param(engine, mode, 1000 * number, marks=pytest.mark.slow)
+    for number, (engine, mode) in enumerate((engine, mode) for engine in ENGINES for mode in modes_of(engine))
+]
+
+
+@pytest.mark.parametrize(("engine", "mode", "seed"), [*DEFAULT, *SLOW])
+def test_a_killed_run_ends_as_one_that_was_not(warm, make_checkpoint, tmp_path, survived, engine, mode, seed):
+    trials = Trials(warm, make_checkpoint(), tmp_path, engine, mode)
+    for number in range(NUM_TRIALS * (2 if engine in ("one", "ddp") else 6) // 6 + 1 if seed >= 1000 else 1):
+        print(f"seed {seed + number}:", *trials.survive(seed + number), sep="\n  ")
+        survived[f"kills under {engine}"] += 1
