@@ -12,6 +12,7 @@ from .arguments import DEFAULT_LORA_TARGETS
 
 METHODS = ("full", "lora", "qlora")
 LENGTHS = (384, 512, 1024, 2048)
+PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
 GPU_FLOPS = 120e12  # half precision: what the published profile of an A100 comes to at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
@@ -146,7 +147,8 @@ def alternatives(asked):
 
 
 def command(setup, model):
-    """The launcher's command line for a Setup."""
+    """The launcher's command line for a Setup; without a `model`, that of the published one."""
+    model = model or PUBLISHED_NAME + ("-Int4" if setup.method == "qlora" else "")
     lora = "" if setup.method == "full" else "_lora"
     many = setup.gpus > 1 or setup.zero is not None
     words = [f"NPROC={setup.gpus}"] if many else []
@@ -238,7 +240,7 @@ def main(argv=None):
     options = {"base_model": base_model, "fix_vit": not args.train_vit, "lora": LORA | {"r": args.lora_r}}
     machine = probed(config, asked.on_cpu) if args.probe else assumed(asked.on_cpu)
     budget = args.gpu_memory and args.gpu_memory * GIB
-    print(report(config, asked, machine, budget, args.model or "Qwen/Qwen-VL-Chat", options))
+    print(report(config, asked, machine, budget, args.model, options))
 
 
 def report(config, asked, machine, budget, model, options):
@@ -246,9 +248,9 @@ def report(config, asked, machine, budget, model, options):
     found = need(config, asked, machine, memory.weigh(config, asked, **options))
     where = "process" if asked.on_cpu else "GPU"
     lines = [
-        f"{model}, {asked.method}{zero_name(asked)}, {asked.length} tokens, batch {asked.batch} x {asked.accumulation} "
-        f"on {asked.gpus} {where}: **{found.total / GB:.1f} GB** ({found.total / GIB:.1f} GiB) of each {where}, "
-        f"{found.seconds:.2g} s a step.",
+        f"{model or PUBLISHED_NAME}, {asked.method}{zero_name(asked)}, {asked.length} tokens, "
+        f"batch {asked.batch} x {asked.accumulation} on {asked.gpus} {where}: **{found.total / GB:.1f} GB** "
+        f"({found.total / GIB:.1f} GiB) of each {where}, {found.seconds:.2g} s a step.",
         f"Pace {machine.flops / 1e12:.3g} TFLOP/s, {machine.source}.",
         "",
         parts_table(found),

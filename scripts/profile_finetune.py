@@ -1,0 +1,161 @@
+"""python scripts/profile_finetune.py [--model CHAT --base BASE --int4 INT4 | --config FILE.json] [--out table.md]
+
+The table of the Qwen-VL README on the device at hand, as Markdown: peak memory and seconds of a step of LoRA on a base
+model, LoRA on a chat model and Q-LoRA with samples of 384, 512, 1024 and 2048 tokens and one picture each (batch 1,
+accumulation 8, gradient checkpointing), each in a process of its own, and beside it what `qwen-vl plan` says. Without
+--model small random ones are made (configs/model/benchmark.json), whose Q-LoRA is nf4. On a CPU memory is that of the
+whole process, on a GPU what its tensors take, so that the plan is compared without context and fragmentation. Needs the
+extra `demo`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+import torch
+from PIL import Image
+
+from qwen_vl.data.chatml import encode
+from qwen_vl.entry import run
+from qwen_vl.quickstart import model as random_model
+from qwen_vl.training import loading, memory, planner
+from qwen_vl.training.callbacks import METRICS_FILE, read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs/model/benchmark.json"
+WAYS = ("full", "LoRA (base)", "LoRA (chat)", "Q-LoRA")
+MINUTES = 30  # that a cell may take
+
+
+def build_models(config, folder):
+    """{way: checkpoint folder} with random weights; the base one says so in its generation_config."""
+    random_model.build(config, folder / "chat")
+    random_model.build(config, folder / "base")
+    path = folder / "base" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_format": "raw"}))
+    return {way: folder / ("base" if "base" in way else "chat") for way in WAYS}
+
+
+def write_data(folder, tokenizer, length, count):
+    """(path, share of targets) of a file of `count` conversations with one picture and exactly `length` tokens."""
+    Image.effect_noise((96, 64), 60).convert("RGB").save(folder / "picture.png")
+
+    def record(number, words):
+        turns = [("user", "Picture 1: <img>picture.png</img>\nWhat?"), ("assistant", " ".join(["a"] * words))]
+        return {"id": str(number), "conversations": [{"from": role, "value": text} for role, text in turns]}
+
+    missing = length - len(encode(record(0, 1), tokenizer).input_ids)
+    if missing < 0:
+        raise ValueError(f"--lengths {length}: a picture and its question alone take {length - missing} tokens")
+    sample = encode(record(0, 1 + missing), tokenizer)
+    assert len(sample.input_ids) == length
+    path = folder / f"data_{length}.json"
+    path.write_text(json.dumps([record(n, 1 + missing) for n in range(count)]), encoding="utf-8")
+    return path, sum(label != -100 for label in sample.labels) / length
+
+
+def measure(model, data, out, flags):
+    """(bytes at the peak, seconds of the last step) of a run of finetune.py; ValueError with what it said last."""
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words += ["--model_name_or_path", str(model), "--data_path", str(data), "--output_dir", str(out)]
+    done = subprocess.run(
+        [sys.executable, ROOT / "finetune.py", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60 * MINUTES,
+    )
+    if done.returncode:
+        raise ValueError(f"finetune.py {' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
+    steps = [entry for entry in read_metrics(out / METRICS_FILE) if "step_seconds" in entry]
+    return max(entry["memory_gib"] for entry in steps) * 2**30, steps[-1]["step_seconds"]
+
+
+def planned(config, way, length, share, args, on_cpu):
+    """Bytes of the same run by the planner; None for what it does not plan."""
+    method = {"full": "full", "Q-LoRA": "qlora"}.get(way, "lora")
+    if on_cpu and method == "qlora":
+        return None
+    setup = memory.Setup(
+        method=method,
+        length=length,
+        accumulation=args.accumulation,
+        targets=share,
+        half=not on_cpu,
+        checkpointing=not args.no_checkpointing,
+        on_cpu=on_cpu,
+    )
+    weights = memory.weigh(config, setup, base_model="base" in way, lora=planner.LORA)
+    found = planner.need(config, setup, planner.assumed(on_cpu), weights)
+    return found.total - (0 if on_cpu else found.parts["context"] + found.parts["fragmentation"])
+
+
+def cell(way, model, length, folder, args, on_cpu):
+    """One cell of the table as text."""
+    tokenizer, config = loading.load_tokenizer(model), loading.load_config(model)
+    data, share = write_data(folder, tokenizer, length, args.accumulation)
+    flags = {
+        "model_max_length": length,
+        "max_steps": args.steps,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": args.accumulation,
+        "gradient_checkpointing": not args.no_checkpointing,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "dataloader_num_workers": 0,
+        **({"use_cpu": True} if on_cpu else {"bf16": True}),
+        **{"full": {}, "Q-LoRA": {"q_lora": True}}.get(way, {"use_lora": True}),
+    }
+    size, seconds = measure(model, data, folder / "out" / f"{WAYS.index(way)}-{length}", flags)
+    plan = planned(config, way, length, share, args, on_cpu)
+    beside = "not planned" if plan is None else f"planned {plan / 1e9:.2f}, {plan / size - 1:+.0%}"
+    print(f"{way}, {length} tokens: {size / 1e9:.2f} GB ({beside}), {seconds:.2f} s", file=sys.stderr)
+    return f"{size / 1e9:.2f} GB ({beside}), {seconds:.2f} s"
+
+
+def main(argv=None):
+    """Measure, print Markdown, and write it into --out."""
+    parser = argparse.ArgumentParser(description="Memory and speed of fine-tuning, as Markdown.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", help="chat checkpoint for LoRA and full training; without it random ones are made")
+    add("--base", help="base checkpoint, whose LoRA trains wte and lm_head as well")
+    add("--int4", help="quantised checkpoint for Q-LoRA")
+    add("--config", default=CONFIG, help="configuration of the random models (default: %(default)s)")
+    add("--ways", nargs="+", choices=WAYS, default=WAYS[1:], help="rows of the table (default: the three published)")
+    add("--lengths", type=int, nargs="+", default=planner.LENGTHS, help="tokens (default: 384 512 1024 2048)")
+    add("--steps", type=int, default=2, help="steps of a cell; the last is timed (default: %(default)s)")
+    add("--accumulation", type=int, default=8, help="micro-batches of a step (default: %(default)s)")
+    add("--no_checkpointing", action="store_true", help="without gradient checkpointing")
+    add("--cpu", action="store_true", help="on the CPU even where there is a GPU")
+    add("--out", help="file for the table")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    on_cpu = args.cpu or not torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if args.model or args.base or args.int4:
+            given = dict(zip(WAYS, (args.model, args.base, args.model, args.int4), strict=True))
+            models = {way: given[way] for way in args.ways if given[way]}
+        else:
+            built = build_models(args.config, folder)
+            models = {way: built[way] for way in args.ways}
+        lines = ["| | " + " | ".join(f"{n} tokens" for n in args.lengths) + " |"]
+        lines.append("|---" * (1 + len(args.lengths)) + "|")
+        for way, model in models.items():
+            cells = [cell(way, model, length, folder, args, on_cpu) for length in args.lengths]
+            lines.append(f"| {way} | {' | '.join(cells)} |")
+    device = "cpu" if on_cpu else torch.cuda.get_device_name()
+    text = f"Peak memory and seconds of a step, {device}, batch 1 x {args.accumulation}:\n\n" + "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
