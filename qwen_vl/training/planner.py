@@ -135,27 +135,25 @@ def alternatives(asked):
     if asked.zero is None and not asked.on_cpu and asked.optim == "adamw_torch":
         for optim in ("adamw_torch_fused", "adamw_bnb_8bit"):
             yield asked._replace(optim=optim)
-    for stage in (2, 3):
+    stages = [] if asked.on_cpu else [2] if asked.method == "qlora" else [2, 3]
+    for stage in stages:
         if asked.gpus > 1 and (asked.zero or 0) < stage:
             yield asked._replace(zero=stage, offload=False)
-    if not asked.on_cpu:
-        for stage in (2, 3):
-            if stage >= (asked.zero or 0):
-                yield asked._replace(zero=stage, offload=True)
+    for stage in stages:
+        if stage >= (asked.zero or 0):
+            yield asked._replace(zero=stage, offload=True)
     for method in METHODS[METHODS.index(asked.method) + 1 : 2 if asked.on_cpu else 3]:
         yield with_method(asked._replace(offload=False), method)
 
 
 def command(setup, model):
     """The launcher's command line for a Setup; without a `model`, that of the published one."""
-    model = model or PUBLISHED_NAME + ("-Int4" if setup.method == "qlora" else "")
-    lora = "" if setup.method == "full" else "_lora"
+    name = model or PUBLISHED_NAME + ("-Int4" if setup.method == "qlora" else "")
+    lora = {"full": "", "lora": "_lora", "qlora": "_qlora"}[setup.method]
     many = setup.gpus > 1 or setup.zero is not None
     words = [f"NPROC={setup.gpus}"] if many else []
     words += ["sh", f"finetune/finetune{lora}_ds.sh" if many else f"finetune/finetune{lora}_single_gpu.sh"]
-    words += ["-m", model, "-d", "my_data.json"]
-    if setup.method == "qlora":
-        words += ["--q_lora", "True"]
+    words += ["-m", name, "-d", "my_data.json"]
     if setup.zero is not None and (setup.offload or setup.zero != default_zero(setup.method, 2)):
         words += ["--deepspeed", f"configs/deepspeed/zero{setup.zero}{'_offload' if setup.offload else ''}.json"]
     for flag, value, usual in (
@@ -279,6 +277,8 @@ def check(setup):
         raise ValueError("--cpu plans one process; leave out --gpus, --zero and --offload")
     if setup.on_cpu and setup.method == "qlora":
         raise ValueError("--cpu --method qlora: not planned for; Q-LoRA is for GPUs")
+    if setup.method == "qlora" and setup.zero == 3:
+        raise ValueError("--method qlora --zero 3: quantised weights cannot be divided; use --zero 2 (docs/lora.md)")
     if not 0 < setup.targets <= 1:
         raise ValueError(f"--targets {setup.targets}: a share between 0 and 1")
 

@@ -93,7 +93,7 @@ def test_the_loss_does_not_grow_with_positions_without_a_target():
         ("--gpu_memory 24", "It fits 24 GiB"),
         ("--method full --gpus 8 --gpu_memory 24", "NPROC=8 sh finetune/finetune_ds.sh"),
         ("--method full --gpus 4 --gpu_memory 24", "zero3_offload.json"),
-        ("--method full --gpu_memory 20", "--q_lora True"),
+        ("--method full --gpu_memory 20", "finetune_qlora_single_gpu.sh -m Qwen/Qwen-VL-Chat-Int4"),
         ("--method full --gpu_memory 2", "Nothing here does"),
         ("--gpu_memory 16 --zero 2 --gpus 8", "NPROC=8 sh finetune/finetune_lora_ds.sh"),
     ],
@@ -111,7 +111,7 @@ def test_a_plan_reads_a_folder_and_refuses_contradictions(make_checkpoint, capsy
     cli.main(["plan", "--model", str(make_checkpoint("raw")), "--cpu", "--max_length", "128", "--probe"])
     shown = capsys.readouterr().out
     assert "measured on cpu" in shown and "--use_cpu True" in shown and "| process |" in shown
-    for words in ("--offload", "--cpu --zero 2", "--cpu --method qlora", "--targets 2"):
+    for words in ("--offload", "--cpu --zero 2", "--cpu --method qlora", "--method qlora --zero 3", "--targets 2"):
         with pytest.raises(SystemExit) as end:
             cli.entry(["plan", *words.split()])
         assert end.value.code == 1
