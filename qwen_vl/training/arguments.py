@@ -18,7 +18,7 @@ from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
 
-from . import adapter_flags, engines
+from . import adapter_flags, engines, optimizers
 
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
@@ -141,7 +141,10 @@ class TrainingArguments(HfTrainingArguments):
     )
     debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
     # The reference's defaults where transformers has others.
-    optim: str = option("adamw_torch", "Optimizer, one of transformers' names.")
+    optim: str = option(
+        optimizers.AUTO,
+        "Optimizer, one of transformers' names, such as adamw_bnb_8bit; auto is AdamW, fused if possible.",
+    )
     adam_beta2: float = option(0.95, "Second-moment decay of AdamW.")
     lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
     logging_steps: float = option(10, "Steps between two log lines.")
@@ -187,6 +190,7 @@ class TrainingArguments(HfTrainingArguments):
         if self.gradient_checkpointing_kwargs is not None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
             self.gradient_checkpointing_kwargs = None
+        self.optim = optimizers.resolve(self.optim, deepspeed=self.deepspeed, fsdp=self.fsdp)
         if not self.dataloader_num_workers:
             self.dataloader_persistent_workers = False
         elif self.dataloader_prefetch_factor is None:
@@ -337,7 +341,7 @@ def check(settings):
         problems.append("--eval_strategy needs --eval_data_path")
     if settings.early_stopping_patience and (settings.evaluation_strategy or settings.eval_strategy) == "no":
         problems.append("--early_stopping_patience needs --eval_strategy and --eval_data_path")
-    problems += adapter_flags.check(settings)
+    problems += adapter_flags.check(settings) + optimizers.check(settings)
     if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
         problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")
     if settings.fp16 and not torch.accelerator.is_available():

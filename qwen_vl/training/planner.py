@@ -194,7 +194,7 @@ def make_parser():
     add("--lora_r", type=count, default=LORA["r"], help="LoRA rank (default: %(default)s)")
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
     add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
-    add("--optim", default="adamw_torch", help="optimizer, as of training (default: %(default)s)")
+    add("--optim", default="adamw_torch_fused", help="optimizer, as of training (default: %(default)s)")
     add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
     add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
     add("--reference", action="store_true", help="instead: the published memory table by the same model")

@@ -41,7 +41,7 @@ def test_defaults_are_the_reference_recipe():
     _, _, _, training = arguments.parse(NEEDED)
     assert training.fix_vit and not training.use_lora and not training.activation_checkpointing
     assert training.model_max_length == 2048 and training.adam_beta2 == 0.95 and training.lr_scheduler_type == "cosine"
-    assert training.optim == "adamw_torch" and training.report_to == []
+    assert training.optim == "adamw_torch_fused" and training.report_to == []
 
 
 def test_a_step_finds_its_micro_batches_ready():
@@ -148,6 +148,13 @@ def test_a_wrong_yaml_is_refused(tmp_path, capsys, text, said):
         (["--bf16", "--fp16"], ["fp16"]),
         (["--num_train_epochs", "0"], ["--num_train_epochs 0.0"]),
         (["--optim", "sdg"], ["sdg", "adamw_torch"]),
+        (["--optim", "paged_adamw_8bit"], ["there is no GPU; use adamw_bnb_8bit"]),
+        (
+            ["--optim", "adamw_8bit", "--deepspeed", "x.json"],
+            ["--optim adamw_8bit: bitsandbytes keeps its state where"],
+        ),
+        (["--checkpoint_every_n_blocks", "2"], ["--checkpoint_every_n_blocks needs --gradient_checkpointing"]),
+        (["--sample_phases_every", "-1"], ["--sample_phases_every -1: use 0 or more"]),
         (["--report_to", "wandbb"], ["--report_to wandbb"]),
         (["--save_safetensors", "False"], ["safetensors"]),
         (["--remove_unused_columns", "True"], ["pictures"]),

@@ -1,0 +1,49 @@
+"""Which optimizer a run takes, and what those of bitsandbytes need."""
+
+from importlib.util import find_spec
+
+import torch
+
+AUTO = "auto"
+# transformers' names of what bitsandbytes carries out; `paged_*` move their state to the host when memory runs out.
+OF_BITSANDBYTES = (
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+)
+
+
+def resolve(name, *, deepspeed, fsdp):
+    """The name of the optimizer that --optim stands for: with auto, AdamW in one kernel where the engine takes it.
+
+    The fused kernel is about four times as fast as the loop over parameters, on a CPU as well. DeepSpeed has its own
+    copies of the parameters and would compile a kernel for the name; FSDP's sharded tensors have no fused one on a CPU.
+    """
+    if name != AUTO:
+        return name
+    return "adamw_torch" if deepspeed or (fsdp and not torch.accelerator.is_available()) else "adamw_torch_fused"
+
+
+def check(settings):
+    """A line for everything that keeps the optimizer of the flags from working."""
+    name = str(settings.optim)
+    if name not in OF_BITSANDBYTES and not name.startswith("paged_"):
+        return []
+    problems = []
+    if find_spec("bitsandbytes") is None:
+        problems.append(f'--optim {name} needs bitsandbytes: pip install "qwen-vl[quant]"')
+    if settings.deepspeed or settings.fsdp:
+        engine = "--deepspeed" if settings.deepspeed else "--fsdp"
+        problems.append(
+            f"--optim {name}: bitsandbytes keeps its state where {engine} cannot shard it; leave the flag out, as "
+            f"{engine} divides the state over the ranks anyway"
+        )
+    if name.startswith("paged_") and (settings.use_cpu or settings.no_cuda or not torch.accelerator.is_available()):
+        problems.append(f"--optim {name} moves its state between GPU and host, and there is no GPU; use adamw_bnb_8bit")
+    return problems
