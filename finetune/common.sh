@@ -28,9 +28,10 @@ END
     [ "$PROCESSES" = one ] || cat <<END
 
 From the environment also: NPROC, processes on this machine (default: one for each GPU; 2 without a GPU or with
---use_cpu True), and MAX_RESTARTS, how often all of them start again when one has died (default: 0). On several machines
-give each the same command, with NNODES (how many machines, of as many processes each), NODE_RANK (0 to NNODES - 1),
-MASTER_ADDR (address of machine 0) and MASTER_PORT (default: 29500).
+--use_cpu True), MAX_RESTARTS, how often all of them start again when one has died (default: 0), and SHUTDOWN_TIMEOUT,
+seconds that they have to write a checkpoint when they are told to stop (default: 600). On several machines give each the
+same command, with NNODES (how many machines, of as many processes each), NODE_RANK (0 to NNODES - 1), MASTER_ADDR
+(address of machine 0) and MASTER_PORT (default: 29500).
 END
 }
 
@@ -122,16 +123,15 @@ start() {
     [ "$threads" -gt 0 ] || threads=1
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
     if [ "${NNODES:-1}" -eq 1 ]; then
-        set -- --standalone --nproc_per_node "$NPROC" --max_restarts "${MAX_RESTARTS:-0}" "$ROOT/finetune.py" "$@"
+        set -- --standalone "$ROOT/finetune.py" "$@"
     else
         [ -n "${MASTER_ADDR:-}" ] && [ -n "${NODE_RANK:-}" ] || bad_usage "NNODES $NNODES needs NODE_RANK and MASTER_ADDR"
-        # Machines do not wait for each other here but in finetune.py, which can name the rank that is missing.
-        export TORCH_ELASTIC_WORKER_IDENTICAL=1
-        set -- --nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" \
-            --master_port "${MASTER_PORT:-29500}" --nproc_per_node "$NPROC" --max_restarts "${MAX_RESTARTS:-0}" \
-            "$ROOT/finetune.py" "$@"
+        set -- --nnodes "$NNODES" --rdzv_backend machines --rdzv_endpoint "$MASTER_ADDR:${MASTER_PORT:-29500}" \
+            --rdzv_conf "rank=$NODE_RANK" --rdzv_id qwen-vl "$ROOT/finetune.py" "$@"
     fi
-    exec "$PYTHON" -m torch.distributed.run "$@"
+    # A process that is told to stop gets the time to write a checkpoint.
+    exec "$PYTHON" "$ROOT/scripts/torchrun.py" --nproc_per_node "$NPROC" --max_restarts "${MAX_RESTARTS:-0}" \
+        --shutdown_timeout "${SHUTDOWN_TIMEOUT:-600}" "$@"
 }
 
 is_count() {

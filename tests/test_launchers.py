@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,11 +124,10 @@ def test_qlora_takes_the_int4_checkpoint_and_computes_in_fp16(recorder, tmp_path
 def torchrun_flags(done):
     """({flag: value} of torchrun, the flags of finetune.py) that a launcher of several processes called."""
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    program, *lines = done.stdout.splitlines()
+    assert Path(program) == ROOT / "scripts" / "torchrun.py"
     at = lines.index(str(ROOT / "finetune.py"))
-    assert lines[:2] == ["-m", "torch.distributed.run"]
-    own = lines[2:at]
-    own = [word for flag in own for word in ([flag, "yes"] if flag == "--standalone" else [flag])]
+    own = [word for flag in lines[:at] for word in ([flag, "yes"] if flag == "--standalone" else [flag])]
     return dict(zip(own[::2], own[1::2], strict=True)), lines[at + 1 :]
 
 
@@ -136,7 +137,8 @@ def test_launchers_of_several_processes(name, recorder, tmp_path):
     script, (flag, config) = ROOT / "finetune" / name, MANY[name]
     common = {"cwd": tmp_path, "PYTHON": recorder}
     topology, flags = torchrun_flags(launch(script, "-d", "d.json", **common, GPUS=4))
-    assert topology == {"--standalone": "yes", "--nproc_per_node": "4", "--max_restarts": "0"}
+    always = {"--max_restarts": "0", "--shutdown_timeout": "600"}
+    assert topology == {"--standalone": "yes", "--nproc_per_node": "4", **always}
     settings = arguments.make_parser().parse_args(flags)
     assert Path(getattr(settings, flag)) == ROOT / config and bool(settings.fsdp) == (flag == "fsdp_config")
     assert settings.use_lora == ("lora" in name) and settings.q_lora == ("qlora" in name) and not settings.use_cpu
@@ -161,11 +163,13 @@ def test_several_machines(recorder, tmp_path):
     topology, _ = torchrun_flags(launch(script, **common, NNODES=2, NODE_RANK=1, MASTER_ADDR="10.0.0.1"))
     assert topology == {
         "--nnodes": "2",
-        "--node_rank": "1",
-        "--master_addr": "10.0.0.1",
-        "--master_port": "29500",
+        "--rdzv_backend": "machines",
+        "--rdzv_endpoint": "10.0.0.1:29500",
+        "--rdzv_conf": "rank=1",
+        "--rdzv_id": "qwen-vl",
         "--nproc_per_node": "8",
         "--max_restarts": "0",
+        "--shutdown_timeout": "600",
     }
     for wrong in ({"NNODES": 2}, {"NNODES": "two"}, {"NPROC": 0}, {"NNODES": 2, "NODE_RANK": 0}):
         refused = launch(script, **common, **wrong)
@@ -185,13 +189,13 @@ def test_slurm(recorder, tmp_path):
     job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": recorder, "GPUS": 8}
     done = launch(SLURM, "-d", "a b.json", cwd=tmp_path, SLURM_SUBMIT_DIR=ROOT, LAUNCHER="finetune_lora_ds.sh", **job)
     assert done.returncode == 0, done.stderr
-    tasks = [f"-m\n{task}" for task in done.stdout.split("-m\ntorch")[1:]]
+    tasks = done.stdout.split(str(ROOT / "scripts" / "torchrun.py"))[1:]
     assert len(tasks) == 2
     for rank, task in enumerate(tasks):
         lines = task.splitlines()
-        assert lines[lines.index("--node_rank") + 1] == str(rank) and lines[lines.index("--nnodes") + 1] == "2"
-        assert lines[lines.index("--master_addr") + 1] == "gpu1" and "a b.json" in lines and "--use_lora" in lines
-        assert lines[lines.index("--master_port") + 1] == "24567"
+        assert lines[lines.index("--rdzv_conf") + 1] == f"rank={rank}" and lines[lines.index("--nnodes") + 1] == "2"
+        assert lines[lines.index("--rdzv_endpoint") + 1] == "gpu1:24567"
+        assert "a b.json" in lines and "--use_lora" in lines
     lost = launch(SLURM, cwd=tmp_path, SLURM_SUBMIT_DIR=tmp_path, **job)
     assert lost.returncode == 2 and "set ROOT" in lost.stderr
 
@@ -253,3 +257,37 @@ def test_qlora_training_runs(make_int4_checkpoint, work_dir, name):
     assert json.loads((work_dir / "adapter" / "base.json").read_text())["quantization"] == "gptq"
     for noise in ("Failed to load", "Setting accelerator", "GPT-QModel", "INFO ", "loss_type", "Traceback"):
         assert noise not in done.stdout.replace("[INFO]", "") + done.stderr
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_a_machine_that_is_missing_is_named(make_checkpoint, work_dir):
+    """Two machines are asked for, and one comes: one error, no traceback."""
+    machine = {"NNODES": 2, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NPROC": 1}
+    options = ["-m", make_checkpoint(), "-d", "my data.json", "--meeting_timeout", "2", "--use_cpu", "True"]
+    done = launch(ROOT / "finetune/finetune_lora_ds.sh", *options, cwd=work_dir, PYTHON=sys.executable, **machine)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "rank 1 of 2 did not come within 2 seconds" in errors[0]
+    assert errors[1:] == ["error: rank 0 ended with 1; what it had to say stands above"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune_ds.sh", "finetune_lora_fsdp.sh"])
+def test_two_machines_train(make_checkpoint, work_dir, name):
+    """Both are this one, each with a launcher of its own that starts one process."""
+    options = ["-m", make_checkpoint(), "-d", "my data.json", "-o", "out", "--use_cpu", "True", *SHORT]
+    common = {"NNODES": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NPROC": 1, "PYTHON": sys.executable}
+    with ThreadPoolExecutor() as pool:
+        machines = [
+            pool.submit(launch, ROOT / "finetune" / name, *options, cwd=work_dir, NODE_RANK=rank, **common)
+            for rank in range(2)
+        ]
+    for machine in machines:
+        assert machine.result().returncode == 0, machine.result().stderr
+    assert steps(work_dir / "out") == 2 and load_file(next((work_dir / "out").glob("*.safetensors")))

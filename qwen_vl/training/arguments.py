@@ -246,6 +246,8 @@ def parse(argv=None):
         parser.error("unknown argument " + ", ".join(word + suggestion(word, parser) for word in unknown))
     settings.use_lora = settings.use_lora or settings.q_lora
     problems = check(settings)
+    if problems and "RANK" in os.environ:  # before the processes of a run meet; one a machine says it
+        sys.exit(2) if os.environ.get("LOCAL_RANK", "0") != "0" else parser.error("\n  ".join(problems))
     try:
         parsed = parser.parse_dict(vars(settings))
     except (ValueError, TypeError, ImportError) as error:  # what transformers itself refuses
@@ -327,6 +329,7 @@ def check(settings):
     if not settings.data_path:
         problems.append("--data_path is missing; give a conversation file")
     problems += check_streaming(settings) if settings.streaming else []
+    problems += engines.check_config(settings.deepspeed, settings.fsdp_config)
     if settings.packing != "none" and (settings.group_by_length or settings.train_sampling_strategy != "random"):
         problems.append("--group_by_length is for samples that are padded, --packing leaves no padding; choose one")
     if settings.train_sampling_strategy == "batch_rebalance":

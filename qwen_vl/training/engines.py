@@ -4,12 +4,14 @@ DDP needs nothing but torchrun; DeepSpeed and FSDP are asked for by --deepspeed 
 processes, for trying and testing; what only those need stands in `use_deepspeed_on_cpu` and `use_fsdp_on_cpu`.
 """
 
+import json
 import os
 import socket
 import sys
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
@@ -37,6 +39,28 @@ def prepare(*, use_cpu, deepspeed, fsdp, timeout, ddp_timeout):
         use_deepspeed_on_cpu()
 
 
+def check_config(deepspeed, fsdp_config):
+    """A line for everything in DeepSpeed's or FSDP's JSON file that a run of ours does not take."""
+    problems = []
+    for flag, path in (("deepspeed", deepspeed), ("fsdp_config", fsdp_config)):
+        if not isinstance(path, str):
+            continue
+        try:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError:
+            problems.append(f"--{flag} {path}: no such file; those of this project lie in configs/")
+            continue
+        except ValueError as error:
+            problems.append(f"--{flag} {path}: not JSON ({error})")
+            continue
+        decided = [key for key in ("optimizer", "scheduler") if key in config]
+        if decided:
+            problems.append(f"--{flag} {path}: leave out {' and '.join(decided)}, which flags such as --optim decide")
+        if flag == "fsdp_config" and int(config.get("version", 2)) != 2:
+            problems.append(f"--{flag} {path}: version {config['version']}; write 2")
+    return problems
+
+
 def meet(*, use_cpu, timeout, ddp_timeout):
     """None; torch.distributed is initialised, and every process has sent to every other within `timeout` seconds.
 
@@ -45,11 +69,15 @@ def meet(*, use_cpu, timeout, ddp_timeout):
     if not is_torch_distributed_available() or distributed.is_initialized():
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    limit = timedelta(seconds=timeout)
-    store = next(distributed.rendezvous("env://", rank, world_size, timeout=limit))[0]
-    # A restarted run meets anew in the store of the one before, which torchrun keeps.
-    store = distributed.PrefixStore(f"run {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    roll_call(store, rank, world_size, timeout=timeout)
+    limit, here = timedelta(seconds=timeout), f"rank {rank} on {socket.gethostname()}"
+    try:
+        store = next(distributed.rendezvous("env://", rank, world_size, timeout=limit))[0]
+        # A restarted run meets anew in the store of the one before, which torchrun keeps.
+        store = distributed.PrefixStore(f"run {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        roll_call(store, rank, world_size, timeout=timeout)
+    except RuntimeError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConnectionError(f"{here}: lost, or never reached, the meeting point {address}") from error
     backend = "gloo"
     if not use_cpu:
         device = torch.accelerator.current_accelerator().type
@@ -62,7 +90,7 @@ def meet(*, use_cpu, timeout, ddp_timeout):
         arrived = int(ones.item())
     except RuntimeError as error:
         raise ConnectionError(
-            f"rank {rank} on {socket.gethostname()}: all {world_size} processes came but cannot send to each other "
+            f"{here}: all {world_size} processes came but cannot send to each other "
             f"({str(error).splitlines()[0]}); check firewalls, and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME "
             "where a machine has several networks"
         ) from error
