@@ -128,7 +128,7 @@ def load_model(
     finally:
         hf_logging.set_verbosity(verbosity)
     check_report(path, config, report, cache_dir)
-    return quantized.settle(model) if kind else model
+    return quantized.settle(model, fast=fast_kernels) if kind else model
 
 
 def skeleton(path, config, cache_dir=None):

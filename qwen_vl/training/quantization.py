@@ -124,9 +124,16 @@ def quiet_gptqmodel():
         import_module("gptqmodel")
 
 
-def settle(model):
-    """A model as it was loaded, its GPTQ layers without compilation on a CPU, where that costs minutes."""
+def settle(model, *, fast=False):
+    """A model as it was loaded, ready for training unless `fast`: what CPUs do otherwise than GPUs is switched off.
+
+    That is compilation of GPTQ layers, which costs minutes; and the layout into which bitsandbytes turns its layers at
+    the first evaluation where the CPU knows bfloat16, for good, and which passes no gradients.
+    """
     layers = quantized_linears(model)
+    for module in [] if layers or fast else model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
     if layers:
         vars(model).pop("hf_device_map", None)  # of one device; the Trainer would take it for several
     for module in layers.values():

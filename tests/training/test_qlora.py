@@ -25,11 +25,10 @@ def base_for(make_checkpoint, make_int4_checkpoint):
 
 
 def evaluation_loss(model, out, *flags, **settings):
-    """The evaluation loss at the end of a run of finetune.main, and the run's folder."""
+    """The evaluation loss at the end of a run of finetune.main, and the run's folder; evaluated after each step."""
     out.parent.mkdir(exist_ok=True)
     data = runs.write_data(out.parent)
-    steps = settings.get("max_steps", 4)
-    out = runs.train(model, out, *flags, eval_data_path=data, eval_strategy="steps", eval_steps=steps, **settings)
+    out = runs.train(model, out, *flags, eval_data_path=data, eval_strategy="steps", eval_steps=1, **settings)
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1], out
 
