@@ -158,7 +158,9 @@ def rehearse(name, config, lora, training):
 
     What the flags, the checkpoint and an adapter folder cannot do together is an error here, before anything is loaded.
     """
-    from qwen_vl.training import adapters, engines, loading, quantization, saving, tuning
+    import torch
+
+    from qwen_vl.training import adapters, arguments, engines, loading, quantization, saving, tuning
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     adapters.check_base(
@@ -174,13 +176,15 @@ def rehearse(name, config, lora, training):
         training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
     )
     model = loading.skeleton(name, config, training.cache_dir)
-    if lora.lora_weight_path:
-        saving.recorded_base(lora.lora_weight_path)  # an error without an adapter
-        model = adapters.rehearsed(lora.lora_weight_path, model, r=None if lora.lora_r == 64 else lora.lora_r)
-    elif training.use_lora:
-        model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
-    else:
-        model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
+    with torch.device("meta"):
+        if lora.lora_weight_path:
+            saving.recorded_base(lora.lora_weight_path)  # an error without an adapter
+            asked = None if lora.lora_r == arguments.LoraArguments.lora_r else lora.lora_r
+            model = adapters.rehearsed(lora.lora_weight_path, model, r=asked)
+        elif training.use_lora:
+            model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
+        else:
+            model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
     return kind, rates
 
