@@ -141,7 +141,8 @@ class QWenModel(QWenPreTrainedModel):
             if not given:
                 pixel_values = self.open_referenced(input_ids, spans)
             if vit_features is None:
-                pixel_values = pixel_values.to(self.visual.conv1.weight.device)
+                # Not by the name of a weight: ZeRO-3 would gather it here, where processes without pictures do not.
+                pixel_values = pixel_values.to(next(self.visual.parameters()).device)
             image_features = self.visual(pixel_values, vit_features)
         return spans, image_features if picture_index is None else image_features[picture_index]
 
