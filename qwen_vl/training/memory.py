@@ -28,6 +28,7 @@ BUCKET = 2e8  # elements of DeepSpeed's reduce and allgather buckets in the refe
 OVERLAP = 4.5  # times both buckets: what `overlap_comm` takes by DeepSpeed's documentation
 LOGIT_COPIES = 3  # at the peak of cross-entropy: its saved log-softmax and two gradients, each as large as the logits
 GPTQ_BITS, GPTQ_GROUP = 4, 128
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight; a byte scales 64, and a float32 256 of those bytes
 
 
 class Weights(NamedTuple):
@@ -48,6 +49,7 @@ class Setup(NamedTuple):
     """How a run trains: everything but the model that its memory depends on."""
 
     method: str = "lora"  # full, lora, qlora
+    packing: str = "gptq"  # of the weights under Q-LoRA: gptq, nf4 or int8
     length: int = 2048  # tokens of a sample
     batch: int = 1
     accumulation: int = 8
@@ -69,12 +71,12 @@ def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
 
     base_model: LoRA trains copies of wte and lm_head. lora: {"r", "alpha", "dropout", "targets", "bias"} of adapters.
     """
-    kind = (setup.method, setup.half, setup.reference)
+    kind = (setup.method, setup.packing, setup.half, setup.reference)
     return _weighed(config.to_json_string(), *kind, base_model, fix_vit, tuple((lora or {}).items()))
 
 
 @lru_cache(maxsize=32)
-def _weighed(settings, method, half, reference, base_model, fix_vit, lora):
+def _weighed(settings, method, packing, half, reference, base_model, fix_vit, lora):
     """`weigh` by values that can be remembered."""
     config = QWenConfig(**json.loads(settings))
     dtype = (torch.float16 if method == "qlora" else torch.bfloat16) if half else torch.float32
@@ -92,7 +94,7 @@ def _weighed(settings, method, half, reference, base_model, fix_vit, lora):
     quantised = 0
     if method == "qlora":
         linears = [m for _, m in block_linears(model)]
-        quantised = sum(gptq_bytes(*m.weight.shape) for m in linears)
+        quantised = sum(packed_bytes(packing, m) for m in linears)
         frozen += quantised - sum(m.weight.nbytes + (0 if m.bias is None else m.bias.nbytes) for m in linears)
     by_dtype = {}
     for p in trained.values():
@@ -126,9 +128,15 @@ def block_linears(model):
             )
 
 
-def gptq_bytes(rows, columns):
-    """Bytes of a linear in the AutoGPTQ layout: packed weights, scales and zero points by group, g_idx, a bias."""
-    groups = -(-columns // GPTQ_GROUP)
+def packed_bytes(packing, linear):
+    """Bytes of a quantised linear: in the AutoGPTQ layout, or as bitsandbytes keeps it; the bias included."""
+    rows, columns = linear.weight.shape
+    bias = 0 if linear.bias is None else linear.bias.nbytes
+    if packing == "nf4":
+        return rows * columns * NF4_BYTES + bias
+    if packing == "int8":
+        return rows * (columns + 4) + bias
+    groups = -(-columns // GPTQ_GROUP)  # scales and zero points by group, an index of groups, and always a bias
     return rows * columns * GPTQ_BITS // 8 + groups * rows * (2 + GPTQ_BITS / 8) + 4 * columns + 2 * rows
 
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from qwen_vl.model import QWenConfig
 
-from . import flops, loading, memory
+from . import flops, loading, memory, quantization
 from .arguments import DEFAULT_LORA_TARGETS
 
 METHODS = ("full", "lora", "qlora")
 LENGTHS = (384, 512, 1024, 2048)
 PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
-GPU_FLOPS = 120e12  # half precision: what the published profile of an A100 comes to at 2048 tokens
+GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
 PUBLISHED = {  # SPEC section 7: GB of the reference on one A100-80G at LENGTHS, batch 1, accumulation 8
     "LoRA (base)": (37.1, 37.3, 38.7, 38.7),
@@ -217,8 +217,12 @@ def main(argv=None):
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
     if args.reference:
         return print(reference_table(config))
+    stored = quantization.kind_of(config, args.model)
+    if stored and args.method != "qlora":
+        raise ValueError(f"{args.model}: its weights are quantised; plan --method qlora, or another checkpoint")
     asked = memory.Setup(
         method=args.method,
+        packing=stored or ("gptq" if args.model is None else "nf4"),
         length=args.max_length,
         batch=args.batch,
         accumulation=args.accumulation,
