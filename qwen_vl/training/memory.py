@@ -58,7 +58,7 @@ class Setup(NamedTuple):
     half: bool = True  # bf16 or fp16; else float32
     checkpointing: bool = True
     attention: str = "sdpa"
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     zero: int | None = None  # DeepSpeed stage; None without DeepSpeed
     gpus: int = 1
     offload: bool = False
@@ -209,7 +209,7 @@ def state_bytes(optim):
 
 def step_bytes(weights, setup):
     """Bytes that an optimizer step needs besides gradients and states."""
-    if setup.zero is not None or "8bit" in setup.optim or "fused" in setup.optim:
+    if setup.zero is not None or setup.optim != "adamw_torch":
         return 0.0
     if setup.on_cpu:
         return 2 * 4.0 * weights.largest  # tensor by tensor

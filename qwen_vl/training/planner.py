@@ -66,7 +66,9 @@ def seconds(config, weights, setup, machine):
 
 def reference_setup(method):
     """The Setup of the Qwen-VL authors' profile: eager attention, all logits, Q-LoRA under DeepSpeed ZeRO-2."""
-    return memory.Setup(method=method, attention="eager", reference=True, zero=2 if method == "qlora" else None)
+    return memory.Setup(
+        method=method, attention="eager", optim="adamw_torch", reference=True, zero=2 if method == "qlora" else None
+    )
 
 
 def reference_table(config):
@@ -132,9 +134,10 @@ def alternatives(asked):
     if not asked.checkpointing:
         asked = asked._replace(checkpointing=True)
         yield asked
-    if asked.zero is None and not asked.on_cpu and asked.optim == "adamw_torch":
-        for optim in ("adamw_torch_fused", "adamw_bnb_8bit"):
-            yield asked._replace(optim=optim)
+    if asked.zero is None and asked.optim == "adamw_torch":
+        yield asked._replace(optim="adamw_torch_fused")
+    if asked.zero is None and not asked.on_cpu and "8bit" not in asked.optim:
+        yield asked._replace(optim="adamw_bnb_8bit")
     stages = [] if asked.on_cpu else [2] if asked.method == "qlora" else [2, 3]
     for stage in stages:
         if asked.gpus > 1 and (asked.zero or 0) < stage:
@@ -162,7 +165,7 @@ def command(setup, model):
         ("gradient_accumulation_steps", setup.accumulation, 8),
         ("gradient_checkpointing", setup.checkpointing, True),
         ("attn_implementation", setup.attention, "sdpa"),
-        ("optim", setup.optim, "adamw_torch"),
+        ("optim", setup.optim, "adamw_torch_fused"),
         ("use_cpu", setup.on_cpu, False),
     ):
         if value != usual:
