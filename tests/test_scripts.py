@@ -108,3 +108,25 @@ def test_plans_of_larger_runs_are_right(words, tmp_path, capsys):
     script("profile_finetune").main(["--cpu", "--config", str(tmp_path / "medium.json"), *words, "--debug"])
     table = capsys.readouterr().out
     assert len(differences(table)) >= 2 and max(map(abs, differences(table))) <= 15, table
+
+
+def test_the_tower_of_the_benchmark_costs_what_the_published_one_does():
+    """Beside its decoder, in operations; see scripts/benchmark_training.py."""
+    _, reached, wanted = script("benchmark_training").published_ratio_tower(256)
+    assert reached == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.slow
+def test_benchmark_training(tmp_path, capsys):
+    """scripts/benchmark_training.py, all of it in small."""
+    script("benchmark_training").main(["--quick", "--out", str(tmp_path)])
+    text = (tmp_path / "training.md").read_text(encoding="utf-8")
+    assert text.strip() in capsys.readouterr().out
+    for row in (
+        "| tiny | full | 512 |",
+        "| model | trainer adds | MFU |",
+        "Second epoch from the vision cache",
+        "| 300 |",
+    ):
+        assert row in text
+    assert (tmp_path / "training.png").stat().st_size > 10_000

@@ -1,0 +1,421 @@
+"""python scripts/benchmark_training.py [--quick] [--sizes tiny small medium] [--samples 96] [--rounds 2] [--out FOLDER]
+
+How fast training is and how much memory it takes, as ratios measured side by side in one run on models with random
+weights: against a plain loop that works as the reference trainer does (every sample padded to the longest length, all
+logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
+trainer itself costs; against the machine's own products of matrices (MFU); an epoch from the vision cache against one
+without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and training.png. Needs the extra
+`demo`. About 8 minutes on 2 idle CPU cores.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from benchmark_data import padded, write_data
+from torch.utils.data import DataLoader
+
+from qwen_vl.data import cache, conversations
+from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
+from qwen_vl.data.dataset import ConversationDataset
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.entry import run
+from qwen_vl.model import QWenConfig
+from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.quickstart import model as tiny
+from qwen_vl.training import arguments, flops, loading, metering, trainer, tuning, vision_cache
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 4  # samples of a step in the reference's way
+SIZES = {  # what differs from configs/model/benchmark.json
+    "tiny": {"hidden_size": 128, "kv_channels": 32, "intermediate_size": 512},
+    "small": {},
+    "medium": {"hidden_size": 1024, "kv_channels": 128, "num_attention_heads": 8, "num_hidden_layers": 4,
+               "intermediate_size": 5632, "vocab_size": 32265},
+}  # fmt: skip
+METHODS = ("full", "lora")
+MOST_ROWS = {"tiny": 24, "small": 24, "medium": 4}  # of 2048 tokens, or as many tokens in shorter ones
+PAIRS = [("tiny", 512), ("tiny", 2048), ("small", 512), ("small", 2048), ("medium", 512)]
+
+
+def build(folder, size, **vision):
+    """Checkpoint folder of a random model of a size; `vision` changes its vision tower."""
+    settings = json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8")) | SIZES[size]
+    settings["visual"] |= {
+        "output_dim": settings["hidden_size"],
+        "image_start_id": settings["vocab_size"] - 3,
+        **vision,
+    }
+    config, out = Path(folder, f"{size}.json"), Path(folder, f"model-{size}-{len(vision)}")
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    tiny.build(config, out)
+    return out
+
+
+def loaded(name, method, **options):
+    """The model of a folder, in training mode, with what trains in `full` or `lora`."""
+    model = loading.load_model(name, **options)
+    if method == "full":
+        return tuning.freeze_for_full(model, fix_vit=True).train()
+    lora = {"r": 64, "alpha": 16, "dropout": 0.0, "bias": "none", "modules_to_save": None}
+    return tuning.add_adapters(model, targets=["c_attn", "attn.c_proj", "w1", "w2"], **lora).train()
+
+
+def dataset(path, tokenizer, length):
+    """The samples of a conversation file."""
+    dirs = conversations.search_dirs(path)
+    return ConversationDataset(conversations.read(path), tokenizer, max_length=length, search_dirs=dirs)
+
+
+def optimizer_for(model, **kind):
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, **kind)
+
+
+def update(model, optimizer, loss):
+    """Backward pass, clipping and step, as every way of training does them."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def reference_way(model, samples, tokenizer, length, steps):
+    """(tokens of samples, seconds) of steps as the reference takes them; only its work, without its trainer."""
+    size, optimizer, tokens = model.config.visual["image_size"], optimizer_for(model, foreach=False), 0
+    collator = ConversationCollator(tokenizer, size)
+    start = time.perf_counter()
+    for step in range(steps):
+        chosen = [samples[index % len(samples)] for index in range(BATCH * step, BATCH * (step + 1))]
+        batch = padded(collator([sample | {"images": []} for sample in chosen]), length, tokenizer.pad_token_id)
+        pictures = [pixels(open_picture(picture), size) for sample in chosen for picture in sample["images"]]
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        logits = model(**inputs, pixel_values=torch.stack(pictures), use_cache=False).logits.float()
+        targets = batch["labels"][:, 1:].reshape(-1)
+        update(model, optimizer, torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets))
+        tokens += sum(batch["lengths"])
+    return tokens, time.perf_counter() - start
+
+
+def rows_of(samples, length, most):
+    """At most so many packed rows, each a batch of its own: at 2048 tokens about as many samples as the reference's."""
+    rows = PackedDataset(samples, max_length=length)
+    rows.rows, rows.lengths, rows.num_pictures = rows.rows[:most], rows.lengths[:most], rows.num_pictures[:most]
+    return rows
+
+
+def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1):
+    """{epoch: (tokens, seconds)} of a run of our trainer over the rows, its first step left out."""
+    words = ["--data_path", "none", "--output_dir", str(folder), "--use_cpu", "--num_train_epochs", str(epochs)]
+    words += [
+        "--per_device_train_batch_size",
+        "1",
+        "--save_strategy",
+        "no",
+        "--logging_steps",
+        "1",
+        "--disable_tqdm",
+        "True",
+    ]
+    words += ["--learning_rate", "1e-5", "--dataloader_num_workers", str(workers), "--packing", "auto"]
+    training = arguments.parse(words)[3]
+    collator = ConversationCollator(tokenizer, model.config.visual["image_size"], vision_cache=features)
+    run_trainer = trainer.QWenTrainer(
+        model=model,
+        args=training,
+        train_dataset=rows,
+        data_collator=collator,
+        tokenizer=tokenizer,
+        vision_cache=features,
+    )
+    run_trainer.pop_callback(trainer.ProgressBar)
+    run_trainer.train()
+    steps = [entry for entry in run_trainer.state.log_history if "loss" in entry]
+    measured = {}
+    for entry in steps[1:]:
+        epoch = int(entry["epoch"] - 1e-6) + 1
+        tokens, seconds = measured.get(epoch, (0, 0.0))
+        measured[epoch] = (
+            tokens + entry["tokens_per_second"] * entry["step_seconds"],
+            seconds + entry["step_seconds"],
+        )
+    return measured
+
+
+def bare_loop(model, rows, tokenizer, meter=None):
+    """(tokens, seconds) of a loop of a few lines over the rows that `train` sees, its first step left out."""
+    collator, optimizer = (
+        ConversationCollator(tokenizer, model.config.visual["image_size"]),
+        optimizer_for(model, fused=True),
+    )
+    tokens = started = 0
+    loader = DataLoader(rows, batch_size=1, shuffle=True, collate_fn=collator)
+    for number, batch in enumerate(meter.timed(iter(loader)) if meter else loader):
+        if meter and number:
+            meter.add(batch)
+        inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
+        update(model, optimizer, model(**inputs, use_cache=False).loss)
+        if number:
+            tokens += sum(batch["segment_lengths"])
+        else:
+            started = time.perf_counter()
+            if meter:
+                meter.stop()
+                meter.take()
+    return tokens, time.perf_counter() - started
+
+
+def rate(measured):
+    tokens, seconds = measured
+    return tokens / seconds
+
+
+def against_reference(models, path, args):
+    """Rows (size, method, length, tokens/s of the reference's way, ours, ratio)."""
+    for size, length in args.pairs:
+        tokenizer = loading.load_tokenizer(models[size])
+        samples = dataset(path, tokenizer, length)
+        rows = rows_of(samples, length, MOST_ROWS[size] * 2048 // length)
+        for method in args.methods if size != "medium" else args.methods[:1]:
+            plain, ours = loaded(models[size], method, attn_implementation="eager"), loaded(models[size], method)
+            reference_way(plain, samples, tokenizer, 512, 1)  # warm-up
+            rates = {"reference": [], "ours": []}
+            for _ in range(args.rounds):
+                rates["reference"].append(rate(reference_way(plain, samples, tokenizer, length, args.steps)))
+                with tempfile.TemporaryDirectory() as folder:
+                    rates["ours"].append(rate(train(ours, rows, tokenizer, folder)[1]))
+            medians = {name: statistics.median(values) for name, values in rates.items()}
+            ratio = statistics.median(o / r for o, r in zip(rates["ours"], rates["reference"], strict=True))
+            yield size, method, length, medians["reference"], medians["ours"], ratio
+            print(f"{size} {method} {length}: {ratio:.1f}x", file=sys.stderr)
+
+
+def overhead_and_mfu(models, path, args):
+    """Rows (size, share of time that the trainer adds to the bare loop, MFU of the loop's steps)."""
+    for size in args.sizes:
+        tokenizer = loading.load_tokenizer(models[size])
+        rows, model = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS[size]), loaded(models[size], "full")
+        meter = metering.SpeedMeter(model, "cpu", torch.float32)
+        ratios, shares = [], []
+        for _ in range(args.rounds):
+            flops.measured_peak.cache_clear()  # measured beside each round, as the machine is then
+            bare = rate(bare_loop(model, rows, tokenizer, meter))
+            shares.append(meter.take()["mfu"])
+            with tempfile.TemporaryDirectory() as folder:
+                ratios.append(bare / rate(train(model, rows, tokenizer, folder, workers=0)[1]) - 1)
+        yield size, statistics.median(ratios), statistics.median(shares)
+
+
+def published_ratio_tower(hidden):
+    """(visual settings, ratio) of a vision tower that costs as much beside the small decoder as the published one.
+
+    In operations of a step of LoRA on samples of 384 tokens with one picture.
+    """
+    batch = flops.work([384], targets=100, pictures=1)
+
+    def ratio(config):
+        forward = flops.training(config, batch, trained=set(), adapter_parameters=1)
+        tower = sum(forward[part] for part in ("vit", "resampler", "projection"))
+        return tower / (sum(forward.values()) - tower)
+
+    wanted, base = ratio(QWenConfig()), json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8"))
+    towers = []
+    for layers in range(1, 40):
+        vision = {"image_size": 224, "width": 128, "heads": 2, "layers": layers, "n_queries": 256}
+        settings = base | {"visual": base["visual"] | vision, "hidden_size": hidden}
+        towers.append((abs(ratio(QWenConfig(**settings)) - wanted), vision, ratio(QWenConfig(**settings))))
+    _, vision, reached = min(towers, key=lambda tower: tower[0])
+    return vision, reached, wanted
+
+
+def vision_cache_gain(folder, args):
+    """(ratio of the second epoch's rates, cost of tower / decoder here, published)."""
+    vision, reached, wanted = published_ratio_tower(256)
+    name = build(folder, "small", **vision)
+    pictures = Path(folder, "distinct")
+    pictures.mkdir()
+    path = write_data(pictures, args.samples, seed=1, pictures=args.samples, size=(640, 480))
+    tokenizer, ratios = loading.load_tokenizer(name), []
+    rows = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS["small"])
+    for number in range(args.rounds):
+        model, rates = loaded(name, "lora"), []
+        features = vision_cache.opened(Path(folder, f"cache-{number}"), model, name=name, dtype=torch.float32)
+        for kept in (None, features):
+            with tempfile.TemporaryDirectory() as out:
+                rates.append(rate(train(model, rows, tokenizer, out, features=kept, epochs=2)[2]))
+        ratios.append(rates[1] / rates[0])
+    return statistics.median(ratios), reached, wanted
+
+
+def memory_of(way, name, method, path, length):
+    """Peak MiB of this process after two steps in one of the ways: a process of its own calls this."""
+    tokenizer = loading.load_tokenizer(name)
+    samples = dataset(path, tokenizer, length)
+    if way == "reference":
+        reference_way(loaded(name, method, attn_implementation="eager"), samples, tokenizer, length, 2)
+    elif way == "ours":
+        rows = rows_of(samples, length, 2)
+        with tempfile.TemporaryDirectory() as folder:
+            train(loaded(name, method), rows, tokenizer, folder, workers=0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_table(models, path, args):
+    """Rows (size, method, MiB of the reference's way, ours, of a process that only reads the data) at one length."""
+
+    def measured(way, size, method):
+        words = ["--memory_of", way, str(models[size]), method, str(path), str(args.length)]
+        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        return float(done.stdout.split()[-1])
+
+    for size in args.memory:
+        alone = measured("nothing", size, "full")
+        for method in args.methods:
+            yield size, method, measured("reference", size, method), measured("ours", size, method), alone
+
+
+def start_table(name, folder, args):
+    """Rows (samples, seconds to read and tokenise, seconds from the cache, MiB of memory that the latter takes)."""
+    tokenizer = loading.load_tokenizer(name)
+    for count in args.starts:
+        place = Path(folder, f"start-{count}")
+        place.mkdir()
+        path = write_data(place, count)
+        options = {"folder": place / "cache", "max_length": 2048, "overlength": "trim"}
+        start = time.perf_counter()
+        cache.cached(path, tokenizer, **options)
+        made = time.perf_counter() - start
+        before, start = anonymous_mib(), time.perf_counter()
+        samples = cache.cached(path, tokenizer, **options)
+        opened = time.perf_counter() - start
+        yield count, made, opened, anonymous_mib() - before
+        assert len(samples) == count
+
+
+def anonymous_mib():
+    """MiB that this process has in memory for itself: what is mapped from files does not count."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(lines.partition("RssAnon:")[2].split()[0]) / 1024
+
+
+def table(head, rows):
+    """Lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
+
+
+def draw(results, path):
+    """Write a picture of throughput, memory and start."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    names = [f"{size} {method}\n{length}" for size, method, length, *_ in results["throughput"]]
+    left.bar(names, [row[-1] for row in results["throughput"]], color="#1f6fb2")
+    left.set(title="tokens/s, times the reference's way")
+    left.tick_params(axis="x", labelsize=7)
+    names = [f"{size} {method}" for size, method, *_ in results["memory"]]
+    for offset, (column, label) in enumerate(((2, "reference's way"), (3, "ours"), (4, "loading alone"))):
+        places = [index + 0.27 * (offset - 1) for index in range(len(names))]
+        middle.bar(places, [row[column] for row in results["memory"]], width=0.25, label=label)
+    middle.set_xticks(range(len(names)), names, fontsize=8)
+    middle.set(title="peak memory, MiB")
+    middle.legend(fontsize=8)
+    counts = [row[0] for row in results["start"]]
+    right.loglog(counts, [row[1] for row in results["start"]], "o-", label="read and tokenise, s")
+    right.loglog(counts, [row[2] for row in results["start"]], "o-", label="from the cache, s")
+    right.set(title="start, by samples")
+    right.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def markdown(results, args):
+    """The report as text."""
+    gain, reached, wanted = results["cache"]
+    throughput = [[*row[:3], f"{row[3]:,.0f}", f"{row[4]:,.0f}", f"{row[5]:.1f}x"] for row in results["throughput"]]
+    memory = [
+        [size, method, *(f"{mib:,.0f}" for mib in (reference, ours)), f"{reference / ours:.1f}x", f"{alone:,.0f}"]
+        for size, method, reference, ours, alone in results["memory"]
+    ]
+    overhead = [[size, f"{added:+.1%}", f"{share:.0%}"] for size, added, share in results["overhead"]]
+    starts = [[f"{row[0]:,}", f"{row[1]:.2f}", f"{row[2]:.2f}", f"{row[3]:.1f}"] for row in results["start"]]
+    return "\n".join([
+        f"Measured on {torch.get_num_threads()} CPU threads in float32, {args.samples} conversations with a picture "
+        f"each; ways in turn, medians of {args.rounds} rounds.\n",
+        f"Useful tokens a second; the reference's way takes batches of {BATCH} and pads them to the length.\n",
+        *table(["model", "method", "length", "reference's way", "ours", "ratio"], throughput),
+        f"Peak memory in MiB at length {args.length}, batch {BATCH}, each in a process of its own.\n",
+        *table(["model", "method", "reference's way", "ours", "ratio", "of it, libraries and data"], memory),
+        "What the trainer adds to a bare loop over the same rows; the loop's share of this machine's peak.\n",
+        *table(["model", "trainer adds", "MFU"], overhead),
+        f"Second epoch from the vision cache: {gain:.2f}x the tokens a second (LoRA; the tower takes {reached:.2f} "
+        f"times the operations of the decoder, {wanted:.2f} in the published model at 384 tokens).\n",
+        "Start, and the memory that the samples take when they are opened from the cache.\n",
+        *table(["samples", "read and tokenise, s", "from the cache, s", "MiB"], starts),
+    ])  # fmt: skip
+
+
+def parse(argv):
+    """The arguments, with what --quick makes of them."""
+    parser = argparse.ArgumentParser(prog="benchmark_training.py", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--quick", action="store_true", help="a minute on the smallest model: does it all work")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models (default: all)")
+    parser.add_argument("--samples", type=int, default=96, help="conversations that are trained on (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions; medians count (%(default)s)")
+    parser.add_argument("--out", default="output/benchmark", help="folder of the results (%(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--memory_of", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.methods, args.steps, args.length, args.starts = METHODS, 1, 2048, (1000, 3000, 10_000, 30_000, 100_000)
+    args.memory = ["small"] if "small" in args.sizes else args.sizes[:1]
+    args.pairs = [(size, length) for size, length in PAIRS if size in args.sizes]
+    if args.quick:
+        args.sizes, args.samples, args.rounds, args.starts = ["tiny"], 8, 1, (100, 300)
+        args.methods, args.length, args.pairs, args.memory = METHODS[:1], 512, [("tiny", 512)], ["tiny"]
+    return args
+
+
+def main(argv=None):
+    """Measure what the command line says; the tables go to the screen and to training.md."""
+    args = parse(argv)
+    if args.memory_of:
+        way, name, method, path, length = args.memory_of
+        print(memory_of(way, name, method, path, int(length)))
+        return
+    loading.quiet_libraries()
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {size: build(folder, size) for size in args.sizes}
+        data = Path(folder, "data")
+        data.mkdir()
+        path = write_data(data, args.samples, pictures=args.samples, size=(640, 480))
+        results = {
+            "throughput": list(against_reference(models, path, args)),
+            "memory": list(memory_table(models, path, args)),
+            "overhead": list(overhead_and_mfu(models, path, args)),
+            "cache": vision_cache_gain(folder, args),
+            "start": list(start_table(models[args.sizes[0]], folder, args)),
+        }
+    text = markdown(results, args)
+    print(text)
+    (out / "training.md").write_text(text, encoding="utf-8")
+    (out / "training.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draw(results, out / "training.png")
+
+
+if __name__ == "__main__":
+    run(main)
