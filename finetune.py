@@ -170,6 +170,7 @@ def rehearse(name, config, lora, training):
         start=lora.init_lora_weights,
         bias=lora.lora_bias,
         in_parts=engines.is_sharded(training),
+        recast=training.fp16_full_eval or training.bf16_full_eval,
     )
     loading.check_files(name, training.cache_dir)
     rates = tuning.Rates(

@@ -70,11 +70,11 @@ def trained_rows(new_tokens, modules_to_save):
     return {name: ids for name in ("wte", "lm_head") if ids and name not in modules_to_save}
 
 
-def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_parts=False):
+def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_parts=False, recast=False):
     """None, or a ValueError with everything that this training cannot do with its base weights.
 
     kind: how they are quantised, if they are. start: that of --init_lora_weights. in_parts: whether each process holds
-    only a part of them (ZeRO-3, FSDP).
+    only a part of them (ZeRO-3, FSDP). recast: whether an evaluation casts them all to another dtype.
     """
     problems = []
     if in_parts and start in OF_BASE_WEIGHTS:
@@ -86,6 +86,11 @@ def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_p
         problems.append(
             f"ZeRO-3 and FSDP divide weights among processes, and quantised layers ({kind}) cannot be divided; use "
             "ZeRO-2 (configs/deepspeed/zero2.json) or neither of them: Int4 weights are small enough for each GPU"
+        )
+    if kind and recast:
+        problems.append(
+            f"--fp16_full_eval and --bf16_full_eval cast all weights, and quantised ones ({kind}) would be others "
+            "after that; leave them out"
         )
     if kind and not lora:
         problems.append(
