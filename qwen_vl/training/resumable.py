@@ -35,6 +35,13 @@ class ResumableTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         self._resumed = checkpoints.run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
+        before, now = self._resumed.get("world_size"), self.args.world_size
+        if self.is_deepspeed_enabled and before not in (None, now):
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from_checkpoint}: DeepSpeed wrote it in {before} parts, for as many "
+                f"processes, and cannot share it out among {now}; start {before}, or go on under FSDP or DDP with "
+                "`qwen-vl checkpoint export` of it as --model_name_or_path"
+            )
         try:
             with self._stop.listening():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

@@ -116,6 +116,14 @@ def test_another_number_of_processes_loses_no_sample_and_repeats_none(
 
 
 @pytest.mark.slow
+def test_parts_of_deepspeed_are_refused_by_another_number_of_processes(warm, two):
+    argv, _ = two("parts", "--deepspeed", str(runs.ROOT / "configs/deepspeed/zero2.json"), max_steps=2)
+    assert warm.run(argv, ranks=2) == [0, 0], warm.said
+    assert warm.run(argv, ranks=1, distributed=True) == [1]
+    assert "DeepSpeed wrote it in 2 parts" in warm.said[0].splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_torchrun_starts_dead_processes_again_and_they_go_on(two, whole, survived):
     argv, out = two("restarted")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
