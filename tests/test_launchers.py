@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -198,6 +199,32 @@ def test_slurm(recorder, tmp_path):
         assert "a b.json" in lines and "--use_lora" in lines
     lost = launch(SLURM, cwd=tmp_path, SLURM_SUBMIT_DIR=tmp_path, **job)
     assert lost.returncode == 2 and "set ROOT" in lost.stderr
+
+
+def test_every_command_of_the_document_on_several_gpus(recorder, tmp_path):
+    """Each starts finetune.py with flags that it takes, on as many processes and machines as the line says."""
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nshift 2\nexec sh "$@"\n')
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho gpu1\n")
+    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nSLURM_NODEID=3 exec "$@"\n')
+    for name in ("sbatch", "scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    text = (ROOT / "docs" / "multi_gpu.md").read_text(encoding="utf-8")
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+    job = {"SLURM_JOB_NODELIST": "gpu[1-4]", "SLURM_JOB_NUM_NODES": 4, "SLURM_JOB_ID": 1, "SLURM_SUBMIT_DIR": ROOT}
+    job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": recorder, "GPUS": 8}
+    (tmp_path / "line.sh").touch()
+    for line in lines:
+        (tmp_path / "line.sh").write_text(f"{line}\n")
+        topology, flags = torchrun_flags(launch(tmp_path / "line.sh", cwd=ROOT, **job))
+        settings = arguments.make_parser().parse_args(flags)
+        assert settings.data_path == ["my_data.json"] and (settings.deepspeed or settings.fsdp), line
+        assert topology["--nproc_per_node"] == ("2" if "NPROC=2" in line else "8"), line
+        assert topology.get("--nnodes", "1") == ("4" if "sbatch" in line else "2" if "NNODES=2" in line else "1"), line
+    assert len(lines) >= 10
 
 
 def test_help_and_mistakes(recorder, tmp_path):
