@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
@@ -111,6 +112,8 @@ def load_model(
     kind, options = quantized.chosen_kind(config, quantization, path), {}
     if kind:
         config, options = quantized.loading_options(config, kind, dtype=dtype, device=device, fast=fast_kernels)
+    if is_deepspeed_zero3_enabled() and not kind:
+        check_report(path, config, compare_with_files(path, config, cache_dir), cache_dir)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # the report of missing weights becomes an error below
     try:
@@ -142,6 +145,20 @@ def skeleton(path, config, cache_dir=None):
             model = quantized.replace_linears(model, config)
     model.generation_config = GenerationConfig.from_dict(read_json(path, "generation_config.json", cache_dir) or {})
     return model
+
+
+def compare_with_files(path, config, cache_dir=None):
+    """What `from_pretrained` would report, by names and shapes: with DeepSpeed ZeRO-3 it reports hardly anything."""
+    wanted = {name: list(tensor.shape) for name, tensor in skeleton(path, config, cache_dir).state_dict().items()}
+    stored = {}
+    with reading_weights(path):
+        for file in weight_files(path, cache_dir):
+            stored |= {name: shape_of(tensor) for name, tensor in open_tensors(file)}
+    return {
+        "missing_keys": wanted.keys() - stored.keys(),
+        "unexpected_keys": stored.keys() - wanted.keys(),
+        "mismatched_keys": [(name,) for name in wanted.keys() & stored.keys() if wanted[name] != stored[name]],
+    }
 
 
 def check_report(path, config, report, cache_dir=None):
@@ -276,9 +293,14 @@ def open_tensors(file):
     yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
 
 
+def shape_of(tensor):
+    """The shape of a tensor or a safetensors slice, as a list."""
+    return list(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+
+
 def tensor_digest(tensor):
     """Digest of dtype, shape and a sample of values of a tensor or a safetensors slice."""
-    shape = list(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+    shape = shape_of(tensor)
     ends = [tensor[...]] if len(shape) == 0 else [tensor[:1], tensor[-1:]]
     digest = hashlib.sha256(str(shape).encode())
     for part in ends:

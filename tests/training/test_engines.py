@@ -100,3 +100,33 @@ def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, 
         reloaded = runs.evaluate(out, tmp_path / mode / "data.json", base=base)
         last = runs.losses(out, "eval_loss")[-1]
         assert reloaded == pytest.approx(settings[0]["best_metric"] or last, rel=1e-5), mode
+
+
+SHARES = """
+import os, pathlib, sys
+from qwen_vl.training import arguments, loading
+kept = arguments.parse(sys.argv[2:])  # DeepSpeed is on as long as these arguments live
+parameters = list(loading.load_model(sys.argv[1]).parameters())
+counts = [sum(p.ds_numel for p in parameters), sum(p.ds_tensor.numel() for p in parameters)]
+counts.append(sum(p.numel() for p in parameters))
+pathlib.Path(__file__).with_name("counts" + os.environ["RANK"]).write_text(" ".join(map(str, counts)))
+"""
+
+
+@pytest.mark.slow
+def test_zero3_loads_a_share_of_the_model(make_checkpoint, tmp_path):
+    """No process ever holds the whole model: all of it is spread from loading on."""
+    (tmp_path / "shares.py").write_text(SHARES)
+    flags = ["--output_dir", "out", "--data_path", "d.json", "--use_cpu", "True", *ENGINES["zero3"]]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(tmp_path / "shares.py"), str(make_checkpoint()), *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        whole, share, held_whole = map(int, (tmp_path / f"counts{rank}").read_text().split())
+        assert share < 0.51 * whole and held_whole == 0

@@ -149,6 +149,16 @@ def test_a_damaged_checkpoint_is_one_error_that_names_it(checkpoint, name):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["missing weights", "left-over weights", "other shapes", "cut file"])
+def test_deepspeed_zero3_which_reports_nothing_is_given_no_such_weights(checkpoint, monkeypatch, name):
+    damage, said = DAMAGE[name]
+    damage(checkpoint)
+    monkeypatch.setattr(loading, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(QWenLMHeadModel, "from_pretrained", lambda *args, **kwargs: pytest.fail("was loaded"))
+    with pytest.raises(ValueError, match=said):
+        loading.load_model(checkpoint)
+
+
 def test_a_hub_name_without_a_network_is_one_line():
     with pytest.raises(FileNotFoundError, match="Qwen/Qwen-VL-Chat-Nowhere: no folder here") as raised:
         loading.load_config("Qwen/Qwen-VL-Chat-Nowhere")
