@@ -34,6 +34,7 @@ from qwen_vl.training.arguments import DEFAULT_LORA_TARGETS
 GIB = 2**30
 GROUP_SIZE = 128
 NEW_TOKENS = 3
+DRAWN = 2**24 + 43  # so many random values, repeated from another place for each tensor: drawing all takes minutes
 
 
 def write_base(folder, config):
@@ -47,12 +48,16 @@ def write_base(folder, config):
     writing.write_companions(folder, model, tokenizer, dtype=torch.bfloat16)
     outlines = {name: torch.empty_like(value, dtype=torch.bfloat16) for name, value in model.named_parameters()}
 
-    def draw(name):
-        value = torch.empty(outlines[name].shape, dtype=torch.bfloat16)
-        is_norm = ".ln_" in name or "ln_f" in name
-        return value.fill_(float(name.endswith("weight"))) if is_norm else value.normal_(0, config.initializer_range)
-
     torch.manual_seed(0)
+    drawn = (config.initializer_range * torch.randn(DRAWN)).bfloat16()
+
+    def draw(name):
+        shape = outlines[name].shape
+        if ".ln_" in name or "ln_f" in name:
+            return torch.full(shape, float(name.endswith("weight")), dtype=torch.bfloat16)
+        start = int(torch.randint(DRAWN, ()))
+        return drawn.roll(start).repeat(shape.numel() // DRAWN + 1)[: shape.numel()].view(shape)
+
     writing.write_weights(folder, outlines, draw)
     return f"{sum(value.numel() for value in outlines.values()):,} weights"
 

@@ -36,16 +36,18 @@ def dequantize(parts, *, version=1):
 
 def to_words(codes):
     """int32 [rows, n / 8] of codes [rows, n]."""
-    shifts = BITS * torch.arange(CODES_PER_WORD, device=codes.device)
-    words = (codes.long() & (2**BITS - 1)).unflatten(1, (-1, CODES_PER_WORD)).bitwise_left_shift(shifts).sum(2)
-    return torch.where(words >= 2**31, words - 2**32, words).int()
+    words = torch.zeros(codes.shape[0], codes.shape[1] // CODES_PER_WORD, dtype=torch.int32, device=codes.device)
+    for place in range(CODES_PER_WORD):
+        words |= (codes[:, place::CODES_PER_WORD].int() & (2**BITS - 1)) << (BITS * place)  # the last reaches the sign
+    return words
 
 
 def from_words(words):
-    """Codes [rows, n] in int16 of int32 [rows, n / 8]."""
-    shifts = BITS * torch.arange(CODES_PER_WORD, dtype=torch.int32, device=words.device)
-    codes = (words[:, :, None] >> shifts) & (2**BITS - 1)
-    return codes.flatten(1).short()
+    """Codes [rows, n] in int8 of int32 [rows, n / 8]."""
+    codes = torch.empty(words.shape[0], words.shape[1] * CODES_PER_WORD, dtype=torch.int8, device=words.device)
+    for place in range(CODES_PER_WORD):
+        codes[:, place::CODES_PER_WORD] = (words >> (BITS * place)) & (2**BITS - 1)
+    return codes
 
 
 def round_to_nearest(weight, group_size):
