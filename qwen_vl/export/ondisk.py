@@ -4,7 +4,7 @@ So a forward pass, a merge or a quantisation needs the memory of about one block
 """
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
 
@@ -15,6 +15,7 @@ from .weights import Weights
 
 BLOCKS = ("transformer.h.", "transformer.visual.transformer.resblocks.")  # each with a number behind it
 LAST = "lm_head."
+KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # of PEFT's init_lora_weights
 
 
 def build(path, weights):
@@ -86,6 +87,7 @@ class DiskModel:
         Raises ValueError for an adapter that is damaged, incomplete or of another model.
         """
         adapters.check_plain(adapter_dir)
+        check_start(adapter_dir)
         quantization.quiet_gptqmodel()  # which peft imports for any adapter
         try:
             adapted = PeftModel.from_pretrained(self.model, adapter_dir, low_cpu_mem_usage=True)
@@ -140,6 +142,18 @@ class DiskModel:
             held.clear()
 
         module.register_forward_hook(drop, always_call=True)
+
+
+def check_start(adapter_dir):
+    """None, or a ValueError for an adapter of another kind than LoRA, or whose start changed its base's weights."""
+    config = PeftConfig.from_pretrained(adapter_dir)
+    if config.peft_type != "LORA":
+        raise ValueError(f"{adapter_dir}: an adapter of type {config.peft_type}; only LoRA adapters are merged here")
+    if config.init_lora_weights not in KEEP_THE_BASE:
+        raise ValueError(
+            f"{adapter_dir}: began with init_lora_weights {config.init_lora_weights!r}, which changed its base; take "
+            "the adapter in the output folder of its run, which goes with the unchanged base"
+        )
 
 
 def block_of(name):

@@ -38,10 +38,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def write_adapter(base, folder, **settings):
+def write_adapter(base, folder, start=False, **settings):
     """The folder of an adapter none of whose weights is zero, as PEFT writes it."""
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
+    config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=start, task_type="CAUSAL_LM", **settings)
     model = get_peft_model(loading.load_model(base), config)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -67,6 +67,13 @@ def test_an_adapter_that_cannot_be_merged_is_refused(make_checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"h\.0\.mlp\.w1: this adapter cannot be merged: .*no bias"):
         merge(adapter, output_dir=tmp_path / "merged", base=make_checkpoint(), trust_base=True)
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_that_changed_its_base_is_refused(make_checkpoint, tmp_path):
+    """As PEFT writes one of PiSSA: its base is the published one less what the adapter began with."""
+    adapter = write_adapter(make_checkpoint(), tmp_path / "adapter", target_modules=["w1"], start="pissa")
+    with pytest.raises(ValueError, match="'pissa', which changed its base"):
+        DiskModel(make_checkpoint()).adapt(adapter)
 
 
 def test_a_model_on_disk_computes_what_it_does_in_memory(make_checkpoint):
