@@ -55,8 +55,11 @@ def write_base(folder, config):
         shape = outlines[name].shape
         if ".ln_" in name or "ln_f" in name:
             return torch.full(shape, float(name.endswith("weight")), dtype=torch.bfloat16)
-        start = int(torch.randint(DRAWN, ()))
-        return drawn.roll(start).repeat(shape.numel() // DRAWN + 1)[: shape.numel()].view(shape)
+        pieces, start, left = [], int(torch.randint(DRAWN, ())), shape.numel()
+        while left:
+            pieces.append(drawn[start : start + left])
+            start, left = 0, left - pieces[-1].numel()
+        return torch.cat(pieces).view(shape)
 
     writing.write_weights(folder, outlines, draw)
     return f"{sum(value.numel() for value in outlines.values()):,} weights"
@@ -109,9 +112,25 @@ def write_int4(folder, base):
     return f"{sum(file.stat().st_size for file in folder.glob('*.safetensors')) / GIB:.1f} GiB"
 
 
-def merge_adapter(adapter, merged):
-    """Merge, and compare the logits of base + adapter and of the merged model on a picture prompt."""
-    return str(merge.merge(adapter, output_dir=merged).difference)
+def merge_adapter(base, adapter, merged):
+    """Write the merged model, without the comparison that `qwen-vl merge` goes on with."""
+    disk = DiskModel(base)
+    merged.mkdir()
+    model, dtypes = disk.model, {name: disk.weights.dtype(name) for name in disk.places}
+    disk.adapt(adapter)
+    writing.write_companions(merged, model, loading.load_tokenizer(base), dtype=torch.bfloat16)
+    merge.write(disk, merged, dtypes, max_shard_size=writing.SHARD_SIZE)
+    return f"shards of {writing.SHARD_SIZE}"
+
+
+def compare(base, adapter, merged):
+    """That comparison: logits of base + adapter and of the merged model on a prompt with a picture, one by one."""
+    prompt = [verify.picture_prompt(loading.load_tokenizer(base), loading.load_config(base))]
+    options = {"dtype": torch.bfloat16}
+    adapted = verify.logits_from_disk(base, prompt, adapter_dir=adapter, **options)
+    difference = verify.compare(adapted, verify.logits_from_disk(merged, prompt, **options))
+    verify.check(difference, torch.bfloat16, "merged and base + adapter differ")
+    return str(difference)
 
 
 def answer(folder, *, from_disk):
@@ -128,7 +147,16 @@ def answer(folder, *, from_disk):
 STAGES = {  # in order: (what it is called in the table, what it does in a folder, what is deleted after it)
     "base": ("write the bf16 checkpoint", lambda at, config: write_base(at / "base", config), ()),
     "adapter": ("write an adapter", lambda at, _: write_adapter(at / "adapter", at / "base"), ()),
-    "merge": ("merge it shard by shard", lambda at, _: merge_adapter(at / "adapter", at / "merged"), ("merged",)),
+    "merge": (
+        "merge it shard by shard",
+        lambda at, _: merge_adapter(at / "base", at / "adapter", at / "merged"),
+        (),
+    ),
+    "compare": (
+        "compare base + adapter and merged",
+        lambda at, _: compare(at / "base", at / "adapter", at / "merged"),
+        ("merged",),
+    ),
     "answer": ("answer in bf16, block by block", lambda at, _: answer(at / "base", from_disk=True), ()),
     "int4": ("write the Int4 twin", lambda at, _: write_int4(at / "int4", at / "base"), ("base",)),
     "int4-disk": ("answer in Int4, block by block", lambda at, _: answer(at / "int4", from_disk=True), ()),

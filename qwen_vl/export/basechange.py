@@ -23,7 +23,7 @@ def logits_in_training(adapter_dir, trained_on, onto, questions, dtype):
     kind = (saving.recorded_base(adapter_dir) or {}).get("quantization")
     if onto:
         return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter_dir=adapter_dir)
-    if not kind or loading.load_config(trained_on).to_dict().get("quantization_config"):
+    if kind in (None, "gptq") or quantization.kind_of(loading.load_config(trained_on)):
         return None
     quantization.quiet_gptqmodel()
     model = loading.load_model(trained_on, dtype=dtype, quantization=kind)

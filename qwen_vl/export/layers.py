@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from qwen_vl.model.decoder_qwen import rotary_tables
@@ -105,12 +105,24 @@ def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="
         else:
             errors = {}
             parts = quantize_block(block, run, errors, group_size=group_size, desc_act=desc_act, damp=damp)
-            save_file(parts, file.with_suffix(".partial"))
-            file.with_suffix(".partial").rename(file)
+            keep(parts, file)
             note = "error " + ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
         hidden = run()
         disk.empty(filled)
         report(f"block {index + 1}/{total}: {note}; {time.monotonic() - started:.1f} s")
+
+
+def keep(parts, file):
+    """Write the packed linears of a block; OSError where that fails. A file of that name is always complete."""
+    partial = file.with_suffix(".partial")
+    try:
+        save_file(parts, partial)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{file}: could not be written ({error}); free some space, and the same command goes on"
+        ) from error
+    partial.rename(file)
 
 
 def quantize_block(block, run, errors, **options):

@@ -55,8 +55,9 @@ def quantize_gptq(
         text = json.dumps(model.config.quantization_config, indent=2) + "\n"
         (staging / "quantize_config.json").write_text(text, encoding="utf-8")
         write_packed(disk, work, staging, DTYPES[dtype], max_shard_size=max_shard_size)
-        differences = check_written(path, staging, tokenizer, stored)
-        verify.check(differences[0], DTYPES[dtype], f"{output_dir}: what was written and what is loaded differ")
+        computing = stored if stored == torch.float32 else DTYPES[dtype]  # exact where that costs no memory
+        differences = check_written(path, staging, tokenizer, stored, computing)
+        verify.check(differences[0], computing, f"{output_dir}: what was written and what is loaded differ")
         said = f"Quantised to {packing.BITS} bits by GPTQ on {len(samples)} conversations."
         write_card(staging, path, output_dir, differences, said, options)
     shutil.rmtree(work)
@@ -118,11 +119,11 @@ def write_packed(disk, work, folder, dtype, *, max_shard_size):
     writing.write_weights(folder, outlines, read, max_shard_size=max_shard_size)
 
 
-def check_written(path, folder, tokenizer, stored):
+def check_written(path, folder, tokenizer, stored, computing):
     """(written as loaded against as unpacked, written against the model before): Differences on built-in prompts."""
     prompt = [verify.picture_prompt(tokenizer, loading.load_config(path))]
-    unpacked = verify.logits_from_disk(folder, prompt, dtype=torch.float32)
-    model = loading.load_model(folder, dtype=torch.float32)
+    unpacked = verify.logits_from_disk(folder, prompt, dtype=computing)
+    model = loading.load_model(folder, dtype=computing)
     loaded = [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in prompt]
     before = verify.logits_from_disk(path, prompt, dtype=stored)
     return verify.compare(unpacked, loaded), verify.compare(before, unpacked)
@@ -140,7 +141,7 @@ def quantize_nf4(path, output_dir, *, max_shard_size=writing.SHARD_SIZE):
     with writing.complete(output_dir) as staging:
         model.save_pretrained(staging, max_shard_size=max_shard_size)
         writing.write_processor(staging, model, tokenizer)
-        differences = check_written(path, staging, tokenizer, stored)
+        differences = check_written(path, staging, tokenizer, stored, stored)
         # bitsandbytes computes in bfloat16 on a CPU that can.
         verify.check(differences[0], torch.bfloat16, f"{output_dir}: what was written and what is loaded differ")
         write_card(staging, path, output_dir, differences, "Quantised to bitsandbytes nf4 without calibration.")

@@ -22,5 +22,5 @@ def test_all_stages_on_a_small_model(tmp_path, capsys):
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()[2:]}
     assert list(rows) == [title for title, *_ in script.STAGES.values()]
     assert "1,665,024 weights" in rows["write the bf16 checkpoint"]
-    assert "largest logit difference" in rows["merge it shard by shard"]
+    assert "largest logit difference" in rows["compare base + adapter and merged"]
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]

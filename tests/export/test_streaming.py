@@ -1,5 +1,7 @@
 """The streamed merge gives PEFT's own result, whatever the adapter; a model on disk computes what it does in memory."""
 
+import json
+
 import pytest
 import runs
 import torch
@@ -38,10 +40,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def write_adapter(base, folder, start=False, **settings):
+def write_adapter(base, folder, **settings):
     """The folder of an adapter none of whose weights is zero, as PEFT writes it."""
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=start, task_type="CAUSAL_LM", **settings)
+    config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
     model = get_peft_model(loading.load_model(base), config)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -69,10 +71,16 @@ def test_an_adapter_that_cannot_be_merged_is_refused(make_checkpoint, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_that_changed_its_base_is_refused(make_checkpoint, tmp_path):
-    """As PEFT writes one of PiSSA: its base is the published one less what the adapter began with."""
-    adapter = write_adapter(make_checkpoint(), tmp_path / "adapter", target_modules=["w1"], start="pissa")
-    with pytest.raises(ValueError, match="'pissa', which changed its base"):
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"init_lora_weights": "pissa"}, "changed the base"), ({"init_lora_weights": "corda"}, "changed its base")],
+)
+def test_an_adapter_that_changed_its_base_is_refused(make_checkpoint, tmp_path, setting, said):
+    """As PEFT writes them: the base is then the published one less what the adapter began with."""
+    adapter = write_adapter(make_checkpoint(), tmp_path / "adapter", target_modules=["w1"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | setting))
+    with pytest.raises(ValueError, match=said):
         DiskModel(make_checkpoint()).adapt(adapter)
 
 
