@@ -65,7 +65,7 @@ def test_adapters_on_int4_learn_what_they_learn_on_the_weights_it_stands_for(
     sgd = {"optim": "sgd", "learning_rate": 10}
     expected = runs.train(twin, tmp_path / "float", "--use_lora", **sgd)
     assert runs.losses(expected)[-1] < runs.losses(expected)[0] - 0.1
-    for flags in (("--q_lora",), ("--use_lora", "--q_lora", "--gradient_checkpointing")):
+    for flags in (("--use_lora",), ("--use_lora", "--q_lora", "--gradient_checkpointing")):
         found = runs.train(make_int4_checkpoint(), tmp_path / f"int4{len(flags)}", *flags, **sgd)
         assert runs.losses(found) == pytest.approx(runs.losses(expected), abs=1e-5)
         assert runs.largest_difference(runs.weights(found), runs.weights(expected)) < 2e-4
