@@ -10,7 +10,6 @@ without; and what a start costs from 1,000 to 100,000 samples. Writes training.m
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from benchmark_data import padded, write_data
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from qwen_vl.data import cache, conversations
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
@@ -138,40 +138,44 @@ def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1)
         vision_cache=features,
     )
     run_trainer.pop_callback(trainer.ProgressBar)
+    clock = Clock()
+    run_trainer.add_callback(clock)
     run_trainer.train()
     steps = [entry for entry in run_trainer.state.log_history if "loss" in entry]
     measured = {}
-    for entry in steps[1:]:
+    for entry, before, after in zip(steps[1:], clock.moments[:-1], clock.moments[1:], strict=True):
         epoch = int(entry["epoch"] - 1e-6) + 1
         tokens, seconds = measured.get(epoch, (0, 0.0))
-        measured[epoch] = (
-            tokens + entry["tokens_per_second"] * entry["step_seconds"],
-            seconds + entry["step_seconds"],
-        )
+        measured[epoch] = tokens + entry["tokens_per_second"] * entry["step_seconds"], seconds + after - before
     return measured
 
 
-def bare_loop(model, rows, tokenizer, meter=None):
-    """(tokens, seconds) of a loop of a few lines over the rows that `train` sees, its first step left out."""
-    collator, optimizer = (
-        ConversationCollator(tokenizer, model.config.visual["image_size"]),
-        optimizer_for(model, fused=True),
-    )
+class Clock(TrainerCallback):
+    """The moments at which steps end: between two of them lies all that the trainer does, logging included."""
+
+    def __init__(self):
+        self.moments = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.moments.append(time.perf_counter())
+
+
+def bare_loop(model, rows, tokenizer):
+    """(tokens, seconds, MFU) of a loop of a few lines over the rows that `train` sees, its first step left out."""
+    collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
+    optimizer, meter = optimizer_for(model, fused=True), metering.SpeedMeter(model, "cpu", torch.float32)
     tokens = started = 0
-    loader = DataLoader(rows, batch_size=1, shuffle=True, collate_fn=collator)
-    for number, batch in enumerate(meter.timed(iter(loader)) if meter else loader):
-        if meter and number:
-            meter.add(batch)
+    for number, batch in enumerate(DataLoader(rows, batch_size=1, shuffle=True, collate_fn=collator)):
         inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
         update(model, optimizer, model(**inputs, use_cache=False).loss)
         if number:
             tokens += sum(batch["segment_lengths"])
+            meter.add(batch)
         else:
             started = time.perf_counter()
-            if meter:
-                meter.stop()
-                meter.take()
-    return tokens, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    flops.measured_peak.cache_clear()  # measured beside the loop, as the machine is now
+    return tokens, seconds, meter.operations() / seconds / flops.measured_peak(torch.device("cpu"), torch.float32)
 
 
 def rate(measured):
@@ -204,14 +208,13 @@ def overhead_and_mfu(models, path, args):
     for size in args.sizes:
         tokenizer = loading.load_tokenizer(models[size])
         rows, model = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS[size]), loaded(models[size], "full")
-        meter = metering.SpeedMeter(model, "cpu", torch.float32)
         ratios, shares = [], []
         for _ in range(args.rounds):
-            flops.measured_peak.cache_clear()  # measured beside each round, as the machine is then
-            bare = rate(bare_loop(model, rows, tokenizer, meter))
-            shares.append(meter.take()["mfu"])
+            tokens, seconds, share = bare_loop(model, rows, tokenizer)
+            shares.append(share)
             with tempfile.TemporaryDirectory() as folder:
-                ratios.append(bare / rate(train(model, rows, tokenizer, folder, workers=0)[1]) - 1)
+                ours = rate(train(model, rows, tokenizer, folder, workers=0)[1])
+            ratios.append(tokens / seconds / ours - 1)
         yield size, statistics.median(ratios), statistics.median(shares)
 
 
@@ -257,32 +260,38 @@ def vision_cache_gain(folder, args):
 
 
 def memory_of(way, name, method, path, length):
-    """Peak MiB of this process after two steps in one of the ways: a process of its own calls this."""
+    """(peak MiB of this process in two steps in one of the ways, MiB before them): a process of its own calls this."""
     tokenizer = loading.load_tokenizer(name)
-    samples = dataset(path, tokenizer, length)
+    samples, way_of_attention = dataset(path, tokenizer, length), {"reference": "eager", "ours": "sdpa"}
+    model = loaded(name, method, attn_implementation=way_of_attention[way])
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # what importing took at most does not count
+    before = own_mib("VmRSS")
     if way == "reference":
-        reference_way(loaded(name, method, attn_implementation="eager"), samples, tokenizer, length, 2)
-    elif way == "ours":
-        rows = rows_of(samples, length, 2)
+        reference_way(model, samples, tokenizer, length, 2)
+    else:
         with tempfile.TemporaryDirectory() as folder:
-            train(loaded(name, method), rows, tokenizer, folder, workers=0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            train(model, rows_of(samples, length, 2), tokenizer, folder, workers=0)
+    return own_mib("VmHWM"), before
+
+
+def own_mib(name):
+    """A line of /proc/self/status, in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(lines.partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def memory_table(models, path, args):
-    """Rows (size, method, MiB of the reference's way, ours, of a process that only reads the data) at one length."""
-
-    def measured(way, size, method):
-        words = ["--memory_of", way, str(models[size]), method, str(path), str(args.length)]
-        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=600)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        return float(done.stdout.split()[-1])
-
+    """Rows (size, method, MiB of the reference's way, ours, before the first step) at one length."""
     for size in args.memory:
-        alone = measured("nothing", size, "full")
         for method in args.methods:
-            yield size, method, measured("reference", size, method), measured("ours", size, method), alone
+            found = {}
+            for way in ("reference", "ours"):
+                words = ["--memory_of", way, str(models[size]), method, str(path), str(args.length)]
+                done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=600)
+                if done.returncode:
+                    raise RuntimeError(done.stderr[-2000:])
+                found[way], before = map(float, done.stdout.split()[-2:])
+            yield size, method, found["reference"], found["ours"], before
 
 
 def start_table(name, folder, args):
@@ -296,17 +305,11 @@ def start_table(name, folder, args):
         start = time.perf_counter()
         cache.cached(path, tokenizer, **options)
         made = time.perf_counter() - start
-        before, start = anonymous_mib(), time.perf_counter()
+        before, start = own_mib("RssAnon"), time.perf_counter()
         samples = cache.cached(path, tokenizer, **options)
         opened = time.perf_counter() - start
-        yield count, made, opened, anonymous_mib() - before
+        yield count, made, opened, own_mib("RssAnon") - before
         assert len(samples) == count
-
-
-def anonymous_mib():
-    """MiB that this process has in memory for itself: what is mapped from files does not count."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(lines.partition("RssAnon:")[2].split()[0]) / 1024
 
 
 def table(head, rows):
@@ -328,7 +331,7 @@ def draw(results, path):
     left.set(title="tokens/s, times the reference's way")
     left.tick_params(axis="x", labelsize=7)
     names = [f"{size} {method}" for size, method, *_ in results["memory"]]
-    for offset, (column, label) in enumerate(((2, "reference's way"), (3, "ours"), (4, "loading alone"))):
+    for offset, (column, label) in enumerate(((2, "reference's way"), (3, "ours"), (4, "before a step"))):
         places = [index + 0.27 * (offset - 1) for index in range(len(names))]
         middle.bar(places, [row[column] for row in results["memory"]], width=0.25, label=label)
     middle.set_xticks(range(len(names)), names, fontsize=8)
@@ -347,8 +350,15 @@ def markdown(results, args):
     gain, reached, wanted = results["cache"]
     throughput = [[*row[:3], f"{row[3]:,.0f}", f"{row[4]:,.0f}", f"{row[5]:.1f}x"] for row in results["throughput"]]
     memory = [
-        [size, method, *(f"{mib:,.0f}" for mib in (reference, ours)), f"{reference / ours:.1f}x", f"{alone:,.0f}"]
-        for size, method, reference, ours, alone in results["memory"]
+        [
+            size,
+            method,
+            *(f"{mib:,.0f}" for mib in (reference, ours)),
+            f"{reference / ours:.1f}x",
+            f"{before:,.0f}",
+            f"{(reference - before) / max(ours - before, 1):.1f}x",
+        ]
+        for size, method, reference, ours, before in results["memory"]
     ]
     overhead = [[size, f"{added:+.1%}", f"{share:.0%}"] for size, added, share in results["overhead"]]
     starts = [[f"{row[0]:,}", f"{row[1]:.2f}", f"{row[2]:.2f}", f"{row[3]:.1f}"] for row in results["start"]]
@@ -358,7 +368,7 @@ def markdown(results, args):
         f"Useful tokens a second; the reference's way takes batches of {BATCH} and pads them to the length.\n",
         *table(["model", "method", "length", "reference's way", "ours", "ratio"], throughput),
         f"Peak memory in MiB at length {args.length}, batch {BATCH}, each in a process of its own.\n",
-        *table(["model", "method", "reference's way", "ours", "ratio", "of it, libraries and data"], memory),
+        *table(["model", "method", "reference's way", "ours", "ratio", "before a step", "ratio above that"], memory),
         "What the trainer adds to a bare loop over the same rows; the loop's share of this machine's peak.\n",
         *table(["model", "trainer adds", "MFU"], overhead),
         f"Second epoch from the vision cache: {gain:.2f}x the tokens a second (LoRA; the tower takes {reached:.2f} "
@@ -393,7 +403,7 @@ def main(argv=None):
     args = parse(argv)
     if args.memory_of:
         way, name, method, path, length = args.memory_of
-        print(memory_of(way, name, method, path, int(length)))
+        print(*memory_of(way, name, method, path, int(length)))
         return
     loading.quiet_libraries()
     out = Path(args.out)
