@@ -59,8 +59,8 @@ def main(argv=None):
     else:
         model = tuning.freeze_for_full(model, fix_vit=train_args.fix_vit)
     start = adapters.starting_point(model) if train_args.use_lora else None
-    if not train_args.deepspeed:  # which keeps float32 copies itself
-        model = tuning.train_in_float32(model)
+    # DeepSpeed keeps float32 copies itself.
+    model = tuning.train_in(model, dtype) if train_args.deepspeed else tuning.train_in_float32(model)
     lines = tuning.rows(model, rates=rates, weight_decay=train_args.weight_decay)
     if train_args.process_index == 0:
         print(tuning.table(lines), file=sys.stderr)

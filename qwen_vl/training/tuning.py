@@ -112,6 +112,16 @@ def train_in_float32(model):
     return model
 
 
+def train_in(model, dtype):
+    """The model with its trainable weights in one `dtype`, as DeepSpeed ZeRO-3 needs them; PEFT makes some float32."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+            if hasattr(parameter, "ds_tensor"):  # this process's share of it
+                parameter.ds_tensor.data = parameter.ds_tensor.data.to(dtype)
+    return model
+
+
 class Rates(NamedTuple):
     """Learning rates: of everything, of the parts that have their own, and how much faster LoRA+ trains the B side."""
 

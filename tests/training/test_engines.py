@@ -102,6 +102,20 @@ def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, 
         assert reloaded == pytest.approx(settings[0]["best_metric"] or last, rel=1e-5), mode
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp_full_state_dict"])
+def test_half_precision(make_checkpoint, tmp_path, alone, engine):
+    """bf16, where parts that train may have come in different precisions: near the losses in float32, and complete."""
+    modes = ("full", "lora_base")
+    more = (*ENGINES[engine], "--bf16", "True", "--max_steps", "3")
+    done = launch([command(make_checkpoint, tmp_path, mode, *more) for mode in modes], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for mode in modes:
+        out = tmp_path / mode / "out"
+        assert runs.losses(out) == pytest.approx(runs.losses(alone(mode))[:3], rel=5e-3), mode
+        assert runs.weights(out).keys() == runs.weights(alone(mode)).keys(), mode
+
+
 SHARES = """
 import os, pathlib, sys
 from qwen_vl.training import arguments, loading
