@@ -75,5 +75,5 @@ def check(recorded, description):
         raise ValueError(
             f"--resume_from_checkpoint: {', '.join(changed)} changed since the checkpoint was made, so its place "
             "in the data is not known; go back, or begin the data anew with --ignore_data_skip True, or the run with "
-            "another --output_dir"
+            "--resume false or another --output_dir"
         )

@@ -61,11 +61,11 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             step, folder = self.state.global_step, self._checkpoint_dir()
-            print(
-                f"stopped by {stopping.name(self._stop.signal)} after step {step} of {self.state.max_steps}; {folder} "
-                "is complete, and the same command with --resume_from_checkpoint auto goes on from there",
-                file=sys.stderr,
-            )
+            then = "is complete, and the same command with --resume auto goes on from there"
+            if self.args.save_only_model:
+                then = "holds the model alone (--save_only_model), so that no run can go on from there"
+            stopped = f"stopped by {stopping.name(self._stop.signal)} after step {step} of {self.state.max_steps}"
+            print(f"{stopped}; {folder} {then}", file=sys.stderr)
         sys.exit(128 + self._stop.signal)
 
     # ---- data

@@ -26,7 +26,7 @@ MODES = {
     "accumulated": ("--use_lora", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "1"),
 }
 NUM_TRIALS = 2  # of each engine and mode in the slow suite
-DEFAULT = [("one", "full", 1), ("one", "stream", 2), ("ddp", "lora", 3)]
+DEFAULT = [("one", "full", 1), ("one", "stream", 2)]  # test_faults.py has some of two processes
 
 
 class Trials:
