@@ -66,16 +66,11 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(warm, two, whole,
 
 
 @pytest.mark.slow
-def test_a_late_process_is_waited_for_and_a_missing_one_named(warm, two, whole, survived):
+def test_a_late_process_is_waited_for(warm, two, whole, survived):
     argv, out = two("late")
     faults = {"1": {"late": 3, "step": 2, "sleep": 3}, "0": {"step": 4, "sleep": 2}}
     finish(warm, argv, out, whole, faults=faults)
-    argv, out = two("missing", "--meeting_timeout", "3")
-    codes = warm.run(argv, ranks=2, faults={"1": {"late": 20}}, patience=5)
-    assert codes[0] == 1 and "rank 1 of 2 did not come within 3 seconds" in warm.said[0]
-    argv, out = two("missing")  # with the usual time
-    finish(warm, argv, out, whole)
-    survived["late process"] += 2
+    survived["late process"] += 1
 
 
 def trained_on(folder):
