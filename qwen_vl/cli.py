@@ -25,7 +25,7 @@ def entry(argv=None):
 
 def main(argv):
     """Hand the arguments behind the verb to its module; without a known verb exits with code 2."""
-    verbs = "\n".join(f"  {verb:10}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:12}{text}" for verb, (_, text) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="qwen-vl",
         description=f"Fine-tune, export and chat with Qwen-VL checkpoints.\n\n{verbs}",
