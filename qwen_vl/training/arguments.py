@@ -211,9 +211,10 @@ class TrainingArguments(HfTrainingArguments):
             kwargs = self.activation_checkpointing_kwargs or {"use_reentrant": False}
             self.activation_checkpointing_kwargs = kwargs | {"every_n_layers": self.checkpoint_every_n_blocks}
         if self.fsdp:
-            # Its own way to recompute activations: transformers' would gather the weights once more.
-            self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing
-            self.activation_checkpointing = False
+            # FSDP's own way to recompute activations, as transformers' gathers the weights once more; but not for
+            # adapters, which PEFT would not find below the wrappers that it puts around blocks.
+            self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing and not self.use_lora
+            self.activation_checkpointing = self.activation_checkpointing and self.use_lora
             if self.use_cpu:
                 engines.use_fsdp_on_cpu(self.distributed_state)
         if self.n_gpu > 1:  # else transformers would split batches by rows, and pictures do not split like that

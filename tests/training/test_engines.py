@@ -34,13 +34,15 @@ MODES = {  # chat format of the model, flags, data
     "lora": ("chatml", LORA, runs.TEXTS),
     "lora_base": ("raw", LORA, runs.TEXTS),
     "few_pictures": ("chatml", ("--fix_vit", "False", "--weight_decay", "0.5"), FEW_PICTURES),
+    "recomputed": ("chatml", (*LORA, "--gradient_checkpointing", "True"), runs.TEXTS),
+    "recomputed_full": ("chatml", ("--gradient_checkpointing", "True"), runs.TEXTS),
     "best": ("raw", (*LORA, *EVERY_STEP, *TOO_FAST, "--early_stopping_patience", "2"), runs.TEXTS),
     "few_pictures_lora": ("raw", LORA, FEW_PICTURES),
 }
 USUAL = {  # of the default test run
     "ddp": ("few_pictures",),
     "zero3": ("few_pictures", "lora_base", "best"),
-    "fsdp_full_state_dict": ("few_pictures", "lora_base"),
+    "fsdp_full_state_dict": ("few_pictures", "lora_base", "recomputed", "recomputed_full"),
 }
 EVERY = [pytest.param(engine, tuple(MODES), marks=pytest.mark.slow) for engine in ENGINES]
 
