@@ -23,9 +23,13 @@ mkdir -p "$OUT"
 "$PYTHON" -m qwen_vl.quickstart.data "$OUT/data"
 "$PYTHON" -m qwen_vl.quickstart.model configs/model/tiny.json "$OUT/tiny"
 
-step "full training: questions and boxes in English"
+step "full training from nothing: what is where"
+"$PYTHON" finetune.py configs/train/quickstart_boxes.yaml \
+    --model_name_or_path "$OUT/tiny" --data_path "$OUT/data/boxes.json" --output_dir "$OUT/boxes"
+
+step "full training goes on: questions and boxes in English"
 "$PYTHON" finetune.py configs/train/quickstart_full.yaml \
-    --model_name_or_path "$OUT/tiny" --data_path "$OUT/data/full.json" --output_dir "$OUT/full"
+    --model_name_or_path "$OUT/boxes" --data_path "$OUT/data/full.json" --output_dir "$OUT/full"
 
 step "LoRA training: the same in Chinese, which the model has not read before"
 "$PYTHON" finetune.py configs/train/quickstart_lora.yaml \
@@ -41,6 +45,6 @@ step "chat with the merged folder in a process that does not know this repositor
 step "answers of every stage to held-out questions"
 "$PYTHON" -m qwen_vl.quickstart.evaluate "$OUT/data/test.json" "$OUT/report" \
     --stage "before=$OUT/tiny" --stage "after full=$OUT/full" --stage "after LoRA, merged=$OUT/merged" \
-    --curve "full=$OUT/full" --curve "LoRA=$OUT/lora"
+    --curve "boxes=$OUT/boxes" --curve "full=$OUT/full" --curve "LoRA=$OUT/lora"
 
 step "done; look at $OUT/report/report.md"

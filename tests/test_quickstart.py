@@ -15,7 +15,7 @@ from qwen_vl.quickstart import data, evaluate, model
 from qwen_vl.training import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("full", "lora", "test")
+FILES = ("boxes", "full", "lora", "test")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,12 @@ def test_records_are_valid_and_fit_the_tiny_model(folder, tiny):
 
 
 def test_the_test_file_shows_test_pictures_alone(folder):
-    for name, forbidden in (("full", "<img>test/"), ("lora", "<img>test/"), ("test", "<img>train/")):
+    for name, forbidden in (
+        ("boxes", "<img>test/"),
+        ("full", "<img>test/"),
+        ("lora", "<img>test/"),
+        ("test", "<img>train/"),
+    ):
         assert forbidden not in (folder / f"{name}.json").read_text(encoding="utf-8")
 
 
@@ -113,7 +118,7 @@ def test_tiny_model_answers_and_the_report_is_written(folder, tiny, tmp_path, ca
     assert "| box-zh | IoU >= 0.5 | 1 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["quickstart_full", "quickstart_lora"])
+@pytest.mark.parametrize("name", ["quickstart_boxes", "quickstart_full", "quickstart_lora"])
 def test_shipped_training_configs_parse(name, tmp_path):
     argv = [str(ROOT / f"configs/train/{name}.yaml"), "--data_path", "x.json", "--output_dir", str(tmp_path)]
     *_, lora, training = arguments.parse(argv)
@@ -123,3 +128,10 @@ def test_shipped_training_configs_parse(name, tmp_path):
 
 def test_quickstart_script_is_posix_sh():
     subprocess.run(["sh", "-n", str(ROOT / "scripts/quickstart.sh")], check=True)
+
+
+def test_training_questions_are_asked_alone_and_short_answers_weigh_more(folder):
+    for name in FILES[:3]:
+        for record in conversations.read(folder / f"{name}.json"):
+            _, answer = record["conversations"]
+            assert ("weight" in record) != ("<box>" in answer["value"])

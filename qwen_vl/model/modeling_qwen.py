@@ -15,6 +15,8 @@ from .image_processing_qwen import open_picture, pixels
 from .loss_qwen import target_losses
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
+PATCH_STD = 0.22  # of random patch embeddings, for pixels of variance 1
+
 
 class QWenPreTrainedModel(PreTrainedModel):
     """Loading, saving and random initialisation of Qwen-VL weights."""
@@ -42,7 +44,9 @@ class QWenPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+        if isinstance(module, nn.Conv2d):  # patches: a plain white one must not drown the table of positions
+            init.normal_(module.weight, std=PATCH_STD / module.weight[0].numel() ** 0.5)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=std)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)

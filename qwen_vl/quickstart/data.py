@@ -1,8 +1,8 @@
 """The quickstart's conversations: easy-vqa's pictures and questions, with Chinese, boxes and comparisons added.
 
-`python -m qwen_vl.quickstart.data OUT` writes OUT/full.json and OUT/lora.json (one file a training stage),
-OUT/test.json and the pictures that they name. A record's id starts with its task and language: "box-en/12".
-The test file uses easy-vqa's test pictures alone, the other two its training pictures alone.
+`python -m qwen_vl.quickstart.data OUT` writes OUT/boxes.json, OUT/full.json and OUT/lora.json (one for each training
+stage), OUT/test.json and their pictures. The id of a test record starts with its task and language: "box-en/12".
+The test file uses easy-vqa's test pictures alone, the others its training pictures alone.
 """
 
 import argparse
@@ -22,8 +22,12 @@ from qwen_vl.entry import run
 SEED = 7
 LANGUAGES = ("en", "zh")
 NUM_TEST = 300  # questions of each task and language in the test file
-REPLAYED = 4  # every how many records of the first training stage are repeated in the second
-NUM_PAIRS = 400  # conversations about two pictures in a training file
+QUESTIONS = {"shown": 3, "absent": 3, "shape": 3, "color": 1, "where": 3}  # in training, about each picture
+SHORT_WEIGHT = 4  # of a conversation with an answer of one word, whose few tokens the many of a box would outvote
+NAMED = 0.7  # share of box questions that name the thing, as those of the test do
+PAIRS = 0.25  # questions about two pictures, for each picture
+CHINESE_SHARE = 0.65  # questions in Chinese, for each in English
+REPLAYED = 4  # every how many English questions are repeated beside the Chinese ones
 NEGATION = re.compile(r" not? ")
 BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
 PALETTE = {
@@ -161,43 +165,60 @@ def pick_pair(all_scenes, rng):
             return kind, one, other
 
 
-def record(name, pictures, exchanges):
-    """A conversation about pictures (Scenes): the first question follows them, the others follow its answer."""
+def record(name, pictures, question, answer):
+    """A conversation of one question about pictures (Scenes), and its answer."""
     shown = "".join(f"Picture {i}: <img>{scene.reference}</img>\n" for i, scene in enumerate(pictures, start=1))
-    turns = []
-    for question, answer in exchanges:
-        turns += [{"from": "user", "value": shown + question}, {"from": "assistant", "value": answer}]
-        shown = ""
+    turns = [{"from": "user", "value": shown + question}, {"from": "assistant", "value": answer}]
     return {"id": name, "conversations": turns}
 
 
-def build_training(train, language, rng):
-    """Records of a training stage in one language: one about each picture, and NUM_PAIRS about two pictures each."""
-    records = []
+def build_boxes(train, language, rng):
+    """Records of the first stage, one box question each, asked of every picture now with its thing and now without.
+
+    Without it the answer must name what is there: so place, colour and shape are learned before anything is asked.
+    """
+    exchanges = [([scene], locate(scene, language, named=named)) for scene in train for named in (True, False, False)]
+    return numbered(exchanges, language, rng)
+
+
+def build_questions(train, language, rng, *, share=1.0):
+    """Records of all tasks in a language, one question each: QUESTIONS times `share` about each picture, and pairs.
+
+    One question, as an answer in the same conversation tells the next one what the picture shows.
+    """
+    exchanges = []
     for scene in train:
-        exchanges = [vqa(*pair, language) for pair in pick_questions(scene, rng)]
-        exchanges.append(locate(scene, language, named=rng.random() < 0.5))
-        rng.shuffle(exchanges)  # each kind must come first now and then, as it does when it is asked alone
-        records.append(record(f"one-{language}/{len(records)}", [scene], exchanges))
-    for _ in range(min(NUM_PAIRS, len(train))):
+        kinds = by_kind(scene)
+        for kind, count in QUESTIONS.items():
+            for _ in range(int(count * share + rng.random())):
+                if kind == "where":
+                    exchanges.append(([scene], locate(scene, language, named=rng.random() < NAMED)))
+                elif kinds[kind]:
+                    exchanges.append(([scene], vqa(*rng.choice(kinds[kind]), language)))
+    for _ in range(int(len(train) * share * PAIRS)):
         kind, one, other = pick_pair(train, rng)
-        exchange = compare(kind, one, other, language)
-        records.append(record(f"two-{language}/{len(records)}", [one, other], [exchange]))
-    rng.shuffle(records)
-    return records
+        exchanges.append(([one, other], compare(kind, one, other, language)))
+    return numbered(exchanges, language, rng)
 
 
-def pick_questions(scene, rng):
-    """Up to three of the scene's questions: about something it shows, something it does not show, and what it shows."""
-    shown, absent, what = [], [], []
+def numbered(exchanges, language, rng):
+    """A record for each (picture or pictures, (question, answer)), in random order; short answers weigh more."""
+    rng.shuffle(exchanges)
+    records = [record(f"{language}/{i}", pictures, *exchange) for i, (pictures, exchange) in enumerate(exchanges)]
+    return [entry if "<box>" in exchange[1] else entry | {"weight": SHORT_WEIGHT}
+            for entry, (_, exchange) in zip(records, exchanges, strict=True)]  # fmt: skip
+
+
+def by_kind(scene):
+    """The scene's easy-vqa questions by what they ask: {"shown", "absent", "color", "shape": [(question, answer)]}."""
+    kinds = {"shown": [], "absent": [], "color": [], "shape": []}
     for question, answer in scene.questions:
         if answer not in ("yes", "no"):
-            what.append((question, answer))
-        elif (answer == "yes") != (NEGATION.search(question) is not None):
-            shown.append((question, answer))
+            kind = "color" if answer in PALETTE else "shape"
         else:
-            absent.append((question, answer))
-    return [rng.choice(questions) for questions in (shown, absent, what) if questions]
+            kind = "shown" if (answer == "yes") != (NEGATION.search(question) is not None) else "absent"
+        kinds[kind].append((question, answer))
+    return kinds
 
 
 def build_test(test, rng):
@@ -214,7 +235,7 @@ def build_test(test, rng):
             ([one, other], {language: compare(kind, one, other, language) for language in LANGUAGES})
         )
     return [
-        record(f"{task}-{language}/{number}", pictures, [exchange[language]])
+        record(f"{task}-{language}/{number}", pictures, *exchange[language])
         for task, entries in kept.items()
         for language in LANGUAGES
         for number, (pictures, exchange) in enumerate(entries)
@@ -222,18 +243,19 @@ def build_test(test, rng):
 
 
 def build(out, limit=None):
-    """Write the three files and the pictures into the folder `out`; returns {file name: number of records}.
+    """Write the files and the pictures into the folder `out`; returns {file name: number of records}.
 
     limit: how many pictures of each split to take, by default all.
     """
     out, rng = Path(out), random.Random(SEED)
     train, test = scenes("train", out, limit), scenes("test", out, limit)
     files = {
-        "full": build_training(train, "en", rng),
-        "lora": build_training(train, "zh", rng),
+        "boxes": build_boxes(train, "en", rng),
+        "full": build_questions(train, "en", rng),
+        "lora": build_questions(train, "zh", rng, share=CHINESE_SHARE),
         "test": build_test(test, rng),
     }
-    files["lora"] += files["full"][::REPLAYED]  # or the second stage would unlearn the first
+    files["lora"] += files["full"][::REPLAYED]  # or the last stage would unlearn the one before
     rng.shuffle(files["lora"])
     for name, records in files.items():
         text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
