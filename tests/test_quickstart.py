@@ -130,8 +130,13 @@ def test_quickstart_script_is_posix_sh():
     subprocess.run(["sh", "-n", str(ROOT / "scripts/quickstart.sh")], check=True)
 
 
-def test_training_questions_are_asked_alone_and_short_answers_weigh_more(folder):
+def test_short_answers_weigh_more_and_the_last_stage_has_follow_ups(folder):
+    lengths = {}
     for name in FILES[:3]:
         for record in conversations.read(folder / f"{name}.json"):
-            _, answer = record["conversations"]
-            assert ("weight" in record) != ("<box>" in answer["value"])
+            turns = record["conversations"]
+            assert ("weight" in record) != any("<box>" in turn["value"] for turn in turns[1::2])
+            assert not any("<img>" in turn["value"] for turn in turns[1:])
+            lengths.setdefault(name, []).append(len(turns))
+    assert set(lengths["boxes"]) == set(lengths["full"]) == {2}
+    assert set(lengths["lora"]) == {2, 4} and lengths["lora"].count(4) >= 12

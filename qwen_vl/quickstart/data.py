@@ -201,6 +201,24 @@ def build_questions(train, language, rng, *, share=1.0):
     return numbered(exchanges, language, rng)
 
 
+def with_follow_ups(records):
+    """The records, of which the first two about each picture become one conversation: questions follow in a chat."""
+    kept, first = [], {}
+    for entry in records:
+        asked, answered = entry["conversations"]
+        pictures, _, question = asked["value"].rpartition("\n")
+        if pictures not in first:
+            first[pictures] = entry | {"conversations": [asked, answered]}  # a copy: the full training has it, too
+            kept.append(first[pictures])
+        elif len(first[pictures]["conversations"]) > 2:
+            kept.append(entry)
+        else:
+            first[pictures]["conversations"] += [asked | {"value": question}, answered]
+            if "weight" not in entry:
+                first[pictures].pop("weight", None)
+    return kept
+
+
 def numbered(exchanges, language, rng):
     """A record for each (picture or pictures, (question, answer)), in random order; short answers weigh more."""
     rng.shuffle(exchanges)
@@ -257,6 +275,7 @@ def build(out, limit=None):
     }
     files["lora"] += files["full"][::REPLAYED]  # or the last stage would unlearn the one before
     rng.shuffle(files["lora"])
+    files["lora"] = with_follow_ups(files["lora"])
     for name, records in files.items():
         text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
         (out / f"{name}.json").write_text(text, encoding="utf-8")
