@@ -84,14 +84,15 @@ def main(argv=None):
     run_trainer.exit_if_stopped()
     weights = engines.whole_weights(run_trainer)
     if run_trainer.is_world_process_zero():
-        if data_args.streaming:
-            streaming.report(Path(output_dir, "overlength.jsonl"))
-        run_trainer.save_state()
-        saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights, start=start)
-        settings = arguments.changed(model_args, data_args, lora_args, train_args)
-        report.write(output_dir, settings=settings, trained=lines)
-        began, data = base or {"name": name}, (data_args.data_path, data_args.eval_data_path)
-        record.write(output_dir, settings=settings, base=began, data_path=data[0], eval_data_path=data[1])
+        with saving.naming(output_dir):
+            if data_args.streaming:
+                streaming.report(Path(output_dir, "overlength.jsonl"))
+            run_trainer.save_state()
+            saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights, start=start)
+            settings = arguments.changed(model_args, data_args, lora_args, train_args)
+            report.write(output_dir, settings=settings, trained=lines)
+            began, data = base or {"name": name}, (data_args.data_path, data_args.eval_data_path)
+            record.write(output_dir, settings=settings, base=began, data_path=data[0], eval_data_path=data[1])
         print(f"saved to {output_dir}", file=sys.stderr)
 
 

@@ -52,9 +52,10 @@ class VisionKeeper:
         self._pending = distributed.all_reduce(self._seen, op=distributed.ReduceOp.MAX, async_op=True)
 
     def _before_step(self, optimizer, args, kwargs):
-        if self._pending is not None:
-            self._pending.wait()
-            self._pending = None
+        if self._pending is None:  # no step of training: torch makes the states that a checkpoint is loaded into
+            return
+        self._pending.wait()
+        self._pending = None
         if self._seen.item():
             return
         for group in optimizer.param_groups:

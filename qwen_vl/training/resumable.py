@@ -44,7 +44,7 @@ class ResumableTrainer(Trainer):
             )
         try:
             with self._stop.listening():
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+                result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except RuntimeError as error:
             if not stopping.is_lost_connection(error):
                 raise
@@ -53,6 +53,10 @@ class ResumableTrainer(Trainer):
                 f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
                 "failed: see what they wrote. The same command with --resume auto goes on from the last checkpoint"
             ) from error
+        newest = checkpoints.found(self.args.output_dir)
+        if self._resumed and newest:
+            self._drop_old_checkpoints(newest[0])  # which the run did not, if it was killed at that moment
+        return result
 
     def exit_if_stopped(self):
         """End the process, with 128 + the number of the signal, if a signal ended the training."""
@@ -214,8 +218,12 @@ class ResumableTrainer(Trainer):
                 checkpoints.write_manifest(staging / final.name)
                 saving.put_in_place(staging / final.name, final)
         everyone()  # a rank that ends the run now ends no other one in the middle of this
-        if main and self.args.save_total_limit:
-            saving.drop_old_checkpoints(final, self.args.save_total_limit, best=self.state.best_model_checkpoint)
+        self._drop_old_checkpoints(final)
+
+    def _drop_old_checkpoints(self, newest):
+        """Delete what --save_total_limit does not keep beside the newest checkpoint; one process does."""
+        if self.args.should_save and self.args.save_total_limit:
+            saving.drop_old_checkpoints(newest, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 
     def save_companions(self, folder):
         """Write what a checkpoint's model needs beside its weights, where it is not there yet."""

@@ -52,6 +52,17 @@ def staged(staging, target, *, owner=True, hint="Free some space or give another
             shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def naming(target):
+    """Within this block, a full disk is an OSError that names `target`, where the system's own names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(f"{target}: could not be written ({error}); free some space or give another folder") from error
+
+
 def put_in_place(folder, target):
     """Rename a complete, staged folder to `target`; one that is there already goes at the same moment."""
     if target.exists():
