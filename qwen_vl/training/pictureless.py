@@ -40,7 +40,7 @@ class VisionKeeper:
                 groups += [group | {"params": parameters, MARK: is_vision}] if parameters else []
         optimizer.param_groups[:] = groups
         if distributed.is_initialized() and any(group[MARK] for group in groups):
-            self._seen = torch.zeros(1)
+            self._seen = torch.ones(1)  # until a step begins: torch makes the states that a checkpoint is loaded into
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
 
@@ -52,10 +52,9 @@ class VisionKeeper:
         self._pending = distributed.all_reduce(self._seen, op=distributed.ReduceOp.MAX, async_op=True)
 
     def _before_step(self, optimizer, args, kwargs):
-        if self._pending is None:  # no step of training: torch makes the states that a checkpoint is loaded into
-            return
-        self._pending.wait()
-        self._pending = None
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
         if self._seen.item():
             return
         for group in optimizer.param_groups:
