@@ -12,7 +12,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
@@ -24,6 +23,7 @@ from transformers import DynamicCache
 from qwen_vl.entry import run
 from qwen_vl.quickstart import model as random_model
 from qwen_vl.serving import engine
+from qwen_vl.training import flops
 from qwen_vl.training.metering import peak_memory
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/model/benchmark.json"
@@ -41,17 +41,6 @@ def prompt(model, length, rows=1):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(model.device)}
 
 
-def seconds(task, device):
-    """How long a task takes, everything before it on the device done."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    task()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
-
-
 def write(model, inputs, tokens, **options):
     """Let the model write exactly `tokens` tokens, greedily."""
     output = model.generate(**inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, **options)
@@ -67,7 +56,7 @@ def table(model, lengths):
         for inputs, tokens in ((prompt(model, length - 1), 1), (prompt(model, picture), length - picture)):
             if model.device.type != "cpu":
                 torch.accelerator.reset_peak_memory_stats()
-            took = seconds(lambda i=inputs, n=tokens: write(model, i, n), model.device)
+            took = flops.seconds_of(lambda i=inputs, n=tokens: write(model, i, n), model.device)
             memories.append(peak_memory(model.device) / 1e9)
         speed = (length - picture) / took
         lines.append(f"| {length} | {speed:.2f} | {memories[0]:.2f} | {memories[1]:.2f} |")
@@ -77,7 +66,7 @@ def table(model, lengths):
 def ratio(one, other, device, rounds):
     """Median of how many times as long `other` takes as `one`, in alternating pairs."""
     one(), other()
-    return statistics.median(seconds(other, device) / seconds(one, device) for _ in range(rounds))
+    return statistics.median(flops.seconds_of(other, device) / flops.seconds_of(one, device) for _ in range(rounds))
 
 
 def ratios(model, tokenizer, length, rounds, folder):

@@ -96,14 +96,14 @@ def measured_peak(device, dtype=torch.float32, seconds=PEAK_SECONDS):
         matrix = torch.randn(size, size, generator=generator).to(device, dtype)
         out, until = matrix @ matrix, time.perf_counter() + seconds
         while True:
-            took = _seconds_of(lambda m=matrix, o=out: torch.mm(m, m, out=o), device)
+            took = seconds_of(lambda m=matrix, o=out: torch.mm(m, m, out=o), device)
             best = max(best, 2 * size**3 / took)
             if time.perf_counter() > until:
                 break
     return best
 
 
-def _seconds_of(task, device):
+def seconds_of(task, device):
     """How long a task takes on the device, everything queued before it not counted."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

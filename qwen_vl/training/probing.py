@@ -55,4 +55,4 @@ def block_pace(config, device, dtype):
 def best_seconds(task, device):
     """The shortest of some repetitions, after one that does not count."""
     task()
-    return min(flops._seconds_of(task, device) for _ in range(REPEATS))
+    return min(flops.seconds_of(task, device) for _ in range(REPEATS))
