@@ -86,7 +86,6 @@ class DiskModel:
 
         Raises ValueError for an adapter that is damaged, incomplete or of another model.
         """
-        adapters.check_plain(adapter_dir)
         check_start(adapter_dir)
         quantization.quiet_gptqmodel()  # which peft imports for any adapter
         try:
@@ -149,6 +148,7 @@ def check_start(adapter_dir):
     config = PeftConfig.from_pretrained(adapter_dir)
     if config.peft_type != "LORA":
         raise ValueError(f"{adapter_dir}: an adapter of type {config.peft_type}; only LoRA adapters are merged here")
+    adapters.check_plain(adapter_dir)
     if config.init_lora_weights not in KEEP_THE_BASE:
         raise ValueError(
             f"{adapter_dir}: began with init_lora_weights {config.init_lora_weights!r}, which changed its base; take "

@@ -13,15 +13,6 @@ from qwen_vl.export import export, merge, verify
 from qwen_vl.training import loading
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a model only waits for others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def adapter_on(base, folder, **recorded):
     """The folder of an adapter with random weights, as a training on `base` leaves it."""
     config = LoraConfig(r=4, target_modules=["c_attn", "w1"], init_lora_weights=False, task_type="CAUSAL_LM")

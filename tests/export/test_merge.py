@@ -41,15 +41,6 @@ for folder in sys.argv[1:]:
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a model only waits for others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def adapters(make_checkpoint, tmp_path_factory):
     """A function that gives the folder of a trained adapter, by the format of its base and by flags."""

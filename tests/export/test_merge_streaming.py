@@ -31,15 +31,6 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a model only waits for others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write_adapter(base, folder, **settings):
     """The folder of an adapter none of whose weights is zero, as PEFT writes it."""
     torch.manual_seed(1)

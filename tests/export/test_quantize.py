@@ -17,15 +17,6 @@ from qwen_vl.training import loading, quantization
 GROUP = 32
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a model only waits for others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def int4(make_checkpoint, tmp_path_factory):
     """The folder of a tiny checkpoint that the command quantised, and its lines."""
