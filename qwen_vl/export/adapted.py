@@ -3,7 +3,7 @@
 from qwen_vl.training import loading, quantization, saving, tuning
 from qwen_vl.training.saving import CHAT_FORMAT
 
-from .bases import find_base, tokenizer_of
+from .bases import find_base
 
 
 def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False, device=None):
@@ -15,7 +15,7 @@ def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False, devi
     """
     base, recorded = find_base(adapter_dir, base, trust_base), saving.recorded_base(adapter_dir) or {}
     config = loading.load_config(base)
-    tokenizer = tokenizer_of(adapter_dir, base, config)
+    tokenizer = saving.load_tokenizer(adapter_dir, base, config)
     kind = quantization.kind_of(config, base) or recorded.get("quantization")
     kind = None if kind == "gptq" and not quantization.kind_of(config, base) else kind  # the adapter is on another base
     model = loading.load_model(base, dtype=dtype, quantization=kind, device=device, fast_kernels=True)

@@ -35,11 +35,6 @@ def find_base(adapter_dir, base=None, trust_base=False):
     return base
 
 
-def tokenizer_of(adapter_dir, base, config):
-    """The tokenizer of an adapter: its own, which may have learned new special tokens, else that of the base."""
-    return saving.load_tokenizer(adapter_dir, base, config)
-
-
 def generation_of(path, model):
     """The GenerationConfig in a checkpoint's folder, else the one that the model has."""
     settings = loading.read_json(path, "generation_config.json")

@@ -50,7 +50,7 @@ def merge(
     trained_on = bases.find_base(adapter_dir, base, trust_base)
     base = target_of(adapter_dir, trained_on, onto, dequantize)
     disk = DiskModel(base)
-    model, tokenizer = disk.model, bases.tokenizer_of(adapter_dir, base, disk.model.config)
+    model, tokenizer = disk.model, saving.load_tokenizer(adapter_dir, base, disk.model.config)
     prompt = [verify.picture_prompt(tokenizer, model.config)]
     questions = basechange.inputs_for(tokenizer, model.config, prompts_path, image_folder)
     disk.adapt(adapter_dir)

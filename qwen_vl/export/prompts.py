@@ -15,11 +15,15 @@ QUESTIONS = ("What is in the picture? 图中有什么？", "框出图中最亮�
 SIDE = 64
 
 
+def gradients(side):
+    """The three bands of a generated picture: brighter downwards, to one side, upwards."""
+    ramp = Image.linear_gradient("L").resize((side, side))
+    return [ramp, ramp.rotate(90), ramp.rotate(180)]
+
+
 def built_in():
     """Conversations of one question each about generated pictures, which stand in the text as data URIs."""
-    ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
-    bands = [ramp, ramp.rotate(90), ramp.rotate(180)]
-    records = []
+    bands, records = gradients(SIDE), []
     for number, question in enumerate(QUESTIONS):
         file = io.BytesIO()
         Image.merge("RGB", bands[number:] + bands[:number]).save(file, "PNG")

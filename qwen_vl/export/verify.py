@@ -11,7 +11,7 @@ from PIL import Image
 from qwen_vl.evaluation import runner
 from qwen_vl.model.chat_qwen import make_context
 from qwen_vl.model.image_processing_qwen import pixels
-from qwen_vl.training import loading
+from qwen_vl.training import loading, saving
 
 from . import adapted, bases, prompts
 from .ondisk import DiskModel
@@ -53,8 +53,7 @@ class Outcome(NamedTuple):
 def picture_prompt(tokenizer, config):
     """Model inputs for a question about a generated picture: input_ids [1, length], pixel_values [1, 3, size, size]."""
     size = config.visual["image_size"]
-    ramp = Image.linear_gradient("L").resize((size, size))
-    picture = Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
+    picture = Image.merge("RGB", prompts.gradients(size))
     return {
         "input_ids": torch.tensor([make_context(tokenizer, QUESTION).ids]),
         "pixel_values": pixels(picture, size)[None],
@@ -129,7 +128,7 @@ def open_on_disk(path, dtype, device):
     """The same of a model that stays on disk."""
     base = bases.find_base(path) if bases.is_adapter(path) else path
     disk = DiskModel(base)
-    tokenizer = bases.tokenizer_of(path, base, disk.model.config)
+    tokenizer = saving.load_tokenizer(path, base, disk.model.config)
     disk.model.generation_config = bases.generation_of(base, disk.model)
     dtype = disk.weights.dtype("lm_head.weight") if dtype == "auto" else dtype
     if base != path:
