@@ -265,19 +265,13 @@ def memory_of(way, name, method, path, length):
     samples, way_of_attention = dataset(path, tokenizer, length), {"reference": "eager", "ours": "sdpa"}
     model = loaded(name, method, attn_implementation=way_of_attention[way])
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # what importing took at most does not count
-    before = own_mib("VmRSS")
+    before = metering.own_memory("VmRSS") / 2**20
     if way == "reference":
         reference_way(model, samples, tokenizer, length, 2)
     else:
         with tempfile.TemporaryDirectory() as folder:
             train(model, rows_of(samples, length, 2), tokenizer, folder, workers=0)
-    return own_mib("VmHWM"), before
-
-
-def own_mib(name):
-    """A line of /proc/self/status, in MiB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(lines.partition(f"{name}:")[2].split()[0]) / 1024
+    return metering.own_memory("VmHWM") / 2**20, before
 
 
 def memory_table(models, path, args):
@@ -305,10 +299,10 @@ def start_table(name, folder, args):
         start = time.perf_counter()
         cache.cached(path, tokenizer, **options)
         made = time.perf_counter() - start
-        before, start = own_mib("RssAnon"), time.perf_counter()
+        before, start = metering.own_memory("RssAnon") / 2**20, time.perf_counter()
         samples = cache.cached(path, tokenizer, **options)
         opened = time.perf_counter() - start
-        yield count, made, opened, own_mib("RssAnon") - before
+        yield count, made, opened, metering.own_memory("RssAnon") / 2**20 - before
         assert len(samples) == count
 
 

@@ -30,6 +30,7 @@ from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.quickstart.model import build_tokenizer
 from qwen_vl.training import loading, saving, tuning
 from qwen_vl.training.arguments import DEFAULT_LORA_TARGETS
+from qwen_vl.training.metering import own_memory
 
 GIB = 2**30
 GROUP_SIZE = 128
@@ -175,18 +176,12 @@ class Peak:
 
     def _watch(self):
         while not self._ended.wait(0.2):
-            self.anonymous = max(self.anonymous, status("RssAnon"))
+            self.anonymous = max(self.anonymous, own_memory("RssAnon"))
 
     def __exit__(self, *_):
         self._ended.set()
         self._thread.join()
-        self.anonymous, self.resident = max(self.anonymous, status("RssAnon")), status("VmHWM")
-
-
-def status(field):
-    """A memory field of this process in bytes, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+        self.anonymous, self.resident = max(self.anonymous, own_memory("RssAnon")), own_memory("VmHWM")
 
 
 def do_stage(name, folder, config):

@@ -115,12 +115,18 @@ def peak_memory(device):
     """The most bytes that this process has held: on the device, or where that is the CPU, resident at all."""
     if torch.device(device).type != "cpu":
         return torch.accelerator.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # of this program alone; `ru_maxrss` begins with what its parent had taken
-    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
-    if peak:
-        return int(peak[1]) * 1024
+    peak = own_memory("VmHWM")  # of this program alone; `ru_maxrss` begins with what its parent had taken
+    if peak is not None:
+        return peak
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024
+
+
+def own_memory(field):
+    """A memory field of this process in bytes, as Linux counts it: VmHWM, VmRSS, RssAnon; None where there is none."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"^{field}:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 class SourceMeter:
