@@ -4,6 +4,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen_vl.model.image_processing_qwen import PictureError, open_picture, pixels
+from qwen_vl.model.loss_qwen import target_index
+from qwen_vl.model.modeling_qwen import picture_spans
 
 from .chatml import IGNORE_INDEX
 
@@ -16,10 +18,11 @@ HOST_KEYS = (
 
 
 class ConversationCollator:
-    """collator(samples) -> {"ids", "lengths", "input_ids", "labels", "attention_mask"}, and "pixel_values" if any.
+    """collator(samples) -> {"ids", "lengths", "input_ids", "labels", "attention_mask", "target_index"}, and pictures.
 
     samples: what `ConversationDataset` yields; "ids" are their names, for messages, and "lengths" their numbers of
-    tokens, so that nobody asks the device. Tensors are [batch, longest].
+    tokens. Tensors are [batch, longest]. "target_index" [targets] and, with pictures, "picture_spans" [spans, 2] say
+    where labels and pictures are, so that a step on a device need not wait to find out.
     Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
     Lists of samples (`PackedDataset`) become one row without padding instead. No samples at all, as a rank may get at
     the end of an epoch, become a row of padding in which nothing is learned.
@@ -34,6 +37,7 @@ class ConversationCollator:
 
     def __init__(self, tokenizer, image_size, search_dirs=(), vision_cache=None):
         self.pad_id = tokenizer.pad_token_id
+        self._span = tokenizer.img_start_id, tokenizer.image_span_tokens
         self.image_size, self.search_dirs, self.vision_cache = image_size, tuple(search_dirs), vision_cache
 
     def __call__(self, samples):
@@ -53,7 +57,7 @@ class ConversationCollator:
             "attention_mask": pad_sequence(mask, batch_first=True),
         }
         batch |= {key: pad_sequence(parts, True, PADDING[key]) for key, parts in _details(samples).items()}
-        return batch | self._pictures(samples)
+        return self._completed(batch, samples)
 
     def _packed(self, samples):
         """One row without padding: {"ids", "input_ids", "labels", "position_ids"} [1, tokens], "segment_lengths".
@@ -70,7 +74,14 @@ class ConversationCollator:
             "segment_lengths": lengths,
         }
         batch |= {key: torch.cat(parts)[None] for key, parts in _details(samples).items()}
-        return batch | self._pictures(samples)
+        return self._completed(batch, samples)
+
+    def _completed(self, batch, samples):
+        """The batch with its pictures, and the places of targets and pictures."""
+        batch |= {"target_index": target_index(batch["labels"])} | self._pictures(samples)
+        if any(sample["images"] for sample in samples):
+            batch["picture_spans"] = picture_spans(batch["input_ids"], *self._span)
+        return batch
 
     def _pictures(self, samples):
         """{"pixel_values", "picture_index", ..} of the samples, as far as they are needed."""

@@ -7,6 +7,11 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_BYTES = 2**28  # of float32 logits: some more of a large vocabulary make nothing faster
 
 
+def target_index(labels):
+    """Places [targets] in `labels` [batch, length], flattened, of the tokens that predict a target: those before it."""
+    return (F.pad(labels[:, 1:], (0, 1), value=-100) != -100).flatten().nonzero()[:, 0]
+
+
 def target_losses(lm_head, hidden, targets, *, vocab_size):
     """Cross-entropies [targets], float32, of the logits that `lm_head` gives for `hidden` [targets, hidden].
 

@@ -12,10 +12,32 @@ from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
 from .image_processing_qwen import open_picture, pixels
+from .loss_qwen import target_index as index_of_targets
 from .loss_qwen import target_losses
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
 PATCH_STD = 0.22  # of random patch embeddings, for pixels of variance 1
+
+
+def picture_spans(input_ids, start_id, length):
+    """Row and first column of the ids inside each complete picture span, in reading order: [spans, 2].
+
+    `start_id` is that of <img>, the next one that of </img>; `length` is the number of ids between them.
+    Raises ValueError for a span that is cut: its features would have no place.
+    """
+    starts = (input_ids == start_id).nonzero()
+    if input_ids.shape[1] == 1 or len(starts) == 0:  # a lone <img> is a generated token, not a span
+        return starts[:0]
+    ends = starts[:, 1] + length + 1
+    whole = ends < input_ids.shape[1]
+    whole &= input_ids[starts[:, 0], ends.clamp(max=input_ids.shape[1] - 1)] == start_id + 1
+    if not whole.all():
+        row, column = starts[~whole][0].tolist()
+        raise ValueError(
+            f"row {row}: the picture span that starts at token {column} is cut or not closed by </img>; "
+            f"it takes {length + 2} ids, so shorten the text around it and never the picture"
+        )
+    return starts + torch.tensor([0, 1], device=starts.device)
 
 
 class QWenPreTrainedModel(PreTrainedModel):
@@ -88,26 +110,6 @@ class QWenModel(QWenPreTrainedModel):
     def set_input_embeddings(self, value):
         self.wte = value
 
-    def picture_spans(self, input_ids):
-        """Row and first column of the ids inside each complete picture span, in reading order: [spans, 2].
-
-        Raises ValueError for a span that is cut: its features would have no place.
-        """
-        start_id, length = self.config.visual["image_start_id"], self.config.image_span_tokens
-        starts = (input_ids == start_id).nonzero()
-        if input_ids.shape[1] == 1 or len(starts) == 0:  # a lone <img> is a generated token, not a span
-            return starts[:0]
-        ends = starts[:, 1] + length + 1
-        whole = ends < input_ids.shape[1]
-        whole &= input_ids[starts[:, 0], ends.clamp(max=input_ids.shape[1] - 1)] == start_id + 1
-        if not whole.all():
-            row, column = starts[~whole][0].tolist()
-            raise ValueError(
-                f"row {row}: the picture span that starts at token {column} is cut or not closed by </img>; "
-                f"it takes {length + 2} ids, so shorten the text around it and never the picture"
-            )
-        return starts + torch.tensor([0, 1], device=starts.device)
-
     def open_referenced(self, input_ids, spans):
         """Pixels of the pictures that the ids of `spans` name: [spans, 3, size, size].
 
@@ -128,12 +130,22 @@ class QWenModel(QWenPreTrainedModel):
             pictures.append(opened[name])
         return torch.stack(pictures).to(input_ids.device)
 
-    def encode_pictures(self, input_ids, pixel_values=None, image_features=None, vit_features=None, picture_index=None):
+    def encode_pictures(
+        self,
+        input_ids,
+        pixel_values=None,
+        image_features=None,
+        vit_features=None,
+        picture_index=None,
+        spans=None,
+    ):
         """Spans [n, 2] of `input_ids` and the features [n, n_queries, hidden] that go there, or None without pictures.
 
+        `spans`, where the caller has them, are not searched for, so that nothing waits for the device.
         Raises ValueError when the number of pictures is not the number of spans.
         """
-        spans = self.picture_spans(input_ids)
+        if spans is None:
+            spans = picture_spans(input_ids, self.config.visual["image_start_id"], self.config.image_span_tokens)
         given = [pictures for pictures in (image_features, vit_features, pixel_values) if pictures is not None]
         if given and (number := len(given[0] if picture_index is None else picture_index)) != len(spans):
             raise ValueError(
@@ -232,6 +244,7 @@ class QWenModel(QWenPreTrainedModel):
         image_features=None,
         vit_features=None,
         picture_index=None,
+        picture_spans=None,
         segment_lengths=None,
         use_cache=None,
         output_attentions=None,
@@ -247,6 +260,7 @@ class QWenModel(QWenPreTrainedModel):
                 image_features=image_features,
                 vit_features=vit_features,
                 picture_index=picture_index,
+                spans=picture_spans,
             )
         if segment_lengths is not None:
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
@@ -295,6 +309,8 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
     pictures as `pixel_values` [pictures, 3, size, size], the ViT's `vit_features` [pictures, patches, width], or ready
     `image_features` [pictures, n_queries, hidden], in reading order of their spans; with `picture_index` [spans], in
     any order, each once. Without any of them, the pictures named by the ids are opened.
+    `picture_spans` [spans, 2] and `target_index` [targets] are what the functions of these names say of ids and labels:
+    given along, they spare a step on a GPU from waiting for what it computes.
     In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
     """
@@ -332,6 +348,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         image_features=None,
         vit_features=None,
         picture_index=None,
+        picture_spans=None,
         segment_lengths=None,
         token_type_ids=None,  # the tokenizer returns them, the model has none
         use_cache=None,
@@ -339,6 +356,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         return_dict=None,
         logits_to_keep=0,
+        target_index=None,
         per_target_loss=False,
         **kwargs,
     ):
@@ -353,6 +371,7 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
             image_features=image_features,
             vit_features=vit_features,
             picture_index=picture_index,
+            picture_spans=picture_spans,
             segment_lengths=segment_lengths,
             use_cache=use_cache,
             output_attentions=output_attentions,
@@ -361,7 +380,9 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         )
         loss = logits = None
         if labels is not None and (self.training or per_target_loss):
-            loss = self.loss_of_targets(output.last_hidden_state, labels.long(), per_target_loss, **loss_kwargs)
+            loss = self.loss_of_targets(
+                output.last_hidden_state, labels.long(), target_index, per_target_loss, **loss_kwargs
+            )
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(output.last_hidden_state[:, kept])
@@ -379,15 +400,16 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return result if wants_dict else result.to_tuple()
 
-    def loss_of_targets(self, hidden, labels, per_target=False, num_items_in_batch=None):
+    def loss_of_targets(self, hidden, labels, target_index=None, per_target=False, num_items_in_batch=None):
         """Cross-entropy where a label is; logits are computed there alone, which is a small part of all positions.
 
-        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target. The sum over the
-        targets divided by `num_items_in_batch`, by default their number; with `per_target`, [targets] in float32.
+        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target; target_index:
+        what `loss_qwen.target_index` says of the labels. The sum over the targets divided by `num_items_in_batch`, by
+        default their number; with `per_target`, [targets] in float32.
         """
-        targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # [batch, length]: what each position predicts
-        is_target = targets != -100
-        losses = target_losses(self.lm_head, hidden[is_target], targets[is_target], vocab_size=self.config.vocab_size)
+        index = index_of_targets(labels) if target_index is None else target_index
+        states, targets = hidden.flatten(0, 1)[index], labels.flatten()[index + 1]
+        losses = target_losses(self.lm_head, states, targets, vocab_size=self.config.vocab_size)
         if per_target:
             return losses
         return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)

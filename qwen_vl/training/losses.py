@@ -2,24 +2,21 @@
 
 import torch
 
-from qwen_vl.data.chatml import IGNORE_INDEX
-
 DETAILS = ("loss_weights", "sources")  # what a batch may hold for the loss, and not for the model
 
 
-def reduced(losses, labels, details, *, num_items=None, meter=None):
+def reduced(losses, index, details, *, num_items=None, meter=None):
     """The loss of a batch: the weighted sum of its targets' losses over `num_items`, or over their weights.
 
-    losses: [targets] in reading order, from a call with `per_target_loss`. labels: [batch, length]. details:
+    losses: [targets] in reading order, from a call with `per_target_loss`. index: `target_index` of the batch. details:
     {"loss_weights": [batch, length], "sources": [batch, length], -1 in padding}, both optional. meter: a SourceMeter
     that is told what the targets of each source cost.
     """
-    is_target = labels[:, 1:] != IGNORE_INDEX  # the token before a target predicts it
     if meter and "sources" in details:
-        meter.add(details["sources"], is_target, losses.detach())
+        meter.add(details["sources"], index, losses.detach())
     count = losses.numel()
     if "loss_weights" in details:
-        weights = details["loss_weights"][:, 1:][is_target]
+        weights = details["loss_weights"].flatten()[index + 1]
         losses, count = losses * weights, weights.sum()
     return losses.sum() / (count if num_items is None else num_items)
 
@@ -28,7 +25,7 @@ def extra_weight(batch):
     """By how much the weights of a batch's targets exceed their number; a float tensor."""
     if "loss_weights" not in batch:
         return torch.tensor(0.0)
-    return (batch["loss_weights"] - 1)[:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX].sum()
+    return (batch["loss_weights"] - 1).flatten()[batch["target_index"] + 1].sum()
 
 
 class HeldOutLoss:
@@ -40,13 +37,12 @@ class HeldOutLoss:
     def __init__(self, gather):
         self._gather, self._rows = gather, []
 
-    def add(self, losses, labels, details):
-        """Count a batch in; arguments as in `reduced`."""
-        is_target = labels[:, 1:] != IGNORE_INDEX
+    def add(self, losses, index, labels, details):
+        """Count a batch in; `labels` [batch, length], the rest as in `reduced`."""
         weights = torch.ones_like(losses)
         if "loss_weights" in details:
-            weights = details["loss_weights"][:, 1:][is_target]
-        row = is_target.nonzero()[:, 0]
+            weights = details["loss_weights"].flatten()[index + 1]
+        row = index // labels.shape[1]
         sums = losses.new_zeros(len(labels), 2)  # of each row: weighted losses, weights
         sums = sums.index_add(0, row, torch.stack([losses * weights, weights], dim=1))
         self._rows.append(self._gather(sums))

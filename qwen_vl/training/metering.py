@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from qwen_vl.data.chatml import IGNORE_INDEX
-
 from . import flops, tuning
 
 FROM_CACHE = {  # what a batch may hold in place of pixels: the parts of the vision tower that it makes unnecessary
@@ -51,13 +49,13 @@ class SpeedMeter:
             yield batch
 
     def add(self, batch):
-        """Count a batch of `ConversationCollator` in; on the device, it only queues a sum."""
+        """Count a batch of `ConversationCollator` in."""
         lengths = batch["lengths"] if "lengths" in batch else batch["segment_lengths"]
         source = next((key for key in ("pixel_values", *FROM_CACHE) if key in batch), None)
         self._tokens += sum(lengths)
         self._positions += batch["input_ids"].numel()
         self._samples += len(lengths)
-        self._targets = self._targets + (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+        self._targets += len(batch["target_index"])
         work = flops.work(lengths, targets=0, pictures=0 if source is None else len(batch[source]))
         cached = FROM_CACHE.get(source, ())
         self._work[cached] = self._work.get(cached, flops.Work()) + work
@@ -78,7 +76,7 @@ class SpeedMeter:
         """Operations of the batches that were counted in, forward and backward."""
         work = dict(self._work) or {(): flops.Work()}
         first = next(iter(work))
-        work[first] = work[first]._replace(targets=int(self._targets))
+        work[first] = work[first]._replace(targets=self._targets)
         kinds = {"trained": self._trained, "adapter_parameters": self._adapters}
         return sum(
             sum(flops.training(self._config, batch, cached=cached, **kinds).values()) for cached, batch in work.items()
@@ -136,12 +134,12 @@ class SourceMeter:
         self.names = list(names)
         self._sums = None  # [sources, 3]: tokens, targets, loss; on the device of the losses
 
-    def add(self, sources, is_target, losses):
-        """Count a batch in: `sources` [batch, length], the mask and the losses of `token_losses`."""
+    def add(self, sources, index, losses):
+        """Count in a batch: `sources` [batch, length], -1 in padding, its `target_index`, and the targets' losses."""
         if self._sums is None:
             self._sums = torch.zeros(len(self.names), 3, dtype=torch.float64, device=losses.device)
-        tokens, targets = sources[sources >= 0], sources[:, 1:][is_target]
-        self._sums[:, 0].index_add_(0, tokens, torch.ones_like(tokens, dtype=torch.float64))
+        tokens, targets = sources.flatten(), sources.flatten()[index + 1]
+        self._sums[:, 0].index_add_(0, tokens.clamp(min=0), (tokens >= 0).double())
         self._sums[:, 1].index_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
         self._sums[:, 2].index_add_(0, targets, losses.double())
 

@@ -121,6 +121,8 @@ class QWenTrainer(ResumableTrainer):
             self._filler.expect(inputs.get("picture_keys"))
         inputs = {key: value for key, value in inputs.items() if key not in (*HOST_KEYS, *details)}
         inputs["use_cache"] = False
+        if model.training:  # rows are padded on the right, where no token looks: spare the mask of all pairs
+            inputs.pop("attention_mask", None)
         if details or (not model.training and self.args.prediction_loss_only):  # without logits that nobody reads
             result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
         else:
@@ -148,8 +150,8 @@ class QWenTrainer(ResumableTrainer):
         outputs = model(**inputs, per_target_loss=True)
         meter = self._sources if model.training else None
         if not model.training and self.args.prediction_loss_only:
-            self._held_out.add(outputs.loss.detach(), inputs["labels"], details)
-        loss = losses.reduced(outputs.loss, inputs["labels"], details, num_items=num_items_in_batch, meter=meter)
+            self._held_out.add(outputs.loss.detach(), inputs["target_index"], inputs["labels"], details)
+        loss = losses.reduced(outputs.loss, inputs["target_index"], details, num_items=num_items_in_batch, meter=meter)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
         return (loss, outputs) if return_outputs else loss

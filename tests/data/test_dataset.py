@@ -62,7 +62,7 @@ def test_a_batch_is_padded_to_its_longest_row(tokenizer):
     dataset = ConversationDataset([SHORT, ending], tokenizer, max_length=None, control_tokens=True)
     batch = ConversationCollator(tokenizer, 28)(list(dataset))
     short, long = dataset.lengths
-    assert set(batch) == {"ids", "lengths", "input_ids", "labels", "attention_mask"}
+    assert set(batch) == {"ids", "lengths", "input_ids", "labels", "attention_mask", "target_index"}
     assert batch["input_ids"].shape == (2, long) and batch["attention_mask"].sum(1).tolist() == [short, long]
     for row, sample in enumerate(dataset):
         length = len(sample["input_ids"])

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.model.modeling_qwen import picture_spans
 
 RELATIVE = 1e-5
 LEFT_PADDED = 3e-5  # what the reference itself differs by between left-padded and unpadded rows
@@ -195,6 +196,10 @@ def test_vision_stages_and_other_picture_sizes(golden, golden_model, in_golden_d
         assert apart(first[name], stages[name]) < RELATIVE, name
 
 
+def spans_of(model, ids):
+    return picture_spans(ids, model.config.visual["image_start_id"], model.config.image_span_tokens)
+
+
 def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_dir):
     """References, pixel_values, image_features, inputs_embeds, positions and logits_to_keep."""
     inputs, model = inputs_of(golden("logits_tiny.npz"), "one_image"), golden_model
@@ -202,7 +207,7 @@ def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         picture = pixels(open_picture("images/rgb.png"), model.config.visual["image_size"])[None]
-        spans = model.transformer.picture_spans(ids)
+        spans = spans_of(model, ids)
         reference = bytes(i for i in ids[0, spans[0, 1] :].tolist() if i < 256).split(b"\n")[0]
         assert b"images/rgb.png" in reference
         assert torch.equal(model(input_ids=ids, pixel_values=picture).logits, plain)
@@ -221,7 +226,7 @@ def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_
 
 def test_pictures_and_spans_must_match(golden, golden_model, in_golden_dir):
     ids = inputs_of(golden("logits_tiny.npz"), "one_image")["input_ids"]
-    start = int(golden_model.transformer.picture_spans(ids)[0, 1])
+    start = int(spans_of(golden_model, ids)[0, 1])
     size = golden_model.config.visual["image_size"]
     with pytest.raises(ValueError, match="2 pictures were passed but the ids hold 1"):
         golden_model(input_ids=ids, pixel_values=torch.zeros(2, 3, size, size))

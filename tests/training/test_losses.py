@@ -38,7 +38,7 @@ def loss_of(model, batch, meter=None, num_items=None):
     if not details:
         return model(**inputs, num_items_in_batch=num_items).loss
     losses = model(**inputs, per_target_loss=True).loss
-    return reduced(losses, inputs["labels"], details, num_items=num_items, meter=meter)
+    return reduced(losses, inputs["target_index"], details, num_items=num_items, meter=meter)
 
 
 def gradients(model, batch):

@@ -1,0 +1,71 @@
+"""A training step never waits for the device: it also runs where tensors have no values that could be waited for."""
+
+import copy
+import json
+
+import pytest
+import runs
+import torch
+
+from qwen_vl.training.trainer import QWenTrainer
+
+
+class EndOfTestError(Exception):
+    """The step was taken; the run need not go on."""
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """From here on a run takes its first training step, loss and backward pass, on the meta device and ends."""
+    plain = QWenTrainer.compute_loss
+
+    def compute_loss(trainer, model, inputs, return_outputs=False, num_items_in_batch=None):
+        model = copy.deepcopy(model).to("meta")
+        inputs = {key: value.to("meta") if torch.is_tensor(value) else value for key, value in inputs.items()}
+        loss = plain(trainer, model, inputs, return_outputs, num_items_in_batch)
+        assert loss.device.type == "meta"
+        loss.backward()
+        raise EndOfTestError
+
+    monkeypatch.setattr(QWenTrainer, "compute_loss", compute_loss)
+
+
+@pytest.mark.parametrize("flags", [(), ("--packing", "auto"), ("--use_lora",), ("--gradient_checkpointing", "True")])
+def test_a_step_reads_nothing_from_the_device(make_checkpoint, tmp_path, on_meta, flags):
+    with pytest.raises(EndOfTestError):
+        runs.train(make_checkpoint(), tmp_path / "out", *flags, per_device_train_batch_size=4)
+
+
+def test_nor_with_weights_and_sources(make_checkpoint, tmp_path, on_meta):
+    path = runs.write_data(tmp_path)
+    records = json.loads(path.read_text(encoding="utf-8"))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([record | {"weight": 2} for record in records]), encoding="utf-8")
+    words = ["--data_path", str(path), str(other)]
+    with pytest.raises(EndOfTestError):
+        runs.train(make_checkpoint(), tmp_path / "out", *words, per_device_train_batch_size=4)
+
+
+def test_padding_needs_no_mask_in_training(make_checkpoint, tmp_path, monkeypatch):
+    """Rows are padded on the right: without the mask of all pairs losses stay, and evaluation keeps its mask."""
+    seen, padded, plain = set(), [], QWenTrainer.compute_loss
+
+    def compute_loss(trainer, model, inputs, *args, **kwargs):
+        spy = model.register_forward_pre_hook(
+            lambda module, words, named: seen.add((module.training, named.get("attention_mask") is not None)),
+            with_kwargs=True,
+        )
+        found = plain(trainer, model, inputs, *args, **kwargs)
+        spy.remove()
+        if model.training:
+            kept = {key: value for key, value in inputs.items() if key not in ("ids", "lengths", "picture_keys")}
+            with torch.no_grad():
+                masked = model(**kept, num_items_in_batch=kwargs.get("num_items_in_batch"), use_cache=False).loss
+            padded.append(bool((kept["attention_mask"] == 0).any()))
+            assert found.item() == pytest.approx(masked.item(), rel=1e-6)
+        return found
+
+    monkeypatch.setattr(QWenTrainer, "compute_loss", compute_loss)
+    held_out = ("--eval_data_path", str(runs.write_data(tmp_path)), "--eval_strategy", "steps", "--eval_steps", "2")
+    runs.train(make_checkpoint(), tmp_path / "out", *held_out)
+    assert any(padded) and seen == {(True, False), (False, True)}
