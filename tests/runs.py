@@ -1,6 +1,9 @@
 """Training runs inside the test process, and what they leave behind."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -111,3 +114,15 @@ def largest_difference(first, second):
 def equal(first, second):
     """Whether two sets of tensors are the same, bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def python_elsewhere(folder, *words):
+    """The finished process of `python WORDS` in a folder, where this project is not installed; it has to succeed."""
+    # -S, and one path instead: the libraries, but no editable installation of this project.
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    site = {"PYTHONPATH": str(Path(torch.__file__).parents[1])}
+    environment = kept | site | {"HF_HOME": str(Path(folder, "hf")), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-S", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done

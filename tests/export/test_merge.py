@@ -1,11 +1,8 @@
 """Merging: the same model as base + adapter, standing alone, or an error and nothing written."""
 
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,19 +87,9 @@ def test_exported_folders_stand_alone(make_checkpoint, adapters, tmp_path):
     torch.save(inputs, tmp_path / "inputs.pt")
     shutil.copy(runs.GOLDEN / "images" / "rgb.png", tmp_path / "picture.png")
 
-    def python(*words):
-        # -S, and one path instead: the libraries, but no editable installation of this project.
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
-        site = {"PYTHONPATH": str(Path(torch.__file__).parents[1])}
-        environment = kept | site | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-S", *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done
-
-    done = python(runs.ROOT / "scripts" / "merge_and_unload.py", adapters("chatml"), "merged")
+    done = runs.python_elsewhere(tmp_path, runs.ROOT / "scripts" / "merge_and_unload.py", adapters("chatml"), "merged")
     assert done.stdout == "merged model in merged\n" and done.stderr.startswith("base + adapter and merged model agree")
-    python("-c", ELSEWHERE, full, tmp_path / "merged")
+    runs.python_elsewhere(tmp_path, "-c", ELSEWHERE, full, tmp_path / "merged")
     for folder in (full, tmp_path / "merged"):
         ours = verify.logits(loading.load_model(folder), inputs)
         assert verify.compare(ours, torch.load(tmp_path / f"{folder.name}.logits.pt")).largest < 1e-6

@@ -15,6 +15,26 @@ from qwen_vl.export.ondisk import DiskModel
 from qwen_vl.training import loading, quantization
 
 GROUP = 32
+# Readers of AutoGPTQ's format that have never heard of this project: transformers with optimum, and gptqmodel's own.
+READERS = """
+import importlib.util, sys
+import torch
+assert importlib.util.find_spec("qwen_vl") is None
+from transformers import AutoModelForCausalLM, GPTQConfig
+from gptqmodel import BACKEND, GPTQModel
+folder, inputs = sys.argv[1], torch.load("inputs.pt")
+inputs["pixel_values"] = inputs["pixel_values"].half()
+options = {"trust_remote_code": True, "dtype": torch.float16}
+config = GPTQConfig(bits=4, backend="gptq_torch")
+models = {
+    "transformers": AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, **options),
+    "gptqmodel": GPTQModel.load(folder, backend=BACKEND.GPTQ_TORCH, device="cpu", **options).model,
+}
+for name, model in models.items():
+    assert "TorchLinear" in type(model.transformer.h[0].mlp.w1).__name__
+    with torch.no_grad():
+        torch.save(model.eval()(**inputs).logits.float(), name + ".pt")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +116,19 @@ def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, mak
     assert verify.compare(loaded, verify.logits(DiskModel(int4).stream(dtype=torch.float32), inputs)).largest < 1e-4
     rounded = verify.logits(loading.load_model(make_int4_checkpoint()), inputs)
     assert verify.compare(before, loaded).mean < verify.compare(before, rounded).mean
+
+
+@pytest.mark.slow
+def test_readers_of_others_load_the_export(int4, tmp_path):
+    """In a process without this project; a zero point that is off by one would move each weight by a whole step."""
+    inputs = verify.picture_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    torch.save(dict(inputs), tmp_path / "inputs.pt")
+    runs.python_elsewhere(tmp_path, "-c", READERS, int4)
+    ours = verify.logits(loading.load_model(int4, dtype=torch.float32), inputs)
+    for name in ("transformers", "gptqmodel"):
+        difference = verify.compare(ours, torch.load(tmp_path / f"{name}.pt"))
+        print(name, difference)
+        assert difference.largest < 1e-2, name
 
 
 def test_an_interrupted_run_goes_on_with_the_blocks_that_are_done(int4, make_checkpoint, tmp_path, monkeypatch, capsys):
