@@ -184,6 +184,8 @@ def rehearse(name, config, lora, training):
             asked = None if lora.lora_r == arguments.LoraArguments.lora_r else lora.lora_r
             model = adapters.rehearsed(lora.lora_weight_path, model, r=asked)
         elif training.use_lora:
+            whole = tuning.whole_modules(model, lora.modules_to_save) or ()
+            adapters.check_rows(adapters.trained_rows(training.new_special_tokens or (), whole))
             model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)

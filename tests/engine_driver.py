@@ -1,16 +1,20 @@
 """Runs of finetune.main, one after another in the same processes: torchrun .. tests/engine_driver.py RUNS.json.
 
-RUNS.json: [[argument, ..], ..]. Starting processes costs more than these tiny runs.
+RUNS.json: [[argument, ..], ..]. Starting processes costs more than these tiny runs. CHUNK_BYTES in the environment is
+the size of the chunks into which the loss cuts its logits.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import finetune
+from qwen_vl.model import loss_qwen
 
 if __name__ == "__main__":
+    loss_qwen.CHUNK_BYTES = int(os.environ.get("CHUNK_BYTES", loss_qwen.CHUNK_BYTES))
     for argv in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         finetune.main(argv)

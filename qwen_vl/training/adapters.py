@@ -9,6 +9,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from . import quantization
 
@@ -68,6 +69,15 @@ def trained_rows(new_tokens, modules_to_save):
     """{module: ids} of the rows that train for new tokens, for modules that do not train whole anyway."""
     ids = list(new_tokens)
     return {name: ids for name in ("wte", "lm_head") if ids and name not in modules_to_save}
+
+
+def check_rows(rows):
+    """None, or a ValueError where rows of embeddings would train beside adapters under ZeRO-3, which PEFT cannot."""
+    if rows and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "--new_special_tokens trains rows of wte and lm_head, which ZeRO-3 divides among processes; use ZeRO-2 "
+            "(configs/deepspeed/zero2.json) or FSDP, or train both whole: --modules_to_save wte lm_head"
+        )
 
 
 def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_parts=False, recast=False):
@@ -158,6 +168,7 @@ def rehearsed(adapter_dir, model, *, r=None):
     if config.peft_type != "LORA":  # before fields that only LoRA has
         raise ValueError(f"{adapter_dir}: an adapter of type {config.peft_type}; only LoRA adapters are continued")
     check_plain(adapter_dir)
+    check_rows(config.trainable_token_indices)
     if r is not None and r != config.r:
         raise ValueError(f"{adapter_dir}: an adapter of rank {config.r}, and --lora_r is {r}; leave --lora_r out")
     try:

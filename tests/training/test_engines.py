@@ -39,6 +39,17 @@ MODES = {  # chat format of the model, flags, data
     "best": ("raw", (*LORA, *EVERY_STEP, *TOO_FAST, "--early_stopping_patience", "2"), runs.TEXTS),
     "few_pictures_lora": ("raw", LORA, FEW_PICTURES),
 }
+MARKED = [(picture, question, f"<act> {answer}") for picture, question, answer in runs.TEXTS]  # a new token
+VARIANTS = {  # of adapters, and what else depends on the engine
+    "dora": ("chatml", (*LORA, "--use_dora", "--use_rslora"), runs.TEXTS),
+    "rates": ("chatml", (*LORA, "--lora_target_modules", "attention", "mlp", "resampler", "--loraplus_lr_ratio", "4",
+                         "--resampler_lr", "1e-4"), runs.TEXTS),
+    "new_token": ("chatml", (*LORA, "--new_special_tokens", "<act>"), MARKED),
+}  # fmt: skip
+WHOLE_WEIGHTS = {  # refused where each process has a part of the weights: test_lora_variants.py, test_vision_cache.py
+    "pissa": ("chatml", (*LORA, "--init_lora_weights", "pissa"), runs.TEXTS),
+    "cached": ("chatml", (*LORA, "--vision_cache", "{folder}/features"), runs.TEXTS),
+}
 USUAL = {  # of the default test run
     "ddp": ("few_pictures",),
     "zero3": ("few_pictures", "lora_base", "best"),
@@ -49,7 +60,8 @@ EVERY = [pytest.param(engine, tuple(MODES), marks=pytest.mark.slow) for engine i
 
 def command(make_checkpoint, folder, mode, *more, **settings):
     """The command line of a mode's run with evaluation, whose result goes to FOLDER/MODE/out."""
-    chat_format, flags, samples = MODES[mode]
+    chat_format, flags, samples = (MODES | VARIANTS | WHOLE_WEIGHTS)[mode]
+    flags = [flag.format(folder=folder) for flag in flags]
     (folder / mode).mkdir()
     data = runs.write_data(folder / mode, samples)
     evaluation = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3, "eval_data_path": data}
@@ -70,14 +82,14 @@ def alone(make_checkpoint, tmp_path_factory):
     return train
 
 
-def launch(commands, folder, processes=2, timeout=400):
+def launch(commands, folder, processes=2, timeout=400, **environment):
     """The finished torchrun of several runs of finetune.main, one after another in the same processes."""
     plan = folder / "runs.json"
     plan.write_text(json.dumps(commands), encoding="utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
         [sys.executable, *torchrun, str(DRIVER), str(plan)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT), **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -118,6 +130,34 @@ def test_half_precision(make_checkpoint, tmp_path, alone, engine):
         out = tmp_path / mode / "out"
         assert runs.losses(out) == pytest.approx(runs.losses(alone(mode))[:3], rel=5e-3), mode
         assert runs.weights(out).keys() == runs.weights(alone(mode)).keys(), mode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp_full_state_dict"])
+def test_variants_of_adapters(make_checkpoint, tmp_path, alone, engine):
+    """DoRA, PiSSA, rates of parts and rows of new tokens are what they are in one process."""
+    modes = [*VARIANTS, *(WHOLE_WEIGHTS if engine in ("ddp", "zero2") else ())]
+    if engine == "zero3":  # refused: test_lora_variants.py
+        modes.remove("new_token")
+    done = launch([command(make_checkpoint, tmp_path, mode, *ENGINES[engine]) for mode in modes], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for mode in modes:
+        out, one = tmp_path / mode / "out", alone(mode)
+        for key in ("loss", "eval_loss"):
+            assert runs.losses(out, key) == pytest.approx(runs.losses(one, key), rel=1e-5), (mode, key)
+        steps = 4 if mode == "rates" else 1  # as large as those of the other modes: rounding grows with them
+        assert runs.largest_difference(runs.weights(one), runs.weights(out)) < steps * 1e-4, mode
+
+
+@pytest.mark.slow
+def test_zero3_gathers_lm_head_for_each_chunk_of_logits(make_checkpoint, tmp_path, alone):
+    """Processes with other numbers of targets call it equally often: the losses of one process in one chunk."""
+    modes = ("full", "lora_base")
+    commands = [command(make_checkpoint, tmp_path, mode, *ENGINES["zero3"]) for mode in modes]
+    done = launch(commands, tmp_path, CHUNK_BYTES=str(4 * 1220 * 7))  # of 7 targets
+    assert done.returncode == 0, done.stderr[-4000:]
+    for mode in modes:
+        assert runs.losses(tmp_path / mode / "out") == pytest.approx(runs.losses(alone(mode)), rel=1e-5), mode
 
 
 SHARES = """

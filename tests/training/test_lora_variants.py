@@ -84,6 +84,19 @@ def test_a_start_from_the_base_is_saved_without_it(make_checkpoint, tmp_path, st
         merge(out / "checkpoint-2", output_dir=tmp_path / "no")
 
 
+def test_rows_of_new_tokens_cannot_train_under_zero3(make_checkpoint, tmp_path, monkeypatch):
+    """PEFT gathers them with code for CUDA alone; a base model, whose embeddings train whole, may have new tokens."""
+    flags = ("--use_lora", "--new_special_tokens", "<think>")
+    out = runs.train(make_checkpoint(), tmp_path / "out", *flags, max_steps=1)
+    monkeypatch.setattr(adapters, "is_deepspeed_zero3_enabled", lambda: True)
+    more = {"data_path": write_tagged(tmp_path), "max_steps": 1}
+    with pytest.raises(ValueError, match=r"use ZeRO-2 .* or FSDP, or train both whole"):
+        runs.train(make_checkpoint(), tmp_path / "new", *flags, **more)
+    with pytest.raises(ValueError, match=r"use ZeRO-2 .* or FSDP, or train both whole"):
+        runs.train(make_checkpoint(), tmp_path / "on", "--use_lora", lora_weight_path=out, **more)
+    runs.train(make_checkpoint("raw"), tmp_path / "base", *flags, **more)
+
+
 @pytest.mark.parametrize("kind", [None, "nf4"])
 def test_a_start_from_the_base_needs_whole_float_weights(kind):
     with pytest.raises(ValueError, match="ZeRO-3 and FSDP divide" + (r"(?s:.*)changes the base weights" * bool(kind))):
