@@ -3,12 +3,13 @@
 How fast training is and how much memory it takes, as ratios measured side by side in one run on models with random
 weights: against a plain loop that works as the reference trainer does (every sample padded to the longest length, all
 logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
-trainer itself costs; against the machine's own products of matrices (MFU); an epoch from the vision cache against one
-without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and training.png. Needs the extra
-`demo`. About 8 minutes on 2 idle CPU cores.
+trainer itself costs, and what compiled layers bring; against the machine's own products of matrices (MFU); an epoch
+from the vision cache against one without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and
+training.png. Needs the extra `demo`. About 10 minutes on 2 idle CPU cores.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import psutil
 import torch
 from benchmark_data import padded, write_data
 from torch.utils.data import DataLoader
@@ -33,18 +35,19 @@ from qwen_vl.entry import run
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
 from qwen_vl.quickstart import model as tiny
-from qwen_vl.training import arguments, flops, loading, metering, trainer, tuning, vision_cache
+from qwen_vl.training import arguments, compilation, flops, loading, metering, trainer, tuning, vision_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 4  # samples of a step in the reference's way
 SIZES = {  # what differs from configs/model/benchmark.json
-    "tiny": {"hidden_size": 128, "kv_channels": 32, "intermediate_size": 512},
+    "tiny": {"hidden_size": 128, "kv_channels": 32, "intermediate_size": 512, "vocab_size": 151_936},  # as published
     "small": {},
     "medium": {"hidden_size": 1024, "kv_channels": 128, "num_attention_heads": 8, "num_hidden_layers": 4,
                "intermediate_size": 5632, "vocab_size": 32265},
 }  # fmt: skip
 METHODS = ("full", "lora")
-MOST_ROWS = {"tiny": 24, "small": 24, "medium": 4}  # of 2048 tokens, or as many tokens in shorter ones
+MOST_ROWS = {"tiny": 24, "small": 24, "medium": 8}  # of 2048 tokens, or as many tokens in shorter ones
+ACCUMULATION = 4  # rows of a step where the trainer is measured against a bare loop, as the recipes accumulate, too
 PAIRS = [("tiny", 512), ("tiny", 2048), ("small", 512), ("small", 2048), ("medium", 512)]
 
 
@@ -53,7 +56,7 @@ def build(folder, size, **vision):
     settings = json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8")) | SIZES[size]
     settings["visual"] |= {
         "output_dim": settings["hidden_size"],
-        "image_start_id": settings["vocab_size"] - 3,
+        "image_start_id": min(settings["vocab_size"] - 3, QWenConfig().visual["image_start_id"]),
         **vision,
     }
     config, out = Path(folder, f"{size}.json"), Path(folder, f"model-{size}-{len(vision)}")
@@ -81,12 +84,20 @@ def optimizer_for(model, **kind):
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, **kind)
 
 
-def update(model, optimizer, loss):
-    """Backward pass, clipping and step, as every way of training does them."""
-    loss.backward()
+def update(model, optimizer, losses):
+    """A backward pass of each loss, clipping and step, as every way of training does them."""
+    for loss in losses:
+        loss.backward()
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def loss_of_all_logits(model, batch, pictures):
+    """The loss from the logits of every position; they are gone before the backward pass, as the reference's are."""
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    logits = model(**inputs, pixel_values=pictures, use_cache=False).logits.float()
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].reshape(-1))
 
 
 def reference_way(model, samples, tokenizer, length, steps):
@@ -98,12 +109,21 @@ def reference_way(model, samples, tokenizer, length, steps):
         chosen = [samples[index % len(samples)] for index in range(BATCH * step, BATCH * (step + 1))]
         batch = padded(collator([sample | {"images": []} for sample in chosen]), length, tokenizer.pad_token_id)
         pictures = [pixels(open_picture(picture), size) for sample in chosen for picture in sample["images"]]
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        logits = model(**inputs, pixel_values=torch.stack(pictures), use_cache=False).logits.float()
-        targets = batch["labels"][:, 1:].reshape(-1)
-        update(model, optimizer, torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets))
+        update(model, optimizer, [loss_of_all_logits(model, batch, torch.stack(pictures))])
         tokens += sum(batch["lengths"])
     return tokens, time.perf_counter() - start
+
+
+def gib_of_all_logits(models, size, length):
+    """What the reference's way takes for logits and their gradients at the most, GiB."""
+    return 3.4 * 4 * BATCH * length * loading.load_config(models[size]).vocab_size / 2**30
+
+
+def too_large(models, args):
+    """{(size, length): GiB} of the reference's way, where it needs more memory than is free."""
+    free = psutil.virtual_memory().available / 2**30
+    wanted = {*args.pairs, *((size, args.length) for size in args.memory)}
+    return {pair: gib for pair in wanted if (gib := gib_of_all_logits(models, *pair)) > free - 2}
 
 
 def rows_of(samples, length, most):
@@ -113,19 +133,11 @@ def rows_of(samples, length, most):
     return rows
 
 
-def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1):
+def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1, accumulation=1):
     """{epoch: (tokens, seconds)} of a run of our trainer over the rows, its first step left out."""
     words = ["--data_path", "none", "--output_dir", str(folder), "--use_cpu", "--num_train_epochs", str(epochs)]
-    words += [
-        "--per_device_train_batch_size",
-        "1",
-        "--save_strategy",
-        "no",
-        "--logging_steps",
-        "1",
-        "--disable_tqdm",
-        "True",
-    ]
+    words += ["--per_device_train_batch_size", "1", "--save_strategy", "no", "--logging_steps", "1"]
+    words += ["--gradient_accumulation_steps", str(accumulation), "--disable_tqdm", "True"]
     words += ["--learning_rate", "1e-5", "--dataloader_num_workers", str(workers), "--packing", "auto"]
     training = arguments.parse(words)[3]
     collator = ConversationCollator(tokenizer, model.config.visual["image_size"], vision_cache=features)
@@ -161,21 +173,26 @@ class Clock(TrainerCallback):
 
 
 def bare_loop(model, rows, tokenizer):
-    """(tokens, seconds, MFU) of a loop of a few lines over the rows that `train` sees, its first step left out."""
+    """(tokens a second, MFU) of a loop of a few lines over the rows that `train` sees, its first step left out."""
     collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
     optimizer, meter = optimizer_for(model, fused=True), metering.SpeedMeter(model, "cpu", torch.float32)
     tokens = started = 0
-    for number, batch in enumerate(DataLoader(rows, batch_size=1, shuffle=True, collate_fn=collator)):
+
+    def loss_of(batch):
         inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
-        update(model, optimizer, model(**inputs, use_cache=False).loss)
-        if number:
+        return model(**inputs, use_cache=False).loss / ACCUMULATION
+
+    batches = iter(DataLoader(rows, batch_size=1, shuffle=True, collate_fn=collator))
+    while step := list(itertools.islice(batches, ACCUMULATION)):
+        update(model, optimizer, map(loss_of, step))
+        for batch in step if started else ():
             tokens += sum(batch["segment_lengths"])
             meter.add(batch)
-        else:
-            started = time.perf_counter()
+        started = started or time.perf_counter()
     seconds = time.perf_counter() - started
     flops.measured_peak.cache_clear()  # measured beside the loop, as the machine is now
-    return tokens, seconds, meter.operations() / seconds / flops.measured_peak(torch.device("cpu"), torch.float32)
+    peak = flops.measured_peak(torch.device("cpu"), torch.float32)
+    return tokens / seconds, meter.operations() / seconds / peak
 
 
 def rate(measured):
@@ -204,18 +221,21 @@ def against_reference(models, path, args):
 
 
 def overhead_and_mfu(models, path, args):
-    """Rows (size, share of time that the trainer adds to the bare loop, MFU of the loop's steps)."""
+    """Rows (size, share of time that the trainer adds to the bare loop, MFU of the loop, its gain from compilation)."""
     for size in args.sizes:
         tokenizer = loading.load_tokenizer(models[size])
         rows, model = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS[size]), loaded(models[size], "full")
-        ratios, shares = [], []
-        for _ in range(args.rounds):
-            tokens, seconds, share = bare_loop(model, rows, tokenizer)
+        compiled = compilation.compile_layers(loaded(models[size], "full"))
+        ratios, gains, shares = [], [], []
+        bare_loop(compiled, rows, tokenizer)  # compiles
+        for _ in range(args.rounds if size == "medium" else 2 * args.rounds):
+            bare, share = bare_loop(model, rows, tokenizer)
             shares.append(share)
+            gains.append(bare_loop(compiled, rows, tokenizer)[0] / bare)
             with tempfile.TemporaryDirectory() as folder:
-                ours = rate(train(model, rows, tokenizer, folder, workers=0)[1])
-            ratios.append(tokens / seconds / ours - 1)
-        yield size, statistics.median(ratios), statistics.median(shares)
+                ours = rate(train(model, rows, tokenizer, folder, workers=0, accumulation=ACCUMULATION)[1])
+            ratios.append(bare / ours - 1)
+        yield size, statistics.median(ratios), statistics.median(shares), statistics.median(gains)
 
 
 def published_ratio_tower(hidden):
@@ -354,7 +374,9 @@ def markdown(results, args):
         ]
         for size, method, reference, ours, before in results["memory"]
     ]
-    overhead = [[size, f"{added:+.1%}", f"{share:.0%}"] for size, added, share in results["overhead"]]
+    overhead = [
+        [size, f"{added:+.1%}", f"{share:.0%}", f"{gain:.2f}x"] for size, added, share, gain in results["overhead"]
+    ]
     starts = [[f"{row[0]:,}", f"{row[1]:.2f}", f"{row[2]:.2f}", f"{row[3]:.1f}"] for row in results["start"]]
     return "\n".join([
         f"Measured on {torch.get_num_threads()} CPU threads in float32, {args.samples} conversations with a picture "
@@ -363,8 +385,13 @@ def markdown(results, args):
         *table(["model", "method", "length", "reference's way", "ours", "ratio"], throughput),
         f"Peak memory in MiB at length {args.length}, batch {BATCH}, each in a process of its own.\n",
         *table(["model", "method", "reference's way", "ours", "ratio", "before a step", "ratio above that"], memory),
-        "What the trainer adds to a bare loop over the same rows; the loop's share of this machine's peak.\n",
-        *table(["model", "trainer adds", "MFU"], overhead),
+        *(
+            f"Not measured: {size} at {length}, where the reference's way takes {gib} GiB, more than is free here.\n"
+            for size, length, gib in results["left out"]
+        ),
+        f"What the trainer adds to a bare loop over the same rows, {ACCUMULATION} to a step; the loop's share of this "
+        "machine's peak; what --compile_layers brings it.\n",
+        *table(["model", "trainer adds", "MFU", "compiled"], overhead),
         f"Second epoch from the vision cache: {gain:.2f}x the tokens a second (LoRA; the tower takes {reached:.2f} "
         f"times the operations of the decoder, {wanted:.2f} in the published model at 384 tokens).\n",
         "Start, and the memory that the samples take when they are opened from the cache.\n",
@@ -375,7 +402,7 @@ def markdown(results, args):
 def parse(argv):
     """The arguments, with what --quick makes of them."""
     parser = argparse.ArgumentParser(prog="benchmark_training.py", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--quick", action="store_true", help="a minute on the smallest model: does it all work")
+    parser.add_argument("--quick", action="store_true", help="a minute on one small model: does it all work")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models (default: all)")
     parser.add_argument("--samples", type=int, default=96, help="conversations that are trained on (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions; medians count (%(default)s)")
@@ -384,11 +411,11 @@ def parse(argv):
     parser.add_argument("--memory_of", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.methods, args.steps, args.length, args.starts = METHODS, 1, 2048, (1000, 3000, 10_000, 30_000, 100_000)
-    args.memory = ["small"] if "small" in args.sizes else args.sizes[:1]
+    args.memory = args.sizes[:1]
     args.pairs = [(size, length) for size, length in PAIRS if size in args.sizes]
     if args.quick:
-        args.sizes, args.samples, args.rounds, args.starts = ["tiny"], 8, 1, (100, 300)
-        args.methods, args.length, args.pairs, args.memory = METHODS[:1], 512, [("tiny", 512)], ["tiny"]
+        args.sizes, args.samples, args.rounds, args.starts = ["small"], 40, 1, (100, 300)
+        args.methods, args.length, args.pairs, args.memory = METHODS[:1], 512, [("small", 512)], ["small"]
     return args
 
 
@@ -407,7 +434,11 @@ def main(argv=None):
         data = Path(folder, "data")
         data.mkdir()
         path = write_data(data, args.samples, pictures=args.samples, size=(640, 480))
+        left_out = too_large(models, args)
+        args.pairs = [pair for pair in args.pairs if pair not in left_out]
+        args.memory = [size for size in args.memory if (size, args.length) not in left_out]
         results = {
+            "left out": [[size, length, round(gib)] for (size, length), gib in left_out.items()],
             "throughput": list(against_reference(models, path, args)),
             "memory": list(memory_table(models, path, args)),
             "overhead": list(overhead_and_mfu(models, path, args)),

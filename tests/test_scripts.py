@@ -123,8 +123,8 @@ def test_benchmark_training(tmp_path, capsys):
     text = (tmp_path / "training.md").read_text(encoding="utf-8")
     assert text.strip() in capsys.readouterr().out
     for row in (
-        "| tiny | full | 512 |",
-        "| model | trainer adds | MFU |",
+        "| small | full | 512 |",
+        "| model | trainer adds | MFU | compiled |",
         "Second epoch from the vision cache",
         "| 300 |",
     ):
