@@ -5,7 +5,7 @@ weights: against a plain loop that works as the reference trainer does (every sa
 logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
 trainer itself costs, and what compiled layers bring; against the machine's own products of matrices (MFU); an epoch
 from the vision cache against one without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and
-training.png. Needs the extra `demo`. About 10 minutes on 2 idle CPU cores.
+training.png. Needs the extra `demo`. About 12 minutes on 2 idle CPU cores.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SIZES = {  # what differs from configs/model/benchmark.json
                "intermediate_size": 5632, "vocab_size": 32265},
 }  # fmt: skip
 METHODS = ("full", "lora")
-MOST_ROWS = {"tiny": 24, "small": 24, "medium": 8}  # of 2048 tokens, or as many tokens in shorter ones
+MOST_ROWS = {"tiny": 12, "small": 16, "medium": 8}  # of 2048 tokens, or as many tokens in shorter ones
 ACCUMULATION = 4  # rows of a step where the trainer is measured against a bare loop, as the recipes accumulate, too
 PAIRS = [("tiny", 512), ("tiny", 2048), ("small", 512), ("small", 2048), ("medium", 512)]
 
@@ -133,10 +133,10 @@ def rows_of(samples, length, most):
     return rows
 
 
-def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1, accumulation=1):
+def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1, batch=1, accumulation=1):
     """{epoch: (tokens, seconds)} of a run of our trainer over the rows, its first step left out."""
     words = ["--data_path", "none", "--output_dir", str(folder), "--use_cpu", "--num_train_epochs", str(epochs)]
-    words += ["--per_device_train_batch_size", "1", "--save_strategy", "no", "--logging_steps", "1"]
+    words += ["--per_device_train_batch_size", str(batch), "--save_strategy", "no", "--logging_steps", "1"]
     words += ["--gradient_accumulation_steps", str(accumulation), "--disable_tqdm", "True"]
     words += ["--learning_rate", "1e-5", "--dataloader_num_workers", str(workers), "--packing", "auto"]
     training = arguments.parse(words)[3]
@@ -213,7 +213,8 @@ def against_reference(models, path, args):
             for _ in range(args.rounds):
                 rates["reference"].append(rate(reference_way(plain, samples, tokenizer, length, args.steps)))
                 with tempfile.TemporaryDirectory() as folder:
-                    rates["ours"].append(rate(train(ours, rows, tokenizer, folder)[1]))
+                    measured = train(ours, rows, tokenizer, folder, batch=2048 // length)  # about BATCH samples
+                    rates["ours"].append(rate(measured[1]))
             medians = {name: statistics.median(values) for name, values in rates.items()}
             ratio = statistics.median(o / r for o, r in zip(rates["ours"], rates["reference"], strict=True))
             yield size, method, length, medians["reference"], medians["ours"], ratio
@@ -228,7 +229,7 @@ def overhead_and_mfu(models, path, args):
         compiled = compilation.compile_layers(loaded(models[size], "full"))
         ratios, gains, shares = [], [], []
         bare_loop(compiled, rows, tokenizer)  # compiles
-        for _ in range(args.rounds if size == "medium" else 2 * args.rounds):
+        for _ in range(2 * args.rounds if size == "small" else args.rounds):
             bare, share = bare_loop(model, rows, tokenizer)
             shares.append(share)
             gains.append(bare_loop(compiled, rows, tokenizer)[0] / bare)
