@@ -3,9 +3,9 @@
 How fast training is and how much memory it takes, as ratios measured side by side in one run on models with random
 weights: against a plain loop that works as the reference trainer does (every sample padded to the longest length, all
 logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
-trainer itself costs, and what compiled layers bring; against the machine's own products of matrices (MFU); an epoch
+trainer itself costs; against the machine's own products of matrices (MFU); an epoch
 from the vision cache against one without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and
-training.png. Needs the extra `demo`. About 12 minutes on 2 idle CPU cores.
+training.png. Needs the extra `demo`. About 13 minutes on 2 idle CPU cores.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from qwen_vl.entry import run
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
 from qwen_vl.quickstart import model as tiny
-from qwen_vl.training import arguments, compilation, flops, loading, metering, trainer, tuning, vision_cache
+from qwen_vl.training import arguments, flops, loading, metering, trainer, tuning, vision_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 4  # samples of a step in the reference's way
@@ -222,21 +222,18 @@ def against_reference(models, path, args):
 
 
 def overhead_and_mfu(models, path, args):
-    """Rows (size, share of time that the trainer adds to the bare loop, MFU of the loop, its gain from compilation)."""
+    """Rows (size, share of time that the trainer adds to the bare loop, MFU of the loop's steps)."""
     for size in args.sizes:
         tokenizer = loading.load_tokenizer(models[size])
         rows, model = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS[size]), loaded(models[size], "full")
-        compiled = compilation.compile_layers(loaded(models[size], "full"))
-        ratios, gains, shares = [], [], []
-        bare_loop(compiled, rows, tokenizer)  # compiles
+        ratios, shares = [], []
         for _ in range(2 * args.rounds if size == "small" else args.rounds):
             bare, share = bare_loop(model, rows, tokenizer)
             shares.append(share)
-            gains.append(bare_loop(compiled, rows, tokenizer)[0] / bare)
             with tempfile.TemporaryDirectory() as folder:
                 ours = rate(train(model, rows, tokenizer, folder, workers=0, accumulation=ACCUMULATION)[1])
             ratios.append(bare / ours - 1)
-        yield size, statistics.median(ratios), statistics.median(shares), statistics.median(gains)
+        yield size, statistics.median(ratios), statistics.median(shares)
 
 
 def published_ratio_tower(hidden):
@@ -341,7 +338,7 @@ def draw(results, path):
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    names = [f"{size} {method}\n{length}" for size, method, length, *_ in results["throughput"]]
+    names = [f"{size}\n{method}\n{length}" for size, method, length, *_ in results["throughput"]]
     left.bar(names, [row[-1] for row in results["throughput"]], color="#1f6fb2")
     left.set(title="tokens/s, times the reference's way")
     left.tick_params(axis="x", labelsize=7)
@@ -351,7 +348,7 @@ def draw(results, path):
         middle.bar(places, [row[column] for row in results["memory"]], width=0.25, label=label)
     middle.set_xticks(range(len(names)), names, fontsize=8)
     middle.set(title="peak memory, MiB")
-    middle.legend(fontsize=8)
+    middle.legend(fontsize=8, loc="upper center")
     counts = [row[0] for row in results["start"]]
     right.loglog(counts, [row[1] for row in results["start"]], "o-", label="read and tokenise, s")
     right.loglog(counts, [row[2] for row in results["start"]], "o-", label="from the cache, s")
@@ -375,9 +372,7 @@ def markdown(results, args):
         ]
         for size, method, reference, ours, before in results["memory"]
     ]
-    overhead = [
-        [size, f"{added:+.1%}", f"{share:.0%}", f"{gain:.2f}x"] for size, added, share, gain in results["overhead"]
-    ]
+    overhead = [[size, f"{added:+.1%}", f"{share:.0%}"] for size, added, share in results["overhead"]]
     starts = [[f"{row[0]:,}", f"{row[1]:.2f}", f"{row[2]:.2f}", f"{row[3]:.1f}"] for row in results["start"]]
     return "\n".join([
         f"Measured on {torch.get_num_threads()} CPU threads in float32, {args.samples} conversations with a picture "
@@ -391,8 +386,8 @@ def markdown(results, args):
             for size, length, gib in results["left out"]
         ),
         f"What the trainer adds to a bare loop over the same rows, {ACCUMULATION} to a step; the loop's share of this "
-        "machine's peak; what --compile_layers brings it.\n",
-        *table(["model", "trainer adds", "MFU", "compiled"], overhead),
+        "machine's peak.\n",
+        *table(["model", "trainer adds", "MFU"], overhead),
         f"Second epoch from the vision cache: {gain:.2f}x the tokens a second (LoRA; the tower takes {reached:.2f} "
         f"times the operations of the decoder, {wanted:.2f} in the published model at 384 tokens).\n",
         "Start, and the memory that the samples take when they are opened from the cache.\n",

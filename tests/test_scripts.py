@@ -124,7 +124,7 @@ def test_benchmark_training(tmp_path, capsys):
     assert text.strip() in capsys.readouterr().out
     for row in (
         "| small | full | 512 |",
-        "| model | trainer adds | MFU | compiled |",
+        "| model | trainer adds | MFU |",
         "Second epoch from the vision cache",
         "| 300 |",
     ):

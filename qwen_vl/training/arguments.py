@@ -18,7 +18,7 @@ from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
 
-from . import adapter_flags, compilation, engines, optimizers
+from . import adapter_flags, engines, optimizers
 
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
@@ -128,9 +128,6 @@ class TrainingArguments(HfTrainingArguments):
     )
     checkpoint_every_n_blocks: int = option(
         1, "With --gradient_checkpointing: recompute every n-th block only, where memory is left; 1 for all."
-    )
-    compile_layers: bool = option(
-        False, "Compile the decoder's norms and feed-forward layers in the first step; those after it are faster."
     )
     sample_phases_every: int = option(
         10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
@@ -348,7 +345,7 @@ def check(settings):
         problems.append("--eval_strategy needs --eval_data_path")
     if settings.early_stopping_patience and (settings.evaluation_strategy or settings.eval_strategy) == "no":
         problems.append("--early_stopping_patience needs --eval_strategy and --eval_data_path")
-    problems += adapter_flags.check(settings) + optimizers.check(settings) + compilation.check(settings)
+    problems += adapter_flags.check(settings) + optimizers.check(settings)
     if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
         problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")
     if settings.fp16 and not torch.accelerator.is_available():

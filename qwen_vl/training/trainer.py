@@ -15,7 +15,6 @@ from qwen_vl.data.collator import HOST_KEYS
 
 from . import losses, saving, tuning
 from .callbacks import MetricsFile, ProgressBar
-from .compilation import compile_layers
 from .metering import SourceMeter, SpeedMeter
 from .phases import PhaseMeter
 from .pictureless import VisionKeeper, run_vision_always
@@ -50,13 +49,11 @@ class QWenTrainer(ResumableTrainer):
         self._phases = PhaseMeter(
             self.model,
             self.args.device,
-            every=self.args.sample_phases_every,
+            every=0 if self.args.torch_compile else self.args.sample_phases_every,
             is_distributed=self.args.world_size > 1,
         )
         self._held_out = losses.HeldOutLoss(self.accelerator.gather_for_metrics)
         self._vision = VisionKeeper()
-        if self.args.compile_layers:
-            compile_layers(self.model)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             run_vision_always(self.model)
         self._filler = vision_cache and CacheFiller(vision_cache, self.model)
