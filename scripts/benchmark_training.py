@@ -3,9 +3,9 @@
 How fast training is and how much memory it takes, as ratios measured side by side in one run on models with random
 weights: against a plain loop that works as the reference trainer does (every sample padded to the longest length, all
 logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
-trainer itself costs; against the machine's own products of matrices (MFU); an epoch
-from the vision cache against one without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and
-training.png. Needs the extra `demo`. About 13 minutes on 2 idle CPU cores.
+trainer itself costs; against the machine's own products of matrices (MFU); an epoch from the vision cache against one
+without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and training.png. Needs the extra
+`demo`. About 13 minutes on 2 idle CPU cores.
 """
 
 import argparse

@@ -1,8 +1,6 @@
 """`qwen-vl checkpoint`: what a checkpoint holds, whether it is whole, and its model or adapter alone."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import runs
@@ -75,6 +73,5 @@ def test_an_exported_model_loads_where_nobody_knows_this_package(make_checkpoint
         f"T.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True); "
         f"print(A.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True).dtype)"
     )
-    environment = {**os.environ, "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = runs.python_elsewhere(tmp_path, "-c", code)
     assert done.stdout.strip().endswith(str(torch.float32)), done.stderr

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -290,29 +288,10 @@ with torch.no_grad():
 def test_an_adapter_folder_is_plain_peft_where_this_package_is_not(make_checkpoint, tmp_path):
     flags = ("--use_lora", "--use_dora", "--new_special_tokens", "<think>")
     out = runs.train(make_checkpoint(), tmp_path / "out", *flags, learning_rate=1e-2)
-    environment = {"PATH": "", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    script = tmp_path / "elsewhere.py"
     document = (runs.ROOT / "docs" / "lora.md").read_text(encoding="utf-8")
     (sample,) = re.findall(r"^```python\n(.*?)^```$", document, flags=re.DOTALL | re.MULTILINE)
     assert '"output/lora"' in sample
-    script.write_text(ELSEWHERE.replace("SAMPLE", sample.replace('"output/lora"', "folder")))
-    done = subprocess.run(
-        [sys.executable, "-P", "-S", "-c", start(), script, out, tmp_path / "logits.pt"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    code = ELSEWHERE.replace("SAMPLE", sample.replace('"output/lora"', "folder"))
+    runs.python_elsewhere(tmp_path, "-c", code, out, tmp_path / "logits.pt")
     here = logits(PeftModel.from_pretrained(loading.load_model(make_checkpoint()), out))
     assert torch.equal(torch.load(tmp_path / "logits.pt"), here)
-
-
-def start():
-    """Python code that runs a script with the installed libraries but without this project."""
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    return (
-        f"import sys, runpy; sys.path[:0] = {packages!r}; sys.argv[:] = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )

@@ -7,6 +7,7 @@ import pytest
 import runs
 import torch
 
+from qwen_vl.data.collator import HOST_KEYS
 from qwen_vl.training.trainer import QWenTrainer
 
 
@@ -58,7 +59,7 @@ def test_padding_needs_no_mask_in_training(make_checkpoint, tmp_path, monkeypatc
         found = plain(trainer, model, inputs, *args, **kwargs)
         spy.remove()
         if model.training:
-            kept = {key: value for key, value in inputs.items() if key not in ("ids", "lengths", "picture_keys")}
+            kept = {key: value for key, value in inputs.items() if key not in HOST_KEYS}
             with torch.no_grad():
                 masked = model(**kept, num_items_in_batch=kwargs.get("num_items_in_batch"), use_cache=False).loss
             padded.append(bool((kept["attention_mask"] == 0).any()))
