@@ -20,16 +20,35 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, hidden):
+        return Normalise.apply(hidden, self.epsilon) * self.weight
+
+
+class Normalise(torch.autograd.Function):
+    """Each vector [.., hidden] divided by its root mean square, in float32, cast back.
+
+    Kept for the backward pass are the input as it is and a number a vector, not their float32 versions.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, epsilon):
         exact = hidden.float()
-        exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return exact.to(hidden.dtype) * self.weight
+        scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(hidden, scale)
+        return (exact * scale).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, scale = ctx.saved_tensors
+        normal, exact = hidden.float() * scale, grad.float()
+        along = (exact * normal).mean(-1, keepdim=True)
+        return ((exact - normal.mul_(along)) * scale).to(grad.dtype), None
 
 
 class RotaryTables(NamedTuple):
     """What the positions of one forward pass do to queries and keys; shared by all layers."""
 
     cos: torch.Tensor  # [batch | 1, 1, length, rotary_dim], float32
-    sin: torch.Tensor
+    sin: torch.Tensor  # its first half negative, as the first half of a rotated vector is x cos - y sin
     query_scale: torch.Tensor | None  # [batch | 1, 1, length, 1], float32: log-n scaling, None where it is 1 everywhere
 
 
@@ -49,13 +68,14 @@ def rotary_tables(config, position_ids, alpha, scale_queries):
         bases = config.rotary_emb_base * alpha ** (dim / (dim - 2))  # float64, as the rule is stated
         inverse = 1.0 / (bases.float()[:, None] ** exponents)
     angles = position_ids[..., None].float() * inverse[:, None].to(position_ids.device)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]  # [batch | 1, 1, length, dim]
+    angles = angles[:, None]  # [batch | 1, 1, length, dim / 2]
+    cos, sin = angles.cos(), angles.sin()
     scale = None
     if scale_queries:
         place = (position_ids + 1).double()
         scale = torch.where(place > config.seq_length, place.log() / math.log(config.seq_length), 1.0)
         scale = scale.float()[:, None, :, None]
-    return RotaryTables(angles.cos(), angles.sin(), scale)
+    return RotaryTables(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1), scale)
 
 
 def is_flash_attention(config):
@@ -66,10 +86,10 @@ def is_flash_attention(config):
 def rotate(states, rotary):
     """`states` [batch, heads, length, head_dim] rotated by position, half against half, in float32, cast back."""
     dim = rotary.cos.shape[-1]
-    turned, rest = states[..., :dim].float(), states[..., dim:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * rotary.cos + torch.cat([-second, first], dim=-1) * rotary.sin
-    return torch.cat([turned.to(states.dtype), rest], dim=-1)
+    if dim < states.shape[-1]:
+        return torch.cat([rotate(states[..., :dim], rotary), states[..., dim:]], dim=-1)
+    exact = states.float()
+    return torch.addcmul(exact * rotary.cos, exact.roll(dim // 2, -1), rotary.sin).to(states.dtype)
 
 
 class QWenAttention(nn.Module):
@@ -86,9 +106,9 @@ class QWenAttention(nn.Module):
         self.c_proj = nn.Linear(projection, config.hidden_size, bias=not config.no_bias)
 
     def forward(self, hidden, attention_mask, rotary, past_key_values=None, **kwargs):
-        shape = (*hidden.shape[:-1], -1, self.head_dim)
-        query, key, value = (part.view(shape).transpose(1, 2) for part in self.c_attn(hidden).chunk(3, dim=-1))
-        query, key = rotate(query, rotary), rotate(key, rotary)  # [batch, heads, length, head_dim]
+        projected = self.c_attn(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        turned, value = projected.tensor_split([projected.shape[1] // 3 * 2], dim=1)
+        query, key = rotate(turned, rotary).chunk(2, dim=1)  # [batch, heads, length, head_dim]
         if rotary.query_scale is not None:
             query = query * rotary.query_scale.to(query.dtype)
         if past_key_values is not None:
@@ -109,7 +129,21 @@ class QWenMLP(nn.Module):
         self.c_proj = nn.Linear(hidden_width, config.hidden_size, bias=bias)
 
     def forward(self, hidden):
-        return self.c_proj(self.w1(hidden) * F.silu(self.w2(hidden)))
+        return self.c_proj(Gate.apply(self.w1(hidden), self.w2(hidden)))
+
+
+class Gate(torch.autograd.Function):
+    """value * silu(gate); the backward pass computes silu(gate) anew instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx, value, gate):
+        ctx.save_for_backward(value, gate)
+        return value * F.silu(gate)
+
+    @staticmethod
+    def backward(ctx, grad):
+        value, gate = ctx.saved_tensors
+        return grad * F.silu(gate), torch.ops.aten.silu_backward(grad * value, gate)
 
 
 class QWenBlock(GradientCheckpointingLayer):

@@ -4,7 +4,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 2**28  # of float32 logits: some more of a large vocabulary make nothing faster
+CHUNK_BYTES = 2**29  # of float32 logits: some more of a large vocabulary make nothing faster
+BLOCK_BYTES = 2**23  # of them that are worked on at a time: as much as a CPU's caches hold
 
 
 def target_index(labels):
@@ -37,7 +38,36 @@ def target_losses(lm_head, hidden, targets, *, vocab_size):
 
 def cross_entropies(lm_head, hidden, targets):
     """Cross-entropies [targets] in float32 of one chunk."""
-    return F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")
+    return CrossEntropy.apply(lm_head(hidden).float(), targets)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """F.cross_entropy of each row, whose backward pass turns the logits into their gradient where they lie.
+
+    Logits [targets, vocabulary] in float32 exist once, as nothing but this function keeps them: no log-softmax is
+    stored, no gradient beside them. A second backward pass raises RuntimeError.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        ctx.save_for_backward(logits, targets)
+        losses = [F.cross_entropy(*block, reduction="none") for block in blocks(logits, targets)]
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, targets = ctx.saved_tensors
+        for block, labels, scale in blocks(logits, targets, grad):
+            probabilities = torch.softmax(block, dim=-1)
+            probabilities.scatter_add_(1, labels[:, None], -torch.ones_like(scale)[:, None])
+            torch.mul(probabilities, scale[:, None], out=block)
+        return logits, None
+
+
+def blocks(logits, *others):
+    """The logits and what belongs to their rows, a few rows at a time."""
+    rows = max(1, BLOCK_BYTES // (logits.shape[1] * logits.element_size()))
+    return zip(logits.split(rows), *(other.split(rows) for other in others), strict=True)
 
 
 def is_partitioned(lm_head):

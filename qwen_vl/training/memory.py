@@ -26,7 +26,7 @@ HEAP = 0.1  # the same for the C library's allocator on a CPU
 PASSING = ("vision tower", "activations", "logits", "optimizer step")  # parts that come and go
 BUCKET = 2e8  # elements of DeepSpeed's reduce and allgather buckets in the reference's settings
 OVERLAP = 4.5  # times both buckets: what `overlap_comm` takes by DeepSpeed's documentation
-LOGIT_COPIES = 3  # at the peak of cross-entropy: its saved log-softmax and two gradients, each as large as the logits
+LOGIT_COPIES = 3  # at the peak of the reference's loss: its saved log-softmax and two gradients, as large as the logits
 GPTQ_BITS, GPTQ_GROUP = 4, 128
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight; a byte scales 64, and a float32 256 of those bytes
 
@@ -255,16 +255,16 @@ def block_bytes(config, setup, width, residual):
     hidden, half_width = config.hidden_size, config.intermediate_size // 2
     heads_width = config.kv_channels * config.num_attention_heads
     each = 2 * hidden * residual  # the inputs of the two norms
-    if residual == 2:
+    if residual == 2 and setup.reference:
         each += 2 * hidden * 4  # as the norms compute in float32
     each += 6 * heads_width * width  # queries, keys and values as projected; rotated queries and keys; the output
     if setup.method == "full":
         each += 4 * hidden * width  # the norms' results, before and after their weights
-        each += 4 * half_width * width  # both branches, the activation, the product
+        each += (4 if setup.reference else 3) * half_width * width  # branches, product; the reference's activation
     else:
         mask = width if setup.on_cpu else 1
         each += (3 * hidden + heads_width) * (width + mask)  # what dropout leaves for the four adapters, and its mask
-        each += 3 * half_width * width
+        each += (3 if setup.reference else 2) * half_width * width  # both branches; the reference's activation
     saved = each * setup.batch * setup.length
     if setup.attention == "eager":
         # Under autocast the softmax is kept in float32 and in half precision.
@@ -278,8 +278,8 @@ def loss_bytes(config, setup):
     positions = setup.batch * setup.length
     if setup.reference:
         return positions * config.vocab_size * LOGIT_COPIES * (4.0 if autocasts(setup) else 2.0)
-    logits = setup.targets * positions * config.vocab_size * 4.0
-    return LOGIT_COPIES * min(logits, float(CHUNK_BYTES))
+    logits = min(setup.targets * positions * config.vocab_size * 4.0, float(CHUNK_BYTES))
+    return logits * (1.5 if setup.half else 1.0)  # in half precision as lm_head makes them, or their gradient, besides
 
 
 def vision_bytes(config, weights, setup):

@@ -15,6 +15,7 @@ from qwen_vl.data.collator import HOST_KEYS
 
 from . import losses, saving, tuning
 from .callbacks import MetricsFile, ProgressBar
+from .host_memory import keep_freed_memory
 from .metering import SourceMeter, SpeedMeter
 from .phases import PhaseMeter
 from .pictureless import VisionKeeper, run_vision_always
@@ -34,6 +35,8 @@ class QWenTrainer(ResumableTrainer):
     def __init__(
         self, *, tokenizer, base=None, source_names=(), is_weighted=False, rates=None, vision_cache=None, **kwargs
     ):
+        if kwargs["args"].device.type == "cpu":
+            keep_freed_memory()
         use_cache = kwargs["model"].config.use_cache
         super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
         self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that

@@ -85,7 +85,7 @@ def test_what_must_cost_more_does():
 
 def test_the_loss_does_not_grow_with_positions_without_a_target():
     config, setup = QWenConfig(), memory.Setup(targets=0.01)
-    assert memory.loss_bytes(config, setup._replace(length=8192)) <= memory.LOGIT_COPIES * memory.CHUNK_BYTES
+    assert memory.loss_bytes(config, setup._replace(length=8192)) <= 1.5 * memory.CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
