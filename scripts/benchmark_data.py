@@ -28,6 +28,7 @@ from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler
 from qwen_vl.entry import run
+from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.quickstart import model as tiny
 from qwen_vl.training import loading
 
@@ -83,7 +84,7 @@ def padded(batch, length, pad_id):
     missing = length - batch["input_ids"].shape[1]
     values = {"input_ids": pad_id, "labels": IGNORE_INDEX, "attention_mask": 0}
     wider = {key: torch.nn.functional.pad(batch[key], (0, missing), value=value) for key, value in values.items()}
-    return batch | wider
+    return batch | wider | {"target_index": target_index(wider["labels"])}
 
 
 def batches_of(samples, collator, pad_id):

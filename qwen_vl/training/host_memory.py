@@ -4,7 +4,8 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-MOST = 2**31 - 1  # of a C int
+LARGEST = 2**30  # what is larger still goes back at once, as a hole of that size would be too dear
+NEVER = 2**31 - 1
 
 
 def keep_freed_memory():
@@ -12,9 +13,9 @@ def keep_freed_memory():
 
     By default glibc hands anything above some MiB back to the system at once, which then has to clear each page of the
     next tensor: up to half of the time of a step. The peak is about the same, as the next step needs it again. Other
-    C libraries have no such switch and are left as they are.
+    C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, MOST) and mallopt(M_TRIM_THRESHOLD, MOST))
+    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, NEVER))
