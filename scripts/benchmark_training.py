@@ -5,10 +5,11 @@ weights: against a plain loop that works as the reference trainer does (every sa
 logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
 trainer itself costs; against the machine's own products of matrices (MFU); an epoch from the vision cache against one
 without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and training.png. Needs the extra
-`demo`. About 13 minutes on 2 idle CPU cores.
+`demo`. About 20 minutes on 2 idle CPU cores.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -50,15 +51,15 @@ MOST_ROWS = {"tiny": 16, "small": 16, "medium": 8}  # of 2048 tokens, or as many
 PAIRS = [("tiny", 512), ("tiny", 2048), ("small", 512), ("small", 2048), ("medium", 512)]
 
 
-def build(folder, size, **vision):
-    """Checkpoint folder of a random model of a size; `vision` changes its vision tower."""
-    settings = json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8")) | SIZES[size]
+def build(folder, name, changes, **vision):
+    """Checkpoint folder of a random model: configs/model/benchmark.json with changes, `vision` those of its tower."""
+    settings = json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8")) | changes
     settings["visual"] |= {
         "output_dim": settings["hidden_size"],
         "image_start_id": min(settings["vocab_size"] - 3, QWenConfig().visual["image_start_id"]),
         **vision,
     }
-    config, out = Path(folder, f"{size}.json"), Path(folder, f"model-{size}-{len(vision)}")
+    config, out = Path(folder, f"{name}.json"), Path(folder, f"model-{name}")
     config.write_text(json.dumps(settings), encoding="utf-8")
     tiny.build(config, out)
     return out
@@ -256,7 +257,7 @@ def published_ratio_tower(hidden):
 def vision_cache_gain(folder, args):
     """(ratio of the second epoch's rates, cost of tower / decoder here, published)."""
     vision, reached, wanted = published_ratio_tower(256)
-    name = build(folder, "small", **vision)
+    name = build(folder, "cached", {}, **vision)
     pictures = Path(folder, "distinct")
     pictures.mkdir()
     path = write_data(pictures, args.samples, seed=1, pictures=args.samples, size=(640, 480))
@@ -304,6 +305,7 @@ def memory_table(models, path, args):
 def start_table(name, folder, args):
     """Rows (samples, seconds to read and tokenise, seconds from the cache, MiB of memory that the latter takes)."""
     tokenizer = loading.load_tokenizer(name)
+    gc.collect()  # or the models of before are freed in the middle of a start
     for count in args.starts:
         place = Path(folder, f"start-{count}")
         place.mkdir()
@@ -342,7 +344,7 @@ def draw(results, path):
         places = [index + 0.27 * (offset - 1) for index in range(len(names))]
         middle.bar(places, [row[column] for row in results["memory"]], width=0.25, label=label)
     middle.set_xticks(range(len(names)), names, fontsize=8)
-    middle.set(title="peak memory, MiB")
+    middle.set(title="peak memory, MiB", ylim=(0, 1.35 * max(row[2] for row in results["memory"])))
     middle.legend(fontsize=8, loc="upper center")
     counts = [row[0] for row in results["start"]]
     right.loglog(counts, [row[1] for row in results["start"]], "o-", label="read and tokenise, s")
@@ -422,7 +424,7 @@ def main(argv=None):
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        models = {size: build(folder, size) for size in args.sizes}
+        models = {size: build(folder, size, SIZES[size]) for size in args.sizes}
         data = Path(folder, "data")
         data.mkdir()
         path = write_data(data, args.samples, pictures=args.samples, size=(640, 480))
@@ -431,8 +433,8 @@ def main(argv=None):
         args.memory = [size for size in args.memory if (size, args.length) not in left_out]
         results = {
             "left out": [[size, length, round(gib)] for (size, length), gib in left_out.items()],
+            "memory": list(memory_table(models, path, args)),  # first, as this process keeps what it frees
             "throughput": list(against_reference(models, path, args)),
-            "memory": list(memory_table(models, path, args)),
             "overhead": list(overhead_and_mfu(models, path, args)),
             "cache": vision_cache_gain(folder, args),
             "start": list(start_table(models[args.sizes[0]], folder, args)),

@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from qwen_vl import cli
 from qwen_vl.model import QWenConfig
+from qwen_vl.model.decoder_qwen import QWenBlock, rotary_tables
 from qwen_vl.training import loading, memory, planner, tuning
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +83,29 @@ def test_what_must_cost_more_does():
     for setup in (base, many._replace(zero=3)):
         found = planned(setup)
         assert found.total == pytest.approx(sum(found.parts.values())) and min(found.parts.values()) >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_keeps_what_is_counted(dtype):
+    """Bytes that autograd really keeps of a block in full training, all but weights and tables of positions."""
+    visual = QWenConfig().visual | {"output_dim": 256}
+    config = QWenConfig(hidden_size=256, num_attention_heads=4, kv_channels=64, intermediate_size=1024, visual=visual)
+    config._attn_implementation = "sdpa"
+    block, length = QWenBlock(config, 0).to(dtype), 512
+    rotary = rotary_tables(config, torch.arange(length)[None], alpha=None, scale_queries=False)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), rotary.cos, rotary.sin)}
+    hidden, kept = torch.randn(1, length, 256, dtype=dtype, requires_grad=True), {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage.nbytes(), storage)  # held here, so that its place is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(hidden, None, rotary)
+    found = sum(size for place, (size, _) in kept.items() if place not in shared)
+    setup = memory.Setup(method="full", length=length, half=dtype != torch.float32, on_cpu=True)
+    assert found == pytest.approx(memory.block_bytes(config, setup, dtype.itemsize, dtype.itemsize), rel=0.05)
 
 
 def test_the_loss_does_not_grow_with_positions_without_a_target():
