@@ -1,5 +1,7 @@
 """How every command of this project ends: a clear line on failure, the right exit code, a traceback only on request."""
 
+import atexit
+import os
 import sys
 
 
@@ -15,10 +17,31 @@ def run(main, argv=None):
         if "--debug" in arguments:
             raise
         print(f"error: {message(error)}", file=sys.stderr)
-        sys.exit(1)
+        leave(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        leave(130)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            leave(end.code)
+        raise
+    leave(0)
+
+
+def leave(code):
+    """End the process with an exit code; returns if that is 0 and the process is not one of several of a run.
+
+    One of several leaves out Python's own end, but for what is registered in `atexit`: a thread of gloo that lets go of
+    a tensor meanwhile would abort the process ("terminate called without an active exception"), now and then.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def message(error):

@@ -12,9 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import finetune
+from qwen_vl.entry import run
 from qwen_vl.model import loss_qwen
+
+
+def main(plan):
+    """Run what the file `plan` lists."""
+    for argv in json.loads(Path(*plan).read_text(encoding="utf-8")):
+        finetune.main(argv)
+
 
 if __name__ == "__main__":
     loss_qwen.CHUNK_BYTES = int(os.environ.get("CHUNK_BYTES", loss_qwen.CHUNK_BYTES))
-    for argv in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        finetune.main(argv)
+    run(main)

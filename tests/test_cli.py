@@ -2,9 +2,12 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from PIL import Image
 
@@ -66,6 +69,37 @@ def test_help_version_and_usage_errors(capsys):
     assert capsys.readouterr().out.startswith("qwen-vl ")
     assert exit_code([]) == exit_code(["fly"]) == exit_code(["chat"]) == exit_code(["merge", "--colour"]) == 2
     assert "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+ONE_OF_SEVERAL = """
+import atexit, os, sys
+from torch import distributed
+from qwen_vl.entry import run
+
+class Last:
+    def __del__(self, write=os.write):
+        write(1, b"end of Python")
+
+def main(argv):
+    store = distributed.FileStore(argv[0], 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    exec(argv[1])
+
+atexit.register(print, "registered")
+sys.last = Last()
+run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("", 0), ("sys.exit(143)", 143), ("raise ValueError('no')", 1), ("raise KeyboardInterrupt", 130)],
+)
+def test_one_of_several_processes_leaves_out_the_end_of_python(tmp_path, end, code):
+    """In which a thread of gloo that lets go of a tensor aborts the process; exit code and atexit are as ever."""
+    command = [sys.executable, "-c", ONE_OF_SEVERAL, str(tmp_path / "store"), end]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (code, "registered\n"), done.stderr
 
 
 def test_train_and_merge_get_their_arguments(capsys, tmp_path):
