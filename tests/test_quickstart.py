@@ -87,6 +87,13 @@ def test_pixels_agree_with_the_answers_of_easy_vqa(tmp_path):
     for scene in data.scenes("train", tmp_path, limit=200):
         said = {answer for _, answer in scene.questions} - {"yes", "no"}
         assert said <= {scene.color, scene.shape}, scene
+        kinds = data.by_kind(scene)
+        for subject, own in (("color", scene.color), ("shape", scene.shape)):
+            asked = {
+                kind: {data.THING.search(text)[1] for text, _ in kinds[f"{kind} {subject}"]}
+                for kind in ("shown", "absent")
+            }
+            assert asked["shown"] <= {own} and own not in asked["absent"], scene
 
 
 def test_every_question_of_easy_vqa_has_its_own_chinese():

@@ -16,7 +16,7 @@ from .loss_qwen import target_index as index_of_targets
 from .loss_qwen import target_losses
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
-PATCH_STD = 0.22  # of random patch embeddings, for pixels of variance 1
+PLAIN_STD = 0.22  # of random embeddings of a plain patch; those of a patch with edges are of 1
 
 
 def picture_spans(input_ids, start_id, length):
@@ -38,6 +38,15 @@ def picture_spans(input_ids, start_id, length):
             f"it takes {length + 2} ids, so shorten the text around it and never the picture"
         )
     return starts + torch.tensor([0, 1], device=starts.device)
+
+
+def patch_filters(like):
+    """Random filters of patches, of the shape, dtype and device of a tensor [width, 3, patch, patch].
+
+    A plain patch, above all a white one, must not drown the table of positions; yet shapes are learned from edges.
+    """
+    filters = torch.empty_like(like).normal_(std=like[0].numel() ** -0.5)
+    return filters - (1 - PLAIN_STD) * filters.mean((2, 3), keepdim=True)
 
 
 class QWenPreTrainedModel(PreTrainedModel):
@@ -66,8 +75,8 @@ class QWenPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range
-        if isinstance(module, nn.Conv2d):  # patches: a plain white one must not drown the table of positions
-            init.normal_(module.weight, std=PATCH_STD / module.weight[0].numel() ** 0.5)
+        if isinstance(module, nn.Conv2d):
+            init.copy_(module.weight, patch_filters(module.weight))
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=std)
             if getattr(module, "bias", None) is not None:

@@ -22,10 +22,12 @@ from qwen_vl.entry import run
 SEED = 7
 LANGUAGES = ("en", "zh")
 NUM_TEST = 300  # questions of each task and language in the test file
-QUESTIONS = {"shown": 3, "absent": 3, "shape": 3, "color": 1, "where": 3}  # in training, about each picture
+QUESTIONS = {  # in training, about each picture that has some; easy-vqa has four times as many absent colors as shapes
+    "shown color": 2, "absent color": 2, "shown shape": 3, "absent shape": 3, "shape": 2, "color": 1, "where": 3,
+}  # fmt: skip
 SHORT_WEIGHT = 4  # of a conversation with an answer of one word, whose few tokens the many of a box would outvote
 NAMED = 0.7  # share of box questions that name the thing, as those of the test do
-PAIRS = 0.25  # questions about two pictures, for each picture
+PAIRS = 0.5  # questions about two pictures, for each picture
 CHINESE_SHARE = 0.65  # questions in Chinese, for each in English
 REPLAYED = 4  # every how many English questions are repeated beside the Chinese ones
 NEGATION = re.compile(r" not? ")
@@ -173,11 +175,14 @@ def record(name, pictures, question, answer):
 
 
 def build_boxes(train, language, rng):
-    """Records of the first stage, one box question each, asked of every picture now with its thing and now without.
+    """Records of the first stage, one question each: every picture's box, named in the question or not, and its shape.
 
-    Without it the answer must name what is there: so place, colour and shape are learned before anything is asked.
+    A box that is not named needs the name in the answer: so place, color and shape are learned before anything
+    is denied. Shape is the hardest to see, and one word of a long answer there.
     """
     exchanges = [([scene], locate(scene, language, named=named)) for scene in train for named in (True, False, False)]
+    shapes = [(scene, by_kind(scene)["shape"]) for scene in train]
+    exchanges += [([scene], vqa(*rng.choice(questions), language)) for scene, questions in shapes if questions]
     return numbered(exchanges, language, rng)
 
 
@@ -228,13 +233,15 @@ def numbered(exchanges, language, rng):
 
 
 def by_kind(scene):
-    """The scene's easy-vqa questions by what they ask: {"shown", "absent", "color", "shape": [(question, answer)]}."""
-    kinds = {"shown": [], "absent": [], "color": [], "shape": []}
+    """The scene's easy-vqa questions by what they ask, a key of QUESTIONS but "where": {kind: [(question, answer)]}."""
+    kinds = {kind: [] for kind in QUESTIONS if kind != "where"}
     for question, answer in scene.questions:
-        if answer not in ("yes", "no"):
-            kind = "color" if answer in PALETTE else "shape"
+        if answer in ("yes", "no"):
+            is_shown = (answer == "yes") != (NEGATION.search(question) is not None)
+            subject = "color" if THING.search(question)[1] in PALETTE else "shape"
+            kind = f"{'shown' if is_shown else 'absent'} {subject}"
         else:
-            kind = "shown" if (answer == "yes") != (NEGATION.search(question) is not None) else "absent"
+            kind = "color" if answer in PALETTE else "shape"
         kinds[kind].append((question, answer))
     return kinds
 
@@ -268,10 +275,10 @@ def build(out, limit=None):
     out, rng = Path(out), random.Random(SEED)
     train, test = scenes("train", out, limit), scenes("test", out, limit)
     files = {
+        "test": build_test(test, rng),  # first: it stays the same, whatever the training asks
         "boxes": build_boxes(train, "en", rng),
         "full": build_questions(train, "en", rng),
         "lora": build_questions(train, "zh", rng, share=CHINESE_SHARE),
-        "test": build_test(test, rng),
     }
     files["lora"] += files["full"][::REPLAYED]  # or the last stage would unlearn the one before
     rng.shuffle(files["lora"])

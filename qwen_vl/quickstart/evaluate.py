@@ -80,10 +80,10 @@ def choose(records, predictions, search_dirs):
 
 
 def losses(output_dir):
-    """[(step, loss), ..] and the seconds of a training, from the trainer_state.json in its output folder."""
+    """[(step, loss), ..], the steps and the seconds of a training, from trainer_state.json in its output folder."""
     history = json.loads((Path(output_dir) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     seconds = sum(entry["train_runtime"] for entry in history if "train_runtime" in entry)
-    return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], seconds
+    return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], history[-1]["step"], seconds
 
 
 def main(argv=None):
@@ -104,16 +104,14 @@ def main(argv=None):
     facts = {
         "questions": f"{len(records)}, one a conversation, about pictures that no stage has seen; greedy answers",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        **{
-            f"training, {name}": f"{points[-1][0]} steps, {seconds:.0f} s" for name, (points, seconds) in curves.items()
-        },
+        **{f"training, {name}": f"{steps} steps, {seconds:.0f} s" for name, (_, steps, seconds) in curves.items()},
     }
     path = report.write(
         args.output,
         title="Quickstart: a tiny Qwen-VL learns to see",
         facts=facts,
         scores=scores,
-        curves={name: points for name, (points, _) in curves.items()},
+        curves={name: points for name, (points, *_) in curves.items()},
         examples=choose(records, predictions, search_dirs),
     )
     print(report.accuracy_table(scores))
