@@ -23,20 +23,23 @@ def run(main, argv=None):
         leave(130)
     except SystemExit as end:
         if isinstance(end.code, int):
-            leave(end.code)
+            leave(end.code, together=True)
         raise
-    leave(0)
+    leave(0, together=True)
 
 
-def leave(code):
+def leave(code, together=False):
     """End the process with an exit code; returns if that is 0 and the process is not one of several of a run.
 
-    One of several leaves out Python's own end, but for what is registered in `atexit`: a thread of gloo that lets go of
-    a tensor meanwhile would abort the process ("terminate called without an active exception"), now and then.
+    together: whether all of several end so; what they sent last then arrives. One of several leaves out Python's own
+    end, but for what is registered in `atexit`: a thread of gloo that lets go of a tensor meanwhile would abort the
+    process ("terminate called without an active exception"), now and then.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         atexit._run_exitfuncs()
+        if together:
+            distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
