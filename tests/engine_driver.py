@@ -16,10 +16,10 @@ from qwen_vl.entry import run
 from qwen_vl.model import loss_qwen
 
 
-def main(plan):
-    """Run what the file `plan` lists."""
-    for argv in json.loads(Path(*plan).read_text(encoding="utf-8")):
-        finetune.main(argv)
+def main(argv):
+    """Run what the file argv[0] lists."""
+    for arguments in json.loads(Path(argv[0]).read_text(encoding="utf-8")):
+        finetune.main(arguments)
 
 
 if __name__ == "__main__":

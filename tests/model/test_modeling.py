@@ -259,7 +259,7 @@ def test_random_weights_are_finite_and_tables_are_not_random(mode, tmp_path):
 
 
 def test_random_patch_filters_see_edges_and_hardly_plain_patches():
-    """The mean square answer to a plain patch of value 1, and to a checkerboard of 1 and -1."""
+    """How far apart their answers to a plain patch of value 1 lie, and to a checkerboard of 1 and -1."""
     filters = patch_filters(torch.empty(4000, 3, 8, 8, dtype=torch.float64))
     board = torch.arange(8)[:, None] + torch.arange(8) & 1
     answers = (filters.sum((1, 2, 3)), (filters * (1 - 2 * board)).sum((1, 2, 3)))
