@@ -20,6 +20,9 @@ from qwen_vl.training import arguments, planner
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "data/README.md")]
 DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
+OF_THE_PAGE = {ROOT / "tests/test_docs.py", ROOT / "tests/test_checkpoint_format.py"}  # they read it as a whole
+CITING = [path for folder in ("qwen_vl", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+CITING = [path for path in [ROOT / "finetune.py", *CITING, *DOCUMENTS] if path not in OF_THE_PAGE]
 FOLDERS = "finetune|scripts|data|qwen_vl|tests|configs|docs"
 ROOT_FILE = r"[A-Za-z][\w-]*\.(?:md|py|sh|txt|toml)"
 FLAGS_OF_OTHERS = {
@@ -79,6 +82,42 @@ def test_files_that_are_named_exist(document):
     quoted = re.findall(rf"`((?:{FOLDERS})/[\w./-]*|{ROOT_FILE})`", prose)
     lost += [name for name in quoted if not (ROOT / name).exists()]
     assert not lost, lost
+
+
+def anchors(text):
+    """The names by which headings of a Markdown text are linked, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_headings_that_are_linked_exist(document):
+    folder, text = document
+    for link, anchor in re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", text):
+        target = (folder / link).read_text(encoding="utf-8") if link else text
+        assert anchor in anchors(target), f"{link}#{anchor}"
+
+
+def test_sections_of_the_format_that_are_cited_exist():
+    """Code cites `docs/checkpoint_format.md section 4`, and no page that is not here."""
+    page = ROOT / "docs/checkpoint_format.md"
+    sections = [int(number) for number in re.findall(r"^## (\d+)\. ", page.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert sections == list(range(1, len(sections) + 1))
+    cited, wrong = 0, []
+    for path in CITING:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py" and re.search(r"\bSPEC\b", text):
+            wrong.append(f"{path.relative_to(ROOT)}: cites SPEC, which is not in this repository")
+        mentions = len(re.findall(rf"{page.name}(?![#)])", text)) if path.suffix == ".py" else 0
+        citations = re.findall(rf"{page.name} sections? (\d+)(?:(?:-| to | and )(\d+))?", text)
+        if mentions > len(citations):
+            wrong.append(f"{path.relative_to(ROOT)}: names {page.name} without a section")
+        numbers = {int(number) for pair in citations for number in pair if number}
+        wrong += [f"{path.relative_to(ROOT)}: {page.name} has no section {n}" for n in numbers - set(sections)]
+        cited += len(citations)
+    assert not wrong, "\n".join(wrong)
+    assert cited
 
 
 def test_the_map_of_files_is_true():

@@ -1,4 +1,4 @@
-"""ChatML: the one place where a conversation becomes ids and labels (SPEC section 6)."""
+"""ChatML: the one place where a conversation becomes ids and labels (docs/checkpoint_format.md section 6)."""
 
 from itertools import chain
 

@@ -1,4 +1,7 @@
-"""Conversation with a model: prompts in ChatML, answers, stop words, streaming (SPEC section 6)."""
+"""Conversation with a model: prompts in ChatML, answers, stop words, streaming.
+
+Source: docs/checkpoint_format.md section 6.
+"""
 
 import copy
 from queue import Queue

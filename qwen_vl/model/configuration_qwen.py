@@ -1,4 +1,4 @@
-"""The configuration of a Qwen-VL checkpoint (SPEC section 1)."""
+"""The configuration of a Qwen-VL checkpoint (docs/checkpoint_format.md section 1)."""
 
 from transformers import PreTrainedConfig
 

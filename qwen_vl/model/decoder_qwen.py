@@ -1,4 +1,7 @@
-"""The decoder's layers: norms, rotary positions, attention and feed-forward blocks (SPEC section 3)."""
+"""The decoder's layers: norms, rotary positions, attention and feed-forward blocks.
+
+Source: docs/checkpoint_format.md section 3.
+"""
 
 import math
 from typing import NamedTuple
@@ -53,7 +56,10 @@ class RotaryTables(NamedTuple):
 
 
 def ntk_alpha(lengths, seq_length):
-    """The dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 .. (SPEC section 3)."""
+    """The dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 ..
+
+    Source: docs/checkpoint_format.md section 3.
+    """
     exponent = torch.ceil(torch.log2(lengths.double() / seq_length) + 1)
     return torch.clamp(2**exponent - 1, min=1)
 

@@ -49,7 +49,8 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
     reference: a local path, an http(s) address, a `data:` URI with base64, or a PIL image, which is only converted.
     A relative path is looked for in each of `search_dirs`, then in the working directory. `timeout` (seconds) and
     `max_bytes` bound a download, `max_bytes` a data URI too, `max_pixels` everything that is decoded here.
-    Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken (SPEC section 8).
+    Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken
+    (docs/checkpoint_format.md section 4).
     Raises PictureError.
     """
     if isinstance(reference, Image.Image):
@@ -81,7 +82,10 @@ def is_local(reference):
 
 
 def pixels(picture, image_size=IMAGE_SIZE):
-    """float32 [3, image_size, image_size]: the picture squashed to a square and normalised (SPEC section 4)."""
+    """float32 [3, image_size, image_size]: the picture squashed to a square and normalised.
+
+    Source: docs/checkpoint_format.md section 4.
+    """
     picture = _to_rgb(picture, *_in_memory(picture))
     levels = torch.from_numpy(np.array(_squash(picture, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)

@@ -1,4 +1,7 @@
-"""Qwen-VL: a causal decoder in which the embeddings of each picture replace those of its span (SPEC sections 2-4)."""
+"""Qwen-VL: a causal decoder in which the embeddings of each picture replace those of its span.
+
+Source: docs/checkpoint_format.md sections 2-4.
+"""
 
 import torch
 from torch import nn

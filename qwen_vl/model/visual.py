@@ -1,4 +1,7 @@
-"""The vision tower: a ViT and a one-layer resampler turn a picture into a few embeddings (SPEC section 4)."""
+"""The vision tower: a ViT and a one-layer resampler turn a picture into a few embeddings.
+
+Source: docs/checkpoint_format.md section 4.
+"""
 
 import numpy as np
 import torch

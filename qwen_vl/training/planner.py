@@ -16,7 +16,8 @@ PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
 GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
-PUBLISHED = {  # SPEC section 7: GB of the reference on one A100-80G at LENGTHS, batch 1, accumulation 8
+# docs/checkpoint_format.md section 7: GB of the reference on one A100-80G at LENGTHS, batch 1, accumulation 8
+PUBLISHED = {
     "LoRA (base)": (37.1, 37.3, 38.7, 38.7),
     "LoRA (chat)": (23.3, 23.6, 25.1, 27.3),
     "Q-LoRA": (17.0, 17.2, 18.2, 19.3),

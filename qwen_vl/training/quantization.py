@@ -1,7 +1,8 @@
 """Quantised weights: how a checkpoint is, or is to be, quantised; what that needs; how it is loaded.
 
 A kind is "gptq" (Int4 or another width, in the layout of AutoGPTQ, always stored so), "nf4" or "int8" (bitsandbytes,
-stored so or made of float weights while loading), or None. Source of the Int4 layout: SPEC section 2.
+stored so or made of float weights while loading), or None.
+Source of the Int4 layout: docs/checkpoint_format.md section 2.
 """
 
 import contextlib

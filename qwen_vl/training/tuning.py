@@ -31,9 +31,9 @@ class Row(NamedTuple):
 
 
 def freeze_for_full(model, *, fix_vit):
-    """The model with everything trainable but, if `fix_vit`, the vision tower without its resampler (SPEC section 7).
+    """The model with everything trainable but, if `fix_vit`, the vision tower without its resampler.
 
-    The resampler's position table never trains.
+    The resampler's position table never trains. Source: docs/checkpoint_format.md section 7.
     """
     model.requires_grad_(True)
     visual = model.transformer.visual
@@ -54,7 +54,8 @@ def freeze_fixed_table(model):
 def whole_modules(model, requested=None):
     """Names of the modules that train whole beside adapters: as requested, else wte and lm_head on a base model.
 
-    A base model, told by its generation_config.chat_format, has never seen the ChatML markers (SPEC section 7).
+    A base model, told by its generation_config.chat_format, has never seen the ChatML markers
+    (docs/checkpoint_format.md section 7).
     """
     if requested:
         return None if requested == ["none"] else list(requested)

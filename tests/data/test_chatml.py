@@ -1,4 +1,7 @@
-"""chatml.encode against the recorded preprocessing of the reference, and our decided differences (SPEC section 8)."""
+"""chatml.encode against the recorded preprocessing of the reference, and our decided differences.
+
+They are listed in docs/checkpoint_format.md section 8.
+"""
 
 import copy
 

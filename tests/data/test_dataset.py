@@ -57,7 +57,10 @@ def test_the_other_policies(tokenizer):
 
 
 def test_a_batch_is_padded_to_its_longest_row(tokenizer):
-    """<|endoftext|>, the pad token, counts inside a text: the mask comes from lengths (SPEC section 8)."""
+    """<|endoftext|>, the pad token, counts inside a text: the mask comes from lengths.
+
+    Decided difference: docs/checkpoint_format.md section 8.
+    """
     ending = {"id": "e", "conversations": turns("tell <|endoftext|> me")}
     dataset = ConversationDataset([SHORT, ending], tokenizer, max_length=None, control_tokens=True)
     batch = ConversationCollator(tokenizer, 28)(list(dataset))

@@ -28,7 +28,8 @@ def test_prompts(golden, golden_tokenizer):
         else:
             assert prompt.text == case["out"]["raw_text"]
     for number, case, prompt in differing:
-        # SPEC section 8: the whole prompt fits the window; the reference forgot the new query, so it kept more.
+        # docs/checkpoint_format.md section 8:
+        # the whole prompt fits the window; the reference forgot the new query, so it kept more.
         window = case["kw"].get("max_window_size", 6144)
         assert len(prompt.ids) < window <= len(case["out"]["tokens"]), f"case {number}"
         assert prompt.text.endswith(case["query"] + "<|im_end|>\n<|im_start|>assistant\n")
@@ -58,12 +59,13 @@ def test_answers(golden, golden_tokenizer):
             if "gen" not in case:
                 continue
             if isinstance(case[chat_format], dict):
-                # SPEC section 8: a stray <img> in a generated answer is decoded as text.
+                # docs/checkpoint_format.md section 8: a stray <img> in a generated answer is decoded as text.
                 assert decode_answer(case["gen"], golden_tokenizer, chat_format).startswith("<img>")
                 continue
             answer, reason = case[chat_format]
             found = decode_answer(case["gen"], golden_tokenizer, chat_format)
-            # SPEC section 8: the prompt is cut by tokens (by characters there, which ate the start of some answers).
+            # docs/checkpoint_format.md section 8:
+            # the prompt is cut by tokens (by characters there, which ate the start of some answers).
             assert found.endswith(answer)
             if found != answer:
                 query = case["query"]
@@ -93,11 +95,13 @@ def test_chat(golden_model, golden_tokenizer, recorded, in_golden_dir):
         turns = [tuple(turn) for turn in case["history_in"] or []]
         known = 0 if case["history_in"] is None else len(turns)
         answer, history = run_chat(golden_model, golden_tokenizer, case)
-        # SPEC section 8: the last token of an answer that ended by length is kept; the reference dropped it.
-        # SPEC section 8: the whole prompt fits the window, so that less of the history may be kept.
+        # docs/checkpoint_format.md section 8:
+        # the last token of an answer that ended by length is kept; the reference dropped it;
+        # the whole prompt fits the window, so that less of the history may be kept.
         if "max_window_size" not in case["kw"]:
             assert case["response"] in answer and len(answer) > len(case["response"])
-            # SPEC section 8: the prompt is cut by tokens; cut by characters, a composed letter ate the first one.
+            # docs/checkpoint_format.md section 8:
+            # the prompt is cut by tokens; cut by characters, a composed letter ate the first one.
             composed = unicodedata.normalize("NFC", case["query"]) != case["query"]
             assert answer.startswith(case["response"]) or composed
         appended = case["kw"].get("append_history", True)

@@ -1,4 +1,7 @@
-"""The model against the recorded reference; each decided difference (SPEC section 8) is named beside its case."""
+"""The model against the recorded reference; each decided difference is named beside its case.
+
+They are listed in docs/checkpoint_format.md section 8.
+"""
 
 import json
 
@@ -14,9 +17,9 @@ from qwen_vl.model.modeling_qwen import PLAIN_STD, patch_filters, picture_spans
 RELATIVE = 1e-5
 LEFT_PADDED = 3e-5  # what the reference itself differs by between left-padded and unpadded rows
 
-# SPEC section 8: NTK alpha and log-n follow each sequence's own length, not the padded one.
+# docs/checkpoint_format.md section 8: NTK alpha and log-n follow each sequence's own length, not the padded one.
 FOLLOWS_OWN_LENGTH = {"batch_left_pad_120"}
-# SPEC section 8: the alpha of an evaluation does not leak into training.
+# docs/checkpoint_format.md section 8: the alpha of an evaluation does not leak into training.
 NO_LEAK = {"train_mode_len50_after_eval200"}
 
 

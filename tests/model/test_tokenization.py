@@ -1,4 +1,7 @@
-"""The tokenizer against the recorded reference; each decided difference (SPEC section 8) is named beside its case."""
+"""The tokenizer against the recorded reference; each decided difference is named beside its case.
+
+They are listed in docs/checkpoint_format.md section 8.
+"""
 
 import ast
 import copy
@@ -91,7 +94,7 @@ def test_decoding_of_encoded_text_equals_the_reference(tokenizer, golden):
 
 
 def expected_where_the_reference_fails(case):
-    """What we return for ids that make the reference raise; SPEC section 8 decides these."""
+    """What we return for ids that make the reference raise; docs/checkpoint_format.md section 8 decides these."""
     ids = case["ids"]
     if min(ids) < 0:
         return ValueError  # Difference: one clear error in place of an OverflowError
