@@ -19,6 +19,7 @@ class LoadingMixin:
 
         Raises ValueError for two precisions at once.
         """
+        kwargs.pop("resume_download", None)  # the original's demos pass it; downloads resume by themselves by now
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig):  # without one, QWenConfig.from_dict gets the arguments
             kwargs["config"] = with_wishes(config, taken_wishes(kwargs))

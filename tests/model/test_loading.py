@@ -39,6 +39,7 @@ def dtypes(model):
         ({"fp16": True, "dtype": BRAIN}, BRAIN),
         ({"bf16": True, "torch_dtype": "float16"}, HALF),
         ({"use_flash_attn": True, "fp16": True}, HALF),
+        ({"resume_download": True, "trust_remote_code": True, "fp16": True}, HALF),
     ],
     ids=str,
 )
