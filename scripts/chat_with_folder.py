@@ -17,11 +17,7 @@ for question in questions:
     query = question if history else tokenizer.from_list_format([{"image": picture}, {"text": question}])
     answer, history = model.chat(tokenizer, query, history=history)
     print(f"user: {question}\nassistant: {answer}")
-    try:
-        drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
-    except ValueError as error:  # a small model may write half a box
-        drawn = None
-        print(f"(no box drawn: {error})")
+    drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
     if drawn is not None:
         drawn.save(boxes)
         print(f"(boxes drawn in {boxes})")

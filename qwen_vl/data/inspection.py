@@ -6,7 +6,7 @@ import re
 import warnings
 from typing import NamedTuple
 
-from qwen_vl.model.image_processing_qwen import PictureError, find_picture, is_local, open_picture
+from qwen_vl.model.image_processing_qwen import SCALED, PictureError, find_picture, is_local, open_picture
 
 from .chatml import IGNORE_INDEX
 from .conversations import check_entry, named
@@ -140,6 +140,8 @@ def _oddities(picture):
     short, long = sorted(picture.size)
     if short < SMALLEST_SIDE or long > LARGEST_RATIO * short:
         yield "odd picture", f"{width} x {height} pixels; look whether it is the one that you mean"
+    if SCALED in picture.info:
+        yield "scaled picture", picture.info[SCALED]
     try:
         orientation = picture.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged metadata, which the model does not see

@@ -41,6 +41,7 @@ WARNINGS = {
     "over length",
     "rotated picture",
     "odd picture",
+    "scaled picture",
 }
 
 # (required, optional, what other formats call the required ones: with one of these, the error can name the cure)

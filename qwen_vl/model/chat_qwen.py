@@ -157,7 +157,8 @@ class ChatMixin:
         if chat_format != "chatml":
             raise ValueError(
                 f"generation_config.chat_format is {chat_format!r}: this is a base model, not a chat model; use "
-                "`generate`, or fine-tune it and set chat_format to 'chatml'"
+                "`generate`, or fine-tune it; if these weights were trained in ChatML, set "
+                "model.generation_config.chat_format = 'chatml'"
             )
         if tokenizer.image_span_tokens != self.config.image_span_tokens:
             raise ValueError(

@@ -15,6 +15,7 @@ from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
 from .image_processing_qwen import open_picture, pixels
+from .loading_qwen import LoadingMixin
 from .loss_qwen import target_index as index_of_targets
 from .loss_qwen import target_losses
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
@@ -52,7 +53,7 @@ def patch_filters(like):
     return filters - (1 - PLAIN_STD) * filters.mean((2, 3), keepdim=True)
 
 
-class QWenPreTrainedModel(PreTrainedModel):
+class QWenPreTrainedModel(LoadingMixin, PreTrainedModel):
     """Loading, saving and random initialisation of Qwen-VL weights."""
 
     config_class = QWenConfig
