@@ -9,6 +9,7 @@ from PIL import Image
 
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.image_processing_qwen import PictureError, open_picture
+from qwen_vl.model.logits_qwen import LogitsError
 from qwen_vl.model.memory_qwen import ChatMemory
 
 from .engine import load
@@ -123,6 +124,8 @@ def converse(session, box_file):
                 command(session, line)
             elif line:
                 session.draw(session.ask(line), free_path(box_file))
+        except LogitsError:  # these weights will not answer, whatever is asked: an error of the whole command
+            raise
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=session.notes)
         except KeyboardInterrupt:
