@@ -106,7 +106,7 @@ def found(output_dir):
     Not by step alone: those that an earlier run left in the folder may have larger numbers.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
-    return sorted(folders, key=lambda path: (_written(path), _step(path)), reverse=True)
+    return sorted(folders, key=lambda path: (written(path), _step(path)), reverse=True)
 
 
 def _step(path):
@@ -114,8 +114,9 @@ def _step(path):
     return int(number) if number.isdigit() else None
 
 
-def _written(path):
-    return (read_json(path, MANIFEST) or {}).get("written", path.stat().st_mtime)
+def written(path):
+    """When a checkpoint was written, in seconds since 1970."""
+    return (read_json(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
 
 
 def rescue(output_dir):
@@ -153,7 +154,7 @@ def to_resume(output_dir, requested):
 def _to_resume(output_dir, requested):
     if not requested or str(requested).lower() == "false":
         return None
-    if str(requested).lower() in ("true", "auto"):
+    if is_automatic(requested):
         return _newest(output_dir)
     folder = Path(requested)
     if not folder.is_dir() or not (folder / TRAINER_STATE).is_file():
@@ -164,6 +165,11 @@ def _to_resume(output_dir, requested):
         raise ValueError(f"--resume_from_checkpoint {requested}: {listed(problems)}; give an earlier checkpoint")
     _announce(folder)
     return str(requested)
+
+
+def is_automatic(requested):
+    """Whether --resume_from_checkpoint asks for the newest checkpoint, whatever it is."""
+    return str(requested).lower() in ("true", "auto")
 
 
 def _newest(output_dir):
