@@ -24,17 +24,7 @@ def main(argv=None):
     from transformers import set_seed
 
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import (
-        adapters,
-        engines,
-        loading,
-        outset,
-        resume_settings,
-        saving,
-        trainer,
-        tuning,
-        vision_cache,
-    )
+    from qwen_vl.training import engines, loading, outset, resume_settings, saving, trainer, tuning, vision_cache
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
@@ -65,16 +55,7 @@ def main(argv=None):
         quantization=kind,
         device=train_args.device,
     )
-    if train_args.use_lora:
-        new_tokens = tokenizer.convert_tokens_to_ids(train_args.new_special_tokens or [])
-        model = adapted(model, lora_args, new_tokens)
-        if train_args.activation_checkpointing:
-            model.enable_input_require_grads()
-    else:
-        model = tuning.freeze_for_full(model, fix_vit=train_args.fix_vit)
-    start = adapters.starting_point(model) if train_args.use_lora else None
-    # DeepSpeed keeps float32 copies itself.
-    model = tuning.train_in(model, dtype) if train_args.deepspeed else tuning.train_in_float32(model)
+    model, start = made_trainable(model, lora_args, train_args, tokenizer, dtype)
     lines = tuning.rows(model, rates=rates, weight_decay=train_args.weight_decay)
     if train_args.process_index == 0:
         print(tuning.table(lines), file=sys.stderr)
@@ -106,6 +87,22 @@ def main(argv=None):
             made_with = {"settings": settings, "resumed": settled.resumed, "base": under or {"name": name}}
             write_records(output_dir, data_args, trained=lines, made_with=made_with)
         print(f"saved to {output_dir}", file=sys.stderr)
+
+
+def made_trainable(model, lora, training, tokenizer, dtype):
+    """(model, `adapters.starting_point` or None): with adapters, or unfrozen, as the flags say."""
+    from qwen_vl.training import adapters, tuning
+
+    if training.use_lora:
+        new_tokens = tokenizer.convert_tokens_to_ids(training.new_special_tokens or [])
+        model = adapted(model, lora, new_tokens)
+        if training.activation_checkpointing:
+            model.enable_input_require_grads()
+    else:
+        model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
+    start = adapters.starting_point(model) if training.use_lora else None
+    # DeepSpeed keeps float32 copies itself.
+    return tuning.train_in(model, dtype) if training.deepspeed else tuning.train_in_float32(model), start
 
 
 def write_records(output_dir, data, *, trained, made_with):
