@@ -15,7 +15,14 @@ from .callbacks import METRICS_FILE, read_metrics
 FILE = "run.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "qwen-vl")
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")  # of a result
-HERE = ("output_dir", "logging_dir", "cache_dir", "tokenized_cache", "resume_from_checkpoint")  # settings of a machine
+HERE = (
+    "output_dir",
+    "logging_dir",
+    "cache_dir",
+    "tokenized_cache",
+    "resume",
+    "resume_from_checkpoint",
+)  # settings of a machine
 
 
 def write(output_dir, *, settings, base, data_path, eval_data_path=None, resumed=()):

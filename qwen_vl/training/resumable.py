@@ -30,6 +30,8 @@ class ResumableTrainer(Trainer):
     def __init__(self, *, made_with=None, **kwargs):
         super().__init__(**kwargs)
         self._made_with = made_with or {}
+        if made_with:  # `resume_settings` says what differs from a checkpoint, and what becomes of it
+            logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
         self._anew = self.args.ignore_data_skip  # the user's wish: the data of the epoch from their beginning
         self.args.ignore_data_skip = True  # our loaders begin where they have to; no batch is made to be thrown away
         self._resumed, self._position, self._staging_dir = {}, None, None

@@ -20,7 +20,13 @@ KEPT = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "max_grad_norm", "neftune_noise_alpha"),
 )
-REFUSED = ("fix_vit", "optim", "loss_on", "init_lora_weights")  # beside what `check` sees in the checkpoint's files
+REFUSED = (
+    "fix_vit",
+    "optim",
+    "loss_on",
+    "init_lora_weights",
+    "new_special_tokens",
+)  # beside what `check` sees in the checkpoint's files
 WITH_DATA = ("loss_on",)  # of REFUSED: allowed where the data begin anew
 ADAPTER_FLAGS = {  # field of an adapter's config: the flag that decides it
     "r": "lora_r",
@@ -29,7 +35,6 @@ ADAPTER_FLAGS = {  # field of an adapter's config: the flag that decides it
     "target_modules": "lora_target_modules",
     "bias": "lora_bias",
     "modules_to_save": "modules_to_save",
-    "trainable_token_indices": "new_special_tokens",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
@@ -43,7 +48,7 @@ UNRECORDED = (
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "do_train", "do_eval", "do_predict"),
     *("model_name_or_path", "lora_weight_path", "use_lora", "q_lora", "quantization", "bf16", "fp16"),
     *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "modules_to_save"),
-    *("new_special_tokens", "use_rslora", "use_dora"),
+    *("use_rslora", "use_dora"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
 )
 ENDS = ("max_steps", "num_train_epochs", "early_stopping_patience")  # what says where a run ends
@@ -110,7 +115,9 @@ def restore(groups, flag, value):
 
 def shown(value):
     """A value as the command line would have it."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def refuse(checkpoint, problems):
