@@ -224,14 +224,16 @@ def is_finished(resume_from, training, settings):
     """Whether the run that a checkpoint belongs to has its result already; says so."""
     from qwen_vl.training import checkpoints, resume_settings
 
-    if resume_from is None:
+    newest = checkpoints.is_automatic(training.resume_from_checkpoint)
+    last = resume_from or next(iter(checkpoints.found(training.output_dir) if newest else ()), None)
+    if last is None:
         return False
     ends = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
-    newest = checkpoints.is_automatic(training.resume_from_checkpoint)
-    if not resume_settings.is_finished(training.output_dir, resume_from, settings, newest=newest, **ends):
+    ends |= {"newest": newest, "resumable": resume_from is not None}
+    if not resume_settings.is_finished(training.output_dir, last, settings, **ends):
         return False
     if training.process_index == 0:
-        state = checkpoints.read_json(resume_from, checkpoints.TRAINER_STATE)
+        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE)
         print(
             f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "

@@ -60,10 +60,11 @@ def run_state(folder):
     return read_json(folder, RUN_STATE) or {"step": (read_json(folder, TRAINER_STATE) or {}).get("global_step", 0)}
 
 
-def damage(folder):
+def damage(folder, *, resumable=True):
     """A line for everything that keeps a run from going on from a checkpoint folder: [] for a complete one.
 
-    A folder without a manifest, as other tools write it, is only looked at for what a run cannot go on without.
+    resumable: whether the optimizer's state has to be there, too. A folder without a manifest, as other tools write it,
+    is only looked at for what a run cannot go on without.
     """
     folder = Path(folder)
     problems = []
@@ -76,9 +77,15 @@ def damage(folder):
         problems = [f"{name} {what}" for name, what in zip(manifest["files"], found, strict=True) if what]
     if not problems and read_json(folder, TRAINER_STATE) is None:
         problems.append(f"no {TRAINER_STATE} there that can be read")
-    if not problems and not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):  # DeepSpeed's
-        problems.append("without the optimizer's state, as of a run with --save_only_model; train its model further "
-                        "as --model_name_or_path")  # fmt: skip
+    if (
+        resumable and not problems and not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*"))
+    ):  # DeepSpeed's
+        kind, flag = ("adapter", "lora_weight_path") if (folder / "adapter_config.json").exists() else (
+            "model", "model_name_or_path")  # fmt: skip
+        problems.append(
+            f"holds the {kind} alone, without the optimizer's state, as of a run with --save_only_model; train it "
+            f"further as --{flag} {folder}"
+        )
     return problems
 
 

@@ -36,7 +36,7 @@ def write(output_dir, *, settings, base, data_path, eval_data_path=None, resumed
         "base": base,
         "data": [entry for source in parse_sources(data_path) for entry in hashed(source.path)],
         "evaluation data": hashed(eval_data_path) if eval_data_path else [],
-        "settings": {name: value for name, value in settings.items() if name not in HERE},
+        "settings": portable(settings),
         "resumed": list(resumed),
         "metrics": last_metrics(read_metrics(Path(output_dir, METRICS_FILE))),
         "versions": {"python": platform.python_version(), **versions()},
@@ -44,6 +44,11 @@ def write(output_dir, *, settings, base, data_path, eval_data_path=None, resumed
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
     Path(output_dir, FILE).write_text(text, encoding="utf-8")
     return record
+
+
+def portable(settings):
+    """The settings that mean something on another machine."""
+    return {name: value for name, value in settings.items() if name not in HERE}
 
 
 def read(output_dir):

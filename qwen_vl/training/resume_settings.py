@@ -163,11 +163,12 @@ def comparable(value):
     return sorted(value) or None if isinstance(value, (list, set, tuple)) else value
 
 
-def is_finished(output_dir, checkpoint, settings, *, newest, max_steps, num_train_epochs):
+def is_finished(output_dir, checkpoint, settings, *, newest, resumable, max_steps, num_train_epochs):
     """Whether the output folder holds the result of a run that went on to a checkpoint's step, and no step is left.
 
     settings: {flag: value} as `arguments.changed` has them. newest: whether the checkpoint was found as the newest one,
-    which may be the best of a finished run, and the only one that it kept.
+    which may be the best of a finished run, and the only one that it kept. resumable: whether a run can go on from it;
+    one that holds the model alone is the end only of a run with the very same settings.
     """
     result, state = record.read(output_dir), checkpoints.run_state(checkpoint)
     if not result or not record.is_newer(output_dir, checkpoints.written(checkpoint)):  # not of an earlier run there
@@ -176,6 +177,8 @@ def is_finished(output_dir, checkpoint, settings, *, newest, max_steps, num_trai
     best = (checkpoints.read_json(output_dir, checkpoints.TRAINER_STATE) or {}).get("best_global_step")
     if state["step"] != end and not (newest and state["step"] == best):
         return False
+    if not resumable:
+        return json.loads(json.dumps(record.portable(settings), default=str)) == result["settings"]
     same_end = all(result["settings"].get(flag) == settings.get(flag) for flag in ENDS)
     return same_end or (state["step"] == end and not is_step_left(state, max_steps, num_train_epochs))
 
