@@ -95,6 +95,10 @@ class StreamingDataset(IterableDataset):
         seen = [files, weights, self._mix, self._buffer_size, self._options, self._packing]
         return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
+    def probe(self):
+        """None; a DataError where no record fits, or the first ones are wrong, before anybody reads the stream."""
+        next(self._units(notes=False))
+
     def __iter__(self):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)

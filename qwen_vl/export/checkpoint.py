@@ -71,8 +71,8 @@ def export(folder, output_dir, *, dtype=None):
     where its weights lie in parts. Raises ValueError for a damaged checkpoint, FileExistsError for a folder in use.
     """
     folder, output_dir = Path(folder), writing.check_free(output_dir)
-    text, is_complete = show(folder)
-    if not is_complete:
+    text, _ = show(folder)
+    if checkpoints.damage(folder, resumable=False):
         raise ValueError(f"{text}\nnothing is exported from it; give another checkpoint")
     with writing.complete(output_dir) as staging:
         if bases.is_adapter(folder):

@@ -377,6 +377,11 @@ class QWenLMHeadModel(ChatMixin, CheckedGeneration, QWenPreTrainedModel, Generat
         **kwargs,
     ):
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        if "loss_weights" in kwargs:
+            raise ValueError(
+                "loss_weights: the loss of this model weighs all targets alike; train with finetune.py, or leave the "
+                "weights of the samples out"
+            )
         output = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

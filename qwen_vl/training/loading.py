@@ -42,6 +42,7 @@ def load_config(path, cache_dir=None):
         logger.warning("%s is no folder here; asking the download cache and the hub for it", path)
     settings = read_json(path, "config.json", cache_dir)
     if settings is None:
+        refuse_adapter(path)
         raise FileNotFoundError(f"{path}: has no config.json; give the folder of a Qwen-VL checkpoint")
     if settings.get("model_type") != QWenConfig.model_type or "visual" not in settings:
         kind = settings.get("model_type", "unknown") + ("" if "visual" in settings else " without a vision tower")
@@ -261,7 +262,18 @@ def weight_files(path, cache_dir=None):
                     f"{path}: {missing[0]} is listed in {name}.index.json but missing; download the checkpoint again"
                 )
             return list(shards.values())
+    refuse_adapter(path)
     raise FileNotFoundError(f"{path}: no model.safetensors and no pytorch_model.bin; give a complete checkpoint folder")
+
+
+def refuse_adapter(path):
+    """Raise ValueError for a folder that holds an adapter, where a model is needed."""
+    if Path(path, "adapter_config.json").is_file():
+        base = (read_json(path, "base.json") or {}).get("name", "MODEL")
+        raise ValueError(
+            f"{path}: is an adapter: merge it first (qwen-vl merge {path} MERGED) and give the merged model. To train "
+            f"it further, give it as --lora_weight_path with --use_lora, and its base: --model_name_or_path {base}"
+        )
 
 
 def check_files(path, cache_dir=None):

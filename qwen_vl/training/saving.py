@@ -113,9 +113,13 @@ def recorded_base(adapter_dir):
     Raises FileNotFoundError where there is no adapter.
     """
     if not Path(adapter_dir, "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"{adapter_dir}: no adapter_config.json there; give the --output_dir of a LoRA training"
-        )
+        hint = "give the --output_dir of a LoRA training"
+        unfinished = sorted(Path(adapter_dir).glob("checkpoint-*/adapter_config.json"), key=os.path.getmtime)
+        if unfinished:
+            hint = f"its run has not finished; the newest adapter is {unfinished[-1].parent}"
+        elif Path(adapter_dir, "config.json").is_file():
+            hint = "it holds a model, not an adapter; a model is given as --model_name_or_path"
+        raise FileNotFoundError(f"{adapter_dir}: no adapter_config.json there; {hint}")
     return loading.read_json(adapter_dir, BASE_FILE)
 
 
