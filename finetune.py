@@ -208,8 +208,9 @@ def rehearse(name, config, lora, training, resume_from=None):
             model = adapters.rehearsed(lora.lora_weight_path, model, r=asked)
         elif training.use_lora:
             whole = tuning.whole_modules(model, lora.modules_to_save) or ()
-            adapters.check_rows(adapters.trained_rows(training.new_special_tokens or (), whole))
+            adapters.check_whole(model, whole, kind)
             model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
+            adapters.check_rows(adapters.trained_rows(training.new_special_tokens or (), whole), model)
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     lines = tuning.rows(model, rates=rates, weight_decay=training.weight_decay)

@@ -5,14 +5,12 @@ import sys
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from qwen_vl.training import loading, saving
 
 from . import basechange, bases, card, verify, writing
-from .ondisk import DiskModel
+from .ondisk import DiskModel, adapted_layer
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -148,19 +146,6 @@ def merged(disk, name):
     tensors = {f"{path}.{leaf}": parameter.data for leaf, parameter in plain.named_parameters()}
     disk.empty(filled)
     return tensors
-
-
-def adapted_layer(model, name):
-    """(path, module) of the layer around a weight that PEFT has put in the place of the plain one, or (None, None)."""
-    if not isinstance(model, PeftModel):
-        return None, None
-    path, model = [], model.base_model.model
-    for part in name.split(".")[:-1]:
-        path.append(part)
-        model = model.get_submodule(part)
-        if isinstance(model, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            return ".".join(path), model
-    return None, None
 
 
 def main(argv=None):

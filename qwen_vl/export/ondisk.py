@@ -5,6 +5,8 @@ So a forward pass, a merge or a quantisation needs the memory of about one block
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import nn
 
@@ -129,7 +131,10 @@ class DiskModel:
         """
         self.fill(self.blocks[None], dtype=dtype, device=device)
         for block, module in self._modules.items():
-            self._read_when_run(module, self.blocks[block], dtype, device)
+            # What an adapter has put around a layer reads its weights, and need not call the layer itself.
+            _, layer = adapted_layer(self.model, block)
+            if not isinstance(layer, ModulesToSaveWrapper):  # which calls a copy of its own, and never the layer
+                self._read_when_run(module if layer is None else layer, self.blocks[block], dtype, device)
         return self.model
 
     def _read_when_run(self, module, names, dtype, device):
@@ -141,6 +146,19 @@ class DiskModel:
             held.clear()
 
         module.register_forward_hook(drop, always_call=True)
+
+
+def adapted_layer(model, name):
+    """(path, module) of the layer around a weight that PEFT has put in the place of the plain one, or (None, None)."""
+    if not isinstance(model, PeftModel):
+        return None, None
+    path, model = [], model.base_model.model
+    for part in name.split(".")[:-1]:
+        path.append(part)
+        model = model.get_submodule(part)
+        if isinstance(model, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return ".".join(path), model
+    return None, None
 
 
 def check_start(adapter_dir):

@@ -165,6 +165,14 @@ def quantized_linears(model):
     return {path: module for path, module in model.named_modules() if isinstance(module, base)}
 
 
+def packed_paths(model, kind):
+    """Return the paths of the linears of a model whose weights are of a kind, or will be once they are loaded as it."""
+    if kind in (None, "gptq"):
+        return list(quantized_linears(model))
+    linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [path for path in linears if not any(f"{path}.".startswith(f"{name}.") for name in FLOAT_MODULES)]
+
+
 def linear_kinds(model):
     """The classes of the linear layers of a model, packed ones included."""
     return (torch.nn.Linear, *{type(layer) for layer in quantized_linears(model).values()})

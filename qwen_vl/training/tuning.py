@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 
 from . import adapters
@@ -46,7 +46,7 @@ def freeze_for_full(model, *, fix_vit):
 def freeze_fixed_table(model):
     """The model with the resampler's position table frozen, wherever adapters may have put a copy of it."""
     for name, parameter in model.named_parameters():
-        if name.endswith("attn_pool.pos_embed"):
+        if without_wrappers(name).endswith("attn_pool.pos_embed"):
             parameter.requires_grad_(False)
     return model
 
@@ -78,12 +78,19 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, ne
         lora_dropout=dropout,
         target_modules=adapters.target_modules(model, targets),
         bias=bias,
-        modules_to_save=modules_to_save,
+        modules_to_save=adapters.modules_to_save(model, modules_to_save),
         trainable_token_indices=rows or None,
         **variant,
     )
     quiet_gptqmodel()  # which peft imports for any adapter
-    return settle(get_peft_model(model, config))
+    try:
+        return settle(get_peft_model(model, config))
+    except NoMatchingPeftModuleError as error:
+        raise ValueError(
+            f"--lora_target_modules {' '.join(targets)}: all of them lie in what trains whole (--modules_to_save "
+            f"{' '.join(modules_to_save or ())}), so that nothing is left for adapters; choose other targets, or train "
+            "without --use_lora"
+        ) from error
 
 
 def load_adapters(model, adapter_dir, *, trainable=False):
