@@ -114,7 +114,10 @@ def entries(path, *, is_ours=True):
 
 
 def check_columns(file):
-    """Raise DataError for a table that has no column of conversations."""
+    """Raise DataError for a table that has no column of conversations, or two columns of one name."""
+    twice = [name for name, count in Counter(file.columns or ()).items() if count > 1]
+    if twice:
+        raise DataError(f"{file.path}: two columns {twice[0]!r}; rename or remove one")
     if file.columns is None or "conversations" in file.columns:
         return
     names = ", ".join(file.columns[:MAX_SHOWN]) or "none"

@@ -169,10 +169,10 @@ def json_error(error: Exception, *, is_line: bool = False) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return f"not JSON that can be read ({error})"
     place = f"column {error.colno}" if is_line else f"line {error.lineno}, column {error.colno}"
-    return f"not JSON at {place} ({_cause(error, is_line) or error.msg})"
+    return f"not JSON at {place} ({cause_of(error, is_line=is_line) or error.msg})"
 
 
-def _cause(error: json.JSONDecodeError, is_line: bool) -> str | None:
+def cause_of(error: json.JSONDecodeError, *, is_line: bool) -> str | None:
     """Return the mistake behind an error of the parser, with its cure; None for one that is none of the usual."""
     text, position = error.doc, error.pos
     char, before, rest = text[position : position + 1], text[:position].rstrip(), text[position:]

@@ -10,6 +10,7 @@ for each record of a block. There `place` is a function, as knowing it may take 
 import codecs
 import errno
 import glob
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,16 +21,19 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from . import json_files, path_hints
+from .json_lists import elements
 from .opening import form_of, is_packed, open_bytes, plain_name
 from .tidying import decoder, tidied
 from .validation import DataError, Problem
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 * 2**20  # of a text file: enough to be read quickly, few enough to be shuffled well
 BLOCK_ROWS = 4096
 BATCH_ROWS = 256  # rows that become Python objects at a time
 PIECE = 2**20
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".arrow")  # of what is read in a folder; .json where there are none
-STREAMED = "JSON Lines (.jsonl), Parquet (.parquet) or Arrow (.arrow)"
+STREAMED = "JSON Lines (.jsonl), a JSON list, Parquet (.parquet) or Arrow (.arrow)"
 
 Block = tuple[int, int]
 Placed = tuple[Callable[[], str], object]
@@ -92,7 +96,7 @@ def _of_dataset(path: Path) -> list[Path]:
     return files
 
 
-def open_files(path: str | os.PathLike) -> list["LineFile | PackedLines | ParquetFile | ArrowFile"]:
+def open_files(path: str | os.PathLike) -> list["LineFile | PackedLines | ListFile | ParquetFile | ArrowFile"]:
     """Return the file objects of a path, to be streamed; raise DataError for what cannot be, OSError."""
     return [_open_streamed(file, prefix) for file, prefix in data_files(path)]
 
@@ -105,12 +109,14 @@ def _open_streamed(path: Path, prefix: str):
         start = file.read(PIECE).removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
         raise DataError(f"{path}: empty; give one conversation on each line")
-    if start.startswith(b"["):
+    is_named_lines = json_files.is_named_lines(path)
+    if start.startswith(b"[") and is_named_lines:  # a list, or lines that are no records
         raise DataError(
-            f"{path}: a JSON list cannot be streamed; write one conversation on each line instead, or leave out "
-            "--streaming"
+            f"{path}: a JSON list cannot be streamed as JSON Lines; write one record on each line, or call it .json"
         )
-    if not json_files.is_named_lines(path) and not json_files.begins_with_an_object(path):
+    if start.startswith(b"["):
+        return ListFile(path, prefix)
+    if not is_named_lines and not json_files.begins_with_an_object(path):
         raise DataError(f"{path}: cannot be streamed; give {STREAMED}")
     return PackedLines(path, prefix) if is_packed(path) else LineFile(path, prefix)
 
@@ -178,8 +184,8 @@ class LineFile:
         return f":{count + index + 2}"
 
 
-class PackedLines:
-    """A JSON Lines file in gzip or zstd: one block, as there is no way into its middle."""
+class _OneBlock:
+    """A file that has no way into its middle: one block."""
 
     columns = None
 
@@ -189,11 +195,23 @@ class PackedLines:
     def blocks(self, num: int) -> list[Block]:
         return [(0, self.size)]
 
+
+class PackedLines(_OneBlock):
+    """A JSON Lines file in gzip or zstd."""
+
     def read(self, block: Block) -> Iterator[Placed]:
         with open_bytes(self.path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield partial(":{}".format, number), _record_of(line, is_first=number == 1)
+
+
+class ListFile(_OneBlock):
+    """A JSON list, packed or not, read element by element, so that it need not fit into memory."""
+
+    def read(self, block: Block) -> Iterator[Placed]:
+        for index, record in enumerate(elements(self.path)):
+            yield partial("[{}]".format, index), tidied(record)
 
 
 def _record_of(line: bytes, *, is_first: bool) -> object:
@@ -207,6 +225,7 @@ class Table:
     """What Parquet and Arrow have in common; `columns` are the names of a table's columns."""
 
     path: Path
+    columns: list[str]
     num_rows: int
 
     def table(self) -> pa.Table:
@@ -219,24 +238,30 @@ class Table:
                 yield place(), record
 
     @contextmanager
-    def _reading(self, kind: str, *, is_opened: bool = True):
-        """Raise DataError for what pyarrow finds wrong with the file."""
+    def _reading(self, row: int | None = None):
+        """Raise DataError for what pyarrow finds wrong with the file, from a row on."""
         try:
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
+            kind, (magic, *others) = self.KIND
             reason = str(error).strip().split("\n")[0].rstrip(".")
-            found = f"damaged or cut short {kind}" if is_opened else f"not {kind}"
-            raise DataError(f"{self.path}: {found} ({reason}); get or write the file again") from None
+            with open(self.path, "rb") as file:
+                is_one = file.read(len(magic)).startswith((magic, *others))
+            found = f"damaged or cut short {kind}" if is_one else f"not {kind}"
+            place = "" if row is None else f"from row {row} on: "
+            raise DataError(f"{self.path}: {place}{found} ({reason}); get or write the file again") from None
 
 
 class ParquetFile(Table):
     """A Parquet file; blocks are ranges of rows, whole row groups unless these are too few."""
 
+    KIND = "Parquet", (b"PAR1",)
+
     def __init__(self, path: Path, prefix: str = ""):
         self.path, self.prefix = path, prefix
-        with self._reading("Parquet", is_opened=False):
+        with self._reading():
             metadata = parquet.read_metadata(path)
             self.columns = metadata.schema.to_arrow_schema().names
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -244,7 +269,7 @@ class ParquetFile(Table):
         self.num_rows = self._starts[-1]
 
     def table(self) -> pa.Table:
-        with self._reading("Parquet"):
+        with self._reading():
             return parquet.read_table(self.path)
 
     def blocks(self, num: int) -> list[Block]:
@@ -256,7 +281,7 @@ class ParquetFile(Table):
         start, stop = block
         group = max(index for index, first in enumerate(self._starts[:-1]) if first <= start)
         row = self._starts[group]
-        with self._reading("Parquet"), parquet.ParquetFile(self.path) as file:
+        with self._reading(start), parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
                 if row + batch.num_rows > start:
                     yield from _rows(batch.slice(max(start - row, 0), stop - max(start, row)), max(start, row))
@@ -268,38 +293,39 @@ class ParquetFile(Table):
 class ArrowFile(Table):
     """An Arrow file or stream, as `datasets` writes; mapped into memory, blocks are ranges of rows."""
 
+    KIND = "Arrow", (b"ARROW1", b"\xff\xff\xff\xff")
+
     def __init__(self, path: Path, prefix: str = ""):
         self.path, self.prefix = path, prefix
-        self.num_rows = sum(batch.num_rows for batch in self._batches)
+        with self._reading():
+            self.columns = self._table.schema.names
+        self.num_rows = self._table.num_rows
 
-    def __getstate__(self):
-        return {"path": self.path, "prefix": self.prefix, "num_rows": self.num_rows}  # a spawned worker maps it itself
-
-    @property
-    def columns(self) -> list[str]:
-        return self._batches[0].schema.names if self._batches else []
+    def __getstate__(self):  # a spawned worker maps the file itself
+        return {name: value for name, value in vars(self).items() if name != "_table"}
 
     @cached_property
-    def _batches(self) -> list[pa.RecordBatch]:
-        with open(self.path, "rb") as file:
-            head = file.read(6)
-        with self._reading("Arrow", is_opened=head.startswith((b"ARROW1", b"\xff\xff\xff\xff"))):
-            mapped = pa.memory_map(str(self.path))
-            if head == b"ARROW1":
-                reader = pa.ipc.open_file(mapped)
-                return [reader.get_batch(index) for index in range(reader.num_record_batches)]
-            return list(pa.ipc.open_stream(mapped))
+    def _table(self) -> pa.Table:
+        mapped = pa.memory_map(str(self.path))
+        if mapped.read(6) == b"ARROW1":
+            return pa.ipc.open_file(mapped).read_all()
+        mapped.seek(0)
+        table = pa.ipc.open_stream(mapped).read_all()
+        mapped.seek(max(0, mapped.size() - 4))
+        if mapped.read(4) != b"\0\0\0\0":  # a stream may end so, but writers end it with a mark
+            logger.warning("%s: this stream of Arrow has no end mark; was it written to its end?", self.path)
+        return table
 
     def table(self) -> pa.Table:
-        return pa.Table.from_batches(self._batches)
+        return self._table
 
     def blocks(self, num: int) -> list[Block]:
         return _ranges(self.num_rows, BLOCK_ROWS, num)
 
     def read(self, block: Block) -> Iterator[Placed]:
         (start, stop), row = block, 0
-        with self._reading("Arrow"):
-            for batch in self._batches:
+        with self._reading(start):
+            for batch in self._table.to_batches():
                 end = row + batch.num_rows
                 for first in range(max(start, row), min(stop, end), BATCH_ROWS):
                     yield from _rows(batch.slice(first - row, min(BATCH_ROWS, stop - first)), first)
