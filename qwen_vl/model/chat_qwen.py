@@ -247,16 +247,14 @@ class ChatMixin:
     def _check_chat(self, tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs):
         """Raise ValueError, which says what to pass, for arguments of `chat` that cannot be meant."""
         check_conversation(tokenizer, query, history, system)
-        if stop_words_ids not in (None, [], ()):
+        if stop_words_ids is not None and not (isinstance(stop_words_ids, list | tuple) and len(stop_words_ids) == 0):
             check_stop_words(stop_words_ids)
         if not isinstance(generation_config, GenerationConfig | None):
             raise ValueError(
                 f"generation_config is a {type(generation_config).__name__}; pass a transformers.GenerationConfig, or "
                 "each setting as a keyword argument"
             )
-        if memory is not None and not callable(
-            getattr(memory, "recall", None)
-        ):  # also one of another copy of this file
+        if memory is not None and not callable(getattr(memory, "recall", None)):
             raise ValueError(f"memory is a {type(memory).__name__}; pass model.new_memory()")
         if kwargs.get("max_window_size") is not None:
             check_window(kwargs["max_window_size"])
@@ -304,7 +302,8 @@ class ChatMixin:
 
         Pictures named in the text are opened. With `memory` (`new_memory()`), pictures and turns that it knows are not
         computed again. `kwargs` go to `generate`, but for `max_window_size`.
-        Raises ValueError for a base model and PictureError for a picture that cannot be opened.
+        Raises ValueError for a base model and for arguments of other types, PictureError for a picture that cannot be
+        opened, LogitsError for weights whose logits are not finite.
         """
         if stream is not None:
             raise ValueError("chat has no `stream`; use model.chat_stream(..), which yields the growing answer")

@@ -23,20 +23,18 @@ def settings_digest(model: nn.Module) -> str:
     """
     if model not in NUMBERS:
         NUMBERS[model] = next(NEXT_NUMBER)
-    digest = sha256(repr((NUMBERS[model], plain(vars(model.config)))).encode())
+    parts, kinds = [NUMBERS[model], plain(vars(model.config))], set()
     for name, module in model.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in OF_TORCH}
-        of_torch = module.training, *module._forward_pre_hooks, *module._forward_hooks
-        digest.update(repr((name, type(module).__qualname__, of_torch, plain(own))).encode())
-    kinds = set()
-    for name, tensor in named_tensors(model):
-        kinds.add(tensor.device.type)
-        version = None if tensor.is_meta or tensor.is_inference() else tensor._version
-        digest.update(repr((name, tensor.dtype, str(tensor.device), tuple(tensor.shape), version)).encode())
+        own = [(key, plain(value)) for key, value in vars(module).items() if key not in OF_TORCH]
+        parts += [name, type(module).__qualname__, module.training, own]
+        parts += [*module._forward_pre_hooks, *module._forward_hooks]
+        for tensor in tensors_of(module):
+            kinds.add(tensor.device.type)
+            parts += [tensor.dtype, tensor.device, tensor.shape]
+            parts.append(None if tensor.is_meta or tensor.is_inference() else tensor._version)
     for kind in sorted(kinds - {"meta"}):
-        autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        digest.update(repr((kind, autocast)).encode())
-    return digest.hexdigest()
+        parts += [kind, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)]
+    return sha256(repr(parts).encode()).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str | None:
@@ -45,7 +43,7 @@ def weights_digest(model: nn.Module) -> str | None:
     Every byte is read once, as a generated token does. Weights that are offloaded count as unchanged.
     """
     sums = {}  # device: [int64 scalars]
-    for _, tensor in named_tensors(model):
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
         if hasattr(tensor, "ds_id"):  # DeepSpeed's ZeRO-3: each process holds a part
             return None
         if tensor.is_meta or tensor.numel() == 0:
@@ -57,15 +55,15 @@ def weights_digest(model: nn.Module) -> str | None:
     return sha256(repr([torch.stack(column).tolist() for column in sums.values()]).encode()).hexdigest()
 
 
-def named_tensors(model: nn.Module):
-    """Return an iterator over (name, tensor) of all parameters and buffers."""
-    return itertools.chain(model.named_parameters(), model.named_buffers())
+def tensors_of(module: nn.Module) -> list:
+    """Return the parameters and buffers that lie in the module itself."""
+    return [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum, int64 [], of a tensor's bytes, read as whole numbers as wide as they divide into."""
     flat = tensor.detach().reshape(-1)
-    start, length = flat.storage_offset() * flat.element_size(), flat.numel() * flat.element_size()
+    start, length = flat.storage_offset() * flat.itemsize, flat.nbytes
     lane = next(lane for lane in LANES if start % lane.itemsize == 0 and length % lane.itemsize == 0)
     return flat.view(lane).sum(dtype=torch.int64)
 
