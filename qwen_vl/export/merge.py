@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from qwen_vl.training import loading, saving
+from qwen_vl.training import saving
 
 from . import basechange, bases, card, verify, writing
 from .ondisk import DiskModel
@@ -170,7 +170,6 @@ def main(argv=None):
 
 def run(args):
     """Merge as parsed arguments say."""
-    loading.quiet_libraries()
     done = merge(
         args.adapter,
         output_dir=args.output,
