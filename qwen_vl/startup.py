@@ -11,6 +11,7 @@ import sys
 import warnings
 from glob import glob
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 
 # Rounds that a thread of libgomp spins before it sleeps; its default is 300,000. See docs/speed.md for the measurement.
@@ -26,6 +27,8 @@ ERRORS_ONLY = ("torchao", "bitsandbytes", "torch.utils._pytree", "huggingface_hu
 UNWANTED_LINES = {  # logger: the start of a line that is no news
     "DeepSpeed": "Setting accelerator to CPU",  # as --use_cpu says
     "transformers.training_args": "When using FSDP, prefer",  # what our TrainingArguments do already
+    # Of a greedy answer, where a checkpoint says how it would sample.
+    "transformers.generation.configuration_utils": "The following generation flags are not valid",
 }
 
 
@@ -61,7 +64,7 @@ def asks_for_cpu(words: list[str]) -> bool:
             text = Path(path).read_text(encoding="utf-8", errors="replace")
             values = re.findall(r"^(?:use_cpu|no_cuda)\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
             asked = any(map(is_yes, values))
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
+    for word, after in zip_longest(words, words[1:], fillvalue="--"):
         flag, given, value = word.partition("=")
         if flag.replace("-", "_") in ("__use_cpu", "__no_cuda"):
             asked = is_yes(value if given else "yes" if after.startswith("--") else after)
