@@ -28,7 +28,6 @@ def main(argv=None):
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
-    loading.quiet_libraries()
     output_dir, name = train_args.output_dir, model_args.model_name_or_path
     name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
     outset.check_steps(train_args.max_steps)

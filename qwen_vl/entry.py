@@ -1,8 +1,10 @@
-"""How every command of this project ends: a clear line on failure, the right exit code, a traceback only on request."""
+"""How every command of this project runs: set up first; a clear line on failure, a traceback only on request."""
 
 import atexit
 import os
 import sys
+
+from .startup import prepare
 
 
 def run(main, argv=None):
@@ -11,6 +13,7 @@ def run(main, argv=None):
     With `--debug` among the arguments the traceback is shown. Interrupts exit with 130, argparse's usage errors with 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare(arguments)
     try:
         main(arguments)
     except (ValueError, OSError, ImportError) as error:

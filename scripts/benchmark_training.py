@@ -21,6 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import psutil
 import torch
 from benchmark_data import padded, write_data
@@ -419,7 +424,6 @@ def main(argv=None):
         way, name, method, path, length = args.memory_of
         print(*memory_of(way, name, method, path, int(length)))
         return
-    loading.quiet_libraries()
     keep_freed_memory()  # for all ways alike, as they take turns in this process
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

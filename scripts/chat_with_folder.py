@@ -3,12 +3,19 @@
 python scripts/chat_with_folder.py FOLDER PICTURE BOXES.png QUESTION ..
 """
 
+import logging
 import sys
 
 sys.modules["qwen_vl"] = None  # the folder brings its own code: importing the package would fail here
+# Where torchao is installed, transformers imports it, and it warns of kernels for other machines.
+for name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
+if not sys.stderr.isatty():
+    disable_progress_bar()
 folder, picture, boxes, *questions = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()

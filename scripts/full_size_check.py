@@ -17,10 +17,15 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from transformers import GenerationConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from qwen_vl.entry import run
 from qwen_vl.evaluation import runner
@@ -212,7 +217,6 @@ def make_parser():
 def main(argv=None):
     """Run the stages and print the table."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     config = QWenConfig(**json.loads(Path(args.config).read_text(encoding="utf-8"))) if args.config else QWenConfig()
     if args.stage:
         print(json.dumps(do_stage(args.stage, Path(args.folder), config)))

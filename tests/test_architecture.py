@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "training": {"model", "data"},
     "export": {"model", "data", "evaluation", "training"},  # data: calibration and prompts; evaluation: answers
     "serving": {"model", "training", "export"},
-    "entry": set(),
-    "quickstart": {"model", "data", "evaluation", "training", "export", "entry", "finetune"},
+    "startup": set(),
+    "entry": {"startup"},
+    "quickstart": {"model", "data", "evaluation", "training", "export", "startup", "entry", "finetune"},
     "cli": {"model", "data", "evaluation", "training", "export", "serving", "entry", "finetune"},
 }
 # Its CPU runs, and its checkpoints, whose parts only its own functions can join; else it is reached by transformers.
@@ -123,6 +124,60 @@ def test_model_docstrings_hold_no_import_lines():
         strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
         looks = r"^\s*(import\s+\S+|from\s+\S+\s+import\b.*)$"
         wrong += [f"{path.name}:{node.lineno}" for node in strings if re.search(looks, node.value, flags=re.MULTILINE)]
+    assert not wrong, wrong
+
+
+def is_main_guard(node):
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def calls(node):
+    """The names of the functions and methods that a part of a syntax tree calls."""
+    functions = [found.func for found in ast.walk(node) if isinstance(found, ast.Call)]
+    return {function.attr if isinstance(function, ast.Attribute) else ast.unparse(function) for function in functions}
+
+
+def test_commands_prepare_before_they_import_torch():
+    """Or libgomp and the libraries have looked already: `run` prepares, but what is imported above it comes earlier."""
+    checked, light = [], {"startup", "entry", "cli"}
+    for path in SOURCES:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        if not any(is_main_guard(node) and calls(node) & {"run", "entry"} for node in body):
+            continue
+        checked.append(path.stem)
+        for node in body:
+            if is_main_guard(node) and "prepare" in calls(node):
+                break
+            modules = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", ())]
+            )
+            for module in modules:
+                heavy = module.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}
+                heavy |= module.startswith("qwen_vl") and not set(module.split(".")) & (light | {"progress"})
+                assert not heavy, f"{name_of(path)}:{node.lineno} imports {module} before prepare()"
+    assert len(checked) >= 12 and {"finetune", "cli", "evaluate", "merge_and_unload"} <= set(checked)
+
+
+def test_importing_the_package_changes_no_other_library():
+    """Log levels, filters and the environment are set by commands, in functions that they call."""
+    setters = {
+        "setLevel",
+        "addFilter",
+        "filterwarnings",
+        "simplefilter",
+        "basicConfig",
+        "captureWarnings",
+        "setdefault",
+    }
+    setters |= {"putenv", "prepare", "quiet_libraries", "set_verbosity_error", "disable_progress_bar"}
+    wrong = []
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "finetune.py"]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if is_main_guard(node) or isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                continue
+            sets = calls(node) & setters or ast.unparse(node).startswith("os.environ")
+            wrong += [f"{name_of(path)}:{node.lineno}"] * bool(sets)
     assert not wrong, wrong
 
 

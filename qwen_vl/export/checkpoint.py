@@ -155,7 +155,6 @@ def joined(folder):
 def main(argv=None):
     """Show or export as the command line says; showing an incomplete checkpoint ends with exit code 1."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     if args.action == "export":
         export(args.folder, args.output, dtype=args.dtype)
         print(f"{'adapter' if bases.is_adapter(args.output) else 'model'} in {args.output}")

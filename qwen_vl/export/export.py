@@ -42,7 +42,6 @@ def main(argv=None):
     wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: for an adapter, which {args.adapter} is not")
-    loading.quiet_libraries()
     export(args.adapter, output_dir=args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
     print(f"model and card in {args.output}")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from qwen_vl.training import loading, saving
+from qwen_vl.training import saving
 
 from . import basechange, bases, card, verify, writing
 from .ondisk import DiskModel, adapted_layer
@@ -155,7 +155,6 @@ def main(argv=None):
 
 def run(args):
     """Merge as parsed arguments say."""
-    loading.quiet_libraries()
     done = merge(
         args.adapter,
         output_dir=args.output,

@@ -160,7 +160,6 @@ def main(argv=None):
     """Quantise as the command line says and print what it cost."""
     args = make_parser().parse_args(argv)
     check(args)
-    loading.quiet_libraries()
     if args.method == "nf4":
         differences = quantize_nf4(args.model, args.output, max_shard_size=args.max_shard_size)
     else:

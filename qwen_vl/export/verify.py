@@ -181,7 +181,6 @@ def digest(file):
 def main(argv=None):
     """Compare the two models of the command line; ValueError, and so exit code 1, where they are not the same."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     records, search_dirs = prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
     options = {"dtype": DTYPES[args.dtype], "device": args.device, "from_disk": args.from_disk}
     options |= {"search_dirs": search_dirs, "max_new_tokens": args.max_new_tokens}

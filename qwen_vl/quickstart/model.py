@@ -10,6 +10,11 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from transformers import GenerationConfig
 

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import pickle
-import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,14 +24,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLED_VALUES = 1024  # of the start and of the end of each tensor that a fingerprint reads
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
-
-
-def quiet_libraries():
-    """Switch off, for this process, what libraries say that helps nobody: bars off a terminal, their own renames."""
-    if not sys.stderr.isatty():
-        hf_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its five retries
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def load_config(path, cache_dir=None):

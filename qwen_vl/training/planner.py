@@ -217,7 +217,6 @@ def count(text):
 def main(argv=None):
     """Print the plan that the command line asks for, as Markdown."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
     if args.reference:
         return print(reference_table(config))

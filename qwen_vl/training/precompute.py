@@ -119,7 +119,6 @@ def main(argv):
     """Fill the cache with this process's share of the pictures; a line on stderr says what was done."""
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    loading.quiet_libraries()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     dtype = tuning.compute_dtype(bf16=args.bf16, fp16=args.fp16)
     references = {path: references_of(path, args.image_folder)[rank::world_size] for path in args.files}

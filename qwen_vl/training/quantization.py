@@ -113,16 +113,19 @@ def loading_options(config, kind, *, dtype, device=None, fast=False):
 
 @cache
 def quiet_gptqmodel():
-    """Import gptqmodel, where it is installed, without its banner and with errors alone in its log.
+    """Import gptqmodel, where it is installed, without its banner; peft imports it for every adapter.
 
-    peft imports it for every adapter, also on float weights.
+    Its log, the shared one of `logbar`, gets the level that the logger "gptqmodel" has; commands set that.
     """
     if find_spec("gptqmodel") is None:
         return
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import_module("logbar").LogBar.shared().setLevel(logging.ERROR)
+        log = import_module("logbar").LogBar.shared()
+        level = logging.getLogger("gptqmodel").level or log.level
+        log.setLevel(logging.ERROR)
         import_module("gptqmodel")
+        log.setLevel(level)
 
 
 def settle(model, *, fast=False):
