@@ -77,16 +77,19 @@ def damage(folder, *, resumable=True):
         problems = [f"{name} {what}" for name, what in zip(manifest["files"], found, strict=True) if what]
     if not problems and read_json(folder, TRAINER_STATE) is None:
         problems.append(f"no {TRAINER_STATE} there that can be read")
-    if (
-        resumable and not problems and not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*"))
-    ):  # DeepSpeed's
-        kind, flag = ("adapter", "lora_weight_path") if (folder / "adapter_config.json").exists() else (
-            "model", "model_name_or_path")  # fmt: skip
+    if resumable and not problems and not has_optimizer(folder):
+        is_adapter = (folder / "adapter_config.json").is_file()
+        kind, flag = ("adapter", "lora_weight_path") if is_adapter else ("model", "model_name_or_path")
         problems.append(
             f"holds the {kind} alone, without the optimizer's state, as of a run with --save_only_model; train it "
             f"further as --{flag} {folder}"
         )
     return problems
+
+
+def has_optimizer(folder):
+    """Whether a checkpoint holds the state of an optimizer, in whole or in DeepSpeed's parts."""
+    return any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
 
 
 def _mismatch(path, expected):
