@@ -61,9 +61,8 @@ def wandb_login():
     mode, cure = os.environ.get("WANDB_MODE", "online"), "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
     if mode in WITHOUT_LOGIN or (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    from wandb.sdk import wandb_setup
-
     import wandb
+    from wandb.sdk import wandb_setup
 
     try:
         if wandb_setup.singleton().settings.mode in WITHOUT_LOGIN:  # by a settings file
