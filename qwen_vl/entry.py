@@ -4,15 +4,13 @@ import atexit
 import os
 import sys
 
-<<<<<<< HEAD
 from .startup import prepare
-=======
+
 # Libraries that talk to a service: what they raise is a matter of accounts and networks, and no error in a program.
 SERVICES = (
     *("wandb", "huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "tensorboard", "tensorboardX"),
     *("mlflow", "comet_ml", "clearml", "neptune", "swanlab", "trackio", "dvclive", "codecarbon", "azureml", "dagshub"),
 )
->>>>>>> e
 
 
 def run(main, argv=None):
