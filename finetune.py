@@ -25,6 +25,7 @@ def main(argv=None):
 
     from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
+    from qwen_vl.families import v1 as family
     from qwen_vl.training import adapters, engines, loading, record, report, saving, trainer, tuning, vision_cache
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -72,7 +73,7 @@ def main(argv=None):
         args=train_args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=ConversationCollator(tokenizer, config.visual["image_size"], vision_cache=features),
+        data_collator=ConversationCollator(tokenizer, family.image_size(config), vision_cache=features),
         vision_cache=features,
         tokenizer=tokenizer,
         base=base,
