@@ -24,6 +24,7 @@ def main(argv=None):
     from transformers import set_seed
 
     from qwen_vl.data.collator import ConversationCollator
+    from qwen_vl.families import v1 as family
     from qwen_vl.training import engines, loading, outset, resume_settings, saving, trainer, tuning, vision_cache
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -67,7 +68,7 @@ def main(argv=None):
         args=train_args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=ConversationCollator(tokenizer, config.visual["image_size"], vision_cache=features),
+        data_collator=ConversationCollator(tokenizer, family.image_size(config), vision_cache=features),
         vision_cache=features,
         tokenizer=tokenizer,
         base=under,

@@ -33,6 +33,7 @@ from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler
 from qwen_vl.entry import run
+from qwen_vl.families import v1 as family
 from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.quickstart import model as tiny
 from qwen_vl.training import loading
@@ -149,7 +150,7 @@ def training_table(folder, tokenizer, args):
     samples = ConversationDataset(
         conversations.read(path), tokenizer, max_length=MAX_LENGTH, search_dirs=conversations.search_dirs(path)
     )
-    collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
+    collator = ConversationCollator(tokenizer, family.image_size(model.config))
     modes = batches_of(samples, collator, tokenizer.pad_token_id)
     train(model, optimizer, modes["packed"][:1])  # warm-up
     seconds = measure({name: lambda b=b: train(model, optimizer, b) for name, b in modes.items()}, args.rounds)

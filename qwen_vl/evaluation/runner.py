@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model.chat_qwen import SYSTEM, decode_answer, make_context
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
 from qwen_vl.model.logits_qwen import LogitsError
@@ -32,7 +33,7 @@ def answer(model, tokenizer, conversations, *, search_dirs=(), batch_size=32, ma
     Raises PictureError for a picture that cannot be opened, ValueError for a record without an answer, LogitsError
     for weights whose logits are not finite.
     """
-    size = model.config.visual["image_size"]
+    size = family.image_size(model.config)
     opened = {}  # one picture has many questions
     prompts = []
     for conversation in conversations:

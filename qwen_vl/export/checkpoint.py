@@ -12,6 +12,7 @@ from peft import PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import adapters, checkpoints, loading, quantization, saving
 
 from . import bases, writing
@@ -92,7 +93,7 @@ def write_model(folder, staging, dtype):
     dtypes = {name: DTYPES[dtype] if dtype else tensors[name].dtype for name in wanted}
     outlines = {name: torch.empty(wanted[name].shape, dtype=dtypes[name], device="meta") for name in wanted}
     tokenizer = loading.load_tokenizer(folder, config)
-    writing.write_companions(staging, model, tokenizer, dtype=dtypes["lm_head.weight"])
+    writing.write_companions(staging, model, tokenizer, dtype=dtypes[family.HEAD_WEIGHT])
     writing.write_weights(staging, outlines, lambda name: tensors[name].to(dtypes[name]))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import saving
 
 from . import basechange, bases, card, verify, writing
@@ -53,12 +54,12 @@ def merge(
     questions = basechange.inputs_for(tokenizer, model.config, prompts_path, image_folder)
     disk.adapt(adapter_dir)
     dtypes = {name: DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
-    computing = dtypes["lm_head.weight"]
+    computing = dtypes[family.HEAD_WEIGHT]
     before = verify.logits_from_disk(base, prompt, dtype=computing, adapter_dir=adapter_dir)
     trained = basechange.logits_in_training(adapter_dir, trained_on, onto, questions, computing)
     with writing.complete(output_dir) as staging:
         model.generation_config = bases.generation_of(base, model)
-        model.generation_config.chat_format = saving.CHAT_FORMAT
+        family.mark_as_chat(model.generation_config)
         writing.write_companions(staging, model, tokenizer, dtype=computing)
         write(disk, staging, dtypes, max_shard_size=max_shard_size)
         difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))

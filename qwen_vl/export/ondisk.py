@@ -10,13 +10,12 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import nn
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.training import adapters, loading, quantization
 
 from .weights import Weights
 
-BLOCKS = ("transformer.h.", "transformer.visual.transformer.resblocks.")  # each with a number behind it
-LAST = "lm_head."
 KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # of PEFT's init_lora_weights
 
 
@@ -52,7 +51,7 @@ def build(path, weights):
 
 def is_zero_bias(name, weights):
     """Whether a tensor is the zero bias that AutoGPTQ's layout gives each linear that has none."""
-    return weights.is_quantized and name.endswith(".bias") and not weights.read(name).any()
+    return weights.is_quantized and family.may_be_zero_bias(name) and not weights.read(name).any()
 
 
 def placeholder(shape):
@@ -80,7 +79,7 @@ class DiskModel:
         self.places = {name: (modules[owner], leaf) for name, (owner, leaf) in split.items()}
         self.blocks = {}
         for name in self.places:
-            self.blocks.setdefault(block_of(name), []).append(name)
+            self.blocks.setdefault(family.block_of(name), []).append(name)
         self._modules = {block: modules[block.removesuffix(".")] for block in self.blocks if block}
 
     def adapt(self, adapter_dir, *, dtype=torch.float32):
@@ -172,11 +171,3 @@ def check_start(adapter_dir):
             f"{adapter_dir}: began with init_lora_weights {config.init_lora_weights!r}, which changed its base; take "
             "the adapter in the output folder of its run, which goes with the unchanged base"
         )
-
-
-def block_of(name):
-    """The start of the names of everything in the same block, or None for what is in none."""
-    for start in BLOCKS:
-        if name.startswith(start):
-            return start + name.removeprefix(start).split(".")[0] + "."
-    return LAST if name.startswith(LAST) else None

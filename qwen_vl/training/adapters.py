@@ -12,16 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from qwen_vl.families.v1 import ALL_LINEAR, LORA_WORDS, TOKEN_TABLES
+
 from . import quantization
 
-WORDS = {  # word for --lora_target_modules: where the linears lie that it means
-    "attention": r"transformer\.h\.\d+\.attn\..+",
-    "mlp": r"transformer\.h\.\d+\.mlp\..+",
-    "resampler": r"transformer\.visual\.attn_pool\..+",
-    "vision": r"transformer\.visual\.transformer\..+",
-}
-ALL_LINEAR = "all-linear"  # all of these words together; lm_head is none of them
-EMBEDDINGS = {"wte": "transformer.wte", "lm_head": "lm_head"}  # what has a row for each token: where it lies
 OF_BASE_WEIGHTS = ("pissa", "olora")  # computed from the float weights, which they change
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -31,13 +25,14 @@ def target_modules(model, targets):
 
     A word stands for every linear of its part in this very model. A name is the end of a module's path.
     """
-    words = [word for target in targets for word in (WORDS if target == ALL_LINEAR else [target]) if word in WORDS]
+    words = [word for target in targets for word in (LORA_WORDS if target == ALL_LINEAR else [target])]
+    words = [word for word in words if word in LORA_WORDS]
     if not words:
         return list(targets)
     paths = [path for path, module in model.named_modules() if isinstance(module, quantization.linear_kinds(model))]
-    meant = [path for path in paths if any(re.fullmatch(WORDS[word], path) for word in words)]
+    meant = [path for path in paths if any(re.fullmatch(LORA_WORDS[word], path) for word in words)]
     patterns = {re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(path)) for path in meant}
-    names = [target for target in targets if target not in (*WORDS, ALL_LINEAR)]
+    names = [target for target in targets if target not in (*LORA_WORDS, ALL_LINEAR)]
     patterns |= {rf"(.*\.)?{re.escape(name)}" for name in names}
     return "|".join(sorted(patterns))
 
@@ -50,7 +45,7 @@ def is_end(name, path):
 def check_names(model, targets, modules_to_save):
     """Raise ValueError naming every target and module that is the end of no path, and modules within one another."""
     kinds = (*quantization.linear_kinds(model), nn.Embedding, nn.Conv2d)
-    targets = [target for target in targets if target not in (*WORDS, ALL_LINEAR)]
+    targets = [target for target in targets if target not in (*LORA_WORDS, ALL_LINEAR)]
     problems = lost_names(model, "--lora_target_modules", targets, kinds)
     problems += lost_names(model, "--modules_to_save", modules_to_save, nn.Module)
     whole = whole_paths(model, modules_to_save)
@@ -81,7 +76,7 @@ def lost_names(model, flag, names, kinds):
     if not lost:
         return []
     ends = sorted({path.rpartition(".")[2] for path in paths} - {""})
-    words = f"; words are {', '.join((*WORDS, ALL_LINEAR))}" if flag == "--lora_target_modules" else ""
+    words = f"; words are {', '.join((*LORA_WORDS, ALL_LINEAR))}" if flag == "--lora_target_modules" else ""
     return [f"{flag} {' '.join(lost)}: matches nothing in the model; modules end in {', '.join(ends)}{words}"]
 
 
@@ -113,8 +108,8 @@ def modules_to_save(model, names):
 def trained_rows(new_tokens, modules_to_save):
     """{module: ids} of the rows that train for new tokens, for modules that do not train whole anyway."""
     ids = list(new_tokens)
-    whole = {name for name, path in EMBEDDINGS.items() if any(is_end(one, path) for one in modules_to_save)}
-    return {name: ids for name in EMBEDDINGS if ids and name not in whole}
+    whole = {name for name, path in TOKEN_TABLES.items() if any(is_end(one, path) for one in modules_to_save)}
+    return {name: ids for name in TOKEN_TABLES if ids and name not in whole}
 
 
 def check_rows(rows, model=None):
@@ -124,10 +119,13 @@ def check_rows(rows, model=None):
     """
     if rows and is_deepspeed_zero3_enabled():
         raise ValueError(
-            "--new_special_tokens trains rows of wte and lm_head, which ZeRO-3 divides among processes; use ZeRO-2 "
-            "(configs/deepspeed/zero2.json) or FSDP, or train both whole: --modules_to_save wte lm_head"
+            f"--new_special_tokens trains rows of {' and '.join(TOKEN_TABLES)}, which ZeRO-3 divides among processes; "
+            "use ZeRO-2 (configs/deepspeed/zero2.json) or FSDP, or train both whole: "
+            f"--modules_to_save {' '.join(TOKEN_TABLES)}"
         )
-    layers = {name: model.get_base_model().get_submodule(EMBEDDINGS[name]) for name in rows or () if model is not None}
+    layers = {
+        name: model.get_base_model().get_submodule(TOKEN_TABLES[name]) for name in rows or () if model is not None
+    }
     both = [name for name, layer in layers.items() if isinstance(layer, BaseTunerLayer)]
     if both:
         raise ValueError(

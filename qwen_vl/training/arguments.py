@@ -15,11 +15,11 @@ from qwen_vl.data.chatml import LOSS_ON
 from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
+from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
 
 from . import adapter_flags, engines, optimizers, reporting, selection
 from .spelling import is_flag, suggestion
 
-DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
 POSITIVE = (  # flags that make no sense at 0
     "model_max_length",

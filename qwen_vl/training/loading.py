@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
@@ -34,11 +35,7 @@ def load_config(path, cache_dir=None):
     if settings is None:
         refuse_adapter(path)
         raise FileNotFoundError(f"{path}: has no config.json; give the folder of a Qwen-VL checkpoint")
-    if settings.get("model_type") != QWenConfig.model_type or "visual" not in settings:
-        kind = settings.get("model_type", "unknown") + ("" if "visual" in settings else " without a vision tower")
-        raise ValueError(
-            f"{path}: a checkpoint of type {kind}; this tool works with Qwen-VL (model_type qwen, with `visual`)"
-        )
+    family.check_family(path, settings)
     try:
         config = QWenConfig.from_dict(settings)
     except (ValueError, TypeError) as error:
@@ -62,21 +59,7 @@ def load_tokenizer(path, config=None, cache_dir=None, extra_tokens=None):
         tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir, extra_tokens=names)
     for leftover in ("is_local", "local_files_only"):  # of this call, which saving would write into the checkpoint
         tokenizer.init_kwargs.pop(leftover, None)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"{path}: the vocabulary has {len(tokenizer)} tokens, the model has {config.vocab_size} rows; "
-            "use the qwen.tiktoken that belongs to the weights"
-        )
-    if tokenizer.img_start_id != config.visual["image_start_id"]:
-        raise ValueError(
-            f"{path}: <img> is token {tokenizer.img_start_id}, config.visual.image_start_id is "
-            f"{config.visual['image_start_id']}; use the qwen.tiktoken that belongs to the weights"
-        )
-    if tokenizer.image_span_tokens != config.image_span_tokens:
-        raise ValueError(
-            f"{path}: image_span_tokens is {tokenizer.image_span_tokens} in tokenizer_config.json, visual.n_queries is "
-            f"{config.image_span_tokens} in config.json; they must be equal"
-        )
+    family.check_tokenizer(path, tokenizer, config)
     return tokenizer
 
 

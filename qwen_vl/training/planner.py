@@ -5,10 +5,11 @@ import os
 import shlex
 from typing import NamedTuple
 
+from qwen_vl.families import v1 as family
+from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
 
-from . import flops, loading, memory, quantization
-from .arguments import DEFAULT_LORA_TARGETS
+from . import loading, memory, quantization
 
 METHODS = ("full", "lora", "qlora")
 LENGTHS = (384, 512, 1024, 2048)
@@ -22,7 +23,7 @@ PUBLISHED = {
     "LoRA (chat)": (23.3, 23.6, 25.1, 27.3),
     "Q-LoRA": (17.0, 17.2, 18.2, 19.3),
 }
-LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": DEFAULT_LORA_TARGETS, "bias": "none"}
+LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
 
 
 class Machine(NamedTuple):
@@ -55,14 +56,14 @@ def seconds(config, weights, setup, machine):
     """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
     samples = [setup.length] * setup.batch
     targets = sum(samples) if setup.reference else int(setup.targets * sum(samples))
-    batch = flops.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
-    operations = flops.training(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
+    batch = costs.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
+    counted = costs.training_operations(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
+    operations = sum(counted.values())
     if setup.checkpointing:
-        again = flops.forward(config, batch)
-        operations = operations | {"again": again["decoder"] + again["attention"]}
+        operations += costs.in_blocks(costs.operations(config, batch))
     moved = weights.parameters * (3 * 4 + 2 * memory.state_bytes(setup.optim))
     shared = setup.gpus if setup.zero else 1
-    return setup.accumulation * sum(operations.values()) / machine.flops + moved / shared / machine.bandwidth
+    return setup.accumulation * operations / machine.flops + moved / shared / machine.bandwidth
 
 
 def reference_setup(method):
@@ -193,7 +194,8 @@ def make_parser():
     add("--gpu_memory", type=float, help="GiB of each GPU: says what fits, and how")
     add("--zero", type=int, choices=(0, 1, 2, 3), help="DeepSpeed stage (default with several GPUs: full 3, LoRA 2)")
     add("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the memory of the machine")
-    add("--base_model", action="store_true", help="LoRA also trains wte and lm_head; a checkpoint folder says itself")
+    whole = " and ".join(family.WHOLE_ON_A_BASE)
+    add("--base_model", action="store_true", help=f"LoRA also trains {whole}; a checkpoint folder says itself")
     add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
     add("--lora_r", type=count, default=LORA["r"], help="LoRA rank (default: %(default)s)")
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
@@ -291,8 +293,8 @@ def check(setup):
 
 
 def is_base(path):
-    """Whether LoRA on this checkpoint trains wte and lm_head too; the rule of `tuning.whole_modules`."""
-    return (loading.read_json(path, "generation_config.json") or {}).get("chat_format") != "chatml"
+    """Return whether LoRA on this checkpoint trains embeddings and head too; the rule of `tuning.whole_modules`."""
+    return not family.is_chat(loading.read_json(path, "generation_config.json") or {})
 
 
 def assumed(on_cpu):

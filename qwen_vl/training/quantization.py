@@ -18,8 +18,9 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
+from qwen_vl.families.v1 import FLOAT_MODULES, may_be_zero_bias
+
 PACKAGES = {"gptq": ("optimum", "gptqmodel"), "nf4": ("bitsandbytes",), "int8": ("bitsandbytes",)}
-FLOAT_MODULES = ["transformer.visual", "lm_head"]  # bitsandbytes compares whole paths; a list replaces its own
 GPTQ_BITS = (2, 3, 4, 8)
 # The kernel that unpacks a weight and multiplies: exact in every dtype, passes gradients, runs anywhere. The others
 # round to bfloat16 (CPU) or pass no gradients.
@@ -105,8 +106,9 @@ def loading_options(config, kind, *, dtype, device=None, fast=False):
     if kind == "nf4":
         wanted = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": computing}
         wanted["bnb_4bit_use_double_quant"] = True
+    # bitsandbytes compares whole paths; a list replaces its own.
     return config, {
-        "quantization_config": BitsAndBytesConfig(**wanted, llm_int8_skip_modules=FLOAT_MODULES),
+        "quantization_config": BitsAndBytesConfig(**wanted, llm_int8_skip_modules=list(FLOAT_MODULES)),
         "device_map": {"": device},
     }
 
@@ -185,4 +187,4 @@ def zero_biases(names, config):
     """Those of the left-over tensor `names` that may be there if they are zero: biases of GPTQ layers without any."""
     if kind_of(config) != "gptq":
         return set()
-    return {name for name in names if name.endswith(".bias") and ".h." in name}
+    return {name for name in names if may_be_zero_bias(name)}
