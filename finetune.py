@@ -36,7 +36,7 @@ def main(argv=None):
     resume_from = checkpoint_to_resume(train_args)
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = tokenizer_for(name, config, lora_args.lora_weight_path, train_args)
-    kind, rates = rehearse(name, config, lora_args, train_args)
+    kind, rates = rehearse(name, config, lora_args, train_args, data_args.vision_cache)
 
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
 
@@ -94,6 +94,7 @@ def main(argv=None):
             began, data = base or {"name": name}, (data_args.data_path, data_args.eval_data_path)
             record.write(output_dir, settings=settings, base=began, data_path=data[0], eval_data_path=data[1])
         print(f"saved to {output_dir}", file=sys.stderr)
+    run_trainer.check_trained()
 
 
 def datasets(data, training, tokenizer, resume_from):
@@ -154,14 +155,14 @@ def tokenizer_for(name, config, adapter_dir, training):
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 
-def rehearse(name, config, lora, training):
+def rehearse(name, config, lora, training, cache_folder=None):
     """(kind of quantisation or None, tuning.Rates) after a run-through on a model without weights.
 
     What the flags, the checkpoint and an adapter folder cannot do together is an error here, before anything is loaded.
     """
     import torch
 
-    from qwen_vl.training import adapters, arguments, engines, loading, quantization, saving, tuning
+    from qwen_vl.training import adapters, arguments, engines, loading, quantization, saving, tuning, vision_cache
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     adapters.check_base(
@@ -191,6 +192,7 @@ def rehearse(name, config, lora, training):
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
+    vision_cache.check_frozen(cache_folder, model, is_sharded=engines.is_sharded(training))
     return kind, rates
 
 
