@@ -37,7 +37,9 @@ def main(argv=None):
     settled = resume_settings.settle(resume_from, parsed, anew=train_args.ignore_data_skip)
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = tokenizer_for(name, config, lora_args.lora_weight_path, train_args)
-    kind, rates, base, lines = rehearse(name, config, lora_args, train_args, resume_from)
+    kind, rates, base, lines = rehearse(
+        name, config, lora_args, train_args, resume_from=resume_from, cache_folder=data_args.vision_cache
+    )
     settings = arguments.changed(*parsed)
     if is_finished(resume_from, train_args, settings):
         return
@@ -87,6 +89,7 @@ def main(argv=None):
             made_with = {"settings": settings, "resumed": settled.resumed, "base": under or {"name": name}}
             write_records(output_dir, data_args, trained=lines, made_with=made_with)
         print(f"saved to {output_dir}", file=sys.stderr)
+    run_trainer.check_trained()
 
 
 def made_trainable(model, lora, training, tokenizer, dtype):
@@ -177,14 +180,24 @@ def tokenizer_for(name, config, adapter_dir, training):
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 
-def rehearse(name, config, lora, training, resume_from=None):
+def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=None):
     """(kind of quantisation or None, tuning.Rates, base as `base_of`, tuning.rows) of a run, without any weights.
 
     What the flags, the checkpoint and an adapter folder cannot do together is an error here, before anything is loaded.
     """
     import torch
 
-    from qwen_vl.training import adapters, arguments, engines, loading, quantization, resume_settings, saving, tuning
+    from qwen_vl.training import (
+        adapters,
+        arguments,
+        engines,
+        loading,
+        quantization,
+        resume_settings,
+        saving,
+        tuning,
+        vision_cache,
+    )
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     adapters.check_base(
@@ -214,6 +227,7 @@ def rehearse(name, config, lora, training, resume_from=None):
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     lines = tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
+    vision_cache.check_frozen(cache_folder, model, is_sharded=engines.is_sharded(training))
     base = base_of(name, kind, lora.lora_weight_path, training.cache_dir)
     if resume_from:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)

@@ -1,13 +1,16 @@
 """Runs of finetune.main, one after another in the same processes: torchrun .. tests/engine_driver.py RUNS.json.
 
 RUNS.json: [[argument, ..], ..]. Starting processes costs more than these tiny runs. CHUNK_BYTES in the environment is
-the size of the chunks into which the loss cuts its logits.
+the size of the chunks into which the loss cuts its logits; with CUT_OFF the embeddings get no gradient.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,4 +27,6 @@ def main(argv):
 
 if __name__ == "__main__":
     loss_qwen.CHUNK_BYTES = int(os.environ.get("CHUNK_BYTES", loss_qwen.CHUNK_BYTES))
+    if "CUT_OFF" in os.environ:
+        register_module_forward_hook(lambda module, _, out: out.detach() if isinstance(module, nn.Embedding) else out)
     run(main)

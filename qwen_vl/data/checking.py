@@ -76,7 +76,7 @@ class Check:
                 for field, key in dict.fromkeys(inspected.uses):  # once, however often a turn shows it
                     uses.setdefault(key, []).append((inspected.place, inspected.id, field))
             self._progress(f"{found.name}: records", found.num_records, None)
-        lost = images.error(found.path)
+        lost = images.error()
         if lost:
             self._add(found, Problem("", None, "", "the file", lost))
         return uses
@@ -237,8 +237,9 @@ def fix(found, out):
     skipping.write_manifest(found.path, manifest, found.bad)
     kept = found.num_records - len(found.bad)
     print(f"\n{out}: {kept:,} records; {manifest}: the {len(found.bad):,} that were left out (--skip_manifest)")
-    if os.path.realpath(os.path.dirname(out)) != os.path.realpath(os.path.dirname(found.path)):
-        folder = os.path.dirname(found.path) or "."
+    folder = search_dirs(found.path)[0]
+    if os.path.realpath(os.path.dirname(out)) != os.path.realpath(folder):
+        folder = os.path.relpath(folder) if not os.path.isabs(found.path) else folder
         print(f"relative pictures were looked for beside {found.path}: use {out} with --image_folder {folder}")
 
 

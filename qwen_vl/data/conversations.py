@@ -59,8 +59,8 @@ def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
     if skips:
         skips.finish(num_kept=len(conversations))
     problems.raise_if_any(len(conversations))
-    if images.error(path):
-        raise DataError(f"{path}: {images.error(path)}")
+    if images.error():
+        raise DataError(f"{path}: {images.error()}")
     problems.log_warnings()
     return conversations
 

@@ -112,7 +112,7 @@ def _leftovers(place, record, form, notes):
                 notes[f"{mark.name} ({mark.format}) stays as text"] += 1
                 continue
             cure = "remove it, or put it in quotes if it is text"
-            if mark.convert and mark.convert != form:
+            if mark.convert and mark.convert != form and form in chat_formats.FORMATS:
                 cure = f"is the file of another format? Try --from {mark.convert}"
             message = f"{mark.name} ({mark.format}) would stay as text; {cure}"
             yield Problem(place, own_id(record), where, "cannot convert", message)

@@ -184,6 +184,8 @@ def cause_of(error: json.JSONDecodeError, *, is_line: bool) -> str | None:
         return "a backslash inside a string; write / in paths, and \\\\ for a backslash that is meant"
     if not rest.strip() or error.msg.startswith("Unterminated"):
         return "the text ends here, or a string is not closed; was the file cut short?"
+    if rest.startswith(("//", "/*", "#")):
+        return "a comment, which JSON does not have; remove it"
     if error.msg == "Extra data":
         return _of_extra_data(rest, is_line)
     if error.msg == "Expecting ',' delimiter" and before.endswith('"'):
@@ -211,8 +213,6 @@ def _of_other_languages(char: str, rest: str) -> str | None:
         return "single quotes, as Python prints them; write double ones, or the file with json.dump"
     if char in CURLY_QUOTES:
         return f'{char} is a typographic quote; write "'
-    if rest.startswith(("//", "/*", "#")):
-        return "a comment, which JSON does not have; remove it"
     return f"{_named(char)}, which is not seen; remove it" if is_invisible(char) else None
 
 

@@ -59,8 +59,8 @@ def _look_at_head(path):
     for _, record in islice(chain.from_iterable(map(_all_of, open_files(path))), NUM_HEAD):
         images.add(images_of(record))
         notes.update(problem.message for problem in conversations.check_entry("", record) if not problem.is_error)
-    if images.error(path):
-        raise DataError(f"{path}: {images.error(path)}")
+    if images.error():
+        raise DataError(f"{path}: {images.error()}")
     for message, count in notes.most_common():
         logger.warning("%s: %s (%d times in the first %d records)", path, message, count, images.num_records)
 

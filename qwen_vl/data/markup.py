@@ -5,12 +5,12 @@ The rule, for the run and the check alike:
   (`<|box_start|>`, "bbox_2d", `<bbox>`, ..) or a video. In quotes or in code it is text, and left alone.
 - Each mark is a warning that names the format and the conversion.
 - A mark is *placed* where it stands for an image of the conversation and not for itself: at the start or the end of a
-  user turn or alone on its line, with nothing but "Picture 1:" beside it. What no text is about, such as
-  `<|image_pad|>`, is placed anywhere in a user turn; `<img src=..>` is not placed beside other HTML. A key such as
-  `image_path` in a record without images counts as a placed mark.
+  user turn, alone on its line ("Picture 1:" may stand beside it), or more than once in a turn. What no text is about,
+  such as `<|image_pad|>`, is placed anywhere in a user turn; `<img src=..>` is not placed beside other HTML. A key such
+  as `image_path` in a record without images counts as a placed mark.
 - A file with placed marks and without a single `<img>` of ours is an error: all its images are lost. HTML, `[IMG]` and
-  keys count only if at least half of the records have them. With one image of ours the marks stay warnings, and so do
-  marks in answers and system texts.
+  keys count only if half of the records have them, marks within a sentence only if these are ten records at least.
+- With one image of ours in the file, marks stay warnings. So do they in answers and system texts.
 """
 
 import re
@@ -33,7 +33,9 @@ class Mark(NamedTuple):
 
 
 # "sure": stands in no text that is about something else. "weak": often does. "json": is meant though it is in quotes.
-TRAITS = ("", "sure", "weak", "json")
+# "inline": of a mark that was found within a sentence.
+TRAITS = ("", "sure", "weak", "json", "inline")
+MIN_INLINE = 10  # records with a mark within a sentence, from which on that is no accident
 
 
 def _mark(pattern: str, kind: str, form: str, convert: str | None = None, trait: str = "", name: str = "") -> Mark:
@@ -100,7 +102,7 @@ def advice(mark: Mark) -> str:
     if mark.kind == "video":
         return f"{mark.name} ({mark.format}) is plain text here; only text and images are trained"
     ours = "no image; write <img>PATH</img>" if mark.kind == "image" else "no box; write <box>(x1,y1),(x2,y2)</box>"
-    convert = f", or convert the file: {CONVERT} {mark.convert}" if mark.convert else ""
+    convert = f", or convert the original file: {CONVERT} {mark.convert}" if mark.convert else ""
     return f"{mark.name} ({mark.format}) is plain text here, {ours}{convert}"
 
 
@@ -121,9 +123,15 @@ def images_of(record: object) -> Images:
     if any(OURS in text for _, text in texts):
         return Images(True, ())
     asked = [text for role, text in texts if role in ("user", "human")]
-    marks = [mark for text in asked for mark in found(text) if _is_placed(mark, text)]
+    marks = [
+        mark if _is_placed(mark, text) else mark._replace(trait="inline")
+        for text in asked
+        for mark in found(text)
+        if mark.kind == "image" and not (mark.format == "HTML" and OTHER_HTML.search(text))
+    ]
     keys = [key for key in IMAGE_KEYS if turns and record.get(key)]
     marks += [Mark(f"the key {key!r}", CODE, "image", "LLaVA and others", "llava", "weak") for key in keys]
+    marks.sort(key=lambda mark: mark.trait != "inline")  # of the same name the placed one stays
     return Images(False, tuple({mark.name: mark for mark in marks}.values()))
 
 
@@ -134,15 +142,14 @@ def _turns(record: object) -> list[dict]:
 
 def _is_placed(mark: Mark, text: str) -> bool:
     """Return whether a mark of a user turn stands for an image of the conversation."""
-    if mark.kind != "image" or mark.trait == "sure":
-        return mark.kind == "image"
-    if mark.format == "HTML" and OTHER_HTML.search(text):
-        return False
+    matches = list(_matches(mark, text))
+    if mark.trait == "sure" or (not mark.trait and len(matches) > 1):
+        return True
 
     def is_bare(part: str) -> bool:
         return not LABEL.sub("", mark.pattern.sub("", part)).strip()
 
-    for match in _matches(mark, text):
+    for match in matches:
         start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
         line = text[start : end if end >= 0 else len(text)]
         if is_bare(text[: match.start()]) or is_bare(line) or is_bare(text[match.end() :]):
@@ -154,26 +161,26 @@ class ImageCount:
     """Counts how the records of a file write their images; `error` says whether all of them are lost."""
 
     def __init__(self):
-        self.num_records, self.has_ours, self.marks, self.num_with = 0, False, {}, Counter()
+        self.num_records, self.has_ours, self.num_with = 0, False, Counter()
 
     def add(self, images: Images) -> None:
         self.num_records += 1
         self.has_ours |= images.has_ours
         for mark in images.placed:
-            self.marks.setdefault(mark.name, mark)
-            self.num_with[mark.name] += 1
+            self.num_with[mark] += 1
 
-    def error(self, path: object) -> str | None:
+    def error(self) -> str | None:
         """Return what is wrong with a file whose images are all written in the manner of another format, or None."""
-        for name, count in [] if self.has_ours else self.num_with.most_common():
-            mark = self.marks[name]
-            if mark.trait == "weak" and 2 * count < self.num_records:
+        for mark, count in [] if self.has_ours else self.num_with.most_common():
+            is_rare = 2 * count < self.num_records or (mark.trait == "inline" and count < MIN_INLINE)
+            if mark.trait in ("weak", "inline") and is_rare:
                 continue
-            cure = f"convert the file: qwen-vl data convert {path} OUT.json --from {mark.convert}"
+            convert = f", or convert the original file: {CONVERT} {mark.convert}" if mark.convert else ""
+            quote = "" if mark.name.startswith("the key") else "; put it in quotes where it is meant as text"
             return (
-                f"no image is written as <img>PATH</img>, and {count} of {self.num_records} records have {name} "
-                f"({mark.format}), which is plain text here; {cure if mark.convert else 'write <img>PATH</img>'}. "
-                "Put it in quotes where it is meant as text"
+                f"all images are lost: none is written as <img>PATH</img>, and {count} of {self.num_records} records "
+                f"have {mark.name} ({mark.format}), which is no image here. Write <img>PATH</img> in its place{convert}"
+                f"{quote}"
             )
         return None
 
@@ -197,4 +204,4 @@ def convertible(record: object) -> str | None:
         return "sharegpt" if has_images else "openai"
     if has_images or any(turn.get("from") in OTHERS_ROLES for turn in turns):
         return "sharegpt" if record.get("images") else "llava"
-    return None
+    return "openai" if all("role" in turn for turn in turns) else None

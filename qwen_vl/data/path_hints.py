@@ -27,7 +27,7 @@ def hint(path: str, exists: Exists) -> str:
         cause, found = _other_spelling(fixed, exists)
         causes += [cause] if cause else []
     if found is not None:
-        causes.append(f"{visible(found)!r} is there")
+        causes.append(f"{found!r} is there")
     return "".join(f"; {cause}" for cause in causes)
 
 

@@ -28,6 +28,7 @@ from .validation import DataError, Problem
 
 logger = logging.getLogger(__name__)
 
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
 BLOCK_BYTES = 4 * 2**20  # of a text file: enough to be read quickly, few enough to be shuffled well
 BLOCK_ROWS = 4096
 BATCH_ROWS = 256  # rows that become Python objects at a time
@@ -311,8 +312,8 @@ class ArrowFile(Table):
             return pa.ipc.open_file(mapped).read_all()
         mapped.seek(0)
         table = pa.ipc.open_stream(mapped).read_all()
-        mapped.seek(max(0, mapped.size() - 4))
-        if mapped.read(4) != b"\0\0\0\0":  # a stream may end so, but writers end it with a mark
+        mapped.seek(max(0, mapped.size() - len(END_OF_STREAM)))
+        if mapped.read() != END_OF_STREAM:  # a stream may end so, but writers end it with the mark
             logger.warning("%s: this stream of Arrow has no end mark; was it written to its end?", self.path)
         return table
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 REQUIRED = frozenset({"conversations", "from", "value"})
 TURN_KEYS = ("conversations", "messages")  # ours, and that of the formats that `qwen-vl data convert` reads
+SPEAKER_KEYS = {"from", "role"}  # one of them is in each turn
 DEPTH = 6  # record, turns, turn, parts of a content, part, image_url: what lies deeper is nobody's
 EXACT = 2**53  # whole numbers up to here are exact as float
 
@@ -38,7 +39,7 @@ def _turns(value: object) -> object:
     value = _object(value, list)
     if isinstance(value, dict):
         columns = {key: column for key, column in value.items() if column is not None}
-        is_table = columns and all(isinstance(column, list) for column in columns.values())
+        is_table = columns.keys() & SPEAKER_KEYS and all(isinstance(column, list) for column in columns.values())
         if is_table and len({len(column) for column in columns.values()}) == 1:
             return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [_object(turn, dict) for turn in value] if isinstance(value, list) else value

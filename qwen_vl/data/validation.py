@@ -166,13 +166,13 @@ def _keys(name, mapping):
         similar = next((theirs for theirs in mapping if _bare(theirs) == key), None)
         cure = f"rename {other!r} to {key!r}" if other else f"add {key!r}"
         if similar:
-            cure = f"there is {path_hints.visible(similar)!r}, with {_unseen(similar)}; rename it"
+            cure = f"there is {similar!r}, with {_unseen(similar)}; rename it"
         yield "wrong key", f"no {key!r}; {cure}"
     for key in mapping.keys() - required - optional:
         if others.get(key) not in missing and _bare(key) not in missing:
             is_image = name == "record" and key in markup.IMAGE_KEYS
             cure = "; pictures stand in the text, as <img>PATH</img>" if is_image else ""
-            yield "ignored key", f"key {path_hints.visible(key)!r} of a {name} is ignored{cure}"
+            yield "ignored key", f"key {key!r} of a {name} is ignored{cure}"
 
 
 def _bare(text):

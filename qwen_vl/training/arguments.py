@@ -54,7 +54,7 @@ class DataArguments:
     """Which conversations it is trained on."""
 
     data_path: list[str] | None = option(  # noqa: RUF009
-        None, "Conversation files, JSON or JSON Lines (data/README.md), each PATH or PATH:WEIGHT."
+        None, "Conversation files (JSON, Parquet, .. or a folder: data/README.md), each PATH or PATH:WEIGHT."
     )
     mix: str = option(
         "concat", "Several files: concat (all samples, times the weight) or interleave (shares by weight)."
@@ -75,7 +75,7 @@ class DataArguments:
         False, "Where nothing is cached: tokenise on access instead of keeping all ids in memory."
     )
     streaming: bool = option(
-        False, "Read data that does not fit in memory (.jsonl, .parquet, .arrow) as it is needed; with --max_steps."
+        False, "Read data that does not fit in memory as it is needed, record by record; with --max_steps."
     )
     shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
     vision_cache: str | None = option(

@@ -97,7 +97,7 @@ def parse(argv):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="conversation files, JSON list or JSON Lines")
+    add("files", nargs="+", metavar="FILE", help="conversation files (data/README.md)")
     add("--model", "--model_name_or_path", required=True, metavar="DIR", help="checkpoint whose tower is used")
     add("--vision_cache", required=True, metavar="DIR", help="folder of the features")
     add("--use_lora", action="store_true", help="for LoRA: the whole tower is frozen, and its output is kept; without "

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from qwen_vl.data.mixing import parse_sources
+from qwen_vl.data.shards import data_files
 from qwen_vl.data.skipping import sha256
 
 from . import checkpoints
@@ -64,10 +65,8 @@ def is_newer(output_dir, moment):
 
 
 def hashed(path):
-    """[{"name", "sha256"}, ..] of a data file, or of all files in a folder."""
-    path = Path(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return [{"name": file.name, "sha256": sha256(file)} for file in files]
+    """[{"name", "sha256"}, ..] of a data file, or of the data files of a folder or a pattern."""
+    return [{"name": file.name, "sha256": sha256(file)} for file, _ in data_files(path)]
 
 
 def earlier(found):

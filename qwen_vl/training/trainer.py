@@ -18,8 +18,9 @@ from .callbacks import MetricsFile, ProgressBar
 from .host_memory import keep_freed_memory
 from .metering import SourceMeter, SpeedMeter
 from .phases import PhaseMeter
-from .pictureless import VisionKeeper, run_vision_always
+from .pictureless import PICTURES, VisionKeeper, run_vision_always, trains_nothing_else, with_zero_gradient
 from .resumable import ResumableTrainer
+from .untrained import UntrainedCheck
 from .vision_cache import CacheFiller
 
 
@@ -58,11 +59,16 @@ class QWenTrainer(ResumableTrainer):
         )
         self._held_out = losses.HeldOutLoss(self.accelerator.gather_for_metrics)
         self._vision = VisionKeeper()
+        # Several processes go through the tower anyway.
+        self._only_vision = trains_nothing_else(self.model) and not torch.distributed.is_initialized()
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             run_vision_always(self.model)
         self._filler = vision_cache and CacheFiller(vision_cache, self.model)
         if self._filler:
             self.add_callback(self._filler)
+        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self._untrained = UntrainedCheck(by_hooks=self.is_deepspeed_enabled, compares=is_whole)
+        self.add_callback(self._untrained)
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._rates = rates or tuning.Rates(self.args.learning_rate)
@@ -75,7 +81,13 @@ class QWenTrainer(ResumableTrainer):
         samples = super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
         self._phases.mark("data")
         self._vision.begin(samples[0])
+        self._untrained.begin(samples[0])
         return samples
+
+    def check_trained(self):
+        """Raise ValueError if something that was to train has not, once the run is over and its result saved."""
+        if self._untrained.problem:
+            raise ValueError(f"{self.args.output_dir}: {self._untrained.problem}")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._speed.add(inputs)
@@ -140,10 +152,8 @@ class QWenTrainer(ResumableTrainer):
             result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
         else:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if model.training and not (result[0] if return_outputs else result).requires_grad:
-            # Nothing that trains has taken part, as the vision tower in a batch without pictures: no gradient comes.
-            anchor = torch.zeros((), device=self.args.device, requires_grad=True)
-            result = (result[0] + anchor, result[1]) if return_outputs else result + anchor
+        if self._only_vision and model.training and not any(key in inputs for key in PICTURES):
+            result = with_zero_gradient(result, self.model)
         self._phases.mark("loss")
         self._unchecked_losses.append((ids, (result[0] if return_outputs else result).detach()))
         if not model.training:

@@ -163,27 +163,36 @@ class CacheFiller(TrainerCallback):
             self._cache.add(keys, output)
 
 
-def opened(folder, model, *, name, dtype, cache_dir=None, is_sharded=False):
-    """The VisionCache in `folder` for the frozen tower of a model that was loaded from the checkpoint `name`, or None.
+def check_frozen(folder, model, *, is_sharded=False):
+    """Raise ValueError where a run with this model cannot read features from the cache in `folder`, if it has one.
 
-    None without a folder. Of the whole tower's outputs, or of the ViT's where something after it trains. is_sharded:
-    whether the weights are spread over the ranks (ZeRO-3, FSDP). Raises ValueError where the ViT trains or is sharded,
-    OSError if nothing can be written there.
+    That is where a part of the ViT trains, or where the weights are spread over the ranks (ZeRO-3, FSDP: is_sharded).
     """
     if not folder:
-        return None
+        return
     if is_sharded:
         raise ValueError(
             f"--vision_cache {folder}: ZeRO-3 and FSDP gather the tower's weights from all ranks whenever one needs "
             "them, and a rank that reads features would not take part; use DDP or ZeRO-2, or leave the flag out"
         )
-    tower = family.tower(model)
-    if tower.vit_trains():
+    if family.tower(model).vit_trains():
         raise ValueError(
             f"--vision_cache {folder}: the ViT trains, so what it makes of a picture changes with every step; leave "
-            "one of --vision_cache and --fix_vit False (or its adapters) out"
+            "out --vision_cache, or what trains the ViT: --fix_vit False, its adapters, its biases (--lora_bias all), "
+            "or its modules in --modules_to_save"
         )
-    kind = VIT_OUTPUT if any(p.requires_grad for p in tower.parameters()) else TOWER_OUTPUT
+
+
+def opened(folder, model, *, name, dtype, cache_dir=None, is_sharded=False):
+    """Return the VisionCache in `folder` for the frozen tower of a model that was loaded from the checkpoint `name`.
+
+    None without a folder. Of the whole tower's outputs, or of the ViT's where something after it trains.
+    Raises as `check_frozen` does, and OSError if nothing can be written there.
+    """
+    check_frozen(folder, model, is_sharded=is_sharded)
+    if not folder:
+        return None
+    kind = VIT_OUTPUT if any(p.requires_grad for p in family.tower(model).parameters()) else TOWER_OUTPUT
     cache = of_checkpoint(folder, name, kind=kind, dtype=dtype, cache_dir=cache_dir)
     logger.info("vision cache %s: features of %d pictures (%s)", cache.folder, cache.num_pictures(), cache.kind)
     return cache

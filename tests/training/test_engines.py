@@ -160,6 +160,14 @@ def test_zero3_gathers_lm_head_for_each_chunk_of_logits(make_checkpoint, tmp_pat
         assert runs.losses(tmp_path / mode / "out") == pytest.approx(runs.losses(alone(mode)), rel=1e-5), mode
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp_full_state_dict"])
+def test_what_gets_no_gradient_ends_the_run_under_every_engine(make_checkpoint, tmp_path, engine):
+    done = launch([command(make_checkpoint, tmp_path, "full", *ENGINES[engine])], tmp_path, CUT_OFF="1")
+    assert done.returncode == 1
+    assert "error: step 1: 1 parameter (transformer.wte.weight) was to train and got no gradient" in done.stderr
+
+
 SHARES = """
 import os, pathlib, sys
 from qwen_vl.training import arguments, loading

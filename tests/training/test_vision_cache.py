@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from qwen_vl.data.commands import main as data_command
 from qwen_vl.model.visual import VisionTower
-from qwen_vl.training import callbacks, loading, tuning, vision_cache
+from qwen_vl.training import callbacks, loading, vision_cache
 
 LORA = ("--use_lora", "--lora_dropout", "0")
 KINDS = {"image_features": LORA, "vit_features": ()}
@@ -129,20 +129,66 @@ def test_damage_is_found_and_mended(cache_of, make_checkpoint, tmp_path, passes,
     assert not list(cache_of().folder.glob(".*"))
 
 
-def test_a_tower_that_trains_is_refused(make_checkpoint, tmp_path, capsys):
-    for flags in (["--fix_vit", "False"],):
-        with pytest.raises(SystemExit):
-            runs.train(make_checkpoint(), tmp_path / "out", *flags, vision_cache=tmp_path / "cache")
-        assert "--vision_cache needs a frozen ViT" in capsys.readouterr().err
+TRAINS_THE_VIT = {
+    "adapters": ("--lora_target_modules", "vision"),
+    "adapters everywhere": ("--lora_target_modules", "all-linear"),
+    "adapters by name": ("--lora_target_modules", "c_attn", "in_proj"),
+    "adapters on patches": ("--lora_target_modules", "c_attn", "conv1"),
+    "DoRA": ("--use_dora", "--lora_target_modules", "resblocks.1.mlp.c_fc"),
+    "tower whole": ("--modules_to_save", "visual"),
+    "tower whole, under adapters": ("--modules_to_save", "transformer.visual", "--lora_target_modules", "all-linear"),
+    "ViT whole": ("--modules_to_save", "visual.transformer"),
+    "blocks whole": ("--modules_to_save", "resblocks"),
+    "block whole": ("--modules_to_save", "wte", "resblocks.0"),
+    "attention whole": ("--modules_to_save", "attn"),
+    "patches whole": ("--modules_to_save", "conv1"),
+    "norm whole": ("--modules_to_save", "ln_pre"),
+    "biases": ("--lora_bias", "all"),
+}
+
+
+@pytest.mark.parametrize("way", TRAINS_THE_VIT)
+def test_a_vit_that_trains_is_refused_before_weights_are_loaded(make_checkpoint, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(loading, "load_model", None)  # would be a TypeError
+    with pytest.raises(ValueError, match=r"--vision_cache .*: the ViT trains"):
+        flags = ("--use_lora", *TRAINS_THE_VIT[way])
+        runs.train(make_checkpoint(), tmp_path / "out", *flags, vision_cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--modules_to_save", "attn_pool"), "visual.attn_pool."),
+        (("--modules_to_save", "ln_post"), "visual.ln_post."),
+        (("--lora_target_modules", "c_attn", "resampler"), "visual.attn_pool."),
+    ],
+    ids=["resampler whole", "norm whole", "adapters"],
+)
+def test_what_follows_the_vit_trains_from_the_cache(make_checkpoint, tmp_path, passes, flags, part):
+    """Every parameter of it, and without a pass through the ViT once the cache is filled; continued as well."""
+    settings = {"vision_cache": tmp_path / "cache", "learning_rate": 1e-2}
+    runs.train(make_checkpoint(), tmp_path / "first", *LORA, *flags, **settings)
+    assert {path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()} == {"vit_features"}
+    passes.clear()
+    out = runs.train(make_checkpoint(), tmp_path / "out", *LORA, *flags, **settings)
+    on = runs.train(make_checkpoint(), tmp_path / "on", *LORA, lora_weight_path=out, **settings)
+    assert passes == []
+    base, trained, continued = (runs.weights(folder) for folder in (make_checkpoint(), out, on))
+    names = [name for name in trained if part in name and not name.endswith("pos_embed")]
+    origin = {name: base.get(name.removeprefix("base_model.model.")) for name in names}
+    assert names and all(origin[name] is None or (trained[name] != origin[name]).any() for name in names)
+    assert all((trained[name] != continued[name]).any() for name in names)
     with pytest.raises(ValueError, match="the ViT trains"):
-        runs.train(
-            *(make_checkpoint(), tmp_path / "out", "--use_lora", "--lora_target_modules", "c_attn", "in_proj"),
-            vision_cache=tmp_path / "cache",
-        )
-    lora = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["c_attn"], "bias": "none"}
-    whole = tuning.add_adapters(loading.load_model(make_checkpoint()), **lora, modules_to_save=["visual"])
-    with pytest.raises(ValueError, match="the ViT trains"):
-        vision_cache.opened(tmp_path, whole, name=make_checkpoint(), dtype=torch.float32)
+        flags = ("--use_lora", "--lora_target_modules", "vision")
+        vit = runs.train(make_checkpoint(), tmp_path / "vit", *flags, max_steps=1)
+        runs.train(make_checkpoint(), tmp_path / "not", "--use_lora", lora_weight_path=vit, **settings)
+
+
+def test_full_training_of_the_vit_and_sharded_weights_are_refused(make_checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runs.train(make_checkpoint(), tmp_path / "out", "--fix_vit", "False", vision_cache=tmp_path / "cache")
+    assert "--vision_cache needs a frozen ViT" in capsys.readouterr().err
     model = loading.load_model(make_checkpoint()).requires_grad_(False)
     with pytest.raises(ValueError, match="ZeRO-3 and FSDP gather"):
         vision_cache.opened(tmp_path, model, name=make_checkpoint(), dtype=torch.float32, is_sharded=True)

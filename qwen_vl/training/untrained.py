@@ -1,0 +1,132 @@
+"""Parameters that were to train and did not: an error, not a line in a table that nothing came of.
+
+Two signs, none of which makes a step wait for its device.
+
+Gradients, under every engine: whatever trains must get one in the first step, the vision tower in the first step with
+a picture. A parameter without one is no part of what is computed, such as a copy that nothing runs, and the run ends
+there. Without any picture in the data a trained part of the tower cannot learn: that is a warning, and an error where
+nothing else trains.
+
+Values, at the end of a run: up to SAMPLED of each parameter against those at its start. It is an error if nothing at
+all has changed, or if a parameter has not whose gradients, by the state of the optimizer, were others than 0; raised
+when the result is saved. A rate of 0 asks for no change, and gradients of 0 make none: those of the A side of an
+adapter in the first step, or of rows of tokens that do not occur. Not compared are resumed runs, whose last few steps
+may round to nothing, runs that end with the weights of an earlier step (--load_best_model_at_end), and DeepSpeed and
+FSDP, where a process has a part of the values or a rounded copy of them.
+"""
+
+import logging
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
+
+from qwen_vl.families import v1 as family
+
+from . import tuning
+from .pictureless import PICTURES, trains_nothing_else
+
+SAMPLED = 1024  # values of a parameter that are compared
+NAMED = 3  # parameters that a message names
+ONLY_TOWER = "all that is to train is of the vision tower, and the data hold no picture"
+
+logger = logging.getLogger(__name__)
+
+
+class UntrainedCheck(TrainerCallback):
+    """Ends a run in which a parameter that is to train gets no gradient; `problem` says, after it, what did not change.
+
+    by_hooks: whether the engine takes gradients away before the optimizer's step (DeepSpeed). compares: whether each
+    process holds all values as they are trained.
+    """
+
+    def __init__(self, *, by_hooks: bool = False, compares: bool = True) -> None:
+        self.problem: str | None = None  # for the user, once the run is over
+        self._by_hooks, self._compares = by_hooks, compares
+        self._trains, self._waiting = {}, {}  # parameters by name; those of them that got no gradient so far
+        self._first: dict[str, torch.Tensor] = {}  # samples of them at the start of a run
+        self._began, self._largest_rate = 0, 0.0
+        self._has_picture = self._had_picture = False
+
+    def begin(self, batches: list[dict]) -> None:
+        """Take note of the batches of the next step."""
+        self._has_picture = any(key in batch for batch in batches for key in PICTURES)
+        self._had_picture |= self._has_picture
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self._began, data = state.global_step, train_dataloader.dataset
+        self._trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._waiting = dict(self._trains)
+        if trains_nothing_else(model) and not isinstance(data, IterableDataset) and not any(data.num_pictures):
+            raise ValueError(f"nothing can train: {ONLY_TOWER}; let another part train, or give data with pictures")
+        if self._by_hooks:
+            for name, parameter in self._trains.items():
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._waiting.pop(name, None))
+        if self._compares and not self._began:
+            self._first = {name: sample(parameter) for name, parameter in self._trains.items()}
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self._largest_rate = self._largest_rate or max(group["lr"] for group in optimizer.param_groups)
+        if not self._waiting:
+            return
+        self._waiting = {name: parameter for name, parameter in self._waiting.items() if parameter.grad is None}
+        lost = [name for name in self._waiting if self._has_picture or not family.is_vision(name)]
+        if lost:
+            raise ValueError(
+                f"step {state.global_step + 1}: {named(lost)} to train and got no gradient; leave them out of what "
+                "trains (--modules_to_save, --lora_target_modules, --lora_bias, --fix_vit), or what cuts them off: "
+                "use_reentrant in --gradient_checkpointing_kwargs, or the --vision_cache of parts of the vision tower"
+            )
+
+    def on_train_end(self, args, state, control, optimizer=None, **kwargs):
+        steps = state.global_step - self._began
+        if not steps:
+            return
+        in_tower = [name for name in self._trains if family.is_vision(name)]
+        if in_tower and not self._had_picture:
+            if len(in_tower) == len(self._trains) and self._first:
+                self.problem = f"nothing has trained: {ONLY_TOWER}"
+                return
+            if self._waiting and state.is_world_process_zero:
+                logger.warning("%s to train and did not change, as no batch had a picture", named(self._waiting))
+        is_best = args.load_best_model_at_end and state.best_model_checkpoint  # values of an earlier step
+        if self._first and not is_best:
+            self.problem = self._unchanged(steps, optimizer)
+
+    def _unchanged(self, steps: int, optimizer) -> str | None:
+        """Return what to say of parameters that have the values they began with and should not, or None."""
+        groups = optimizer.param_groups
+        rates = {id(p): group.get("initial_lr", group["lr"]) for group in groups for p in group["params"]}
+        rated = {name: parameter for name, parameter in self._trains.items() if rates[id(parameter)]}
+        same = [name for name, parameter in rated.items() if torch.equal(sample(parameter), self._first[name])]
+        if same and len(same) == len(rated):
+            cause = (
+                "raise --learning_rate, see whether there is anything to learn in the answers, and prefer --bf16 to "
+                "--fp16, which passes over steps whose gradients are too large for it"
+            )
+            if not self._largest_rate:
+                cause = "the learning rate was 0 in all of them; give fewer --warmup_steps, or more steps"
+            return f"nothing has trained: {named(same)} to train and did not change in {steps} steps; {cause}"
+        stuck = [name for name in same if has_moved(optimizer.state.get(rated[name], {}), rated[name])]
+        if stuck:
+            return f"{named(stuck)} to train and did not change in {steps} steps; their learning rate is too low for it"
+        return None
+
+
+def sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of up to SAMPLED values of a tensor, evenly spread over it."""
+    values = tensor.detach().flatten()
+    return values[:: max(1, -(-len(values) // SAMPLED))].clone()
+
+
+def has_moved(state: dict, parameter: torch.Tensor) -> bool:
+    """Return whether an optimizer's state of a parameter tells of gradients other than 0 where `sample` looks."""
+    moments = [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
+    return any(bool(sample(moment).any()) for moment in moments if moment.is_floating_point())
+
+
+def named(names) -> str:
+    """Return the beginning of a sentence about parameters: how many they are, and the names of some."""
+    names = [tuning.without_wrappers(name) for name in names]
+    some = ", ".join(names[:NAMED]) + (", .." if len(names) > NAMED else "")
+    return f"1 parameter ({some}) was" if len(names) == 1 else f"{len(names)} parameters ({some}) were"
