@@ -9,8 +9,8 @@ import torch
 
 from .cache_qwen import GrowingCache
 from .image_processing_qwen import open_picture, pixels
-from .model_state_qwen import settings_digest, weights_digest
 from .placement_qwen import execution_device
+from .state_qwen import settings_digest, weights_digest
 
 EXCHANGE = Lock()  # held while an answer takes what a memory holds, or puts it back: never while it computes
 
