@@ -16,12 +16,6 @@ PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
 GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
-# docs/checkpoint_format.md section 7: GB of the reference on one A100-80G at LENGTHS, batch 1, accumulation 8
-PUBLISHED = {
-    "LoRA (base)": (37.1, 37.3, 38.7, 38.7),
-    "LoRA (chat)": (23.3, 23.6, 25.1, 27.3),
-    "Q-LoRA": (17.0, 17.2, 18.2, 19.3),
-}
 LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": DEFAULT_LORA_TARGETS, "bias": "none"}
 
 
@@ -54,7 +48,7 @@ def need(config, setup, machine, weights):
 def seconds(config, weights, setup, machine):
     """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
     samples = [setup.length] * setup.batch
-    targets = sum(samples) if setup.reference else int(setup.targets * sum(samples))
+    targets = int(setup.targets * sum(samples))
     batch = flops.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
     operations = flops.training(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
     if setup.checkpointing:
@@ -63,26 +57,6 @@ def seconds(config, weights, setup, machine):
     moved = weights.parameters * (3 * 4 + 2 * memory.state_bytes(setup.optim))
     shared = setup.gpus if setup.zero else 1
     return setup.accumulation * sum(operations.values()) / machine.flops + moved / shared / machine.bandwidth
-
-
-def reference_setup(method):
-    """The Setup of the Qwen-VL authors' profile: eager attention, all logits, Q-LoRA under DeepSpeed ZeRO-2."""
-    return memory.Setup(
-        method=method, attention="eager", optim="adamw_torch", reference=True, zero=2 if method == "qlora" else None
-    )
-
-
-def reference_table(config):
-    """Markdown: the model's memory of the twelve published cells, what was published, and the difference."""
-    lines = ["| | " + " | ".join(f"{n} tokens" for n in LENGTHS) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
-    for name, published in PUBLISHED.items():
-        setup, cells = reference_setup("qlora" if name == "Q-LoRA" else "lora"), []
-        weights = memory.weigh(config, setup, base_model="base" in name, lora=LORA)
-        for length, measured in zip(LENGTHS, published, strict=True):
-            planned = need(config, setup._replace(length=length), Machine(), weights).total / GB
-            cells.append(f"{planned:.1f} GB, published {measured} ({planned / measured - 1:+.1%})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def parts_table(found):
@@ -201,7 +175,6 @@ def make_parser():
     add("--optim", default="adamw_torch_fused", help="optimizer, as of training (default: %(default)s)")
     add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
     add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
-    add("--reference", action="store_true", help="instead: the published memory table by the same model")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -219,8 +192,6 @@ def main(argv=None):
     args = make_parser().parse_args(argv)
     loading.quiet_libraries()
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
-    if args.reference:
-        return print(reference_table(config))
     stored = quantization.kind_of(config, args.model)
     if stored and args.method != "qlora":
         raise ValueError(f"{args.model}: its weights are quantised; plan --method qlora, or another checkpoint")
