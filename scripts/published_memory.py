@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 from qwen_vl.entry import run
 from qwen_vl.model import QWenConfig
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading, memory, planner
 from qwen_vl.training.memory import Setup, Weights
 
@@ -69,8 +70,7 @@ def peak(config: QWenConfig, weights: Weights, setup: Setup) -> float:
 
 def tables(config: QWenConfig) -> str:
     """Return the tables of memory and of time: planned, published, and how far they are apart."""
-    lines = ["| | " + " | ".join(f"{n} tokens" for n in LENGTHS) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
-    times = list(lines)
+    head, sizes, times = ["", *(f"{length} tokens" for length in LENGTHS)], [], []
     for row in PUBLISHED_GB:
         setup, cells, paces = setup_of(row), [], []
         weights = weigh(config, row, setup)
@@ -80,9 +80,9 @@ def tables(config: QWenConfig) -> str:
             cells.append(f"{planned:.1f} GB, published {size} ({planned / size - 1:+.1%})")
             seconds = planner.seconds(config, weights, setup, planner.Machine())
             paces.append(f"{seconds:.2g} s, published {time} ({time / seconds:.2g} times)")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-        times.append(f"| {row} | " + " | ".join(paces) + " |")
-    return "\n".join([*lines, "", *times])
+        sizes.append([row, *cells])
+        times.append([row, *paces])
+    return f"{markdown_table(head, sizes)}\n\n{markdown_table(head, times)}"
 
 
 def main(argv: list[str] | None = None) -> None:

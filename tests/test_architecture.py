@@ -18,10 +18,17 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS])
 # What each room of the package may import from the others. Downward only, so the table has no circle.
 MAY_IMPORT = {
     "model": set(),
-    "data": {"model"},
-    "evaluation": {"model", "data"},
-    "training": {"model", "data"},
-    "export": {"model", "data", "evaluation", "training"},  # data: calibration and prompts; evaluation: answers
+    "terminal": set(),
+    "data": {"model", "terminal"},
+    "evaluation": {"model", "terminal", "data"},
+    "training": {"model", "terminal", "data"},
+    "export": {
+        "model",
+        "terminal",
+        "data",
+        "evaluation",
+        "training",
+    },  # data: prompts; evaluation: answers
     "serving": {"model", "training", "export"},
     "entry": set(),
     "quickstart": {"model", "data", "evaluation", "training", "export", "entry", "finetune"},
@@ -95,6 +102,19 @@ def test_heavy_libraries_stay_in_their_rooms():
             misplaced = library == "deepspeed" and path not in KNOW_DEEPSPEED
             if misplaced or (library in of_two_rooms and not allowed):
                 wrong.append(f"{name_of(path)}:{line} imports {library}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_one_module_draws_bars_and_tables():
+    """Only `qwen_vl/terminal.py` uses a library for progress bars, or aligns the cells of a table by hand."""
+    by_hand, wrong = re.compile(r"\.[lr]just\(|\|\s*-{3}"), []
+    for path in SOURCES:
+        if path == PACKAGE / "terminal.py":
+            continue
+        used = {module.split(".")[0] for _, module, level, _ in imports(path) if not level} & {"tqdm", "rich"}
+        wrong += [f"{name_of(path)} imports {library}" for library in sorted(used)]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        wrong += [f"{name_of(path)}:{n}: a table" for n, line in enumerate(lines, start=1) if by_hand.search(line)]
     assert not wrong, "\n".join(wrong)
 
 

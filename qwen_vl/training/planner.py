@@ -6,6 +6,7 @@ import shlex
 from typing import NamedTuple
 
 from qwen_vl.model import QWenConfig
+from qwen_vl.terminal import markdown_table
 
 from . import flops, loading, memory, quantization
 from .arguments import DEFAULT_LORA_TARGETS
@@ -61,15 +62,14 @@ def seconds(config, weights, setup, machine):
 
 def parts_table(found):
     """Markdown: bytes by part at the peak."""
-    rows = [f"| {name} | {size / GB:.2f} |" for name, size in found.parts.items() if size >= 0.005 * GB]
-    total = f"| all | {found.total / GB:.2f} |"
-    return "\n".join([f"| at the peak: {found.phase} | GB |", "|---|---|", *rows, total])
+    rows = [(name, f"{size / GB:.2f}") for name, size in found.parts.items() if size >= 0.005 * GB]
+    return markdown_table((f"at the peak: {found.phase}", "GB"), [*rows, ("all", f"{found.total / GB:.2f}")])
 
 
 def lengths_table(config, asked, machine, budget, options):
     """Markdown: memory and seconds a step over methods and lengths; what exceeds the budget is marked."""
     lengths = sorted({*LENGTHS, asked.length})
-    lines = ["| | " + " | ".join(f"{n} tokens" for n in lengths) + " |", "|---" * (1 + len(lengths)) + "|"]
+    rows = []
     for method in METHODS[:2] if asked.on_cpu else METHODS:
         setup, cells = with_method(asked, method), []
         weights = memory.weigh(config, setup, **options)
@@ -77,8 +77,8 @@ def lengths_table(config, asked, machine, budget, options):
             found = need(config, setup._replace(length=length), machine, weights)
             mark = ", too large" if budget and found.total > budget else ""
             cells.append(f"{found.total / GB:.1f} GB, {found.seconds:.2g} s{mark}")
-        lines.append(f"| {method}{zero_name(setup)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"{method}{zero_name(setup)}", *cells])
+    return markdown_table(["", *(f"{length} tokens" for length in lengths)], rows)
 
 
 def with_method(setup, method):

@@ -6,6 +6,8 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 
+from qwen_vl.terminal import text_table
+
 from . import adapters
 from .quantization import quantized_linears, quiet_gptqmodel
 
@@ -229,10 +231,7 @@ def table(lines):
         cells.append((line.part, "yes" if line.trainable else "no", f"{line.total:,}", rate, decay, line.group))
     trainable, total = sum(line.trainable for line in lines), sum(line.total for line in lines)
     cells.append(("all", f"{100 * trainable / total:.2f}%", f"{trainable:,} of {total:,}", "", "", ""))
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    return "\n".join(text_table(cells))
 
 
 def split_groups(optimizer, model, rates):
