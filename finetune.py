@@ -19,28 +19,32 @@ def main(argv=None):
     """Train as the command line `argv` says; the trained model or adapter is then in --output_dir. Returns None."""
     from qwen_vl.training import arguments
 
-    model_args, data_args, lora_args, train_args = arguments.parse(argv)
+    parsed = model_args, data_args, lora_args, train_args = arguments.parse(argv)
     # Heavy imports come after the flags are known to be right, so that a typo costs no half minute.
     from transformers import set_seed
 
-    from qwen_vl.data import streaming
     from qwen_vl.data.collator import ConversationCollator
-    from qwen_vl.training import adapters, engines, loading, record, report, saving, trainer, tuning, vision_cache
+    from qwen_vl.families import v1 as family
+    from qwen_vl.training import engines, loading, outset, resume_settings, saving, trainer, tuning, vision_cache
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
-    loading.quiet_libraries()
     output_dir, name = train_args.output_dir, model_args.model_name_or_path
     name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
+    outset.check_steps(train_args.max_steps)
     saving.check_writable(output_dir)
     resume_from = checkpoint_to_resume(train_args)
+    settled = resume_settings.settle(resume_from, parsed, anew=train_args.ignore_data_skip)
     config = loading.load_config(name, train_args.cache_dir)
     tokenizer = tokenizer_for(name, config, lora_args.lora_weight_path, train_args)
-    kind, rates = rehearse(name, config, lora_args, train_args)
-
+    kind, rates, base, lines = rehearse(name, config, lora_args, train_args, resume_from)
+    settings = arguments.changed(*parsed)
+    if is_finished(resume_from, train_args, settings):
+        return
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
+    outset.check(train_data, train_args, lines, checkpoint=resume_from)
+    settled.report()
 
-    base = base_of(name, kind, lora_args.lora_weight_path, train_args.cache_dir) if train_args.use_lora else None
     set_seed(train_args.seed)
     dtype = tuning.compute_dtype(bf16=train_args.bf16, fp16=train_args.fp16)
     model = loading.load_model(
@@ -51,20 +55,12 @@ def main(argv=None):
         quantization=kind,
         device=train_args.device,
     )
-    if train_args.use_lora:
-        new_tokens = tokenizer.convert_tokens_to_ids(train_args.new_special_tokens or [])
-        model = adapted(model, lora_args, new_tokens)
-        if train_args.activation_checkpointing:
-            model.enable_input_require_grads()
-    else:
-        model = tuning.freeze_for_full(model, fix_vit=train_args.fix_vit)
-    start = adapters.starting_point(model) if train_args.use_lora else None
-    # DeepSpeed keeps float32 copies itself.
-    model = tuning.train_in(model, dtype) if train_args.deepspeed else tuning.train_in_float32(model)
+    model, start = made_trainable(model, lora_args, train_args, tokenizer, dtype)
     lines = tuning.rows(model, rates=rates, weight_decay=train_args.weight_decay)
     if train_args.process_index == 0:
         print(tuning.table(lines), file=sys.stderr)
 
+    under = base if train_args.use_lora else None  # of an adapter, with which it is saved
     tower = {"name": name, "dtype": dtype, "cache_dir": train_args.cache_dir}
     features = vision_cache.opened(data_args.vision_cache, model, **tower, is_sharded=engines.is_sharded(train_args))
     run_trainer = trainer.QWenTrainer(
@@ -72,10 +68,11 @@ def main(argv=None):
         args=train_args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=ConversationCollator(tokenizer, config.visual["image_size"], vision_cache=features),
+        data_collator=ConversationCollator(tokenizer, family.image_size(config), vision_cache=features),
         vision_cache=features,
         tokenizer=tokenizer,
-        base=base,
+        base=under,
+        made_with={"base": base, "settings": settled.settings, "resumed": settled.resumed},
         rates=rates,
         source_names=train_data.names,
         is_weighted=train_data.is_weighted or bool(eval_data and eval_data.is_weighted),
@@ -85,15 +82,41 @@ def main(argv=None):
     weights = engines.whole_weights(run_trainer)
     if run_trainer.is_world_process_zero():
         with saving.naming(output_dir):
-            if data_args.streaming:
-                streaming.report(Path(output_dir, "overlength.jsonl"))
             run_trainer.save_state()
-            saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=base, weights=weights, start=start)
-            settings = arguments.changed(model_args, data_args, lora_args, train_args)
-            report.write(output_dir, settings=settings, trained=lines)
-            began, data = base or {"name": name}, (data_args.data_path, data_args.eval_data_path)
-            record.write(output_dir, settings=settings, base=began, data_path=data[0], eval_data_path=data[1])
+            saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=under, weights=weights, start=start)
+            made_with = {"settings": settings, "resumed": settled.resumed, "base": under or {"name": name}}
+            write_records(output_dir, data_args, trained=lines, made_with=made_with)
         print(f"saved to {output_dir}", file=sys.stderr)
+
+
+def made_trainable(model, lora, training, tokenizer, dtype):
+    """(model, `adapters.starting_point` or None): with adapters, or unfrozen, as the flags say."""
+    from qwen_vl.training import adapters, tuning
+
+    if training.use_lora:
+        new_tokens = tokenizer.convert_tokens_to_ids(training.new_special_tokens or [])
+        model = adapted(model, lora, new_tokens)
+        if training.activation_checkpointing:
+            model.enable_input_require_grads()
+    else:
+        model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
+    start = adapters.starting_point(model) if training.use_lora else None
+    # DeepSpeed keeps float32 copies itself.
+    return tuning.train_in(model, dtype) if training.deepspeed else tuning.train_in_float32(model), start
+
+
+def write_records(output_dir, data, *, trained, made_with):
+    """Write what a finished run says of itself: report.html, and run.json last, by which it is known to be finished.
+
+    data: DataArguments. trained: `tuning.rows`. made_with: {"settings", "resumed", "base"} as `record.write` has them.
+    """
+    from qwen_vl.data import streaming
+    from qwen_vl.training import record, report
+
+    if data.streaming:
+        streaming.report(Path(output_dir, "overlength.jsonl"))
+    report.write(output_dir, settings=made_with["settings"] | record.earlier(made_with), trained=trained)
+    record.write(output_dir, data_path=data.data_path, eval_data_path=data.eval_data_path, **made_with)
 
 
 def datasets(data, training, tokenizer, resume_from):
@@ -154,14 +177,14 @@ def tokenizer_for(name, config, adapter_dir, training):
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 
-def rehearse(name, config, lora, training):
-    """(kind of quantisation or None, tuning.Rates) after a run-through on a model without weights.
+def rehearse(name, config, lora, training, resume_from=None):
+    """(kind of quantisation or None, tuning.Rates, base as `base_of`, tuning.rows) of a run, without any weights.
 
     What the flags, the checkpoint and an adapter folder cannot do together is an error here, before anything is loaded.
     """
     import torch
 
-    from qwen_vl.training import adapters, arguments, engines, loading, quantization, saving, tuning
+    from qwen_vl.training import adapters, arguments, engines, loading, quantization, resume_settings, saving, tuning
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     adapters.check_base(
@@ -185,16 +208,44 @@ def rehearse(name, config, lora, training):
             model = adapters.rehearsed(lora.lora_weight_path, model, r=asked)
         elif training.use_lora:
             whole = tuning.whole_modules(model, lora.modules_to_save) or ()
-            adapters.check_rows(adapters.trained_rows(training.new_special_tokens or (), whole))
+            adapters.check_whole(model, whole, kind)
             model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
+            adapters.check_rows(adapters.trained_rows(training.new_special_tokens or (), whole), model)
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
-    tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
-    return kind, rates
+    lines = tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
+    base = base_of(name, kind, lora.lora_weight_path, training.cache_dir)
+    if resume_from:
+        dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
+        resume_settings.check(resume_from, model, dtype=dtype, base=base)
+    return kind, rates, base, lines
+
+
+def is_finished(resume_from, training, settings):
+    """Whether the run that a checkpoint belongs to has its result already; says so."""
+    from qwen_vl.training import checkpoints, resume_settings
+
+    newest = checkpoints.is_automatic(training.resume_from_checkpoint)
+    last = resume_from or next(iter(checkpoints.found(training.output_dir) if newest else ()), None)
+    if last is None:
+        return False
+    ends = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+    ends |= {"newest": newest, "resumable": resume_from is not None}
+    if not resume_settings.is_finished(training.output_dir, last, settings, **ends):
+        return False
+    if training.process_index == 0:
+        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE)
+        print(
+            f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
+            f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
+            "--resume false or another --output_dir begins a new one",
+            file=sys.stderr,
+        )
+    return True
 
 
 def base_of(name, kind, adapter_dir, cache_dir):
-    """{"name", "fingerprint", "quantization"} of the base of an adapter; ValueError if `adapter_dir` has another."""
+    """{"name", "fingerprint", "quantization"} of the base of a run; ValueError if `adapter_dir` has another."""
     from qwen_vl.training import loading, saving
 
     base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}

@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from PIL import Image
 
@@ -28,6 +33,7 @@ from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler
 from qwen_vl.entry import run
+from qwen_vl.families import v1 as family
 from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.quickstart import model as tiny
 from qwen_vl.terminal import markdown_table
@@ -145,7 +151,7 @@ def training_table(folder, tokenizer, args):
     samples = ConversationDataset(
         conversations.read(path), tokenizer, max_length=MAX_LENGTH, search_dirs=conversations.search_dirs(path)
     )
-    collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
+    collator = ConversationCollator(tokenizer, family.image_size(model.config))
     modes = batches_of(samples, collator, tokenizer.pad_token_id)
     train(model, optimizer, modes["packed"][:1])  # warm-up
     seconds = measure({name: lambda b=b: train(model, optimizer, b) for name, b in modes.items()}, args.rounds)

@@ -21,6 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import psutil
 import torch
 from benchmark_data import padded, write_data
@@ -32,6 +37,8 @@ from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.entry import run
+from qwen_vl.families import v1 as family
+from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
 from qwen_vl.quickstart import model as tiny
@@ -57,7 +64,7 @@ def build(folder, name, changes, **vision):
     settings = json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8")) | changes
     settings["visual"] |= {
         "output_dim": settings["hidden_size"],
-        "image_start_id": min(settings["vocab_size"] - 3, QWenConfig().visual["image_start_id"]),
+        "image_start_id": min(settings["vocab_size"] - 3, family.image_start_id(QWenConfig())),
         **vision,
     }
     config, out = Path(folder, f"{name}.json"), Path(folder, f"model-{name}")
@@ -72,7 +79,7 @@ def loaded(name, method, **options):
     if method == "full":
         return tuning.freeze_for_full(model, fix_vit=True).train()
     lora = {"r": 64, "alpha": 16, "dropout": 0.0, "bias": "none", "modules_to_save": None}
-    return tuning.add_adapters(model, targets=["c_attn", "attn.c_proj", "w1", "w2"], **lora).train()
+    return tuning.add_adapters(model, targets=family.DEFAULT_LORA_TARGETS, **lora).train()
 
 
 def dataset(path, tokenizer, length):
@@ -102,7 +109,7 @@ def loss_of_all_logits(model, batch, pictures):
 
 def reference_way(model, samples, tokenizer, length, steps):
     """(tokens of samples, seconds) of steps as the reference takes them; only its work, without its trainer."""
-    size, optimizer, tokens = model.config.visual["image_size"], optimizer_for(model, foreach=False), 0
+    size, optimizer, tokens = family.image_size(model.config), optimizer_for(model, foreach=False), 0
     collator = ConversationCollator(tokenizer, size)
     start = time.perf_counter()
     for step in range(steps):
@@ -140,7 +147,7 @@ def train(model, rows, tokenizer, folder, *, features=None, epochs=1, workers=1,
     words += ["--learning_rate", "1e-5", "--dataloader_num_workers", str(workers), "--packing", "auto"]
     words += ["--disable_tqdm", "True"]
     training = arguments.parse(words)[3]
-    collator = ConversationCollator(tokenizer, model.config.visual["image_size"], vision_cache=features)
+    collator = ConversationCollator(tokenizer, family.image_size(model.config), vision_cache=features)
     run_trainer = trainer.QWenTrainer(
         model=model,
         args=training,
@@ -174,7 +181,7 @@ class Clock(TrainerCallback):
 
 def bare_loop(model, rows, tokenizer):
     """(tokens a second, MFU) of a loop of a few lines over the rows that `train` sees, its first step left out."""
-    collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
+    collator = ConversationCollator(tokenizer, family.image_size(model.config))
     optimizer, meter = optimizer_for(model, fused=True), metering.SpeedMeter(model, "cpu", torch.float32)
     tokens = started = 0
 
@@ -238,12 +245,12 @@ def published_ratio_tower(hidden):
 
     In operations of a step of LoRA on samples of 384 tokens with one picture.
     """
-    batch = flops.work([384], targets=100, pictures=1)
+    batch = costs.work([384], targets=100, pictures=1)
 
     def ratio(config):
-        forward = flops.training(config, batch, trained=set(), adapter_parameters=1)
-        tower = sum(forward[part] for part in ("vit", "resampler", "projection"))
-        return tower / (sum(forward.values()) - tower)
+        counted = costs.training_operations(config, batch, trained=set(), adapter_parameters=1)
+        tower = sum(counted[part] for part in costs.TOWER_PARTS)
+        return tower / (sum(counted.values()) - tower)
 
     wanted, base = ratio(QWenConfig()), json.loads((ROOT / "configs/model/benchmark.json").read_text(encoding="utf-8"))
     towers = []
@@ -419,7 +426,6 @@ def main(argv=None):
         way, name, method, path, length = args.memory_of
         print(*memory_of(way, name, method, path, int(length)))
         return
-    loading.quiet_libraries()
     keep_freed_memory()  # for all ways alike, as they take turns in this process
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

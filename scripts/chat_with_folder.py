@@ -3,12 +3,19 @@
 python scripts/chat_with_folder.py FOLDER PICTURE BOXES.png QUESTION ..
 """
 
+import logging
 import sys
 
 sys.modules["qwen_vl"] = None  # the folder brings its own code: importing the package would fail here
+# Where torchao is installed, transformers imports it, and it warns of kernels for other machines.
+for name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
+if not sys.stderr.isatty():
+    disable_progress_bar()
 folder, picture, boxes, *questions = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
@@ -17,11 +24,7 @@ for question in questions:
     query = question if history else tokenizer.from_list_format([{"image": picture}, {"text": question}])
     answer, history = model.chat(tokenizer, query, history=history)
     print(f"user: {question}\nassistant: {answer}")
-    try:
-        drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
-    except ValueError as error:  # a small model may write half a box
-        drawn = None
-        print(f"(no box drawn: {error})")
+    drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
     if drawn is not None:
         drawn.save(boxes)
         print(f"(boxes drawn in {boxes})")

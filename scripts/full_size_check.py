@@ -17,20 +17,25 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from transformers import GenerationConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
-
 from qwen_vl.entry import run
 from qwen_vl.evaluation import runner
-from qwen_vl.export import layers, merge, packing, prompts, quantize, verify, writing
+from qwen_vl.export import merge, packing, prompts, quantize, verify, writing
 from qwen_vl.export.ondisk import DiskModel
+from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.quickstart.model import build_tokenizer
 from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading, saving, tuning
-from qwen_vl.training.arguments import DEFAULT_LORA_TARGETS
 from qwen_vl.training.metering import own_memory
 
 GIB = 2**30
@@ -45,7 +50,7 @@ def write_base(folder, config):
         model = QWenLMHeadModel(config)
     tokenizer = build_tokenizer(config)
     ends = {"eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.eod_id}
-    model.generation_config = GenerationConfig(chat_format=saving.CHAT_FORMAT, max_new_tokens=NEW_TOKENS, **ends)
+    model.generation_config = GenerationConfig(chat_format=family.CHAT_FORMAT, max_new_tokens=NEW_TOKENS, **ends)
     folder.mkdir()
     writing.write_companions(folder, model, tokenizer, dtype=torch.bfloat16)
     outlines = {name: torch.empty_like(value, dtype=torch.bfloat16) for name, value in model.named_parameters()}
@@ -55,7 +60,7 @@ def write_base(folder, config):
 
     def draw(name):
         shape = outlines[name].shape
-        if ".ln_" in name or "ln_f" in name:
+        if family.is_norm(name):
             return torch.full(shape, float(name.endswith("weight")), dtype=torch.bfloat16)
         pieces, start, left = [], int(torch.randint(DRAWN, ())), shape.numel()
         while left:
@@ -70,20 +75,20 @@ def write_base(folder, config):
 def write_adapter(folder, base):
     """An adapter of the reference's rank and targets, none of its weights zero."""
     settings = {"r": 64, "alpha": 16, "dropout": 0.05, "bias": "none", "modules_to_save": None}
-    model = tuning.add_adapters(DiskModel(base).model, targets=DEFAULT_LORA_TARGETS, **settings)
+    model = tuning.add_adapters(DiskModel(base).model, targets=family.DEFAULT_LORA_TARGETS, **settings)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:  # zero in a new adapter
             parameter.data.normal_(0, 0.01)
     model.save_pretrained(folder)
     record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
     (folder / saving.BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
-    return "rank 64 on " + ", ".join(DEFAULT_LORA_TARGETS)
+    return "rank 64 on " + ", ".join(family.DEFAULT_LORA_TARGETS)
 
 
 def write_int4(folder, base):
     """The twin of the checkpoint in the published Int4 layout, each weight rounded to the nearest code."""
     disk = DiskModel(base)
-    stems = [f"{layers.block_name(i)}{name}" for i in range(len(disk.model.transformer.h)) for name in layers.LINEARS]
+    stems = family.packed_linears(disk.model.config)
     outlines, pending = {}, {}
     for name, shape in disk.shapes().items():
         if name.removesuffix(".weight") not in stems:
@@ -141,7 +146,7 @@ def answer(folder, *, from_disk):
     model, tokenizer, _ = opened(folder, "auto", "cpu")
     start, records = time.monotonic(), prompts.built_in()[:1]
     (said,) = runner.answer(model, tokenizer, records, max_new_tokens=NEW_TOKENS)
-    tokens = prompts.inputs_of(records[0], tokenizer, model.config.visual["image_size"])["input_ids"].shape[1]
+    tokens = prompts.inputs_of(records[0], tokenizer, family.image_size(model.config))["input_ids"].shape[1]
     seconds = time.monotonic() - start
     return f"{tokens} tokens in, {NEW_TOKENS} at most out ({len(said)} characters), {seconds:.0f} s after opening"
 
@@ -213,7 +218,6 @@ def make_parser():
 def main(argv=None):
     """Run the stages and print the table."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     config = QWenConfig(**json.loads(Path(args.config).read_text(encoding="utf-8"))) if args.config else QWenConfig()
     if args.stage:
         print(json.dumps(do_stage(args.stage, Path(args.folder), config)))

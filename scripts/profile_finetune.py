@@ -18,6 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from PIL import Image
 

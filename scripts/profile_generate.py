@@ -16,11 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from PIL import Image
 from transformers import DynamicCache
 
 from qwen_vl.entry import run
+from qwen_vl.families import v1 as family
 from qwen_vl.quickstart import model as random_model
 from qwen_vl.serving import engine
 from qwen_vl.terminal import markdown_table
@@ -34,10 +40,10 @@ PUBLISHED = {"bf16": "28.87 / 24.32 tokens/s, 22.60 / 28.01 GB", "Int4": "37.79 
 
 def prompt(model, length, rows=1):
     """Inputs of `generate` with one picture a row, filled up to `length` ids."""
-    start, span = model.config.visual["image_start_id"], model.config.image_span_tokens
-    ids = [start, *[start + 2] * span, start + 1]
+    start, span = family.image_start_id(model.config), family.tokens_per_image(model.config)
+    ids = [start, *[start + 2] * (span - 2), start + 1]
     ids = torch.tensor([ids + [11] * (length - len(ids))] * rows, device=model.device)
-    size = model.config.visual["image_size"]
+    size = family.image_size(model.config)
     pixels = torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(model.device)}
 
@@ -50,8 +56,7 @@ def write(model, inputs, tokens, **options):
 
 def table(model, lengths):
     """Markdown: for each length, speed of writing up to it, and peak memory of reading and of writing it."""
-    picture = model.config.image_span_tokens + 2
-    rows = []
+    picture, rows = family.tokens_per_image(model.config), []
     for length in sorted(lengths):  # ascending: the peak of a CPU process never falls
         memories = []
         for inputs, tokens in ((prompt(model, length - 1), 1), (prompt(model, picture), length - picture)):
@@ -72,7 +77,7 @@ def ratio(one, other, device, rounds):
 
 def ratios(model, tokenizer, length, rounds, folder):
     """Markdown: what each saving brings, in times."""
-    device, picture = model.device, model.config.image_span_tokens + 2
+    device, picture = model.device, family.tokens_per_image(model.config)
     short, long = prompt(model, picture), prompt(model, length - 1)
     tokens = length - picture
     image = folder / "picture.png"
@@ -127,7 +132,7 @@ def main(argv=None):
         if args.model is None:
             random_model.build(args.config, path)
         model, tokenizer = engine.load(path, device=args.device, dtype=args.dtype)
-        shortest = model.config.image_span_tokens + 10
+        shortest = family.tokens_per_image(model.config) + 8
         if min(args.lengths) < shortest:
             raise ValueError(f"--lengths {min(args.lengths)}: a picture and some text take {shortest} tokens at least")
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device)

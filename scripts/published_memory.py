@@ -12,10 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 from qwen_vl.entry import run
+from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import loading, memory, planner
+from qwen_vl.training import memory, planner
 from qwen_vl.training.memory import Setup, Weights
 
 LENGTHS = (384, 512, 1024, 2048)
@@ -55,7 +61,7 @@ def peak(config: QWenConfig, weights: Weights, setup: Setup) -> float:
     # Residuals stay in half precision, also where wte trains, as wte is not float32.
     kept, working = memory.activations(config, weights._replace(parts=()), setup)
     # The two norms compute in float32, and the activation of a branch is kept beside both branches.
-    working += positions * (2 * config.hidden_size * 4 + config.intermediate_size // 2 * 2)
+    working += positions * (2 * config.hidden_size * 4 + costs.mlp_width(config) * 2)
     logits = positions * config.vocab_size * LOGIT_COPIES * (4.0 if memory.autocasts(setup) else 2.0)
     # AdamW of torch 2.0 also keeps the sum of its root and epsilon, for all tensors of a dtype at once.
     step = 2 * memory.step_bytes(weights, setup)
@@ -90,7 +96,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1], allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.parse_args(argv)
-    loading.quiet_libraries()
     print(tables(QWenConfig()))
 
 

@@ -11,40 +11,40 @@ OUT=output/quickstart
 sh scripts/setup_venv.sh demo
 PYTHON=${VENV:-.venv}/bin/python
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1  # everything is local from here on
+eval "$("$PYTHON" -m qwen_vl.startup --use_cpu)"        # how threads wait; all of it runs on the CPU
 
-start=$(date +%s)
-step() {
-    printf '\n=== %s min: %s\n' "$((($(date +%s) - start) / 60))" "$1"
-}
-
-step "conversations from easy-vqa's pictures, and a tiny model with random weights"
 rm -rf "$OUT"
 mkdir -p "$OUT"
+step() {
+    "$PYTHON" -m qwen_vl.quickstart.progress "$OUT/progress.json" "$1" "$2"
+}
+
+step data "conversations from easy-vqa's pictures, and a tiny model with random weights"
 "$PYTHON" -m qwen_vl.quickstart.data "$OUT/data"
 "$PYTHON" -m qwen_vl.quickstart.model configs/model/tiny.json "$OUT/tiny"
 
-step "full training from nothing: what is where"
+step boxes "full training from nothing: what is where"
 "$PYTHON" finetune.py configs/train/quickstart_boxes.yaml \
     --model_name_or_path "$OUT/tiny" --data_path "$OUT/data/boxes.json" --output_dir "$OUT/boxes"
 
-step "full training goes on: questions and boxes in English"
+step full "full training goes on: questions and boxes in English"
 "$PYTHON" finetune.py configs/train/quickstart_full.yaml \
     --model_name_or_path "$OUT/boxes" --data_path "$OUT/data/full.json" --output_dir "$OUT/full"
 
-step "LoRA training: the same in Chinese, which the model has not read before"
+step lora "LoRA training: the same in Chinese, which the model has not read before"
 "$PYTHON" finetune.py configs/train/quickstart_lora.yaml \
     --model_name_or_path "$OUT/full" --data_path "$OUT/data/lora.json" --output_dir "$OUT/lora"
 
-step "merge base and adapter into one standalone checkpoint"
+step merge "merge base and adapter into one standalone checkpoint"
 "$PYTHON" scripts/merge_and_unload.py "$OUT/lora" "$OUT/merged"
 
-step "chat with the merged folder in a process that does not know this repository"
+step chat "chat with the merged folder in a process that does not know this repository"
 "$PYTHON" scripts/chat_with_folder.py "$OUT/merged" "$OUT/data/test/3.png" "$OUT/chat.png" \
     "what color is the shape?" "图形在哪里？"
 
-step "answers of every stage to held-out questions"
+step report "answers of every stage to held-out questions"
 "$PYTHON" -m qwen_vl.quickstart.evaluate "$OUT/data/test.json" "$OUT/report" \
     --stage "before=$OUT/tiny" --stage "after full=$OUT/full" --stage "after LoRA, merged=$OUT/merged" \
     --curve "boxes=$OUT/boxes" --curve "full=$OUT/full" --curve "LoRA=$OUT/lora"
 
-step "done; look at $OUT/report/report.md"
+step done "look at $OUT/report/report.md"

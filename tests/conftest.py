@@ -10,7 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+from qwen_vl.startup import prepare
+
+prepare([])  # before torch is imported
+
+import torch  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

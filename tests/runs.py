@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from qwen_vl.training import loading, tuning
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+NOISE = re.compile(  # of imported libraries: missing kernels, what they think of one another, bars, banners
+    r"Failed to load|_pytree|Warning|\[transformers\]|it/s\]|accelerator to|GPT-QModel|^INFO|^WARN|^W\d{4} "
+)
 TEXTS = [  # answers of different lengths, some with a picture
     ("images/train_00.jpg", "What?", "A red square."),
     (None, "你好", "我是Qwen-VL,一个支持视觉输入的大模型。"),
@@ -123,6 +127,11 @@ def largest_difference(first, second):
 def equal(first, second):
     """Whether two sets of tensors are the same, bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def noise(said):
+    """The lines of what a process said that are of imported libraries and concern no user."""
+    return [line for line in said.splitlines() if NOISE.search(line)]
 
 
 def python_elsewhere(folder, *words):

@@ -6,32 +6,34 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+from qwen_vl.model import QWenConfig, QWenLMHeadModel
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "qwen_vl"
 MODEL_FILES = sorted((PACKAGE / "model").glob("*.py"))
 MODEL_LIBRARIES = {"torch", "transformers", "tiktoken", "numpy", "PIL"}
 SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("scripts/**/*.py"), *ROOT.glob("finetune/**/*.py")]
+KNOW_THE_NETWORK = (PACKAGE / "model", PACKAGE / "families")
+OTHER_MEANINGS = {"weight", "bias", "query", "drop", "h", "mlp"}  # the last is a word of --lora_target_modules as well
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS])
 
 # What each room of the package may import from the others. Downward only, so the table has no circle.
 MAY_IMPORT = {
     "model": set(),
+    "families": {"model"},
     "terminal": set(),
     "data": {"model", "terminal"},
-    "evaluation": {"model", "terminal", "data"},
-    "training": {"model", "terminal", "data"},
-    "export": {
-        "model",
-        "terminal",
-        "data",
-        "evaluation",
-        "training",
-    },  # data: prompts; evaluation: answers
-    "serving": {"model", "training", "export"},
-    "entry": set(),
-    "quickstart": {"model", "data", "evaluation", "training", "export", "entry", "finetune"},
+    "evaluation": {"model", "families", "terminal", "data"},
+    "training": {"model", "families", "terminal", "data"},
+    # data: calibration; evaluation: answers
+    "export": {"model", "families", "terminal", "data", "evaluation", "training"},
+    "serving": {"model", "families", "training", "export"},
+    "startup": set(),
+    "entry": {"startup"},
+    "quickstart": {"model", "families", "data", "evaluation", "training", "export", "startup", "entry", "finetune"},
     "cli": {"model", "data", "evaluation", "training", "export", "serving", "entry", "finetune"},
 }
 # Its CPU runs, and its checkpoints, whose parts only its own functions can join; else it is reached by transformers.
@@ -144,6 +146,127 @@ def test_model_docstrings_hold_no_import_lines():
         looks = r"^\s*(import\s+\S+|from\s+\S+\s+import\b.*)$"
         wrong += [f"{path.name}:{node.lineno}" for node in strings if re.search(looks, node.value, flags=re.MULTILINE)]
     assert not wrong, wrong
+
+
+def is_main_guard(node):
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def calls(node):
+    """The names of the functions and methods that a part of a syntax tree calls."""
+    functions = [found.func for found in ast.walk(node) if isinstance(found, ast.Call)]
+    return {function.attr if isinstance(function, ast.Attribute) else ast.unparse(function) for function in functions}
+
+
+def test_commands_prepare_before_they_import_torch():
+    """Or libgomp and the libraries have looked already: `run` prepares, but what is imported above it comes earlier."""
+    checked, light = [], {"startup", "entry", "cli", "terminal", "progress"}
+    for path in SOURCES:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        if not any(is_main_guard(node) and calls(node) & {"run", "entry"} for node in body):
+            continue
+        checked.append(path.stem)
+        for node in body:
+            if is_main_guard(node) and "prepare" in calls(node):
+                break
+            modules = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", ())]
+            )
+            for module in modules:
+                heavy = module.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}
+                heavy |= module.startswith("qwen_vl") and not set(module.split(".")) & light
+                assert not heavy, f"{name_of(path)}:{node.lineno} imports {module} before prepare()"
+    assert len(checked) >= 12 and {"finetune", "cli", "evaluate", "merge_and_unload"} <= set(checked)
+
+
+def test_importing_the_package_changes_no_other_library():
+    """Log levels, filters and the environment are set by commands, in functions that they call."""
+    setters = {
+        "setLevel",
+        "addFilter",
+        "filterwarnings",
+        "simplefilter",
+        "basicConfig",
+        "captureWarnings",
+        "setdefault",
+    }
+    setters |= {"putenv", "prepare", "quiet_libraries", "set_verbosity_error", "disable_progress_bar"}
+    wrong = []
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "finetune.py"]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if is_main_guard(node) or isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                continue
+            sets = calls(node) & setters or ast.unparse(node).startswith("os.environ")
+            wrong += [f"{name_of(path)}:{node.lineno}"] * bool(sets)
+    assert not wrong, wrong
+
+
+@pytest.fixture(scope="module")
+def names_of_the_network():
+    """Every name that modules and parameters of the model have, a part of a path each, and their classes."""
+    config = QWenConfig(num_hidden_layers=1, visual=QWenConfig().visual | {"layers": 1})
+    with torch.device("meta"):
+        model = QWenLMHeadModel(config)
+    paths = [path for path, _ in [*model.named_modules(), *model.named_parameters()]]
+    classes = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("qwen_vl.")}
+    names = {name for path in paths for name in path.split(".") if name and not name.isdigit()}
+    return (names | classes) - OTHER_MEANINGS - {"QWenLMHeadModel"}
+
+
+def spelled(text, names):
+    """(line number, name) of every attribute, imported name and word of a string that is one of `names`.
+
+    Docstrings and help texts may say what they like.
+    """
+    tree, said = ast.parse(text), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            said.add(node.body[0].value)
+        if isinstance(node, ast.Call):
+            helps = [keyword.value for keyword in node.keywords if keyword.arg == "help"]
+            helps += node.args[1:2] if ast.unparse(node.func) == "option" else []
+            said |= {part for text in helps for part in ast.walk(text)}
+    for node in ast.walk(tree):
+        found = set()
+        if isinstance(node, ast.Attribute):
+            found = {node.attr}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen_vl.model"):
+            found = {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in said:
+            found = set(re.findall(r"\w+", node.value))
+        yield from ((node.lineno, name) for name in sorted(found & names))
+
+
+def test_the_network_is_spelled_in_model_and_families_alone(names_of_the_network):
+    wrong = []
+    for path in SOURCES:
+        if any(path.is_relative_to(room) for room in KNOW_THE_NETWORK):
+            continue
+        # Scripts write configs of models to measure, which have that key.
+        names = names_of_the_network - ({"visual"} if path in SCRIPTS else set())
+        found = spelled(path.read_text(encoding="utf-8"), names)
+        wrong += [f"{name_of(path)}:{line} spells {name}; ask qwen_vl/families/v1.py" for line, name in found]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("model.transformer.h[0]", ["transformer"]),
+        ('name.startswith("transformer.h.")', ["transformer"]),
+        ('f"{block}.attn.c_attn.{leaf}"', ["attn", "c_attn"]),
+        ("size = config.visual['image_size']", ["visual"]),
+        ("from qwen_vl.model.decoder_qwen import QWenBlock", ["QWenBlock"]),
+        ("from qwen_vl.model import visual as tower", ["visual"]),
+        ('option(["w1"], "Targets, such as w1.")', ["w1"]),
+        ('def f():\n    """The rows of wte."""', []),
+        ('add("--base", help="trains wte and " f"lm_head")', []),
+        ('parser.add_argument("--query", default="drop")', []),
+    ],
+)
+def test_a_name_of_the_network_is_found_where_it_is_spelled(text, expected, names_of_the_network):
+    assert sorted(name for _, name in spelled(text, names_of_the_network)) == expected
 
 
 def test_the_launchers_folder_is_no_package():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import runs
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qwen_vl import cli
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
@@ -189,6 +191,21 @@ def test_the_model_answers_until_standard_input_ends(make_checkpoint, monkeypatc
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand again\n"))
     assert exit_code(["chat", make_checkpoint(), "--device", "cpu", "--dtype", "float32"]) == 0
     assert capsys.readouterr().out.count("You: ") == 3
+
+
+@pytest.mark.parametrize("arguments", [["--query", "hi"], []])
+def test_weights_that_are_damaged_end_the_chat_with_an_error(arguments, make_checkpoint, tmp_path, monkeypatch, capsys):
+    shutil.copytree(make_checkpoint(), tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["transformer.h.0.mlp.w1.weight"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert exit_code(["chat", tmp_path / "model", "--device", "cpu", *arguments]) == 1
+    shown = capsys.readouterr()
+    assert "!" not in shown.out
+    assert (
+        shown.err.strip().splitlines()[-1].startswith("error: the logits are not finite (the weights are torch.float32")
+    )
 
 
 def test_an_interrupt_stops_the_answer_only(capsys, monkeypatch):

@@ -1,6 +1,8 @@
 """The quickstart's parts on a dozen pictures: data, tiny model, answers, report, and the scripts that call them."""
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image, ImageDraw
 from qwen_vl.data import chatml, conversations
 from qwen_vl.evaluation.metrics import find_boxes
 from qwen_vl.evaluation.runner import split
-from qwen_vl.quickstart import data, evaluate, model
+from qwen_vl.quickstart import data, evaluate, model, progress
 from qwen_vl.training import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,8 +135,67 @@ def test_shipped_training_configs_parse(name, tmp_path):
     assert lora.lora_r > 0
 
 
-def test_quickstart_script_is_posix_sh():
-    subprocess.run(["sh", "-n", str(ROOT / "scripts/quickstart.sh")], check=True)
+def test_quickstart_script_is_posix_sh_and_has_the_known_stages():
+    script = ROOT / "scripts/quickstart.sh"
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    assert re.findall(r"^step (\w+) \"", script.read_text(encoding="utf-8"), re.MULTILINE) == list(progress.STAGES)
+
+
+def marks_of(*passed, free=1.0, pace=1.0):
+    """Marks of stages that took `pace` times the known seconds each, the last beginning now; `free` of all or each."""
+    free = free if isinstance(free, tuple) else (free,) * len(passed)
+    moment, marks = 1e9, []
+    for stage, share in zip(passed, free, strict=True):
+        marks.append(progress.Mark(stage, moment, share))
+        moment += pace * progress.STAGES[stage]
+    return marks
+
+
+def test_the_estimate_begins_with_what_is_known_and_follows_what_was_seen():
+    names, whole = list(progress.STAGES), sum(progress.STAGES.values()) / 60
+    assert progress.minutes_left(marks_of("data")) == pytest.approx(whole)
+    assert progress.minutes_left(marks_of("data", free=0.5)) == pytest.approx(2 * whole)
+    left = [progress.minutes_left(marks_of(*names[: n + 1])) for n in range(len(names))]
+    assert left == sorted(left, reverse=True) and left[0] == pytest.approx(whole) and left[-1] == 0
+    slow = progress.minutes_left(marks_of(*names[:3], pace=3))  # a slower machine, of which all is ours
+    assert 2 * left[2] < slow < 3 * left[2]
+    quick = progress.minutes_left(marks_of(*names[:3], pace=0.25))
+    assert 0.25 * left[2] < quick < 0.6 * left[2]
+    # Half of the machine was free, so stages took twice as long; and now it is as it was, or all ours, or hardly.
+    for free, factor in ((0.5, 2), (1.0, 1), (0.1, 10)):
+        marks = marks_of(*names[:4], free=(0.5, 0.5, 0.5, free), pace=2)
+        assert progress.minutes_left(marks) == pytest.approx(factor * left[3], rel=0.6 if free != 0.5 else 0.01)
+
+
+@pytest.mark.parametrize("load", [None, 3.14])
+def test_headlines_say_what_is_left_and_when_the_machine_is_busy(tmp_path, monkeypatch, capsys, load):
+    """Also where the system knows no load average."""
+    monkeypatch.setattr(progress, "usable_cores", lambda: 2)
+    if load is None:
+        monkeypatch.delattr(os, "getloadavg", raising=False)
+    else:
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    clock, shown, minutes = 1e9, [], []
+    for stage, free in zip(progress.STAGES, (1.0, 0.5, 0.95, 1.0, 0.79, 1.0, 0.8, 0.5), strict=True):
+        monkeypatch.setattr(progress, "free_share", lambda share=free: share)
+        monkeypatch.setattr(progress.time, "time", lambda now=clock: now)
+        progress.main([str(tmp_path / "marks.json"), stage, f"this is {stage}"])
+        shown.append(capsys.readouterr().out.strip().splitlines())
+        clock += progress.STAGES[stage]
+    busy = {index for index, lines in enumerate(shown) if len(lines) == 2}
+    assert busy == {1, 4}  # and never when all is done
+    where = "load 3.1 on 2 cores" if load else "other programs on 2 cores"
+    assert re.fullmatch(
+        rf"this machine is busy \({where}, 50% of them free\): expect about \d+ more minutes", shown[1][1]
+    )
+    for stage, (first, *_) in list(zip(progress.STAGES, shown, strict=True))[:-1]:
+        minutes.append(int(re.fullmatch(rf"=== \d+ min, about (\d+) more minutes? to go: this is {stage}", first)[1]))
+    assert minutes[0] == round(sum(progress.STAGES.values()) / 60) and minutes[-1] == 1
+    assert shown[-1] == [f"=== {sum(progress.STAGES.values()) / 60:.0f} min: this is done"]
+
+
+def test_how_much_of_the_machine_is_free_is_measured():
+    assert 0 < progress.free_share() <= 1 and progress.usable_cores() >= 1
 
 
 def test_short_answers_weigh_more_and_the_last_stage_has_follow_ups(folder):

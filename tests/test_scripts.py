@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import runs
 from runs import ROOT, script
 
 
@@ -46,7 +48,44 @@ def test_chat_with_folder(make_checkpoint, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("assistant:") == 2
+    assert done.stdout.count("assistant:") == 2 and not runs.noise(done.stderr)
+
+
+def test_benchmark_threads(tmp_path, monkeypatch, capsys):
+    """scripts/benchmark_threads.py with runs that are only written down; a slow test measures real ones."""
+    benchmark = script("benchmark_threads")
+    clock = iter(range(110, 10_000, 10))
+    monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(benchmark.time, "time", lambda: next(clock))
+    running = [SimpleNamespace(poll=lambda: None) for _ in range(2)]
+    outs = [tmp_path / "0", tmp_path / "1"]
+    for out, ends in zip(outs, [(101, 125, 130, 131), (105, 121)], strict=True):
+        out.mkdir()
+        lines = [{"step": 1, "time": end, "tokens_per_second": 40.0, "step_seconds": 5.0, "loss": 1.0} for end in ends]
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 2, "time": 126, "train_runtime": 3}])
+        (out / "metrics.jsonl").write_text(text + '{"step": 3, "ti')
+    assert benchmark.rates(list(zip(running, outs, strict=True)), 10) == [40.0, 20.0]  # from 120 to 130
+    monkeypatch.undo()
+    (tmp_path / "0" / "said.txt").write_text("step 1\nerror: no such model\n")
+    with pytest.raises(ValueError, match="no such model"):
+        benchmark.check([(SimpleNamespace(poll=lambda: 1), tmp_path / "0")])
+
+    found = iter([8000.0, 0.0, 100.0, 6000.0, 2300.0, 900.0])
+    monkeypatch.setattr(benchmark, "build", lambda folder, pictures: None)
+    monkeypatch.setattr(benchmark, "measure", lambda *words: next(found))
+    benchmark.main(["--settings", "GOMP_SPINCOUNT=300000", "OMP_WAIT_POLICY=passive", "--out", str(tmp_path / "t.md")])
+    table = (tmp_path / "t.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    assert "| `GOMP_SPINCOUNT=300000`, the default of libgomp | 8,000 (1.00x) | 0 | 100 (1.00x) |" in table
+    assert "| `OMP_WAIT_POLICY=passive` | 6,000 (0.75x) | 2,300 | 900 (9.00x) |" in table
+    with pytest.raises(SystemExit):
+        benchmark.main(["--settings", "passive"])
+
+
+@pytest.mark.slow
+def test_benchmark_threads_measures_trainings(capsys):
+    script("benchmark_threads").main(["--seconds", "3", "--settings", "OMP_WAIT_POLICY=passive"])
+    assert re.search(r"passive` \| [1-9][\d,]* \(1.00x\) \| [1-9]", capsys.readouterr().out)
 
 
 def test_profile_generate(make_checkpoint, tmp_path, capsys):

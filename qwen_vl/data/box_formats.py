@@ -1,17 +1,18 @@
 """Formats that are boxes in pixels (COCO detection, RefCOCO-style), to ours and back. The box rule is in `boxes`."""
 
-import json
+import os
 from functools import cache
-from pathlib import Path
 
 from PIL import Image
 
 from qwen_vl.model.image_processing_qwen import PictureError, find_picture, is_local, open_picture
 
 from .boxes import box_text, numbers, segments, to_grid, to_pixels
-from .chat_formats import FieldError
 from .conversations import entries
-from .validation import DataError, Problem, kind_of, shown
+from .json_files import is_named_lines, read_json
+from .opening import form_of, open_bytes
+from .shards import data_files
+from .validation import DataError, FieldError, Problem, kind_of, shown
 
 PROMPTS = {"coco": "Draw a box around every {phrase}.", "refcoco": "Draw a box around {phrase}."}
 NAME_KEYS = ("file_name", "image", "img_name", "image_path")
@@ -102,10 +103,9 @@ def _conversation(name, picture, phrase, boxes, form, prompt):
 
 
 def _json_object(path, keys):
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); COCO's annotations are one JSON object") from None
+    if form_of(path) != "text":
+        raise DataError(f"{path}: a table; COCO's annotations are one JSON object")
+    content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise DataError(f"{path}: no list under {', '.join(map(repr, missing))}; give an object with them")
@@ -169,8 +169,8 @@ def _is_number(value):
 
 def _refs(path):
     """Yields (place, record or FieldError); records are joined where the file is one object with `refs`."""
-    if _begins_with(path) != b"{" or Path(path).suffix == ".jsonl":
-        yield from entries(path)
+    if not _is_one_object(path):
+        yield from entries(path, is_ours=False)
         return
     content = _json_object(path, ("refs", "images", "annotations"))
     images, annotations = (_by_id(path, content, key) for key in ("images", "annotations"))
@@ -194,9 +194,12 @@ def _joined(ref, images, annotations):
     }
 
 
-def _begins_with(path):
-    with open(path, "rb") as file:
-        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+def _is_one_object(path):
+    """Whether a path is a JSON file that begins as an object, and is not called JSON Lines."""
+    if len(data_files(path)) > 1 or os.path.isdir(path) or is_named_lines(path) or form_of(path) != "text":
+        return False
+    with open_bytes(path) as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
 
 
 def _sentences(record):

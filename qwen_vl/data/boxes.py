@@ -15,15 +15,17 @@ NAMED_PICTURE = re.compile(r"(?:Picture|图片?) ?([0-9]{1,4})")
 TOLERANCE = 1.0  # pixels by which a box may stand out of its picture, as some tools round
 
 
-def to_grid(box, width, height):
+def to_grid(box, width, height, *, tolerance=None):
     """(x1, y1, x2, y2) in pixels -> the same corners on the grid, whole numbers from 0 to 999.
 
-    Raises ValueError for a box that stands out of the picture by more than TOLERANCE, or has its corners swapped.
+    Raises ValueError for a box that stands out of the picture by more than `tolerance` (None: TOLERANCE), or has its
+    corners swapped.
     """
     x1, y1, x2, y2 = box
+    tolerance = TOLERANCE if tolerance is None else tolerance
     if x1 > x2 or y1 > y2:
         raise ValueError(f"box {_shown(box)} has its corners swapped; give x1, y1 (top left), x2, y2 (bottom right)")
-    if min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE:
+    if min(x1, y1) < -tolerance or x2 > width + tolerance or y2 > height + tolerance:
         raise ValueError(
             f"box {_shown(box)} (x1, y1, x2, y2) stands out of its picture of {width} x {height} pixels; correct the "
             "size, or whether it is written as corners or as corner, width and height"

@@ -20,13 +20,14 @@ from qwen_vl.model import chat_qwen, tokenization_qwen
 from qwen_vl.model.image_processing_qwen import find_picture, is_local
 from qwen_vl.terminal import progress
 
-from . import chatml, conversations, dataset, skipping, validation
+from . import chatml, conversations, dataset, json_files, opening, shards, skipping, tidying, validation
 from .chatml import IGNORE_INDEX
 from .parallel import chunked, default_workers, process_map
 
 logger = logging.getLogger(__name__)
 
-CODE = (tokenization_qwen, chat_qwen, validation, skipping, conversations, chatml, dataset)  # what makes a sample
+READING = (opening, json_files, tidying, shards, validation, skipping, conversations)
+CODE = (tokenization_qwen, chat_qwen, *READING, chatml, dataset)  # what makes a sample
 CHUNK = 1000  # samples of a record batch, and of one call to a worker
 SCHEMA = pa.schema(
     {

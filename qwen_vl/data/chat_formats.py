@@ -1,26 +1,34 @@
-"""Formats that are turns of text with pictures (LLaVA, ShareGPT, OpenAI, Qwen2-VL, Qwen3-VL), to ours and back.
+"""Formats that are turns of text with pictures (LLaVA, ShareGPT, OpenAI, ms-swift, Qwen-VL 2, 3), to ours and back.
 
 One reader takes all of them: turns under `conversations` or `messages`; pictures under `image` or `images` with
 <image> in the text, or as parts of the content. They differ in how they are written, and in their boxes.
 """
 
+import base64
 import json
 import re
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from .boxes import box_text
-from .validation import GRID, kind_of, shown
+from .swift_objects import Objects, from_ours_to_swift
+from .validation import GRID, FieldError, kind_of, shown
 
-FORMATS = ("llava", "sharegpt", "openai", "qwen2vl", "qwen3vl")
+FORMATS = ("llava", "sharegpt", "openai", "swift", "qwen2vl", "qwen3vl")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 ROLES |= {"model": "assistant", "bot": "assistant", "developer": "system"}
 ROLES |= {role: role for role in ("user", "assistant", "system")}
-KNOWN_KEYS = {"id", "image", "images", "system", "weight", "conversations", "messages"}
+KNOWN_KEYS = {"id", "image", "images", "system", "weight", "conversations", "messages", "objects"}
 
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>")
 PICTURE = re.compile(r"(?:Picture [0-9]+: ?)?<img>(.*?)</img>", re.DOTALL)
 
+# What a text of ours must not hold, as the other format would read it: texts of ours have no such markup.
+MEANT = {form: ("<image>",) for form in ("llava", "sharegpt")}
+MEANT["swift"] = ("<image>", "<ref-object>", "<bbox>")
+MEANT["qwen2vl"] = ("<image>", "<|vision_start|>", "<|image_pad|>")
+MEANT["qwen2vl"] += ("<|object_ref_start|>", "<|box_start|>", "<|quad_start|>")
+MEANT["qwen3vl"] = ("<image>", "<|vision_start|>", "<|image_pad|>", '"bbox_2d"')
 QWEN2_TAGS = {"object_ref": "ref", "box": "box", "quad": "quad"}
 QWEN2_SPAN = re.compile(r"<\|(object_ref|box|quad)_start\|>(.*?)<\|\1_end\|>", re.DOTALL)
 NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
@@ -30,19 +38,14 @@ BOX = r"<box>\([0-9]+,[0-9]+\),\([0-9]+,[0-9]+\)</box>"
 BOXES = re.compile(rf"(?:<ref>[^<]*</ref>)?(?:{BOX})+(?:[,，、;；\s]*(?:<ref>[^<]*</ref>)?(?:{BOX})+)*")
 
 
-class FieldError(ValueError):
-    """A record that cannot be converted: its id, the field in it, and what is wrong and what to do."""
-
-    def __init__(self, field, message):
-        super().__init__(message)
-        self.field, self.id = field, None
-
-
 # ---- to ours --------------------------------------------------------------------------------------------------------
 
 
-def to_ours(record, form, notes):
-    """Our record of one in a chat format; raises FieldError. What is left out is counted in the Counter `notes`."""
+def to_ours(record, form, notes, size_of):
+    """Our record of one in a chat format; raises FieldError. What is left out is counted in the Counter `notes`.
+
+    size_of(reference): (width, height) of a picture, which is asked for where boxes are in pixels.
+    """
     if not isinstance(record, dict):
         raise FieldError("", f"a {kind_of(record)}; use an object with turns")
     key = next((key for key in ("conversations", "messages") if key in record), None)
@@ -52,7 +55,7 @@ def to_ours(record, form, notes):
         if record.get(name):
             raise FieldError(name, "only text and pictures can be trained on; leave the record out")
     notes.update(f"key {name!r} of a record is left out" for name in record.keys() - KNOWN_KEYS)
-    reader = _Reader(record, form)
+    reader = _Reader(record, form, size_of)
     ours = {name: record[name] for name in ("id", "weight") if record.get(name) is not None}
     if record.get("system") is not None:
         ours["system"] = reader.content("system", record["system"])
@@ -68,12 +71,13 @@ def to_ours(record, form, notes):
 class _Reader:
     """Reads the turns of one record and gives each place of a picture its reference."""
 
-    def __init__(self, record, form):
+    def __init__(self, record, form, size_of):
         self.form, self.num_pictures, self.num_taken = form, 0, 0
         self.key = "images" if "images" in record else "image"
         found = record.get(self.key)
         found = [] if found is None else found if isinstance(found, list) else [found]
         self.references = [_reference(f"{self.key}[{index}]", value) for index, value in enumerate(found)]
+        self.objects = Objects(record.get("objects"), self.references, size_of)
 
     def turn(self, where, turn):
         """Our turn; the role may be "system"."""
@@ -95,6 +99,7 @@ class _Reader:
         if self.num_taken < len(self.references):
             message = f"{len(self.references)} pictures, {self.num_taken} <image> in the text; write one for each"
             raise FieldError(self.key, message)
+        self.objects.finish()
 
     def content(self, where, content):
         """Our text of a content: a string, or a list of parts."""
@@ -127,7 +132,7 @@ class _Reader:
 
     def _placed(self, where, text):
         """The text with our boxes, and with pictures in the place of <image>; one that begins a line ends it, too."""
-        text = _text_to_ours(where, text, self.form)
+        text = self.objects.placed(where, _text_to_ours(where, text, self.form))
 
         def picture(match):
             begins = match.start() == 0 or text[match.start() - 1] == "\n"
@@ -150,6 +155,8 @@ class _Reader:
 
 def _reference(where, value):
     """A picture reference as ours; file:// becomes a path."""
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # an Image of `datasets`
+        return f"data:image/{_image_kind(value['bytes'])};base64,{base64.b64encode(value['bytes']).decode()}"
     if isinstance(value, dict):
         value = value.get("path") or value.get("url")
     if not isinstance(value, str) or not value:
@@ -157,6 +164,12 @@ def _reference(where, value):
     if value[:7].lower() == "file://":
         return url2pathname(unquote(urlsplit(value).path)) if "%" in value else value[7:]
     return value
+
+
+def _image_kind(content):
+    """The name of a picture's format, from its first bytes."""
+    kinds = {b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+    return next((kind for magic, kind in kinds.items() if content.startswith(magic)), "png")
 
 
 def _text_to_ours(where, text, form):
@@ -239,17 +252,22 @@ def from_ours(record, form):
     kept = {name: record[name] for name in ("id", "weight") if name in record}
     turns = [{"from": "system", "value": record["system"]}] if "system" in record else []
     turns += record["conversations"]
+    for index, turn in enumerate(turns):
+        taken = next((mark for mark in MEANT.get(form, ()) if mark in turn["value"]), None)
+        if taken:
+            where = "system" if turn["from"] == "system" else f"conversations[{index - ('system' in record)}].value"
+            raise FieldError(where, f"holds {taken} as text, which that format reads as a picture or box; remove it")
     if form in ("llava", "sharegpt"):
         return kept | _with_placeholders(turns, form)
+    if form == "swift":
+        return kept | from_ours_to_swift(turns, PICTURE)
     return kept | {"messages": [_message(f"conversations[{i}].value", turn, form) for i, turn in enumerate(turns)]}
 
 
 def _with_placeholders(turns, form):
     names = {"user": "human", "assistant": "gpt", "system": "system"}
     pictures, converted, kept = [], [], {}
-    for index, turn in enumerate(turns):
-        if PLACEHOLDER.search(turn["value"]):
-            raise FieldError(f"conversations[{index}].value", "holds <image> as text, which would mean a picture here")
+    for turn in turns:
         pictures += [match[1] for match in PICTURE.finditer(turn["value"])]
         text = PICTURE.sub("<image>", turn["value"])
         if turn["from"] == "system":

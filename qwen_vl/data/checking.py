@@ -5,15 +5,16 @@ import contextlib
 import json
 import os
 import sys
-from pathlib import Path
 
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from qwen_vl.terminal import Bars
 
-from . import skipping, summary
+from . import markup, skipping, summary
 from .chatml import LOSS_ON
-from .conversations import check_folder, entries, is_repeated, search_dirs
+from .cleaning import write_cleaned
+from .conversations import check_folder, convert_hint, entries, is_repeated, search_dirs
 from .inspection import Inspector
+from .opening import plain_name
 from .parallel import chunked, default_workers, process_map
 from .validation import ERRORS, WARNINGS, DataError, Problem
 
@@ -61,17 +62,21 @@ class Check:
 
     def _records(self, found, inspector):
         """Check every record; {key: [(place, id, field), ..]} of the pictures that they use."""
-        uses, ids = {}, set()
+        uses, ids, images = {}, set(), markup.ImageCount()
         chunks = chunked(entries(found.path), RECORDS_A_CHUNK)
         for chunk in process_map(inspector.records, chunks, workers=self.workers):
             for inspected in chunk:
                 found.add(inspected)
+                images.add(inspected.images)
                 self.pictures.update(inspected.opened)
                 for problem in (*inspected.problems, *self._repeated(found, inspected, ids)):
                     self._add(found, problem, inspected.id)
                 for field, key in dict.fromkeys(inspected.uses):  # once, however often a turn shows it
                     uses.setdefault(key, []).append((inspected.place, inspected.id, field))
             self._progress(f"{found.name}: records", found.num_records, None)
+        lost = images.error(found.path)
+        if lost:
+            self._add(found, Problem("", None, "", "the file", lost))
         return uses
 
     def _repeated(self, found, inspected, ids):
@@ -148,7 +153,7 @@ def parse(argv):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
+    add("files", nargs="+", metavar="FILE", help="JSON, JSON Lines, Parquet, Arrow, or a folder of them")
     add("--image_folder", metavar="DIR", help="where relative pictures are looked for after the file's own folder")
     add("--model", "--tokenizer", metavar="DIR", help="checkpoint (or its tokenizer) that counts tokens; without it, "
         "lengths are left out")  # fmt: skip
@@ -203,6 +208,7 @@ def lines(check, args):
     folders = dict.fromkeys(folder for path in missing for folder in search_dirs(path, args.image_folder))
     if folders:
         yield f"pictures were looked for in {', '.join(folders)}; correct the paths or give --image_folder"
+    yield from filter(None, (convert_hint(file.path, file.formats, file.num_records) for file in check.files))
     yield from summary.kinds_lines(check.files, WARNINGS, "warnings")
     yield ""
     yield summary.pictures_line(check.pictures.values(), sum(file.num_pictures for file in check.files))
@@ -224,8 +230,8 @@ def fix(found, out):
         raise DataError(f"{found.path}: {found.unusable}; --fix only leaves out records")
     if len(found.bad) == found.num_records:
         raise DataError(f"{found.path}: no good record; --fix would leave nothing")
-    manifest = Path(out).with_suffix(".skip.json")
-    skipping.write_cleaned(found.path, out, found.bad)
+    manifest = plain_name(out).with_suffix(".skip.json")
+    write_cleaned(found.path, out, found.bad)
     skipping.write_manifest(found.path, manifest, found.bad)
     kept = found.num_records - len(found.bad)
     print(f"\n{out}: {kept:,} records; {manifest}: the {len(found.bad):,} that were left out (--skip_manifest)")

@@ -45,7 +45,8 @@ class ConversationCollator:
             samples = [{"id": None, "input_ids": [self.pad_id], "labels": [IGNORE_INDEX], "images": [], "weight": 1}]
             return self(samples) | {"ids": []}
         if isinstance(samples[0], list):
-            return self._packed([sample for row in samples for sample in row])
+            return self._packed([checked(sample) for row in samples for sample in row])
+        samples = [checked(sample) for sample in samples]
         rows = [torch.tensor(sample["input_ids"], dtype=torch.long) for sample in samples]
         labels = [torch.tensor(sample["labels"], dtype=torch.long) for sample in samples]
         mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
@@ -108,6 +109,17 @@ class ConversationCollator:
             return pixels(open_picture(reference, search_dirs=self.search_dirs), self.image_size)
         except PictureError as error:
             raise PictureError(f"sample {name!r}: {error}") from error
+
+
+def checked(sample):
+    """The sample; ValueError for one that has lost what the collator needs."""
+    missing = [key for key in ("id", "input_ids", "labels", "images", "weight") if key not in sample]
+    if missing:
+        raise ValueError(
+            f"a sample without {', '.join(map(repr, missing))}: transformers' Trainer takes out of dicts, and of a "
+            "datasets.Dataset, what `forward` does not name; give its TrainingArguments remove_unused_columns=False"
+        )
+    return sample
 
 
 def _details(samples):

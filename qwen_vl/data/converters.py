@@ -10,12 +10,13 @@ from pathlib import Path
 
 from qwen_vl.model.image_processing_qwen import find_picture
 
-from . import box_formats, chat_formats
-from .chat_formats import FieldError
+from . import box_formats, chat_formats, markup
 from .checking import printable
 from .conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
 from .files import whole_file
-from .validation import DataError, Problem
+from .opening import packed, plain_name
+from .skipping import own_id
+from .validation import DataError, FieldError, Problem
 
 FORMATS = ("ours", *chat_formats.FORMATS, "coco", "refcoco")
 
@@ -57,6 +58,8 @@ def convert(
     for place, record in _read(source, source_format, sizes, result.notes, prompt, box_format):
         result.num_read += 1
         problems = _problems(place, record, exists if check_pictures else None)
+        if source_format != "ours" and not problems:
+            problems = list(_leftovers(place, record, source_format, result.notes))
         result.problems += problems
         if not problems:
             records.append((place, record))
@@ -68,8 +71,7 @@ def convert(
     if not result.num_written:
         raise DataError(f"{source}: nothing to write, of {result.num_read} records; is it of format {source_format}?")
     with whole_file(out) as file:
-        for line in _lines(content, Path(out).suffix == ".jsonl"):
-            file.write(line)
+        file.writelines(packed(_lines(content, plain_name(out).suffix == ".jsonl"), out))
     return result
 
 
@@ -80,10 +82,10 @@ def _read(source, form, sizes, notes, prompt, box_format):
     elif form == "refcoco":
         yield from box_formats.from_refcoco(source, sizes, notes, prompt, box_format)
     else:
-        for place, record in entries(source):
+        for place, record in entries(source, is_ours=form == "ours"):
             if form != "ours" and not isinstance(record, Problem):
                 try:
-                    record = chat_formats.to_ours(record, form, notes)
+                    record = chat_formats.to_ours(record, form, notes, sizes.of)
                 except FieldError as error:
                     error.id = record.get("id") if isinstance(record, dict) else None
                     record = error
@@ -95,6 +97,25 @@ def _problems(place, record, exists):
     if isinstance(record, FieldError):
         return [_problem(place, record)]
     return [problem for problem in check_entry(place, record, exists) if problem.is_error]
+
+
+def _leftovers(place, record, form, notes):
+    """Yields a Problem for each text with markup of another format, which would be written as plain text.
+
+    What may well be text, such as HTML, is counted in `notes` instead.
+    """
+    texts = [("system", record.get("system", ""))]
+    texts += [(f"conversations[{index}].value", turn["value"]) for index, turn in enumerate(record["conversations"])]
+    for where, text in texts:
+        for mark in markup.found(text):
+            if mark.trait == "weak":
+                notes[f"{mark.name} ({mark.format}) stays as text"] += 1
+                continue
+            cure = "remove it, or put it in quotes if it is text"
+            if mark.convert and mark.convert != form:
+                cure = f"is the file of another format? Try --from {mark.convert}"
+            message = f"{mark.name} ({mark.format}) would stay as text; {cure}"
+            yield Problem(place, own_id(record), where, "cannot convert", message)
 
 
 def _problem(place, error):
@@ -165,7 +186,9 @@ def main(argv):
         parser.error("--from and --to are the same")
     if os.path.realpath(arguments.source) == os.path.realpath(arguments.out):
         parser.error(f"OUT {arguments.out}: would overwrite SOURCE; give another name")
-    if arguments.target_format == "coco" and Path(arguments.out).suffix == ".jsonl":
+    if plain_name(arguments.out).suffix in (".parquet", ".arrow"):
+        parser.error(f"OUT {arguments.out}: JSON is written; name it .json or .jsonl")
+    if arguments.target_format == "coco" and plain_name(arguments.out).suffix == ".jsonl":
         parser.error("OUT: COCO's annotations are one JSON object; name it .json")
     if arguments.prompt is not None and "{phrase}" not in arguments.prompt:
         parser.error('--prompt: put {phrase} where the phrase belongs, as in "Where is {phrase}?"')
@@ -190,7 +213,8 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="qwen-vl data convert",
         description="Convert a file to the conversation format (data/README.md), or from it to another one.",
-        epilog="SOURCE and OUT are JSON lists, or JSON Lines where they end with .jsonl; COCO's are one object.",
+        epilog="SOURCE is JSON, JSON Lines, Parquet, Arrow or a folder of them; OUT a JSON list, or JSON Lines if it "
+        "ends with .jsonl. COCO's are one JSON object. Both may be packed (.gz, .zst).",
     )
     add = parser.add_argument
     add("source", metavar="SOURCE")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import UserDict
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -16,7 +17,7 @@ POLICIES = ("trim", "drop", "error")
 
 
 class ConversationDataset(Dataset):
-    """Map-style: dataset[i] is {"id", "input_ids", "labels", "images", "weight"}, as `chatml.encode` has them.
+    """Map-style: dataset[i] is a Sample, {"id", "input_ids", "labels", "images", "weight"} as `chatml.encode` has them.
 
     conversations: records as `conversations.read` returns them. Every one is encoded once at the start, without
     opening a picture, so that `lengths` and `num_pictures` (one int a sample) are exact and no sample fails later on.
@@ -112,10 +113,17 @@ def report(entries, num_kept, max_length, overlength):
     logger.warning("%s: %d trimmed, %d dropped", summary, len(entries) - dropped, dropped)
 
 
+class Sample(UserDict):
+    """One sample for the collator, read like a dict: {"id", "input_ids", "labels", "images", "weight"}, maybe "source".
+
+    No dict, as transformers' Trainer takes all keys that `forward` does not name out of dicts (remove_unused_columns).
+    """
+
+
 def as_item(name, sample, search_dirs):
     """What a data set gives for one sample, its local pictures as paths; a reference that is not found stays itself."""
     images = sample["images"]
     if search_dirs:
         images = [find_picture(image, search_dirs) or image if is_local(image) else image for image in images]
     keys = ("input_ids", "labels", "weight")
-    return {"id": name, **{key: sample[key] for key in keys}, "images": images}
+    return Sample({"id": name, **{key: sample[key] for key in keys}, "images": images})

@@ -6,11 +6,12 @@ import re
 import warnings
 from typing import NamedTuple
 
-from qwen_vl.model.image_processing_qwen import PictureError, find_picture, is_local, open_picture
+from qwen_vl.model.image_processing_qwen import SCALED, PictureError, find_picture, is_local, open_picture
 
 from .chatml import IGNORE_INDEX
-from .conversations import check_entry, named
+from .conversations import FOREIGN_KINDS, check_entry, named
 from .dataset import fit
+from .markup import Images, convertible, images_of
 from .skipping import own_id
 from .validation import Problem, is_address
 
@@ -38,6 +39,8 @@ class Inspected(NamedTuple):
     num_targets: int | None  # labels that are learned of what is kept
     uses: list  # of (field, key) for each picture; equal keys are the same picture
     opened: dict  # key -> Picture of those that stand in the text itself
+    images: Images  # how they are written
+    format: str | None  # that `qwen-vl data convert --from` reads, of a record that seems to be of another format
 
 
 class Inspector:
@@ -70,7 +73,9 @@ class Inspector:
         uses = list(self._uses(record)) if isinstance(record, dict) else []
         opened = {key: self._opened[key] for _, key in uses if key in self._opened}
         digest = _digest(record) if is_good else b""
-        return Inspected(place, own_id(record), problems, digest, length, num_targets, uses, opened)
+        form = convertible(record) if any(problem.kind in FOREIGN_KINDS for problem in problems) else None
+        seen = (uses, opened, images_of(record), form)
+        return Inspected(place, own_id(record), problems, digest, length, num_targets, *seen)
 
     def _encoded(self, place, record):
         """(tokens, learned labels of what is kept, (kind, message) or None)."""
@@ -140,6 +145,8 @@ def _oddities(picture):
     short, long = sorted(picture.size)
     if short < SMALLEST_SIDE or long > LARGEST_RATIO * short:
         yield "odd picture", f"{width} x {height} pixels; look whether it is the one that you mean"
+    if SCALED in picture.info:
+        yield "scaled picture", picture.info[SCALED]
     try:
         orientation = picture.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged metadata, which the model does not see

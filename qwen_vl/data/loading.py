@@ -2,19 +2,23 @@
 
 import json
 import logging
-import os
+from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 
 from . import conversations
 from .cache import cached, default_folder
 from .dataset import ConversationDataset
+from .markup import ImageCount, images_of
 from .mixing import MixedDataset
+from .shards import data_files, open_files
 from .skipping import SkipManifest, sha256
 from .streaming import StreamingDataset
 from .validation import DataError
 
 logger = logging.getLogger(__name__)
 
+NUM_HEAD = 1000  # records of a stream that are looked at before it begins
 MIN_CACHED_BYTES = 2**20  # a smaller file is tokenised faster than anyone can look
 
 
@@ -44,7 +48,26 @@ def stream(sources, tokenizer, *, skip_manifests=(), **options):
     skips = {path: SkipManifest(manifest, path) for path, manifest in manifests.items()}
     for path, manifest in manifests.items():
         logger.warning("%s: records are left out as %s says", path, manifest)
+    for source in sources:
+        _look_at_head(source.path)
     return StreamingDataset(sources, tokenizer, skips=skips, **options)
+
+
+def _look_at_head(path):
+    """Warn of what the first records of a stream have of other formats; DataError if all their images are such."""
+    images, notes = ImageCount(), Counter()
+    for _, record in islice(chain.from_iterable(map(_all_of, open_files(path))), NUM_HEAD):
+        images.add(images_of(record))
+        notes.update(problem.message for problem in conversations.check_entry("", record) if not problem.is_error)
+    if images.error(path):
+        raise DataError(f"{path}: {images.error(path)}")
+    for message, count in notes.most_common():
+        logger.warning("%s: %s (%d times in the first %d records)", path, message, count, images.num_records)
+
+
+def _all_of(file):
+    """(place, record) for all of a file that is streamed, in order."""
+    return chain.from_iterable(map(file.read, file.blocks(1)))
 
 
 def load_file(path, tokenizer, *, cache, lazy=False, image_folder=None, skip_manifest=None, **options):
@@ -55,7 +78,7 @@ def load_file(path, tokenizer, *, cache, lazy=False, image_folder=None, skip_man
     reading = {"image_folder": image_folder, "skip_manifest": skip_manifest}
     if cache not in (None, "none"):
         return cached(path, tokenizer, folder=cache, **reading, **options)
-    if cache is None and os.path.getsize(path) >= MIN_CACHED_BYTES:
+    if cache is None and sum(file.stat().st_size for file, _ in data_files(path)) >= MIN_CACHED_BYTES:
         folder = default_folder()
         try:
             return cached(path, tokenizer, folder=folder, **reading, **options)

@@ -85,7 +85,7 @@ class MixedDataset(Dataset):
     def __getitem__(self, index):
         source = int(self._source[index])
         sample = self.datasets[source][int(self._index[index])]
-        return {**sample, "source": source} if len(self.datasets) > 1 else sample
+        return sample | {"source": source} if len(self.datasets) > 1 else sample
 
     def counts(self):
         """How many samples each source gives to an epoch."""

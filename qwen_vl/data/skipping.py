@@ -1,8 +1,8 @@
 """Leaving records out, on purpose and by name: the skip manifest of a file, and the file without those records.
 
 A manifest is JSON: {"file", "sha256", "skip": [{"record", "id", "reasons"}, ..]}. "record" is the place in the file
-("[3]" in a JSON list, ":4" in JSON Lines), "id" the record's own id or null; an entry needs one of the two, and with
-an id alone it means every record with this id.
+("[3]" in a JSON list or a table, ":4" in JSON Lines, "/NAME[3]" in a folder), "id" the record's own id or null; an
+entry needs one of the two, and with an id alone it means every record with this id.
 """
 
 import hashlib
@@ -12,11 +12,12 @@ import re
 from pathlib import Path
 
 from .files import whole_file
+from .shards import data_files
 from .validation import DataError, shown
 
 logger = logging.getLogger(__name__)
 
-SPACE = re.compile(r"[ \t\n\r]*")  # between JSON values
+NUMBER = re.compile(r"(.*?)[\[:]([0-9]+)\]?", re.DOTALL)  # of a place: the file's name and the number in it
 MAX_NAMED = 10  # records that a log line or an error names; the rest is counted
 
 
@@ -103,7 +104,11 @@ def _load(path):
 
 
 def sha256(path):
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes; of a folder or pattern that of its data files' names and digests."""
+    files = data_files(path)
+    if [(Path(path), "")] != files:
+        lines = [f"{prefix} {sha256(file)}\n" for file, prefix in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -116,7 +121,7 @@ def sha256(path):
 
 def write_manifest(data_path, out, bad):
     """Write the skip manifest of a data file. bad: {place: (own id or None, [reason, ..])}."""
-    in_order = sorted(bad.items(), key=lambda item: int(item[0].strip("[]:")))
+    in_order = sorted(bad.items(), key=lambda item: _order(item[0]))
     skip = [{"record": place, "id": name, "reasons": reasons} for place, (name, reasons) in in_order]
     content = {"file": Path(data_path).name, "sha256": sha256(data_path), "skip": skip}
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
@@ -124,36 +129,7 @@ def write_manifest(data_path, out, bad):
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def write_cleaned(data_path, out, places):
-    """Write a data file less the records at `places`; all others stay byte for byte."""
-    is_list = any(place.startswith("[") for place in places)
-    pieces = _elements(data_path, places) if is_list else _lines(data_path, places)
-    with whole_file(out) as file:
-        file.writelines(pieces)
-
-
-def _lines(path, places):
-    """Yields the lines of a JSON Lines file that are not at `places`."""
-    with open(path, "rb") as file:
-        yield from (line for number, line in enumerate(file, start=1) if f":{number}" not in places)
-
-
-def _elements(path, places):
-    """Yields the text of a JSON list in pieces, less the elements at `places` and the commas before them."""
-    text = Path(path).read_bytes().decode()  # with its byte order mark, if any
-    scan = json.JSONDecoder().raw_decode
-    position = text.index("[") + 1
-    yield text[:position].encode()
-    end, is_first, index = position, True, 0
-    while True:
-        start = SPACE.match(text, position).end()
-        before = text[position if is_first else end : start]  # the comma and the space around it
-        _, end = scan(text, start)
-        if f"[{index}]" not in places:
-            is_first = False
-            yield (before + text[start:end]).encode()
-        position = SPACE.match(text, end).end() + 1  # behind the comma, or the bracket that closes the list
-        if text[position - 1] == "]":
-            yield text[end:].encode()
-            return
-        index += 1
+def _order(place):
+    """What sorts places: the file's name, then the number."""
+    name, number = NUMBER.fullmatch(place).groups()
+    return name, int(number)

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from qwen_vl.model.image_processing_qwen import find_picture
 
 from .chatml import OverlengthError
-from .conversations import check_entry, check_folder, named, search_dirs
+from .conversations import check_columns, check_entry, check_folder, named, search_dirs
 from .dataset import as_item, check_policy, fit
 from .mixing import MIXES
 from .packing import packed_stream
@@ -29,10 +29,10 @@ MAX_EMPTY_EPOCHS = 20  # by chance, as of a few records with a weight below 1
 class StreamingDataset(IterableDataset):
     """Yields samples as ConversationDataset has them, without end: an epoch follows the other, each in another order.
 
-    sources: `mixing.Source`s, each a JSON Lines, Parquet or Arrow file or a folder of them. In each epoch the blocks of
-    all files are shuffled and read one after the other, through a buffer in which their records are shuffled. Every
-    record comes once in an epoch ("concat"; by weight more often or, for a fraction, by chance), or each source is an
-    endless stream of its own, drawn from by weight ("interleave").
+    sources: `mixing.Source`s, each JSON Lines, Parquet, Arrow or a folder of them (`shards.open_files`). In each epoch
+    the blocks of all files are shuffled and read one after the other, through a buffer in which their records are
+    shuffled. Every record comes once in an epoch ("concat"; by weight more often or, for a fraction, by chance), or
+    each source is an endless stream of its own, drawn from by weight ("interleave").
     The order depends on the seed alone. All workers of all ranks go through the same stream, and each gives what is
     its own: of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on, in
     batches that its workers make in turn. So a run goes on exactly with another number of workers or ranks. What is
@@ -75,7 +75,9 @@ class StreamingDataset(IterableDataset):
             raise ValueError(f"mix: {mix!r}; use one of {', '.join(MIXES)}")
         self.names = [source.name for source in sources]
         self._sources, self._files = sources, [open_files(source.path) for source in sources]
-        self._search_dirs = [search_dirs(_beside(source.path), image_folder) for source in sources]
+        for file in chain.from_iterable(self._files):
+            check_columns(file)
+        self._search_dirs = [search_dirs(source.path, image_folder) for source in sources]
         self._tokenizer, self._mix, self._seed, self._skips = tokenizer, mix, seed, skips or {}
         self._rank, self._world_size, self._buffer_size = rank, world_size, buffer_size
         self._options = {"max_length": max_length, "overlength": overlength, **options}
@@ -94,6 +96,10 @@ class StreamingDataset(IterableDataset):
         weights = [source.weight for source in self._sources]
         seen = [files, weights, self._mix, self._buffer_size, self._options, self._packing]
         return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+
+    def probe(self):
+        """None; a DataError where no record fits, or the first ones are wrong, before anybody reads the stream."""
+        next(self._units(notes=False))
 
     def __iter__(self):
         info = get_worker_info()
@@ -159,14 +165,15 @@ class StreamingDataset(IterableDataset):
         """The records of a block as `_records` has them, each as often as the weight of its source says."""
         weight = 1.0 if self._mix == "interleave" else self._sources[place].weight
         chance = random.Random(f"{self._seed} {epoch} {file.path} {block}")
-        skips, dirs = self._skips.get(self._sources[place].path), self._search_dirs[place]
+        source = self._sources[place].path
+        skips, dirs = self._skips.get(source), self._search_dirs[place]
         for where, record in file.read(block):
-            if skips and skips.takes(where(), record):
+            if skips and skips.takes(file.prefix + where(), record):
                 continue
             if isinstance(record, dict) and "id" not in record:
-                record = named(file.path, where(), record)
-            _check(record, file, where, lambda reference: True)
-            check = partial(_check, record, file, where, partial(_is_there, dirs))
+                record = named(source, file.prefix + where(), record)
+            _check(record, file, where, source, lambda reference: True)
+            check = partial(_check, record, file, where, source, partial(_is_there, dirs))
             for _ in range(int(weight) + (chance.random() < weight % 1)):
                 yield record, place, check
 
@@ -205,24 +212,19 @@ class StreamingDataset(IterableDataset):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _check(record, file, where, is_there):
+def _check(record, file, where, source, is_there):
     """None, or a DataError if the record is wrong."""
     for problem in check_entry("", record, is_there):
         if problem.is_error:
             problem = problem._replace(place=where())
             raise DataError(
-                f"{file.path}{problem}\n  `qwen-vl data check {file.path}` finds every such record, "
+                f"{file.path}{problem}\n  `qwen-vl data check {source}` finds every such record, "
                 "and a skip manifest leaves them out"
             )
 
 
 def _is_there(dirs, reference):
     return find_picture(reference, dirs) is not None
-
-
-def _beside(path):
-    """A path in the folder where the pictures of a source lie: that of the file, or the folder itself."""
-    return Path(path, "data") if Path(path).is_dir() else path
 
 
 def report(path):

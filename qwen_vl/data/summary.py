@@ -22,10 +22,12 @@ class FileSummary:
         self.kinds, self.examples = Counter(), defaultdict(list)
         self.bad, self.warned = {}, set()  # place -> (own id, [reason, ..]); places
         self.unusable = None  # what is wrong with the file as a whole
+        self.formats = Counter()  # of records that seem to be of another format
 
     def add(self, inspected):
         """Count a record, less its problems."""
         self.num_records += 1
+        self.formats.update([inspected.format] if inspected.format else [])
         self.num_pictures += len(inspected.uses)
         if inspected.length is not None:
             self.lengths.append(inspected.length)

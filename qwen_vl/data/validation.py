@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from qwen_vl.model.image_processing_qwen import is_local
 
+from . import markup, path_hints
+
 GRID = 1000  # coordinates are whole numbers in [0, GRID)
 ROLES = ("user", "assistant")
 # Kinds of problems. An error stops a run, with a warning it goes on.
@@ -35,12 +37,14 @@ ERRORS = {
 }
 WARNINGS = {
     "ignored key",
+    "foreign markup",
     "leading answer",
     "same id",
     "same conversation",
     "over length",
     "rotated picture",
     "odd picture",
+    "scaled picture",
 }
 
 # (required, optional, what other formats call the required ones: with one of these, the error can name the cure)
@@ -53,6 +57,10 @@ KEYS = {
     "turn": ({"from", "value"}, {"loss"}, {"role": "from", "content": "value", "text": "value"}),
 }
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+OTHER_CURES = {
+    "system": "use 'user' or 'assistant'; a system message is no turn: put its text under the record's key 'system'",
+    "tool": "use 'user' or 'assistant'; tools cannot be trained on, leave the record out",
+}
 
 TAG = re.compile(r"<(/?)(img|ref|box|quad|imgpad)>")
 POINT = r"\((-?[0-9]{1,9}),(-?[0-9]{1,9})\)"
@@ -65,6 +73,14 @@ DATA_URI = re.compile(r"data:[^,]*;base64,[^\s<]", re.IGNORECASE)
 
 class DataError(ValueError):
     """A data file that cannot be trained on; the message lists what is wrong, where, and what to do."""
+
+
+class FieldError(ValueError):
+    """A record that cannot be converted: its id, the field in it, and what is wrong and what to do."""
+
+    def __init__(self, field, message):
+        super().__init__(message)
+        self.field, self.id = field, None
 
 
 class Problem(NamedTuple):
@@ -102,7 +118,14 @@ def check_record(place, record, exists=None):
 # Everything below yields (field, kind, message), or (kind, message) where the caller knows the field.
 
 
+def _given(name, mapping):
+    """The keys of a record or turn that have a value: null stands for a key that is not there, unless it must be."""
+    required, _, _ = KEYS[name]
+    return {key: value for key, value in mapping.items() if value is not None or key in required}
+
+
 def _record(record, exists):
+    record = _given("record", record)
     identifier = record.get("id", "")
     if isinstance(identifier, bool) or not isinstance(identifier, str | int):
         yield "id", "wrong type", f"a {kind_of(identifier)}; use a string or a whole number"
@@ -116,7 +139,17 @@ def _record(record, exists):
         yield from _turns(turns, exists)
         yield from _picture_key(record, turns)
     elif "conversations" in record:
-        yield "conversations", "wrong type", "use a list of at least one user and one answer"
+        yield "conversations", "wrong type", _no_turns(turns)
+
+
+def _no_turns(value):
+    """What to do with a value that is no list of turns."""
+    cure = "use a list of at least one user and one answer"
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        return f"a string that is not JSON, but perhaps a list as Python prints it; {cure}, or write it with json.dumps"
+    if isinstance(value, dict):
+        return f'an object; {cure}. Columns of pandas? Write them with to_json(.., orient="records")'
+    return cure if value == [] else f"a {kind_of(value)}; {cure}"
 
 
 def _is_weight(value):
@@ -130,11 +163,26 @@ def _keys(name, mapping):
     missing = required - mapping.keys()
     for key in sorted(missing):
         other = next((theirs for theirs in mapping if others.get(theirs) == key), None)
+        similar = next((theirs for theirs in mapping if _bare(theirs) == key), None)
         cure = f"rename {other!r} to {key!r}" if other else f"add {key!r}"
+        if similar:
+            cure = f"there is {path_hints.visible(similar)!r}, with {_unseen(similar)}; rename it"
         yield "wrong key", f"no {key!r}; {cure}"
     for key in mapping.keys() - required - optional:
-        if others.get(key) not in missing:
-            yield "ignored key", f"key {key!r} of a {name} is ignored"
+        if others.get(key) not in missing and _bare(key) not in missing:
+            is_image = name == "record" and key in markup.IMAGE_KEYS
+            cure = "; pictures stand in the text, as <img>PATH</img>" if is_image else ""
+            yield "ignored key", f"key {path_hints.visible(key)!r} of a {name} is ignored{cure}"
+
+
+def _bare(text):
+    """A key or role without what is not seen, in small letters."""
+    return "".join(char for char in text if not path_hints.is_invisible(char)).strip().lower()
+
+
+def _unseen(text):
+    """What sets a text apart from its `_bare` form."""
+    return " and ".join(path_hints.invisible_in(text)) or "capital letters or spaces"
 
 
 def _picture_key(record, turns):
@@ -180,16 +228,27 @@ def _turn(turn, exists):
     if not isinstance(turn, dict):
         yield "", "wrong type", f"a {kind_of(turn)}; use an object with from and value"
         return
+    turn = _given("turn", turn)
     yield from (("", *found) for found in _keys("turn", turn))
     role = turn.get("from")
     if "from" in turn and role not in ROLES:
-        better = OTHER_ROLES.get(role) if isinstance(role, str) else None
-        cure = f"use {better!r}" if better else "use 'user' or 'assistant'"
-        yield ".from", "wrong role", f"{shown(role)}; {cure}"
+        yield ".from", "wrong role", f"{shown(role)}; {_other_role(role)}"
     if "value" in turn:
         yield from ((".value", *found) for found in _value(role, turn["value"], exists))
     if not isinstance(turn.get("loss", True), bool):
         yield ".loss", "wrong type", f"a {kind_of(turn['loss'])}; use true or false"
+
+
+def _other_role(role):
+    """What to do with a role that is not one of ours."""
+    if not isinstance(role, str):
+        return "use 'user' or 'assistant'"
+    bare = _bare(role)
+    if bare in ROLES:
+        return f"use {bare!r}; this has {_unseen(role)}"
+    if bare in OTHER_CURES or bare in ("function", "observation"):
+        return OTHER_CURES["system" if bare == "system" else "tool"]
+    return f"use {OTHER_ROLES[bare]!r}" if bare in OTHER_ROLES else "use 'user' or 'assistant'"
 
 
 def _value(role, value, exists):
@@ -207,6 +266,7 @@ def _text(value, exists):
         yield "broken text", "holds half of a surrogate pair; write the file as UTF-8 again"
     if "<" in value:
         yield from _tags(value, exists)
+    yield from (("foreign markup", markup.advice(mark)) for mark in markup.found(value))
 
 
 def _tags(text, exists):
@@ -246,7 +306,8 @@ def _picture(reference, exists):
             cure = "use a path, http(s)://host/.. or data:image/png;base64,.."
             yield "bad picture", f"picture {shown(reference)}: {cure}"
     elif exists and not exists(reference):
-        yield "missing picture", f"picture {shown(reference)}: no such file"
+        cause = path_hints.hint(reference, exists)
+        yield "missing picture", f"picture {path_hints.visible(shown(reference))}: no such file{cause}"
 
 
 def is_address(reference):
@@ -288,9 +349,11 @@ def _is_unicode(text):
 
 
 def kind_of(value):
-    """The JSON name of a value's type."""
+    """The JSON name of a value's type; Python's name of what only tables hold, such as bytes and dates."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    return names.get(
+        type(value), "number" if isinstance(value, int | float) else f"value of type {type(value).__name__}"
+    )
 
 
 def shown(value):

@@ -3,7 +3,8 @@
 import re
 import unicodedata
 
-BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
+NUMBER = r"(\d{1,9})"  # a model may write thousands of digits, which Python makes no number of
+BOX = re.compile(rf"<box>\({NUMBER},{NUMBER}\),\({NUMBER},{NUMBER}\)</box>")
 
 
 def exact_match(predictions, answers):

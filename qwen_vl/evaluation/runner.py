@@ -4,8 +4,10 @@ import copy
 
 import torch
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model.chat_qwen import SYSTEM, decode_answer, make_context
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.model.logits_qwen import LogitsError
 
 
 def split(conversation):
@@ -28,9 +30,10 @@ def answer(model, tokenizer, conversations, *, search_dirs=(), batch_size=32, ma
     """The model's greedy answers to the last questions of `conversations`, in their order: a list of str.
 
     search_dirs: where relative pictures are looked for. on_batch(done, total) is called after each batch.
-    Raises PictureError for a picture that cannot be opened, ValueError for a record without an answer.
+    Raises PictureError for a picture that cannot be opened, ValueError for a record without an answer, LogitsError
+    for weights whose logits are not finite.
     """
-    size = model.config.visual["image_size"]
+    size = family.image_size(model.config)
     opened = {}  # one picture has many questions
     prompts = []
     for conversation in conversations:
@@ -51,7 +54,11 @@ def answer(model, tokenizer, conversations, *, search_dirs=(), batch_size=32, ma
         if pictures:
             inputs["pixel_values"] = torch.stack(pictures)  # [pictures, 3, size, size], in row order
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
-        output = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        try:
+            output = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        except LogitsError as error:
+            names = ", ".join(str(conversations[row].get("id")) for row in rows)
+            raise LogitsError(f"answering {names:.80}: {error}") from error
         for row, ids in zip(rows, output.tolist(), strict=True):
             answers[row] = decode_answer(ids, tokenizer)
         if on_batch is not None:

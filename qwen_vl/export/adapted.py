@@ -1,7 +1,7 @@
 """An adapter on its base, in memory."""
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import loading, quantization, saving, tuning
-from qwen_vl.training.saving import CHAT_FORMAT
 
 from .bases import find_base
 
@@ -21,5 +21,5 @@ def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False, devi
     model = loading.load_model(base, dtype=dtype, quantization=kind, device=device, fast_kernels=True)
     model = tuning.load_adapters(model, adapter_dir)
     model = model.get_base_model() if kind else model.merge_and_unload()
-    model.generation_config.chat_format = CHAT_FORMAT  # adapters are trained in it, whatever the base speaks
+    family.mark_as_chat(model.generation_config)  # adapters are trained in it, whatever the base speaks
     return model, tokenizer

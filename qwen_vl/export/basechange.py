@@ -3,6 +3,7 @@
 import torch
 from peft import PeftModel
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import loading, quantization, saving
 
 from . import prompts, verify
@@ -11,7 +12,7 @@ from . import prompts, verify
 def inputs_for(tokenizer, config, path=None, image_folder=None, limit=16):
     """Model inputs for the questions on which a change of base is measured: of a file, or built in."""
     records, folders = prompts.load(path, image_folder=image_folder, limit=limit)
-    size = config.visual["image_size"]
+    size = family.image_size(config)
     return [prompts.inputs_of(record, tokenizer, size, folders) for record in records]
 
 

@@ -79,7 +79,7 @@ def text(found, title):
         ("Base", found["base"]),
         ("Training data (sha256)", {one["name"]: one["sha256"] for one in found.get("data", [])}),
         ("Evaluation data (sha256)", {one["name"]: one["sha256"] for one in found.get("evaluation data", [])}),
-        ("Settings of training that are not the default", found.get("settings", {})),
+        ("Settings of training that are not the default", found.get("settings", {}) | record.earlier(found)),
         ("Results of training", found.get("metrics", {})),
         ("Measured at export", dict(facts)),
         ("Versions", found.get("versions", {})),

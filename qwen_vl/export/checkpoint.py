@@ -12,6 +12,7 @@ from peft import PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import adapters, checkpoints, loading, quantization, saving
 
 from . import bases, writing
@@ -71,8 +72,8 @@ def export(folder, output_dir, *, dtype=None):
     where its weights lie in parts. Raises ValueError for a damaged checkpoint, FileExistsError for a folder in use.
     """
     folder, output_dir = Path(folder), writing.check_free(output_dir)
-    text, is_complete = show(folder)
-    if not is_complete:
+    text, _ = show(folder)
+    if checkpoints.damage(folder, resumable=False):
         raise ValueError(f"{text}\nnothing is exported from it; give another checkpoint")
     with writing.complete(output_dir) as staging:
         if bases.is_adapter(folder):
@@ -92,7 +93,7 @@ def write_model(folder, staging, dtype):
     dtypes = {name: DTYPES[dtype] if dtype else tensors[name].dtype for name in wanted}
     outlines = {name: torch.empty(wanted[name].shape, dtype=dtypes[name], device="meta") for name in wanted}
     tokenizer = loading.load_tokenizer(folder, config)
-    writing.write_companions(staging, model, tokenizer, dtype=dtypes["lm_head.weight"])
+    writing.write_companions(staging, model, tokenizer, dtype=dtypes[family.HEAD_WEIGHT])
     writing.write_weights(staging, outlines, lambda name: tensors[name].to(dtypes[name]))
 
 
@@ -155,7 +156,6 @@ def joined(folder):
 def main(argv=None):
     """Show or export as the command line says; showing an incomplete checkpoint ends with exit code 1."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     if args.action == "export":
         export(args.folder, args.output, dtype=args.dtype)
         print(f"{'adapter' if bases.is_adapter(args.output) else 'model'} in {args.output}")

@@ -2,6 +2,7 @@
 
 import argparse
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import loading
 
 from . import bases, card, merge, verify, writing
@@ -20,7 +21,7 @@ def export(source, *, output_dir, dtype="auto", max_shard_size=writing.SHARD_SIZ
         raise ValueError(f"{source}: is quantised, and stands alone already; copy the folder")
     model, tokenizer = disk.model, loading.load_tokenizer(source)
     dtypes = {name: merge.DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
-    computing, prompt = dtypes["lm_head.weight"], [verify.picture_prompt(tokenizer, model.config)]
+    computing, prompt = dtypes[family.HEAD_WEIGHT], [verify.picture_prompt(tokenizer, model.config)]
     before = verify.logits_from_disk(source, prompt, dtype=computing)
     with writing.complete(output_dir) as staging:
         model.generation_config = bases.generation_of(source, model)
@@ -42,7 +43,6 @@ def main(argv=None):
     wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: for an adapter, which {args.adapter} is not")
-    loading.quiet_libraries()
     export(args.adapter, output_dir=args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
     print(f"model and card in {args.output}")
 

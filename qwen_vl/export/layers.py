@@ -9,27 +9,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from qwen_vl.model.decoder_qwen import rotary_tables
+from qwen_vl.families import v1 as family
 from qwen_vl.training import loading
 
 from . import gptq, packing
 
-# In the order in which a block runs them; those of one line have the same inputs.
-GROUPS = (("attn.c_attn",), ("attn.c_proj",), ("mlp.w1", "mlp.w2"), ("mlp.c_proj",))
-LINEARS = tuple(name for group in GROUPS for name in group)
+LINEARS = tuple(name for group in family.QUANTIZED_LINEARS for name in group)
 PICTURES_AT_ONCE = 16
 SETTINGS = "settings.json"
-
-
-def block_name(index):
-    """The start of the names of a decoder block's weights."""
-    return f"transformer.h.{index}."
 
 
 def check_shapes(disk, group_size):
     """None, or a ValueError where a decoder linear cannot be packed."""
     for name in LINEARS:
-        module, _ = disk.places[f"{block_name(0)}{name}.weight"]
+        module, _ = disk.places[f"{family.block_name(0)}{name}.weight"]
         packing.check_fits((module.out_features, module.in_features), group_size)
 
 
@@ -63,18 +56,18 @@ def digest(samples):
 @torch.no_grad()
 def embed(disk, samples, device):
     """The decoder's inputs of each sample, [1, length, hidden] in float32: pictures as the vision tower sees them."""
-    transformer = disk.model.transformer
+    inner, tower = family.inner_model(disk.model), family.tower(disk.model)
     pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
     features = []
     if pictures:
         for batch in torch.cat(pictures).split(PICTURES_AT_ONCE):
-            features.extend(transformer.visual(batch.to(device)))
+            features.extend(tower(batch.to(device)))
     hidden, used = [], 0
     for sample in samples:
         count = len(sample.get("pixel_values", ()))
         own = torch.stack(features[used : used + count]) if count else None
         used += count
-        hidden.append(transformer.embed(sample["input_ids"].to(device), image_features=own))
+        hidden.append(inner.embed(sample["input_ids"].to(device), image_features=own))
     return hidden
 
 
@@ -86,18 +79,15 @@ def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="
     before them as quantised, and in a block each linear those before it. A file that is there already is used.
     """
     hidden = embed(disk, samples, device)
-    positions = {length: torch.arange(length, device=device)[None] for length in {one.shape[1] for one in hidden}}
-    config = disk.model.config
-    rotary = {length: rotary_tables(config, ids, None, False) for length, ids in positions.items()}
-    total = config.num_hidden_layers
-    for index in range(total):
-        started, names = time.monotonic(), disk.blocks[block_name(index)]
+    inputs = {length: family.block_inputs(disk.model.config, length, device) for length in {h.shape[1] for h in hidden}}
+    blocks = family.decoder_blocks(disk.model)
+    for index, block in enumerate(blocks):
+        started, names = time.monotonic(), disk.blocks[family.block_name(index)]
         filled = disk.fill(names, dtype=torch.float32, device=device)
-        block = disk.model.transformer.h[index]
         file = Path(work, f"layer-{index:05d}.safetensors")
 
         def run(block=block, hidden=hidden):
-            return [block(one, None, rotary[one.shape[1]])[0] for one in hidden]
+            return [block(one, *inputs[one.shape[1]])[0] for one in hidden]
 
         if file.is_file():
             note = "done before"
@@ -109,7 +99,7 @@ def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="
             note = "error " + ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
         hidden = run()
         disk.empty(filled)
-        report(f"block {index + 1}/{total}: {note}; {time.monotonic() - started:.1f} s")
+        report(f"block {index + 1}/{len(blocks)}: {note}; {time.monotonic() - started:.1f} s")
 
 
 def keep(parts, file):
@@ -126,12 +116,12 @@ def keep(parts, file):
 
 
 def quantize_block(block, run, errors, **options):
-    """{"attn.c_attn.qweight": ..} of a block, in which the linears become what their packed form stands for.
+    """{"PATH.qweight": ..} of a block, in which the linears become what their packed form stands for.
 
     run() is a forward pass over all calibration data. The output error of each linear is noted in `errors`.
     """
     packed = {}
-    for group in GROUPS:
+    for group in family.QUANTIZED_LINEARS:
         linears = [block.get_submodule(name) for name in group]
         hessian = gptq.Hessian(linears[0].in_features, linears[0].weight.device)
         handle = linears[0].register_forward_pre_hook(lambda _, inputs, seen=hessian: seen.add(inputs[0]))
@@ -160,7 +150,7 @@ def packed_readers(work, num_blocks):
     for index in range(num_blocks):
         file = Path(work, f"layer-{index:05d}.safetensors")
         for name, tensor in load_file(file).items():
-            readers[block_name(index) + name] = tensor.to("meta"), lambda f=file, n=name: read(f, n)
+            readers[family.block_name(index) + name] = tensor.to("meta"), lambda f=file, n=name: read(f, n)
     return readers
 
 

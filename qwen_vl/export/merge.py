@@ -5,14 +5,13 @@ import sys
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from qwen_vl.training import loading, saving
+from qwen_vl.families import v1 as family
+from qwen_vl.training import saving
 
 from . import basechange, bases, card, verify, writing
-from .ondisk import DiskModel
+from .ondisk import DiskModel, adapted_layer
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,12 +54,12 @@ def merge(
     questions = basechange.inputs_for(tokenizer, model.config, prompts_path, image_folder)
     disk.adapt(adapter_dir)
     dtypes = {name: DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
-    computing = dtypes["lm_head.weight"]
+    computing = dtypes[family.HEAD_WEIGHT]
     before = verify.logits_from_disk(base, prompt, dtype=computing, adapter_dir=adapter_dir)
     trained = basechange.logits_in_training(adapter_dir, trained_on, onto, questions, computing)
     with writing.complete(output_dir) as staging:
         model.generation_config = bases.generation_of(base, model)
-        model.generation_config.chat_format = saving.CHAT_FORMAT
+        family.mark_as_chat(model.generation_config)
         writing.write_companions(staging, model, tokenizer, dtype=computing)
         write(disk, staging, dtypes, max_shard_size=max_shard_size)
         difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))
@@ -150,19 +149,6 @@ def merged(disk, name):
     return tensors
 
 
-def adapted_layer(model, name):
-    """(path, module) of the layer around a weight that PEFT has put in the place of the plain one, or (None, None)."""
-    if not isinstance(model, PeftModel):
-        return None, None
-    path, model = [], model.base_model.model
-    for part in name.split(".")[:-1]:
-        path.append(part)
-        model = model.get_submodule(part)
-        if isinstance(model, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            return ".".join(path), model
-    return None, None
-
-
 def main(argv=None):
     """Merge as the command line says and print where the result is."""
     run(make_parser().parse_args(argv))
@@ -170,7 +156,6 @@ def main(argv=None):
 
 def run(args):
     """Merge as parsed arguments say."""
-    loading.quiet_libraries()
     done = merge(
         args.adapter,
         output_dir=args.output,

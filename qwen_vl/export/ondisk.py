@@ -5,16 +5,17 @@ So a forward pass, a merge or a quantisation needs the memory of about one block
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import nn
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.training import adapters, loading, quantization
 
 from .weights import Weights
 
-BLOCKS = ("transformer.h.", "transformer.visual.transformer.resblocks.")  # each with a number behind it
-LAST = "lm_head."
 KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # of PEFT's init_lora_weights
 
 
@@ -50,7 +51,7 @@ def build(path, weights):
 
 def is_zero_bias(name, weights):
     """Whether a tensor is the zero bias that AutoGPTQ's layout gives each linear that has none."""
-    return weights.is_quantized and name.endswith(".bias") and not weights.read(name).any()
+    return weights.is_quantized and family.may_be_zero_bias(name) and not weights.read(name).any()
 
 
 def placeholder(shape):
@@ -78,7 +79,7 @@ class DiskModel:
         self.places = {name: (modules[owner], leaf) for name, (owner, leaf) in split.items()}
         self.blocks = {}
         for name in self.places:
-            self.blocks.setdefault(block_of(name), []).append(name)
+            self.blocks.setdefault(family.block_of(name), []).append(name)
         self._modules = {block: modules[block.removesuffix(".")] for block in self.blocks if block}
 
     def adapt(self, adapter_dir, *, dtype=torch.float32):
@@ -129,7 +130,10 @@ class DiskModel:
         """
         self.fill(self.blocks[None], dtype=dtype, device=device)
         for block, module in self._modules.items():
-            self._read_when_run(module, self.blocks[block], dtype, device)
+            # What an adapter has put around a layer reads its weights, and need not call the layer itself.
+            _, layer = adapted_layer(self.model, block)
+            if not isinstance(layer, ModulesToSaveWrapper):  # which calls a copy of its own, and never the layer
+                self._read_when_run(module if layer is None else layer, self.blocks[block], dtype, device)
         return self.model
 
     def _read_when_run(self, module, names, dtype, device):
@@ -143,6 +147,19 @@ class DiskModel:
         module.register_forward_hook(drop, always_call=True)
 
 
+def adapted_layer(model, name):
+    """(path, module) of the layer around a weight that PEFT has put in the place of the plain one, or (None, None)."""
+    if not isinstance(model, PeftModel):
+        return None, None
+    path, model = [], model.base_model.model
+    for part in name.split(".")[:-1]:
+        path.append(part)
+        model = model.get_submodule(part)
+        if isinstance(model, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return ".".join(path), model
+    return None, None
+
+
 def check_start(adapter_dir):
     """None, or a ValueError for an adapter of another kind than LoRA, or whose start changed its base's weights."""
     config = PeftConfig.from_pretrained(adapter_dir)
@@ -154,11 +171,3 @@ def check_start(adapter_dir):
             f"{adapter_dir}: began with init_lora_weights {config.init_lora_weights!r}, which changed its base; take "
             "the adapter in the output folder of its run, which goes with the unchanged base"
         )
-
-
-def block_of(name):
-    """The start of the names of everything in the same block, or None for what is in none."""
-    for start in BLOCKS:
-        if name.startswith(start):
-            return start + name.removeprefix(start).split(".")[0] + "."
-    return LAST if name.startswith(LAST) else None

@@ -8,6 +8,7 @@ import torch
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.evaluation import metrics, runner
+from qwen_vl.families import v1 as family
 from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading
 
@@ -53,7 +54,7 @@ def measure(model_path, data_path, *, image_folder=None, limit=None, dtype, devi
         model = model.to(device)
     tokenizer = loading.load_tokenizer(model_path)
     options = {"image_folder": image_folder, "limit": limit}
-    samples = samples_of(data_path, tokenizer, model.config.visual["image_size"], loss_on="answers", **options)
+    samples = samples_of(data_path, tokenizer, family.image_size(model.config), loss_on="answers", **options)
     records, folders = prompts.load(data_path, **options)
     said = runner.answer(
         model, tokenizer, records, search_dirs=folders, batch_size=batch_size, max_new_tokens=max_new_tokens

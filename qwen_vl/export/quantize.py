@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from qwen_vl.families import v1 as family
 from qwen_vl.training import loading, quantization
 
 from . import bases, card, layers, packing, quality, verify, writing
@@ -43,7 +44,7 @@ def quantize_gptq(
     options = {"group_size": group_size, "desc_act": desc_act, "damp": damp}
     settings = {"model": loading.fingerprint(path), "calibration data": layers.digest(samples), **options}
     work = layers.open_work(output_dir.with_name(f".{output_dir.name}.layers"), settings)
-    tokenizer, stored = loading.load_tokenizer(path), disk.weights.dtype("lm_head.weight")
+    tokenizer, stored = loading.load_tokenizer(path), disk.weights.dtype(family.HEAD_WEIGHT)
     disk.stream(dtype=torch.float32, device=device)
     layers.quantize_blocks(disk, samples, work, device=device, report=report, **options)
     with writing.complete(output_dir) as staging:
@@ -135,7 +136,7 @@ def quantize_nf4(path, output_dir, *, max_shard_size=writing.SHARD_SIZE):
     As `quantize_gptq` has them. The model is quantised while it is loaded, so memory is that of the result.
     """
     output_dir = writing.check_free(output_dir)
-    stored = open_float(path).weights.dtype("lm_head.weight")
+    stored = open_float(path).weights.dtype(family.HEAD_WEIGHT)
     tokenizer = loading.load_tokenizer(path)
     model = loading.load_model(path, dtype=stored, quantization="nf4")
     with writing.complete(output_dir) as staging:
@@ -160,7 +161,6 @@ def main(argv=None):
     """Quantise as the command line says and print what it cost."""
     args = make_parser().parse_args(argv)
     check(args)
-    loading.quiet_libraries()
     if args.method == "nf4":
         differences = quantize_nf4(args.model, args.output, max_shard_size=args.max_shard_size)
     else:
@@ -205,7 +205,7 @@ def calibration(args):
     samples = quality.samples_of(
         args.calibration,
         loading.load_tokenizer(args.model, config),
-        config.visual["image_size"],
+        family.image_size(config),
         image_folder=args.image_folder,
         limit=args.max_samples,
         max_length=args.model_max_length,
@@ -221,7 +221,7 @@ def calibration(args):
 def evaluation(args):
     """The table of quality before and after."""
     options = {"image_folder": args.image_folder, "limit": args.max_evaluated, "device": args.device}
-    options["dtype"] = DiskModel(args.model).weights.dtype("lm_head.weight")
+    options["dtype"] = DiskModel(args.model).weights.dtype(family.HEAD_WEIGHT)
     before, after = (quality.measure(folder, args.evaluate, **options) for folder in (args.model, args.output))
     return quality.table(before, after)
 

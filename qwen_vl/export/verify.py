@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from qwen_vl.evaluation import runner
+from qwen_vl.families import v1 as family
 from qwen_vl.model.chat_qwen import make_context
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.training import loading, saving
@@ -52,7 +53,7 @@ class Outcome(NamedTuple):
 
 def picture_prompt(tokenizer, config):
     """Model inputs for a question about a generated picture: input_ids [1, length], pixel_values [1, 3, size, size]."""
-    size = config.visual["image_size"]
+    size = family.image_size(config)
     picture = Image.merge("RGB", prompts.gradients(size))
     return {
         "input_ids": torch.tensor([make_context(tokenizer, QUESTION).ids]),
@@ -106,11 +107,11 @@ def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_d
     Raises what loading raises; the model is gone afterwards.
     """
     model, tokenizer, is_quantized = (open_on_disk if from_disk else open_in_memory)(path, dtype, device)
-    size = model.config.visual["image_size"]
+    size = family.image_size(model.config)
     inputs = [prompts.inputs_of(record, tokenizer, size, search_dirs) for record in records]
     found = [logits(model, one, LAST_POSITIONS)[0] for one in inputs]
     answers = runner.answer(model, tokenizer, records, search_dirs=search_dirs, max_new_tokens=max_new_tokens)
-    kept_dtype = found_dtype(model)
+    kept_dtype = family.model_dtype(model)
     return Outcome([one["input_ids"][0].tolist() for one in inputs], found, answers, kept_dtype, is_quantized)
 
 
@@ -130,15 +131,10 @@ def open_on_disk(path, dtype, device):
     disk = DiskModel(base)
     tokenizer = saving.load_tokenizer(path, base, disk.model.config)
     disk.model.generation_config = bases.generation_of(base, disk.model)
-    dtype = disk.weights.dtype("lm_head.weight") if dtype == "auto" else dtype
+    dtype = disk.weights.dtype(family.HEAD_WEIGHT) if dtype == "auto" else dtype
     if base != path:
         disk.adapt(path, dtype=dtype)
     return disk.stream(dtype=dtype, device=device), tokenizer, disk.weights.is_quantized
-
-
-def found_dtype(model):
-    """The dtype that a model computes in: that of its head, as other weights may be stored otherwise."""
-    return next(parameter.dtype for name, parameter in model.named_parameters() if name.endswith("ln_f.weight"))
 
 
 def tolerance_for(first, second):
@@ -181,7 +177,6 @@ def digest(file):
 def main(argv=None):
     """Compare the two models of the command line; ValueError, and so exit code 1, where they are not the same."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     records, search_dirs = prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
     options = {"dtype": DTYPES[args.dtype], "device": args.device, "from_disk": args.from_disk}
     options |= {"search_dirs": search_dirs, "max_new_tokens": args.max_new_tokens}

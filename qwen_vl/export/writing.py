@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor
 from qwen_vl.model.processing_qwen import QWenProcessor
 from qwen_vl.training import saving
@@ -66,4 +67,4 @@ def write_companions(folder, model, tokenizer, *, dtype):
 
 def write_processor(folder, model, tokenizer):
     """Write the tokenizer and the processor of a model."""
-    QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
+    QWenProcessor(QWenImageProcessor(family.image_size(model.config)), tokenizer).save_pretrained(folder)

@@ -1,14 +1,16 @@
 """Draw the boxes of an answer, with their phrases, on a picture."""
 
 import os
+import unicodedata
 import warnings
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#c71585", "#9a6324", "#808000", "#000075")
+SMALL, ENLARGED = 200, 320  # pixels of the longer side: a picture below the first is enlarged at least to the second
 FIRST_CJK = "\u2e80"  # CJK radicals; kana, ideographs and Hangul syllables follow
 FONT_DIRS = (
     "~/.fonts",
@@ -63,9 +65,10 @@ def draw_boxes(picture, boxes):
 
     `boxes` are {'box': (x1, y1, x2, y2), 'ref': phrase} with coordinates in [0, 1000) relative to width and height,
     corners in any order, values outside moved to the edge. Each phrase gets the next colour and is written as the
-    label; a box without one continues the phrase before it. Line and label grow with the picture.
+    label; a box without one continues the phrase before it. Line and label grow with the picture. A picture so small
+    that labels would cover it is enlarged by a whole factor.
     """
-    picture = picture.convert("RGB")  # a copy, also of an RGB picture
+    picture = enlarge_small(picture.convert("RGB"))  # a copy, also of an RGB picture
     draw = ImageDraw.Draw(picture)
     side = min(picture.size)
     line = max(2, round(side / 150))
@@ -85,6 +88,15 @@ def draw_boxes(picture, boxes):
     return picture
 
 
+def enlarge_small(picture: Image.Image) -> Image.Image:
+    """Return the picture, or one with each pixel several times if its longer side has less than SMALL pixels."""
+    longest = max(picture.size)
+    if longest >= SMALL:
+        return picture
+    factor = ceil(ENLARGED / longest)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
 def to_pixels(box, size):
     """Return (left, top, right, bottom) in pixels of a box in thousandths of (width, height), inside the picture."""
     x1, y1, x2, y2 = box
@@ -92,25 +104,40 @@ def to_pixels(box, size):
     width, height = size
 
     def scale(value, length):
-        return min(max(int(value / 1000 * length), 0), length - 1)
+        return min(int(min(max(value, 0), 1000) / 1000 * length), length - 1)
 
     return scale(left, width), scale(top, height), scale(right, width), scale(bottom, height)
 
 
 def draw_label(draw, corners, label, color, font, size):
-    """Write the label in white on its colour: above the box, or inside when there is no room; cut to the picture."""
-    width, height = size
+    """Write the label in white on its colour, outside the box (`label_place`), cut to the picture."""
     margin = max(2, font.size // 5)
-    label = shorten(draw, " ".join(label.split()), font, width - 2 * margin)
+    label = "".join(c for c in " ".join(label.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
+    label = shorten(draw, label[: size[0]], font, size[0] - 2 * margin)  # hardly a character is narrower than a pixel
     if not label:
         return
     ascent, descent = font.getmetrics()
     label_width, label_height = ceil(draw.textlength(label, font=font)) + 2 * margin, ascent + descent + margin
-    left = max(0, min(corners[0], width - label_width))
-    top = corners[1] - label_height if corners[1] >= label_height else corners[1]
-    top = max(0, min(top, height - label_height))
+    left, top = label_place(corners, (label_width, label_height), size)
     draw.rectangle((left, top, left + label_width, top + label_height), fill=color)
     draw.text((left + margin, top + margin // 2), label, font=font, fill="white")
+
+
+def label_place(corners, label_size, size):
+    """Return (left, top) of a label: above its box, below, beside it, or inside where there is no room around it."""
+    x1, y1, x2, y2 = corners
+    (label_width, label_height), (width, height) = label_size, size
+    along_x = max(0, min(x1, width - label_width))
+    along_y = max(0, min(y1, height - label_height))
+    if y1 >= label_height:
+        return along_x, y1 - label_height
+    if y2 + label_height < height:
+        return along_x, y2
+    if x2 + label_width < width:
+        return x2, along_y
+    if x1 >= label_width:
+        return x1 - label_width, along_y
+    return along_x, along_y
 
 
 def shorten(draw, label, font, width):

@@ -9,7 +9,7 @@ from threading import Event, Thread
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from .image_processing_qwen import open_picture, pixels
@@ -17,6 +17,12 @@ from .memory_qwen import ChatMemory
 
 SYSTEM = "You are a helpful assistant."
 MAX_WINDOW_SIZE = 6144
+PICTURE_MARKS = ("<img>", "</img>", "<imgpad>")
+ONE_ROW = ("greedy_search", "sample")  # ways of generation that fill one row of a cache, in order
+MADE_BY_CHAT = (  # with a memory, nobody else may say what is computed
+    *("past_key_values", "input_ids", "inputs", "inputs_embeds", "position_ids"),
+    *("pixel_values", "image_features", "vit_features"),
+)
 
 
 class Prompt(NamedTuple):
@@ -45,23 +51,71 @@ class StopWords(LogitsProcessor):
 
 def stop_word_processors(stop_words_ids, eos_token_id):
     """The logits processors, one or none, that end a row after a stop word; ValueError for malformed lists."""
-    well_formed = (
-        isinstance(stop_words_ids, list) and stop_words_ids and all(isinstance(w, list) and w for w in stop_words_ids)
-    )
-    if not well_formed or not all(isinstance(i, int) and i >= 0 for word in stop_words_ids for i in word):
-        raise ValueError(f"stop_words_ids is {stop_words_ids!r}; pass a non-empty list of non-empty lists of ids")
+    words = check_stop_words(stop_words_ids)
     ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-    words = [word for word in stop_words_ids if word not in [[end] for end in ends]]
+    words = [word for word in words if word not in [[end] for end in ends]]
     return [StopWords(words, ends[0])] if words else []
+
+
+def check_stop_words(stop_words_ids) -> list:
+    """Return stop words as new lists of ids; raise ValueError for anything but lists of ids, such as [[13], [9, 8]]."""
+    is_nested = isinstance(stop_words_ids, list | tuple) and all(isinstance(w, list | tuple) for w in stop_words_ids)
+    ids = [i for word in stop_words_ids for i in word] if is_nested else [None]
+    if not ids or not all(stop_words_ids) or not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError(
+            f"stop_words_ids is {stop_words_ids!r:.80}; pass a non-empty list of non-empty lists of ids, one list a "
+            "word: [tokenizer.encode('Observation:')]"
+        )
+    return [list(word) for word in stop_words_ids]
+
+
+def check_conversation(tokenizer, query, history, system) -> None:
+    """Raise ValueError, which says what to pass, for a prompt of other types than `make_context` reads."""
+    if not callable(getattr(tokenizer, "encode_message", None)):
+        raise ValueError(
+            f"tokenizer is a {type(tokenizer).__name__}, which writes no prompts of Qwen-VL; pass the QWenTokenizer of "
+            "the checkpoint"
+        )
+    if isinstance(query, list | tuple | dict):
+        raise ValueError(
+            f"query is a {type(query).__name__}; pass a string, which tokenizer.from_list_format(..) makes of "
+            "[{'image': path}, {'text': question}]"
+        )
+    if not isinstance(query, str):
+        raise ValueError(
+            f"query is {query!r:.80}; pass a string, in which <img>path</img> names a picture "
+            "(tokenizer.from_list_format writes it)"
+        )
+    if not isinstance(system, str):
+        raise ValueError(f"system is {system!r:.80}; pass a string, '' for an empty system message")
+    if not isinstance(history, list | tuple | None):
+        raise ValueError(f"history is a {type(history).__name__}; pass (question, answer) pairs in a list, or None")
+    for number, pair in enumerate(history or []):
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        if not is_pair or not isinstance(pair[1], str | None):
+            raise ValueError(
+                f"history[{number}] is {pair!r:.80}; pass (question, answer) pairs of strings, as chat returns them: "
+                "[('My name is Ann.', 'Hello Ann.')]"
+            )
+
+
+def check_window(max_window_size) -> None:
+    """Raise ValueError unless `max_window_size` is a positive number."""
+    is_number = isinstance(max_window_size, int | float) and not isinstance(max_window_size, bool)
+    if not is_number or not max_window_size >= 1:
+        raise ValueError(f"max_window_size is {max_window_size!r:.80}; pass a positive number of tokens")
 
 
 def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=MAX_WINDOW_SIZE, chat_format="chatml"):
     """The Prompt for `query` after `history`, a list of (question, answer) pairs.
 
     Control markers in anybody's text are plain text. The oldest turns are left out until the prompt has fewer than
-    `max_window_size` ids; system and query always stay. An answer of None leaves an empty line in its place.
-    Raises ValueError for another chat format and for unclosed picture tags.
+    `max_window_size` ids; system and query always stay. An answer of None leaves an empty line in its place. Only
+    questions name pictures: a picture tag in an answer or in the system message is text, and nothing is opened for it.
+    Raises ValueError for what is no such conversation, for another chat format and for unclosed picture tags.
     """
+    check_conversation(tokenizer, query, history, system)
+    check_window(max_window_size)
     if chat_format == "raw":
         ids, references = tokenizer.encode_message(query, control_tokens=True)
         return Prompt(query, ids, references)
@@ -76,15 +130,14 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
         text = f"<|im_start|>{role}\n{content}<|im_end|>"
         return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
 
-    def past_answer(content):
-        """A turn that a model wrote: half a picture tag in it is text, and no reason to end the conversation."""
-        try:
-            return turn("assistant", content)
-        except ValueError:
-            ids = tokenizer.encode(content, allowed_special=set(), disallowed_special=())
-            return turn("assistant", content, (ids, []))
+    def without_pictures(role, content):
+        """Return a turn that no user wrote: a picture tag in it is text, whole or half."""
+        if not any(mark in content for mark in PICTURE_MARKS):
+            return turn(role, content)
+        tags = tokenizer.text_tags - {*PICTURE_MARKS}
+        return turn(role, content, (tokenizer.encode(content, allowed_special=tags, disallowed_special=()), []))
 
-    opening = turn("system", system)
+    opening = without_pictures("system", system)
     question = turn("user", query)
     answer_start = Prompt(
         "<|im_start|>assistant\n", [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline], []
@@ -92,7 +145,8 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
     used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
     kept = []
     for asked, answered in reversed(history or []):
-        pair = [turn("user", asked), Prompt("", [], []) if answered is None else past_answer(answered)]
+        reply = Prompt("", [], []) if answered is None else without_pictures("assistant", answered)
+        pair = [turn("user", asked), reply]
         used += sum(len(message.ids) + len(newline) for message in pair)
         if used >= max_window_size:
             break
@@ -122,6 +176,11 @@ def decode_answer(ids, tokenizer, chat_format="chatml", errors="replace"):
     return tokenizer.decode(ids, errors=errors).strip()
 
 
+def first_row(output) -> list:
+    """Return the ids of the first row that `generate` made, whether it returned a tensor or more than that."""
+    return (output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist()
+
+
 class TokenQueue(BaseStreamer):
     """Hands each generated id to another thread; `put` with the prompt is ignored."""
 
@@ -129,8 +188,9 @@ class TokenQueue(BaseStreamer):
         self.items, self.prompt_seen = Queue(), False
 
     def put(self, value):
-        if self.prompt_seen:
-            self.items.put(int(value.reshape(-1)[0]))
+        if self.prompt_seen:  # [rows], or [1, tokens] of an assisted generation
+            for token in (value[:1] if value.dim() == 1 else value[0]).tolist():
+                self.items.put(token)
         self.prompt_seen = True
 
     def end(self):
@@ -151,38 +211,75 @@ class ChatMixin:
     """`chat`, `chat_stream` and their memory for the complete model."""
 
     def _chat_inputs(self, tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs):
-        """Keyword arguments for `generate`, ready for one conversation; takes `max_window_size` out of `kwargs`."""
+        """Return keyword arguments for `generate`, ready for one conversation, and the Recall of the memory or None.
+
+        Takes `max_window_size` out of `kwargs`.
+        """
+        self._check_chat(tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         chat_format = config.to_dict().get("chat_format", "chatml")
         if chat_format != "chatml":
             raise ValueError(
                 f"generation_config.chat_format is {chat_format!r}: this is a base model, not a chat model; use "
-                "`generate`, or fine-tune it and set chat_format to 'chatml'"
+                "`generate`, or fine-tune it; if these weights were trained in ChatML, set "
+                "model.generation_config.chat_format = 'chatml'"
             )
-        if tokenizer.image_span_tokens != self.config.image_span_tokens:
-            raise ValueError(
-                f"the tokenizer writes {tokenizer.image_span_tokens} ids a picture, the model has "
-                f"{self.config.image_span_tokens} queries; load both from the same folder"
-            )
-        window = kwargs.pop("max_window_size", None) or config.to_dict().get("max_window_size", MAX_WINDOW_SIZE)
+        windows = (kwargs.pop("max_window_size", None), config.to_dict().get("max_window_size"), MAX_WINDOW_SIZE)
+        window = next(window for window in windows if window is not None)
         prompt = make_context(tokenizer, query, history, system, window, chat_format)
         config.eos_token_id = [tokenizer.eod_id, tokenizer.im_end_id, tokenizer.im_start_id]
         config.pad_token_id = tokenizer.eod_id if config.pad_token_id is None else config.pad_token_id
         others = config.update(**kwargs)  # what is no generation setting goes to `generate` as it is
         inputs = {"input_ids": torch.tensor([prompt.ids], device=self.device), "generation_config": config, **others}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if memory is not None:
-            one_row = (config.num_beams or 1) == 1 and (config.num_return_sequences or 1) == 1
-            inputs |= memory.recall(
-                self, prompt.ids, prompt.references, turns=one_row and config.use_cache is not False
-            )
+        if stop_words_ids is not None and len(stop_words_ids):
+            inputs["stop_words_ids"] = stop_words_ids
+        turns = self._fills_one_row(config, others)
+        recalled = None if memory is None else memory.recall(self, prompt.ids, prompt.references, turns=turns)
+        if recalled is not None:
+            inputs |= recalled.inputs
         elif prompt.references:
             size = self.config.visual["image_size"]
             opened = {name: pixels(open_picture(name), size) for name in dict.fromkeys(prompt.references)}
             inputs["pixel_values"] = torch.stack([opened[name] for name in prompt.references]).to(self.device)
-        if stop_words_ids:
-            inputs["stop_words_ids"] = [list(word) for word in stop_words_ids]
-        return inputs
+        return inputs, recalled
+
+    def _check_chat(self, tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs):
+        """Raise ValueError, which says what to pass, for arguments of `chat` that cannot be meant."""
+        check_conversation(tokenizer, query, history, system)
+        if stop_words_ids is not None and not (isinstance(stop_words_ids, list | tuple) and len(stop_words_ids) == 0):
+            check_stop_words(stop_words_ids)
+        if not isinstance(generation_config, GenerationConfig | None):
+            raise ValueError(
+                f"generation_config is a {type(generation_config).__name__}; pass a transformers.GenerationConfig, or "
+                "each setting as a keyword argument"
+            )
+        if memory is not None and not callable(getattr(memory, "recall", None)):
+            raise ValueError(f"memory is a {type(memory).__name__}; pass model.new_memory()")
+        if kwargs.get("max_window_size") is not None:
+            check_window(kwargs["max_window_size"])
+        twice = [name for name in MADE_BY_CHAT if memory is not None and kwargs.get(name) is not None]
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: chat makes this itself from query, history and memory; leave it out")
+        if tokenizer.image_span_tokens != self.config.image_span_tokens:
+            raise ValueError(
+                f"the tokenizer writes {tokenizer.image_span_tokens} ids a picture, the model has "
+                f"{self.config.image_span_tokens} queries; load both from the same folder"
+            )
+
+    def _fills_one_row(self, config, others):
+        """Return whether `generate` fills one row of a plain cache with the prompt and its answer, token by token."""
+        settings = copy.deepcopy(config)  # `generate` takes what is not set from the model's own
+        settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+        return (
+            settings.get_generation_mode(others.get("assistant_model")).value in ONE_ROW
+            and (settings.num_return_sequences or 1) == 1
+            and settings.use_cache is not False
+            and settings.cache_implementation is None
+            and settings.prefill_chunk_size is None
+            and not settings.token_healing
+            and others.get("custom_generate") is None
+        )
 
     def new_memory(self):
         """A ChatMemory for the conversations of this model, to pass to each call of `chat` or `chat_stream`."""
@@ -205,14 +302,17 @@ class ChatMixin:
 
         Pictures named in the text are opened. With `memory` (`new_memory()`), pictures and turns that it knows are not
         computed again. `kwargs` go to `generate`, but for `max_window_size`.
-        Raises ValueError for a base model and PictureError for a picture that cannot be opened.
+        Raises ValueError for a base model and for arguments of other types, PictureError for a picture that cannot be
+        opened, LogitsError for weights whose logits are not finite.
         """
         if stream is not None:
             raise ValueError("chat has no `stream`; use model.chat_stream(..), which yields the growing answer")
-        inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
-        ids = self.generate(**inputs)[0].tolist()
-        if memory is not None:
-            memory.remember(ids)
+        inputs, recalled = self._chat_inputs(
+            tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs
+        )
+        ids = first_row(self.generate(**inputs))
+        if recalled is not None:
+            memory.remember(self, recalled, ids)
         answer = decode_answer(ids[inputs["input_ids"].shape[1] :], tokenizer)
         kept = list(history or [])
         return answer, [*kept, (query, answer)] if append_history else kept
@@ -229,12 +329,19 @@ class ChatMixin:
         memory=None,
         **kwargs,
     ):
-        """Yields the answer to `query` as it grows, once per generated token; arguments as in `chat`.
+        """Return an iterator over the growing answer to `query`, one step a generated token; arguments as in `chat`.
 
         Box and phrase tags are kept; bytes that do not make a character yet are left out. An error during generation
         is raised in the caller.
         """
-        inputs = self._chat_inputs(tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
+        arguments = (tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
+        self._check_chat(*arguments)  # here and not at the first step: the call is where the mistake is
+        return self._stream(arguments, logits_processor)
+
+    def _stream(self, arguments, logits_processor):
+        """Yield the growing answer, once per generated token; `arguments` are those of `_chat_inputs`."""
+        tokenizer, *_, memory, _ = arguments
+        inputs, recalled = self._chat_inputs(*arguments)
         tokens, cancelled, failure = TokenQueue(), Cancelled(), []
 
         def generate():
@@ -243,8 +350,8 @@ class ChatMixin:
                 output = self.generate(
                     **inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria
                 )
-                if memory is not None:
-                    memory.remember(output[0].tolist())
+                if recalled is not None:
+                    memory.remember(self, recalled, first_row(output))
             except BaseException as error:
                 failure.append(error)
                 tokens.end()

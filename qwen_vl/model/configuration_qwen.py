@@ -1,7 +1,15 @@
 """The configuration of a Qwen-VL checkpoint (docs/checkpoint_format.md section 1)."""
 
-from transformers import PreTrainedConfig
+import copy
 
+import torch
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # arguments of the original loader
+WISHES = (*PRECISIONS, "use_flash_attn")
 DEFAULT_QUERIES = 256  # what a config without `visual.n_queries` means: every published checkpoint
 
 PUBLISHED_VISUAL = {
@@ -21,7 +29,8 @@ class QWenConfig(PreTrainedConfig):
 
     `intermediate_size` is twice the width of the MLP's hidden layer. `visual` describes the vision tower; its
     optional `n_queries` is the number of resampler queries and so the length of a picture span (default 256).
-    `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes of an older loader: kept and written back, not obeyed.
+    `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes to the original loader. As fields they are kept and written
+    back, without any effect; as arguments of a `from_pretrained` the first three choose the dtype (`with_wishes`).
     Raises ValueError for shapes that cannot be built.
     """
 
@@ -73,10 +82,57 @@ class QWenConfig(PreTrainedConfig):
                 f"config.visual.n_queries is {self.image_span_tokens}; use a square number such as 16 or 256"
             )
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Return what transformers returns; precisions among the arguments, not those of the dict, set the dtype."""
+        wishes = taken_wishes(kwargs)
+        returns_rest = kwargs.get("return_unused_kwargs", False)
+        has_dtype = any(kwargs.get(name) not in (None, "auto") for name in ("dtype", "torch_dtype"))
+        config = super().from_dict(config_dict, **kwargs)
+        config, *rest = config if returns_rest else (config,)
+        config = with_wishes(config, wishes, keeps_dtype=has_dtype)
+        return (config, *rest) if returns_rest else config
+
     @property
     def image_span_tokens(self) -> int:
         """Number of ids between <img> and </img>, which is the number of embeddings a picture becomes."""
         return self.visual.get("n_queries", DEFAULT_QUERIES)
+
+
+def taken_wishes(arguments: dict) -> dict:
+    """Return the arguments that only the original loader has, and take them out of `arguments`."""
+    return {name: arguments.pop(name) for name in WISHES if name in arguments}
+
+
+def with_wishes(config: QWenConfig, wishes: dict, *, keeps_dtype: bool = False) -> QWenConfig:
+    """Return the config, or a copy of it that says what arguments of the original loader ask for.
+
+    `bf16`, `fp16` or `fp32` as True sets the dtype in which weights are loaded, unless `keeps_dtype`; False and None
+    ask for nothing. `use_flash_attn` is kept without effect. Raises ValueError for two precisions at once.
+    """
+    if not wishes:
+        return config
+    config, precisions = copy.deepcopy(config), {name: wishes[name] for name in PRECISIONS if name in wishes}
+    wrong = [f"{name}={value!r}" for name, value in precisions.items() if value not in (True, False, None)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: use True or False, or dtype= for anything else")
+    chosen = [name for name, value in precisions.items() if value]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(f'{name}=True' for name in chosen)}: weights have one dtype; pass one of them")
+    if chosen:
+        precisions = {name: name in chosen for name in PRECISIONS}  # the fields of the file may say another
+        config.dtype = config.dtype if keeps_dtype else PRECISIONS[chosen[0]]
+    for name, value in precisions.items():
+        if value is not None:
+            setattr(config, name, bool(value))
+    if "use_flash_attn" in wishes:
+        config.use_flash_attn = wishes["use_flash_attn"]
+        if wishes["use_flash_attn"] is True:
+            logger.warning_once(
+                'use_flash_attn=True has no effect: PyTorch has kernels of its own; pass attn_implementation="'
+                'flash_attention_2" for those of the package flash-attn'
+            )
+    return config
 
 
 QWenConfig.register_for_auto_class("AutoConfig")

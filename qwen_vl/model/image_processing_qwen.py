@@ -6,16 +6,10 @@
 
 import base64
 import binascii
-import functools
-import http.client
 import io
 import os
-import re
 import struct
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 
 import numpy as np
 import torch
@@ -24,23 +18,22 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
+from .download_qwen import MAX_BYTES, TIMEOUT, PictureError, download
+from .download_qwen import scheme_of as _scheme
+from .download_qwen import shown as _shown
+from .download_qwen import too_many_bytes as _too_many_bytes
+
 IMAGE_SIZE = 448
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-TIMEOUT = 10.0  # seconds, for the whole of one download
-MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
-MAX_REDIRECTS = 5
-REDIRECTS = {301, 302, 303, 307, 308}
-SHOWN_LENGTH = 100  # characters of a reference that an error shows
+DIM = 32  # of 255: a picture whose highest level is below is nearly black
+SCALED = "scaled"  # key of a picture's `info`: how its levels became 8 bits
+BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of a TIFF file, and a value of the second
 
 # The EPS reader hands the file to Ghostscript; a picture must never start another program.
 REFUSED_FORMATS = {"EPS"}
-
-
-class PictureError(ValueError):
-    """A picture that cannot be had; the message says which, why, and what to do."""
 
 
 def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS):
@@ -50,7 +43,8 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
     A relative path is looked for in each of `search_dirs`, then in the working directory. `timeout` (seconds) and
     `max_bytes` bound a download, `max_bytes` a data URI too, `max_pixels` everything that is decoded here.
     Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken
-    (docs/checkpoint_format.md section 4).
+    (docs/checkpoint_format.md section 4). Gray of more than 8 bits is scaled to 8 (`_to_8_bits`), where the original
+    cuts it off; `info["scaled"]` then says how.
     Raises PictureError.
     """
     if isinstance(reference, Image.Image):
@@ -58,7 +52,10 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
     if isinstance(reference, os.PathLike):
         reference = os.fspath(reference)
     if not isinstance(reference, str) or not reference:
-        raise PictureError(f"picture {reference!r}: use a path, an http(s) address, a data: URI or a PIL image")
+        shown = " ".join(f"{reference!r:.60}".split())
+        raise PictureError(
+            f"picture {shown}: use a path, an http(s) address, a data: URI or a PIL image (Image.fromarray of an array)"
+        )
     scheme = _scheme(reference)
     if scheme is None:
         return _open_file(reference, search_dirs, max_pixels)
@@ -66,7 +63,7 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
         return _decode(io.BytesIO(_data_uri_bytes(reference, max_bytes)), _shown(reference), max_pixels)
     if scheme not in ("http", "https"):
         raise PictureError(f"picture {_shown(reference)}: {scheme}:// is not read; use a path or an http(s) address")
-    content, content_type = _download(reference, timeout, max_bytes)
+    content, content_type = download(reference, timeout, max_bytes)
     origin = f"{_shown(reference)} (the server calls it {content_type})" if content_type else _shown(reference)
     return _decode(io.BytesIO(content), origin, max_pixels)
 
@@ -152,21 +149,6 @@ def _flatten(images):
         yield from _flatten(item)
 
 
-def _scheme(reference):
-    """The lower-case scheme of an address ("http", "data", "file" ..), or None for a path."""
-    if reference[:5].lower() == "data:":
-        return "data"
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", reference)
-    return match.group(1).lower() if match else None
-
-
-def _shown(reference):
-    """The reference in quotes, for an error: one line, and never a whole data URI."""
-    if len(reference) <= SHOWN_LENGTH:
-        return repr(reference)
-    return f"{reference[:SHOWN_LENGTH]!r}... ({len(reference)} characters)"
-
-
 def _in_memory(picture):
     """The name of a PIL image in an error, and the advice."""
     return f"in memory ({picture.mode}, {picture.width} x {picture.height})", "give one that Pillow can load"
@@ -249,6 +231,7 @@ def _to_rgb(picture, shown, advice):
     """The loaded picture as RGB. Decoders raise many kinds of errors on damaged data; all become a PictureError."""
     try:
         picture.load()
+        picture = _to_8_bits(picture)
         if isinstance(picture.info.get("transparency"), bytes):
             # Alpha is dropped anyway; Pillow would warn of a palette with one.
             picture = picture.copy()
@@ -256,6 +239,47 @@ def _to_rgb(picture, shown, advice):
         return picture.convert("RGB")
     except Exception as error:
         raise PictureError(f"picture {shown}: cannot be decoded ({error}); {advice}") from error
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Return a loaded grey picture of more than 8 bits as one of mode L, whose info[SCALED] says how; others unchanged.
+
+    Levels of 12 or 16 bits are divided by the range of so many bits. Of 32-bit numbers and floats no file says the
+    range: floats from 0 to 1 are multiplied by 255; numbers from 0 to 255 are levels already, unless they are floats so
+    low that they would be black; else 0, or the lowest if that is negative, becomes black and the highest white.
+    NaN becomes black.
+    """
+    bits = _bits(picture)
+    if picture.mode not in ("I", "F") and not bits:
+        return picture
+    values, tags = np.asarray(picture), getattr(picture, "tag_v2", None)
+    if tags is not None and values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
+        values = values.view(np.uint32)  # for which Pillow has no mode
+    finite = values[np.isfinite(values)]
+    lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if bits:
+        top = 2**bits - 1
+        levels = np.rint(np.arange(2**16) * (255 / top)).clip(0, 255).astype(np.uint8)[values]
+        dark = f"; dark, as nothing in it is above {highest:.0f} of {top}" if highest * 255 < DIM * top else ""
+        scaled = f"{bits}-bit grey: scaled to 8 bits{dark}"
+    else:
+        is_float, within = picture.mode == "F", lowest >= 0 and highest <= 255
+        if within and finite.size == values.size and (not is_float or highest >= DIM):
+            return picture
+        low, high = min(lowest, 0.0), 1.0 if is_float and within and highest <= 1 else highest
+        values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+        levels = np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+        scaled = f"{'float' if is_float else '32-bit'} grey: {low:g} .. {high:g} scaled to 8 bits"
+    picture, info = Image.fromarray(levels), picture.info
+    picture.info = {key: value for key, value in info.items() if key != "transparency"} | {SCALED: scaled}
+    return picture
+
+
+def _bits(picture):
+    """Bits of a level where the file or the mode says it, 12 or 16, for grey pictures of more than 8; else None."""
+    if picture.mode.startswith("I;16"):
+        return getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+    return 16 if picture.mode == "I" and picture.format in ("PNG", "PPM") else None  # neither has 32
 
 
 def _data_uri_bytes(reference, max_bytes):
@@ -273,105 +297,3 @@ def _data_uri_bytes(reference, max_bytes):
     if len(content) > max_bytes:
         raise _too_many_bytes(shown, max_bytes)
     return content
-
-
-def _too_many_bytes(shown, max_bytes):
-    return PictureError(f"picture {shown}: more than {max_bytes} bytes; give a smaller picture, or a local file")
-
-
-@functools.cache
-def _opener():
-    """A urllib opener for http and https alone, proxies of the environment included; redirects come as errors."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _download(url, timeout, max_bytes):
-    """(bytes, content type) of an http(s) address, after at most MAX_REDIRECTS redirects."""
-    shown = _shown(url)
-    deadline = time.monotonic() + timeout
-    try:
-        with _request(url, shown, deadline) as response:
-            return _read_limited(response, shown, deadline, max_bytes), response.headers.get_content_type()
-    except PictureError:
-        raise
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise PictureError(
-            f"picture {shown}: the server answered {error.code} {error.reason}; correct the address"
-        ) from error
-    except TimeoutError as error:
-        raise _timed_out(shown, timeout) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, TimeoutError):
-            raise _timed_out(shown, timeout) from error
-        raise PictureError(
-            f"picture {shown}: no download ({reason}); check the address and the network, or use a local file"
-        ) from error
-
-
-def _timed_out(shown, timeout):
-    return PictureError(f"picture {shown}: not there within {timeout:g} seconds; try again, or use a local file")
-
-
-def _request(url, shown, deadline):
-    """The response to a GET.
-
-    Redirects are followed by hand: urllib would read their bodies without a limit, and follow them to ftp.
-    """
-    for _ in range(MAX_REDIRECTS + 1):
-        request = urllib.request.Request(_ascii_url(url), headers={"User-Agent": "qwen-vl"})
-        try:
-            return _opener().open(request, timeout=_time_left(deadline))
-        except urllib.error.HTTPError as error:
-            target = error.headers.get("Location")
-            if error.code not in REDIRECTS or not target:
-                raise
-            error.close()
-        url = urllib.parse.urljoin(url, target)
-        if _scheme(url) not in ("http", "https"):
-            raise PictureError(f"picture {shown}: redirected to {_shown(url)}; only http(s) is followed")
-    raise PictureError(f"picture {shown}: more than {MAX_REDIRECTS} redirects; use the final address")
-
-
-def _ascii_url(url):
-    """The address with everything outside ASCII, and spaces, encoded as servers expect it."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    path, query = (urllib.parse.quote(part, safe="%/:=&?+,;@!$'()*~[]") for part in (parts.path, parts.query))
-    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
-
-
-def _read_limited(response, shown, deadline, max_bytes):
-    """The body, counted while it arrives: a Content-Length may lie."""
-    announced = None if response.chunked else response.length
-    body = bytearray()
-    while announced is None or len(body) < announced:
-        chunk = response.read1(2**16)
-        if not chunk:
-            break
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_many_bytes(shown, max_bytes)
-        _time_left(deadline)
-    if announced is not None and len(body) < announced:
-        raise OSError(f"the connection closed after {len(body)} of {announced} bytes")
-    return bytes(body)
-
-
-def _time_left(deadline):
-    """Seconds until the deadline; TimeoutError when there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left

@@ -2,78 +2,121 @@
 
 import hashlib
 from collections import OrderedDict
+from threading import Lock
+from typing import NamedTuple
 
 import torch
 
 from .cache_qwen import GrowingCache
 from .image_processing_qwen import open_picture, pixels
+from .model_state_qwen import settings_digest, weights_digest
+from .placement_qwen import execution_device
+
+EXCHANGE = Lock()  # held while an answer takes what a memory holds, or puts it back: never while it computes
+
+
+class Recall(NamedTuple):
+    """What one answer takes from a memory, and with what its cache is being filled."""
+
+    inputs: dict  # keyword arguments for `generate`
+    ids: list = ()  # of the whole prompt
+    digests: list = ()  # one for each of its pictures
+    cache: GrowingCache | None = None  # None: of this answer nothing is kept
+    settings: str = ""
+    weights: str = ""
 
 
 class ChatMemory:
-    """Remembers the pictures and the last prompt of conversations with one model whose weights do not change.
+    """Remembers the pictures and the last prompt of conversations, each with the model as it was then.
+
+    What is held is exactly what the cache was filled with: one row of ids, the pictures among them, and the state of
+    the model, whose weights, adapters and settings are compared at each recall. An answer takes it out and puts it
+    back complete; after an error, or beside the answer of another thread, there is nothing to take.
 
     Pictures are known by their content, so a changed file is seen anew; the least recently used beyond `max_pictures`
     are forgotten. Earlier turns are used again as far as the new prompt begins with the very ids and pictures of the
     last one; nothing of a prompt beyond the trained length is, where the positions of all its tokens change. The last
-    prompt's keys and values stay allocated until `forget_turns`. One answer at a time.
+    prompt's keys and values stay allocated until `forget_turns`.
     """
 
     def __init__(self, max_pictures=64):
         self.max_pictures = max_pictures
-        self.features = OrderedDict()  # digest of the pixels: [n_queries, hidden]
+        self.features = OrderedDict()  # digest of the pixels and of the model: [n_queries, hidden]
         self.forget_turns()
 
     def forget_turns(self):
         """Keep nothing but the pictures."""
-        self.ids, self.digests, self.cache = [], [], None
+        self.ids, self.digests, self.cache, self.model_state = [], [], None, None
 
-    def recall(self, model, ids, references, *, turns=True):
-        """Keyword arguments for `generate` with the prompt `ids`: its pictures' features and, with `turns`, a cache.
+    def recall(self, model, ids: list, references: list, *, turns: bool = True) -> Recall | None:
+        """Return what the prompt `ids` may use: its pictures' features and, with `turns`, a cache; PictureError.
 
         The cache holds the tokens that the last prompt began with, and the features are those of the pictures behind
-        them. `remember` must follow; without it, as after an error, the earlier turns are forgotten. PictureError.
+        them. None where a model trains, or hides its weights: nothing of it can be used again.
         """
-        features, digests = self.encode(model, references) if references else (None, [])
+        weights = None if any(module.training for module in model.modules()) else weights_digest(model)
+        if weights is None:
+            return None
+        settings = settings_digest(model)
+        features, digests = self.encode(model, references, settings + weights) if references else (None, [])
         if not turns:
-            return {"image_features": features} if references else {}
-        known, seen = self.common(model.config, ids, digests)
-        cache = GrowingCache(model.config)
-        if known:
-            cache = self.cache
-            cache.crop(known - cache.get_seq_length())
-        self.ids, self.digests, self.cache = [], digests, cache
+            return Recall({"image_features": features} if references else {})
+        with EXCHANGE:
+            known, seen = self.common(model.config, ids, digests) if self.model_state == (settings, weights) else (0, 0)
+            cache = self.cache if known else GrowingCache(model.config)
+            self.forget_turns()
+        cache.crop(known - cache.get_seq_length())
         remaining = {"image_features": features[seen:]} if seen < len(digests) else {}
-        return {"past_key_values": cache, **remaining}
+        return Recall({"past_key_values": cache, **remaining}, ids, digests, cache, settings, weights)
 
-    def remember(self, ids):
-        """Keep the turns that the cache of the last `recall` was filled with: the first of `ids`, prompt and answer."""
-        if self.cache is None or self.cache.ntk_alpha is not None:
-            return self.forget_turns()
-        self.ids = ids[: self.cache.get_seq_length()]
+    def remember(self, model, recall: Recall, ids: list) -> None:
+        """Keep the turns that the cache of `recall` was filled with: the first of `ids`, prompt and answer.
+
+        Nothing is kept beyond the trained length, nor of a model that was changed while it answered.
+        """
+        cache = recall.cache
+        if cache is None or cache.ntk_alpha is not None or ids[: len(recall.ids)] != recall.ids:
+            return
+        length = cache.get_seq_length()
+        if not 0 < length <= len(ids) or settings_digest(model) != recall.settings:
+            return
+        if any(layer.keys.shape[0] != 1 or layer.keys.shape[2] != length for layer in cache.layers):
+            return
+        with EXCHANGE:
+            self.ids, self.digests, self.cache = ids[:length], recall.digests, cache
+            self.model_state = recall.settings, recall.weights
 
     @torch.no_grad()
-    def encode(self, model, references):
-        """Features [pictures, n_queries, hidden] of the named pictures, and a digest of each one's content.
+    def encode(self, model, references: list, state: str) -> tuple[torch.Tensor, list]:
+        """Return features [pictures, n_queries, hidden] of the named pictures, and a digest of each one's content.
 
-        Pictures that are not in memory go through the vision tower together.
+        The digests depend on `state` too, which stands for the model. Pictures that are not in memory go through the
+        vision tower together.
         """
         size, visual = model.config.visual["image_size"], model.transformer.visual
         opened = {name: pixels(open_picture(name), size) for name in dict.fromkeys(references)}
-        digest_of = {name: hashlib.sha256(picture.numpy().tobytes()).hexdigest() for name, picture in opened.items()}
-        new = {digest_of[name]: picture for name, picture in opened.items() if digest_of[name] not in self.features}
+        digest_of = {
+            name: hashlib.sha256(state.encode() + picture.numpy().tobytes()).hexdigest()
+            for name, picture in opened.items()
+        }
+        by_digest = {digest_of[name]: picture for name, picture in opened.items()}
+        with EXCHANGE:
+            found = {digest: self.features[digest] for digest in by_digest if digest in self.features}
+        new = {digest: picture for digest, picture in by_digest.items() if digest not in found}
         if new:
-            features = visual(torch.stack(list(new.values())).to(visual.conv1.weight.device))
-            self.features.update(zip(new, (one.clone() for one in features), strict=True))
+            features = visual(torch.stack(list(new.values())).to(execution_device(visual)))
+            found |= zip(new, (one.clone() for one in features), strict=True)
         digests = [digest_of[name] for name in references]
-        for digest in digests:
-            self.features.move_to_end(digest)
-        found = torch.stack([self.features[digest] for digest in digests])
-        while len(self.features) > self.max_pictures:
-            self.features.popitem(last=False)
-        return found, digests
+        with EXCHANGE:
+            for digest in digests:
+                self.features[digest] = found[digest]
+                self.features.move_to_end(digest)
+            while len(self.features) > self.max_pictures:
+                self.features.popitem(last=False)
+        return torch.stack([found[digest] for digest in digests]), digests
 
     def common(self, config, ids, digests):
-        """How many tokens, and how many pictures among them, the prompt `ids` has in common with what is remembered.
+        """Return how many tokens, and pictures among them, the prompt `ids` has in common with what is remembered.
 
         At least one token is left to compute, and a picture's span is taken whole or not at all.
         """

@@ -15,8 +15,11 @@ from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
 from .image_processing_qwen import open_picture, pixels
+from .loading_qwen import LoadingMixin
+from .logits_qwen import CheckedGeneration
 from .loss_qwen import target_index as index_of_targets
 from .loss_qwen import target_losses
+from .placement_qwen import PlacedModel, execution_device
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
 PLAIN_STD = 0.22  # of random embeddings of a plain patch; those of a patch with edges are of 1
@@ -52,7 +55,7 @@ def patch_filters(like):
     return filters - (1 - PLAIN_STD) * filters.mean((2, 3), keepdim=True)
 
 
-class QWenPreTrainedModel(PreTrainedModel):
+class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
     """Loading, saving and random initialisation of Qwen-VL weights."""
 
     config_class = QWenConfig
@@ -170,7 +173,7 @@ class QWenModel(QWenPreTrainedModel):
                 pixel_values = self.open_referenced(input_ids, spans)
             if vit_features is None:
                 # Not by the name of a weight: ZeRO-3 would gather it here, where processes without pictures do not.
-                pixel_values = pixel_values.to(next(self.visual.parameters()).device)
+                pixel_values = pixel_values.to(execution_device(self.visual))
             image_features = self.visual(pixel_values, vit_features)
         return spans, image_features if picture_index is None else image_features[picture_index]
 
@@ -183,6 +186,7 @@ class QWenModel(QWenPreTrainedModel):
         pictures = self.encode_pictures(input_ids, **pictures)
         if pictures is not None:
             spans, features = pictures
+            spans = spans.to(embeds.device)
             columns = spans[:, 1:] + torch.arange(self.config.image_span_tokens, device=spans.device)
             return embeds.index_put((spans[:, :1].expand_as(columns), columns), features.to(embeds))
         if self.runs_vision_always or self.trains_vision_with_others():
@@ -313,7 +317,7 @@ class QWenModel(QWenPreTrainedModel):
         )
 
 
-class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
+class QWenLMHeadModel(ChatMixin, CheckedGeneration, QWenPreTrainedModel, GenerationMixin):
     """The complete Qwen-VL model: next-token logits, loss, generation and chat.
 
     Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
@@ -373,6 +377,11 @@ class QWenLMHeadModel(ChatMixin, QWenPreTrainedModel, GenerationMixin):
         **kwargs,
     ):
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        if "loss_weights" in kwargs:
+            raise ValueError(
+                "loss_weights: the loss of this model weighs all targets alike; train with finetune.py, or leave the "
+                "weights of the samples out"
+            )
         output = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

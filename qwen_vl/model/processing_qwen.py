@@ -104,7 +104,10 @@ def _list_of_texts(text):
     texts = [text] if isinstance(text, str) else text
     good = isinstance(texts, list | tuple) and texts and all(isinstance(item, str) and item for item in texts)
     if not good:
-        raise ValueError(f"text: {text!r:.80}; use a string or a list of strings, none of them empty")
+        raise ValueError(
+            f"text: {text!r:.80}; use a string or a list of strings, none of them empty; a conversation is for "
+            "model.chat, and its prompt is make_context(tokenizer, query, history).text"
+        )
     return list(texts)
 
 

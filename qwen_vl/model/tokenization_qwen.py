@@ -4,12 +4,13 @@ import base64
 import os
 import re
 import unicodedata
+import warnings
 
 import tiktoken
 from transformers import PreTrainedTokenizer
 
 from .box_drawing_qwen import draw_boxes
-from .image_processing_qwen import open_picture
+from .image_processing_qwen import PictureError, open_picture
 
 VOCAB_FILES_NAMES = {"vocab_file": "qwen.tiktoken"}
 IMAGE_SPAN_TOKENS = 256  # ids between <img> and </img>, one for each vector of the published vision tower
@@ -30,6 +31,11 @@ SPECIAL_TOKENS = (
 )
 CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - PICTURE_TAGS
 LIST_FORMAT_TAGS = {"<img>": "image", "<ref>": "ref", "<box>": "box", "<quad>": "quad"}
+# A box that holds no other, and the phrase right before it, which holds no tag.
+BOX_WITH_REF = re.compile(
+    r"(?:<ref>((?:(?!</?(?:ref|box|quad|img)>).)*)</ref>)?<box>((?:(?!<box>).)*?)</box>", re.DOTALL
+)
+SHOWN_LENGTH = 60  # characters of a malformed box in a warning
 
 
 def read_vocabulary(path):
@@ -356,10 +362,9 @@ class QWenTokenizer(PreTrainedTokenizer):
     def to_list_format(self, text):
         """Return [{'image'|'ref'|'box'|'quad'|'text': ..}, ..] of text, in order; contents are kept as they are.
 
-        An unclosed tag and a control token other than <|endoftext|> are a ValueError.
+        A model may have written it: a tag that is never closed, and any control marker, is text.
         """
         text = unicodedata.normalize("NFC", text)
-        self._refuse(text, CONTROL_TOKENS - {ENDOFTEXT})
         elements, position = [], 0
         for match in re.finditer("|".join(LIST_FORMAT_TAGS), text):
             tag = match.group()
@@ -367,7 +372,7 @@ class QWenTokenizer(PreTrainedTokenizer):
                 continue  # inside the element before
             end = text.find(f"</{tag[1:]}", match.end())
             if end < 0:
-                raise ValueError(f"unclosed {tag} at character {match.start()}: {text[match.start() :][:60]!r}")
+                continue
             if match.start() > position:
                 elements.append({"text": text[position : match.start()]})
             elements.append({LIST_FORMAT_TAGS[tag]: text[match.end() : end]})
@@ -387,32 +392,57 @@ class QWenTokenizer(PreTrainedTokenizer):
     def _fetch_all_box_with_ref(self, text):
         """Return [{'box': (x1, y1, x2, y2), 'ref': phrase}, ..]; 'ref' only where a phrase stands right before the box.
 
-        A box that is not four whole numbers is a ValueError.
+        A box that is not four whole numbers, or not closed, is left out; one warning counts all of them.
         """
-        boxes, phrase = [], None
-        for element in self.to_list_format(text):
-            if "box" in element:
-                boxes.append({"box": _box_numbers(element["box"])})
-                if phrase is not None:
-                    boxes[-1]["ref"] = phrase.strip()
-            phrase = element.get("ref")
+        text = unicodedata.normalize("NFC", text)
+        boxes, malformed = [], {match.start() for match in re.finditer("<box>", text)}
+        for match in BOX_WITH_REF.finditer(text):
+            phrase, content = match.groups()
+            if numbers := _box_numbers(content):
+                boxes.append({"box": numbers} | ({} if phrase is None else {"ref": phrase.strip()}))
+                malformed.remove(match.start(2) - len("<box>"))
+        if malformed:
+            first = text[min(malformed) :][:SHOWN_LENGTH]
+            warnings.warn(
+                f"{len(malformed)} of {len(malformed) + len(boxes)} boxes cannot be drawn, as they are not "
+                f"<box>(x1,y1),(x2,y2)</box> with whole numbers; the first begins {first!r}"
+            )
         return boxes
 
     def draw_bbox_on_latest_picture(self, response, history=None):
-        """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box."""
-        reference = self._fetch_latest_picture(response, history)
-        if reference is None:
-            return None
+        """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box.
+
+        The picture is the last one of the questions in `history`: what an answer names is never opened. Without a
+        history the response is a whole text, question and answer, and its last picture that opens is taken.
+        Malformed boxes are left out with a warning. A small picture comes back enlarged (`draw_boxes`).
+        Raises PictureError for a picture that cannot be opened.
+        """
         boxes = self._fetch_all_box_with_ref(response)
-        return draw_boxes(open_picture(reference), boxes) if boxes else None
+        if history is None:
+            references = re.findall(f"{IMG_START}(.*?){IMG_END}", response, flags=re.DOTALL)
+        else:
+            references = [self._fetch_latest_picture("", history)]
+        if not boxes or not references or references[-1] is None:
+            return None
+        return draw_boxes(_open_latest(references), boxes)
+
+
+def _open_latest(references):
+    """Return the last picture that opens, an invented one may stand behind it; raise the first's error if none does."""
+    for earlier, reference in reversed(list(enumerate(references))):
+        try:
+            return open_picture(reference)
+        except PictureError:
+            if not earlier:
+                raise
 
 
 def _box_numbers(content):
-    """Return (x1, y1, x2, y2) of the text between <box> and </box>."""
+    """Return (x1, y1, x2, y2) of the text between <box> and </box>, None if it is not four whole numbers."""
     try:
         x1, y1, x2, y2 = (int(number) for number in content.replace("(", "").replace(")", "").split(","))
     except ValueError:
-        raise ValueError(f"box {content!r} is not (x1,y1),(x2,y2) with four whole numbers") from None
+        return None
     return x1, y1, x2, y2
 
 

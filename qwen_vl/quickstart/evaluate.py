@@ -11,6 +11,11 @@ import platform
 import sys
 from pathlib import Path
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 
 from qwen_vl.data import conversations

@@ -10,10 +10,16 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 import torch
 from transformers import GenerationConfig
 
 from qwen_vl.entry import run
+from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import SPECIAL_TOKENS, QWenTokenizer
 from qwen_vl.training import saving
@@ -28,15 +34,15 @@ def build(config_path, out):
     """
     config = QWenConfig(**json.loads(Path(config_path).read_text(encoding="utf-8")))
     tokenizer = build_tokenizer(config)
-    if tokenizer.img_start_id != config.visual["image_start_id"]:
+    if tokenizer.img_start_id != family.image_start_id(config):
         raise ValueError(
-            f"{config_path}: visual.image_start_id is {config.visual['image_start_id']}; "
+            f"{config_path}: image_start_id is {family.image_start_id(config)}; "
             f"with this vocab_size it must be {tokenizer.img_start_id}"
         )
     torch.manual_seed(SEED)
     model = QWenLMHeadModel(config)
     model.generation_config = GenerationConfig(
-        chat_format=saving.CHAT_FORMAT,
+        chat_format=family.CHAT_FORMAT,
         do_sample=False,
         max_new_tokens=64,
         max_window_size=config.seq_length,

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from qwen_vl.export.adapted import load_adapted
+from qwen_vl.families import v1 as family
 from qwen_vl.training import loading, quantization
 
 
@@ -20,11 +21,11 @@ def load(path, *, device=None, dtype="auto", base=None, trust_base=False):
     else:
         tokenizer = loading.load_tokenizer(path)
         model = loading.load_model(path, dtype=dtype, device=device, fast_kernels=True)
-    chat_format = model.generation_config.to_dict().get("chat_format", "chatml")
-    if chat_format != "chatml":
+    settings = model.generation_config.to_dict()
+    if not family.is_chat(settings, unmarked=True):
         raise ValueError(
-            f"{path}: a base model (chat_format {chat_format!r} in generation_config.json), which only continues "
-            "texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
+            f"{path}: a base model (chat_format {family.chat_format(settings)!r} in generation_config.json), which "
+            "only continues texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
         )
     is_placed = quantization.kind_of(model.config) is not None  # quantised weights were loaded onto the device
     return (model if is_placed else model.to(device)).eval(), tokenizer

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from PIL import Image
 
 from qwen_vl.model.chat_qwen import SYSTEM
-from qwen_vl.model.image_processing_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import PictureError, open_picture
+from qwen_vl.model.logits_qwen import LogitsError
 from qwen_vl.model.memory_qwen import ChatMemory
 
 from .engine import load
@@ -70,12 +72,16 @@ class Session:
         """
         if "<box>" not in answer:
             return
-        try:
-            picture = self.tokenizer.draw_bbox_on_latest_picture(answer, self.history)
-        except ValueError as error:  # a model may write anything between <box> and </box>
-            return self.note(f"the boxes of this answer cannot be drawn: {error}")
+        with warnings.catch_warnings(record=True) as caught:  # of boxes that are malformed, and of missing fonts
+            warnings.simplefilter("always")
+            try:
+                picture = self.tokenizer.draw_bbox_on_latest_picture(answer, self.history)
+            except PictureError as error:  # gone since it was shown
+                return self.note(f"the boxes of this answer cannot be drawn: {error}")
+        for warning in caught:
+            self.note(warning.message)
         if picture is None:
-            return self.note("this answer has boxes, but there is no picture to draw them on")
+            return None if caught else self.note("this answer has boxes, but there is no picture to draw them on")
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         self.note(f"boxes drawn into {path}")
@@ -118,6 +124,8 @@ def converse(session, box_file):
                 command(session, line)
             elif line:
                 session.draw(session.ask(line), free_path(box_file))
+        except LogitsError:  # these weights will not answer, whatever is asked: an error of the whole command
+            raise
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=session.notes)
         except KeyboardInterrupt:

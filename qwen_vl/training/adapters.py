@@ -5,21 +5,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from qwen_vl.families.v1 import ALL_LINEAR, LORA_WORDS, TOKEN_TABLES
+
 from . import quantization
 
-WORDS = {  # word for --lora_target_modules: where the linears lie that it means
-    "attention": r"transformer\.h\.\d+\.attn\..+",
-    "mlp": r"transformer\.h\.\d+\.mlp\..+",
-    "resampler": r"transformer\.visual\.attn_pool\..+",
-    "vision": r"transformer\.visual\.transformer\..+",
-}
-ALL_LINEAR = "all-linear"  # all of these words together; lm_head is none of them
 OF_BASE_WEIGHTS = ("pissa", "olora")  # computed from the float weights, which they change
 FACTORS = re.compile(r"\.lora_(embedding_)?[AB]\b")  # in the names of A and B; DoRA's magnitudes are no factors
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -30,54 +26,113 @@ def target_modules(model, targets):
 
     A word stands for every linear of its part in this very model. A name is the end of a module's path.
     """
-    words = [word for target in targets for word in (WORDS if target == ALL_LINEAR else [target]) if word in WORDS]
+    words = [word for target in targets for word in (LORA_WORDS if target == ALL_LINEAR else [target])]
+    words = [word for word in words if word in LORA_WORDS]
     if not words:
         return list(targets)
     paths = [path for path, module in model.named_modules() if isinstance(module, quantization.linear_kinds(model))]
-    meant = [path for path in paths if any(re.fullmatch(WORDS[word], path) for word in words)]
+    meant = [path for path in paths if any(re.fullmatch(LORA_WORDS[word], path) for word in words)]
     patterns = {re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(path)) for path in meant}
-    names = [target for target in targets if target not in (*WORDS, ALL_LINEAR)]
+    names = [target for target in targets if target not in (*LORA_WORDS, ALL_LINEAR)]
     patterns |= {rf"(.*\.)?{re.escape(name)}" for name in names}
     return "|".join(sorted(patterns))
 
 
+def is_end(name, path):
+    """Whether a name is a module's whole path or the end of it that begins after a dot."""
+    return path == name or path.endswith(f".{name}")
+
+
 def check_names(model, targets, modules_to_save):
-    """None, or a ValueError with each target and module that is the end of no path in the model."""
+    """Raise ValueError naming every target and module that is the end of no path, and modules within one another."""
     kinds = (*quantization.linear_kinds(model), nn.Embedding, nn.Conv2d)
-    targets = [target for target in targets if target not in (*WORDS, ALL_LINEAR)]
+    targets = [target for target in targets if target not in (*LORA_WORDS, ALL_LINEAR)]
     problems = lost_names(model, "--lora_target_modules", targets, kinds)
     problems += lost_names(model, "--modules_to_save", modules_to_save, nn.Module)
-    packed = quantization.quantized_linears(model)
-    whole = [name for name in modules_to_save if any(f".{path}.".find(f".{name}.") >= 0 for path in packed)]
-    if whole:
-        problems.append(f"--modules_to_save {' '.join(whole)}: quantised weights cannot train; train adapters on them")
+    whole = whole_paths(model, modules_to_save)
+    inner = [(path, outer) for path in whole for outer in whole if path.startswith(f"{outer}.")]
+    problems += [
+        f"--modules_to_save: {path} lies in {outer}, which trains whole anyway; leave one of them out"
+        for path, outer in inner[:1]
+    ]
     if problems:
         raise ValueError("\n  ".join(problems))
 
 
+def check_whole(model, modules_to_save, kind):
+    """Raise ValueError if a module that is to train whole holds weights that are, or will be, quantised as `kind`.
+
+    model: of `loading.skeleton`, in which weights that bitsandbytes makes smaller while loading are float ones.
+    """
+    packed = quantization.packed_paths(model, kind)
+    whole = [name for name in modules_to_save if any(f".{path}.".find(f".{name}.") >= 0 for path in packed)]
+    if whole:
+        raise ValueError(f"--modules_to_save {' '.join(whole)}: quantised weights cannot train; train adapters on them")
+
+
 def lost_names(model, flag, names, kinds):
-    """A line about the names that are the end of no path to a module of these kinds, in a list; [] without any."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, kinds)]
-    lost = [name for name in names if not any(path == name or path.endswith("." + name) for path in paths)]
+    """Return a line about the names that end the path of no module of these kinds with weights, in a list."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, kinds) and has_weights(module)]
+    lost = [name for name in names if not any(is_end(name, path) for path in paths)]
     if not lost:
         return []
     ends = sorted({path.rpartition(".")[2] for path in paths} - {""})
-    words = f"; words are {', '.join((*WORDS, ALL_LINEAR))}" if flag == "--lora_target_modules" else ""
+    words = f"; words are {', '.join((*LORA_WORDS, ALL_LINEAR))}" if flag == "--lora_target_modules" else ""
     return [f"{flag} {' '.join(lost)}: matches nothing in the model; modules end in {', '.join(ends)}{words}"]
+
+
+def has_weights(module):
+    """Return whether a module holds parameters, or the buffers that stand for them in a packed layer."""
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+
+
+def whole_paths(model, names):
+    """Return the paths of the modules with one of these names; of a list of modules, those of its members."""
+    modules = dict(model.named_modules())
+    paths = [path for path in modules if any(is_end(name, path) for name in names)]
+    lists = {path: len(modules[path]) for path in paths if isinstance(modules[path], nn.ModuleList)}
+    return [member for path in paths for member in ([f"{path}.{i}" for i in range(lists.get(path, 0))] or [path])]
+
+
+def modules_to_save(model, names):
+    """Return what PEFT's modules_to_save takes for names: each as it is, or the whole paths that it stands for.
+
+    PEFT compares the ends of paths as texts, so that `attn` would be `c_attn` as well, and takes no lists of modules.
+    """
+    paths, found = [path for path, _ in model.named_modules()], []
+    for name in names or ():
+        meant = whole_paths(model, [name])
+        found += [name] if meant == [path for path in paths if path.endswith(name)] else meant
+    return found or None
 
 
 def trained_rows(new_tokens, modules_to_save):
     """{module: ids} of the rows that train for new tokens, for modules that do not train whole anyway."""
     ids = list(new_tokens)
-    return {name: ids for name in ("wte", "lm_head") if ids and name not in modules_to_save}
+    whole = {name for name, path in TOKEN_TABLES.items() if any(is_end(one, path) for one in modules_to_save)}
+    return {name: ids for name in TOKEN_TABLES if ids and name not in whole}
 
 
-def check_rows(rows):
-    """None, or a ValueError where rows of embeddings would train beside adapters under ZeRO-3, which PEFT cannot."""
+def check_rows(rows, model=None):
+    """Raise ValueError where rows of embeddings cannot train: under ZeRO-3, or on a module that has an adapter.
+
+    model: a PeftModel without these rows, or None where the adapter has them already.
+    """
     if rows and is_deepspeed_zero3_enabled():
         raise ValueError(
-            "--new_special_tokens trains rows of wte and lm_head, which ZeRO-3 divides among processes; use ZeRO-2 "
-            "(configs/deepspeed/zero2.json) or FSDP, or train both whole: --modules_to_save wte lm_head"
+            f"--new_special_tokens trains rows of {' and '.join(TOKEN_TABLES)}, which ZeRO-3 divides among processes; "
+            "use ZeRO-2 (configs/deepspeed/zero2.json) or FSDP, or train both whole: "
+            f"--modules_to_save {' '.join(TOKEN_TABLES)}"
+        )
+    layers = {
+        name: model.get_base_model().get_submodule(TOKEN_TABLES[name]) for name in rows or () if model is not None
+    }
+    both = [name for name, layer in layers.items() if isinstance(layer, BaseTunerLayer)]
+    if both:
+        raise ValueError(
+            f"--lora_target_modules {' '.join(both)}: the rows of --new_special_tokens train there, and a module takes "
+            "such rows or an adapter, not both; leave it out of the targets, or name it in --modules_to_save as well, "
+            "so that it trains whole"
         )
 
 
@@ -108,8 +163,9 @@ def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_p
             f"full fine-tuning cannot train quantised weights ({kind}); add --q_lora to train adapters on them, "
             "or give the float checkpoint"
         )
-    if kind == "gptq" and use_dora:
-        problems.append("--use_dora reads the base weights, which a GPTQ layer has not; use --use_rslora, or nf4")
+    if kind in ("gptq", "int8") and use_dora:
+        layer = "a GPTQ layer has not" if kind == "gptq" else "bitsandbytes moves away in an int8 layer"
+        problems.append(f"--use_dora reads the base weights, which {layer}; use --use_rslora, or nf4")
     if kind and start in OF_BASE_WEIGHTS:
         problems.append(
             f"--init_lora_weights {start} changes the base weights, which cannot be done to quantised ones "

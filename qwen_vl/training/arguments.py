@@ -1,26 +1,25 @@
 """The command line of training: the reference's flags, all TrainingArguments, old spellings, a YAML file first."""
 
-import difflib
+import contextlib
 import os
 import sys
 from dataclasses import MISSING, dataclass, field, fields
-from importlib.util import find_spec
 
 import torch
 import yaml
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.hf_argparser import string_to_bool
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from qwen_vl.data.chatml import LOSS_ON
 from qwen_vl.data.dataset import POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
+from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
 
-from . import adapter_flags, engines, optimizers
+from . import adapter_flags, engines, optimizers, reporting, selection
+from .spelling import is_flag, suggestion
 
-DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
 CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
 POSITIVE = (  # flags that make no sense at 0
     "model_max_length",
@@ -32,6 +31,7 @@ POSITIVE = (  # flags that make no sense at 0
     "num_train_epochs",
     "meeting_timeout",
 )
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "early_stopping_patience")
 
 
 def option(default, text, **metadata):
@@ -244,7 +244,8 @@ def parse(argv=None):
         parser.set_defaults(**read_yaml(argv.pop(0), parser))
     settings, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error("unknown argument " + ", ".join(word + suggestion(word, parser) for word in unknown))
+        meant = [suggestion(word, parser, mark="--") if is_flag(word) else "" for word in unknown]
+        parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
     settings.use_lora = settings.use_lora or settings.q_lora
     problems = check(settings)
     if problems and "RANK" in os.environ:  # before the processes of a run meet; one a machine says it
@@ -285,9 +286,7 @@ def read_yaml(path, parser):
     if not isinstance(settings, dict):
         parser.error(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
     known = {f.name for kind in parser.dataclass_types for f in fields(kind) if f.init}
-    problems = [
-        f"{path}: unknown key {key}{suggestion('--' + str(key), parser)}" for key in settings if key not in known
-    ]
+    problems = [f"{path}: unknown key {key}{suggestion(str(key), parser)}" for key in settings if key not in known]
     flags = {action.dest: action for action in reversed(parser._actions)}  # --flag stands before its --no_flag
     values = {}
     for key in known & settings.keys():
@@ -296,6 +295,7 @@ def read_yaml(path, parser):
             problems.append(f"{path}: {key} takes one value, not a list")
         elif value is not None:
             value = as_text(value, is_switch=flags[key].type is string_to_bool)
+            value = with_numbers(value) if isinstance(value, dict) else value
             values[key] = [value] if takes_list and not isinstance(value, list) else value
     if problems:
         parser.error("\n  ".join(problems))
@@ -312,11 +312,15 @@ def as_text(value, *, is_switch):
     return str(value) if isinstance(value, (bool, int, float)) else value
 
 
-def suggestion(flag, parser):
-    """' (did you mean --x?)' for a flag that is close to a known one, else ''."""
-    names = [name for action in parser._actions for name in action.option_strings]
-    close = difflib.get_close_matches(flag.split("=")[0], names, n=1) if flag.startswith("--") else []
-    return f" (did you mean {close[0]}?)" if close else ""
+def with_numbers(settings):
+    """A mapping in which what YAML has read as text, as it does 1e-5, is a number."""
+    found = {}
+    for key, value in settings.items():
+        found[key] = with_numbers(value) if isinstance(value, dict) else value
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                found[key] = float(value)
+    return found
 
 
 def check(settings):
@@ -343,9 +347,8 @@ def check(settings):
         problems.append(str(error))
     if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
         problems.append("--eval_strategy needs --eval_data_path")
-    if settings.early_stopping_patience and (settings.evaluation_strategy or settings.eval_strategy) == "no":
-        problems.append("--early_stopping_patience needs --eval_strategy and --eval_data_path")
-    problems += adapter_flags.check(settings) + optimizers.check(settings)
+    problems += adapter_flags.check(settings) + optimizers.check(settings) + selection.check(settings)
+    problems += reporting.check(settings)
     if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
         problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")
     if settings.fp16 and not torch.accelerator.is_available():
@@ -382,15 +385,11 @@ def out_of_range(settings):
             yield name, "a number above 0", getattr(settings, name)
     if not 0 <= settings.lora_dropout < 1:
         yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
-    if settings.sample_phases_every < 0:
-        yield "sample_phases_every", "0 or more", settings.sample_phases_every
+    for name in NOT_NEGATIVE:
+        if getattr(settings, name) < 0:
+            yield name, "0 or more", getattr(settings, name)
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:
             yield name, f"one of {', '.join(choices)}", getattr(settings, name)
     if settings.label_smoothing_factor:
         yield "label_smoothing_factor", "0, as transformers' smoothing does not fit", settings.label_smoothing_factor
-    for name in settings.report_to:
-        if name in ("tensorboard", "wandb") and find_spec(name) is None:
-            yield "report_to", f"it after `pip install {name}`", name
-        elif name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
-            yield "report_to", "none, tensorboard, wandb, or both", name

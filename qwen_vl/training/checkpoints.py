@@ -60,10 +60,11 @@ def run_state(folder):
     return read_json(folder, RUN_STATE) or {"step": (read_json(folder, TRAINER_STATE) or {}).get("global_step", 0)}
 
 
-def damage(folder):
+def damage(folder, *, resumable=True):
     """A line for everything that keeps a run from going on from a checkpoint folder: [] for a complete one.
 
-    A folder without a manifest, as other tools write it, is only looked at for what a run cannot go on without.
+    resumable: whether the optimizer's state has to be there, too. A folder without a manifest, as other tools write it,
+    is only looked at for what a run cannot go on without.
     """
     folder = Path(folder)
     problems = []
@@ -76,10 +77,19 @@ def damage(folder):
         problems = [f"{name} {what}" for name, what in zip(manifest["files"], found, strict=True) if what]
     if not problems and read_json(folder, TRAINER_STATE) is None:
         problems.append(f"no {TRAINER_STATE} there that can be read")
-    if not problems and not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):  # DeepSpeed's
-        problems.append("without the optimizer's state, as of a run with --save_only_model; train its model further "
-                        "as --model_name_or_path")  # fmt: skip
+    if resumable and not problems and not has_optimizer(folder):
+        is_adapter = (folder / "adapter_config.json").is_file()
+        kind, flag = ("adapter", "lora_weight_path") if is_adapter else ("model", "model_name_or_path")
+        problems.append(
+            f"holds the {kind} alone, without the optimizer's state, as of a run with --save_only_model; train it "
+            f"further as --{flag} {folder}"
+        )
     return problems
+
+
+def has_optimizer(folder):
+    """Whether a checkpoint holds the state of an optimizer, in whole or in DeepSpeed's parts."""
+    return any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
 
 
 def _mismatch(path, expected):
@@ -106,7 +116,7 @@ def found(output_dir):
     Not by step alone: those that an earlier run left in the folder may have larger numbers.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
-    return sorted(folders, key=lambda path: (_written(path), _step(path)), reverse=True)
+    return sorted(folders, key=lambda path: (written(path), _step(path)), reverse=True)
 
 
 def _step(path):
@@ -114,8 +124,9 @@ def _step(path):
     return int(number) if number.isdigit() else None
 
 
-def _written(path):
-    return (read_json(path, MANIFEST) or {}).get("written", path.stat().st_mtime)
+def written(path):
+    """When a checkpoint was written, in seconds since 1970."""
+    return (read_json(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
 
 
 def rescue(output_dir):
@@ -153,7 +164,7 @@ def to_resume(output_dir, requested):
 def _to_resume(output_dir, requested):
     if not requested or str(requested).lower() == "false":
         return None
-    if str(requested).lower() in ("true", "auto"):
+    if is_automatic(requested):
         return _newest(output_dir)
     folder = Path(requested)
     if not folder.is_dir() or not (folder / TRAINER_STATE).is_file():
@@ -164,6 +175,11 @@ def _to_resume(output_dir, requested):
         raise ValueError(f"--resume_from_checkpoint {requested}: {listed(problems)}; give an earlier checkpoint")
     _announce(folder)
     return str(requested)
+
+
+def is_automatic(requested):
+    """Whether --resume_from_checkpoint asks for the newest checkpoint, whatever it is."""
+    return str(requested).lower() in ("true", "auto")
 
 
 def _newest(output_dir):

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import pickle
-import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
@@ -28,26 +27,15 @@ SAMPLED_VALUES = 1024  # of the start and of the end of each tensor that a finge
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
 
 
-def quiet_libraries():
-    """Switch off, for this process, what libraries say that helps nobody: bars off a terminal, their own renames."""
-    if not sys.stderr.isatty():
-        hf_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its five retries
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
 def load_config(path, cache_dir=None):
     """The QWenConfig of a checkpoint folder or hub name; ValueError for another architecture, OSError if missing."""
     if not os.path.isdir(path):
         logger.warning("%s is no folder here; asking the download cache and the hub for it", path)
     settings = read_json(path, "config.json", cache_dir)
     if settings is None:
+        refuse_adapter(path)
         raise FileNotFoundError(f"{path}: has no config.json; give the folder of a Qwen-VL checkpoint")
-    if settings.get("model_type") != QWenConfig.model_type or "visual" not in settings:
-        kind = settings.get("model_type", "unknown") + ("" if "visual" in settings else " without a vision tower")
-        raise ValueError(
-            f"{path}: a checkpoint of type {kind}; this tool works with Qwen-VL (model_type qwen, with `visual`)"
-        )
+    family.check_family(path, settings)
     try:
         config = QWenConfig.from_dict(settings)
     except (ValueError, TypeError) as error:
@@ -71,21 +59,7 @@ def load_tokenizer(path, config=None, cache_dir=None, extra_tokens=None):
         tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir, extra_tokens=names)
     for leftover in ("is_local", "local_files_only"):  # of this call, which saving would write into the checkpoint
         tokenizer.init_kwargs.pop(leftover, None)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"{path}: the vocabulary has {len(tokenizer)} tokens, the model has {config.vocab_size} rows; "
-            "use the qwen.tiktoken that belongs to the weights"
-        )
-    if tokenizer.img_start_id != config.visual["image_start_id"]:
-        raise ValueError(
-            f"{path}: <img> is token {tokenizer.img_start_id}, config.visual.image_start_id is "
-            f"{config.visual['image_start_id']}; use the qwen.tiktoken that belongs to the weights"
-        )
-    if tokenizer.image_span_tokens != config.image_span_tokens:
-        raise ValueError(
-            f"{path}: image_span_tokens is {tokenizer.image_span_tokens} in tokenizer_config.json, visual.n_queries is "
-            f"{config.image_span_tokens} in config.json; they must be equal"
-        )
+    family.check_tokenizer(path, tokenizer, config)
     return tokenizer
 
 
@@ -261,7 +235,18 @@ def weight_files(path, cache_dir=None):
                     f"{path}: {missing[0]} is listed in {name}.index.json but missing; download the checkpoint again"
                 )
             return list(shards.values())
+    refuse_adapter(path)
     raise FileNotFoundError(f"{path}: no model.safetensors and no pytorch_model.bin; give a complete checkpoint folder")
+
+
+def refuse_adapter(path):
+    """Raise ValueError for a folder that holds an adapter, where a model is needed."""
+    if Path(path, "adapter_config.json").is_file():
+        base = (read_json(path, "base.json") or {}).get("name", "MODEL")
+        raise ValueError(
+            f"{path}: is an adapter: merge it first (qwen-vl merge {path} MERGED) and give the merged model. To train "
+            f"it further, give it as --lora_weight_path with --use_lora, and its base: --model_name_or_path {base}"
+        )
 
 
 def check_files(path, cache_dir=None):

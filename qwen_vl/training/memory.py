@@ -1,7 +1,7 @@
 """Where the memory of a training run goes, from the configuration alone: a physical model, stated part by part.
 
 Sizes of weights come from the model itself, built without storage (on the meta device) and prepared by the functions
-of `tuning` that prepare the real one. Activations are counted as what autograd keeps for each operation of a block.
+of `tuning` that prepare the real one. Activations of a block are counted by `families`.
 A run passes through phases; the peak is the largest of them. docs/plan.md has the assumptions in words and how far
 the results are from measured ones. GB are 10**9 bytes.
 """
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from qwen_vl.families import v1 as family
+from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
-from qwen_vl.model.decoder_qwen import QWenBlock
 from qwen_vl.model.loss_qwen import CHUNK_BYTES
 
 from . import tuning
@@ -27,6 +28,7 @@ PASSING = ("vision tower", "activations", "logits", "optimizer step")  # parts t
 OVERLAP = 4.5  # times both buckets: what `overlap_comm` takes by DeepSpeed's documentation
 GPTQ_BITS, GPTQ_GROUP = 4, 128
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight; a byte scales 64, and a float32 256 of those bytes
+AUTOCAST_PARTS = (family.DECODER_PART, family.HEAD_PART)  # of whose matrices autocast makes copies
 
 
 class Weights(NamedTuple):
@@ -37,10 +39,10 @@ class Weights(NamedTuple):
     quantised: int  # bytes, of `frozen`
     parameters: int  # trained ones
     largest: int  # trained parameters in the largest tensor
-    matrices: int  # trained parameters that are float32 matrices of the decoder and lm_head, without adapters
+    matrices: int  # trained parameters that are float32 matrices of the decoder and the head, without adapters
     one_dtype: int  # bytes of the trained weights of the commonest dtype
     adapters: int  # parameters of LoRA
-    parts: tuple  # that train, as `tuning.PARTS` names them
+    parts: tuple  # that train, as `v1.PARTS` names them
 
 
 class Setup(NamedTuple):
@@ -66,7 +68,8 @@ class Setup(NamedTuple):
 def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
     """The Weights of a model with this config, prepared as a run would.
 
-    base_model: LoRA trains copies of wte and lm_head. lora: {"r", "alpha", "dropout", "targets", "bias"} of adapters.
+    base_model: LoRA trains copies of embeddings and head. lora: {"r", "alpha", "dropout", "targets", "bias"} of
+    adapters.
     """
     kind = (setup.method, setup.packing, setup.half)
     return _weighed(config.to_json_string(), *kind, base_model, fix_vit, tuple((lora or {}).items()))
@@ -89,7 +92,7 @@ def prepared(
         model = QWenLMHeadModel(config).to(dtype)
         if method == "full":
             return tuning.freeze_for_full(model, fix_vit=fix_vit)
-        whole = ["wte", "lm_head"] if base_model and method == "lora" else None
+        whole = list(family.WHOLE_ON_A_BASE) if base_model and method == "lora" else None
         return tuning.add_adapters(model, **lora, modules_to_save=whole)
 
 
@@ -99,7 +102,7 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
     frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
     quantised = 0
     if method == "qlora":
-        linears = [m for _, m in block_linears(model)]
+        linears = [m for name, m in family.block_linears(model) if ".lora_" not in name]
         quantised = sum(packed_bytes(packing, m) for m in linears)
         frozen += quantised - sum(m.weight.nbytes + (0 if m.bias is None else m.bias.nbytes) for m in linears)
     by_dtype = {}
@@ -115,23 +118,12 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
         matrices=sum(
             p.numel()
             for name, p in trained.items()
-            if p.dtype == torch.float32 and p.dim() == 2 and tuning.part_of(name) in ("decoder", "lm_head")
+            if p.dtype == torch.float32 and p.dim() == 2 and tuning.part_of(name) in AUTOCAST_PARTS
         ),
         one_dtype=max(by_dtype.values()),
         adapters=sum(p.numel() for name, p in trained.items() if ".lora_" in name),
         parts=tuple(sorted(part for part in parts if not part.startswith("lora on "))),
     )
-
-
-def block_linears(model):
-    """(name, module) of the linears in the decoder's blocks, which are what quantisation packs."""
-    for prefix, block in model.named_modules():
-        if isinstance(block, QWenBlock):
-            yield from (
-                (f"{prefix}.{name}", m)
-                for name, m in block.named_modules()
-                if type(m) is torch.nn.Linear and ".lora_" not in name
-            )
 
 
 def packed_bytes(packing, linear):
@@ -151,12 +143,11 @@ def phases(config, weights, setup):
     fixed = standing(config, weights, setup)
     kept, working = activations(config, weights, setup)
     logits = loss_bytes(config, setup)
-    vision = vision_bytes(config, weights, setup)
     held = working if setup.on_cpu else 0.0  # the C library keeps the memory of small tensors for the next ones
     first = setup.accumulation == 1 and setup.zero is None  # gradients of the last step are gone
     without = fixed | {"gradients": 0.0} if first else fixed
     stages = {
-        "vision tower": without | {"vision tower": vision},
+        "vision tower": without | {"vision tower": vision_bytes(config, weights, setup)},
         "loss": without | {"activations": kept + held, "logits": logits},
         "backward": fixed | {"activations": kept * (0 if first and not setup.checkpointing else 1) + working},
         "optimizer step": fixed | {"optimizer step": step_bytes(weights, setup)},
@@ -226,19 +217,14 @@ def step_bytes(weights, setup):
 def activations(config, weights, setup):
     """(bytes kept from the forward pass, bytes of the block that the backward pass works on)."""
     width = 2 if setup.half else 4
-    residual = 4 if "embeddings" in weights.parts else width
+    residual = 4 if family.EMBEDDINGS_PART in weights.parts else width
     tokens, layers = setup.batch * setup.length, config.num_hidden_layers
-    saved = block_bytes(config, setup, width, residual) * (1.0 if setup.checkpointing else layers)
-    half_width = config.intermediate_size // 2
-    branches = 3 if setup.method == "full" else 5  # an adapter's result, as it is and scaled, is added to its linear's
-    moving = tokens * (branches * half_width * width + 2 * config.hidden_size * residual)
-    if setup.attention == "eager":
-        scores = config.num_attention_heads * setup.batch * setup.length**2
-        moving = max(moving, scores * (10 if autocasts(setup) else 3 * width))
+    run = block_run(setup, width, residual)
+    saved = costs.block_bytes(config, run) * (1.0 if setup.checkpointing else layers)
+    moving = costs.moving_bytes(config, run)
     if setup.method == "qlora":
         # The block's linears unpacked in half precision, kept for its backward pass; one of them also as integers.
-        linear = max(3 * config.kv_channels * config.num_attention_heads, half_width) * config.hidden_size
-        moving += 2 * block_weights(config) + 7 * linear
+        moving += 2 * costs.block_weights(config) + 7 * costs.largest_linear(config)
     copies = 2 * (weights.matrices + weights.adapters) if autocasts(setup) else 0  # that autocast makes and keeps
     if setup.checkpointing:
         return tokens * config.hidden_size * residual * layers + copies, saved + moving
@@ -250,31 +236,29 @@ def autocasts(setup):
     return setup.half and setup.zero is None
 
 
-def block_weights(config):
-    """Parameters of the linears of one block."""
-    heads_width = config.kv_channels * config.num_attention_heads
-    return config.hidden_size * (4 * heads_width + 3 * (config.intermediate_size // 2))
+def block_run(setup: Setup, width: int, residual: int) -> costs.BlockRun:
+    """Return how a Setup trains a decoder block; width, residual: bytes of a number there and between blocks."""
+    return costs.BlockRun(
+        batch=setup.batch,
+        length=setup.length,
+        width=width,
+        residual=residual,
+        with_adapters=setup.method != "full",
+        eager=setup.attention == "eager",
+        autocast=autocasts(setup),
+        on_cpu=setup.on_cpu,
+    )
 
 
-def block_bytes(config, setup, width, residual):
-    """Bytes that autograd keeps of one decoder block, for all tokens of a batch."""
-    hidden, half_width = config.hidden_size, config.intermediate_size // 2
-    heads_width = config.kv_channels * config.num_attention_heads
-    each = 2 * hidden * residual  # the inputs of the two norms
-    each += 6 * heads_width * width  # queries, keys and values as projected; rotated queries and keys; the output
-    if setup.method == "full":
-        each += 4 * hidden * width  # the norms' results, before and after their weights
-        each += 3 * half_width * width  # both branches and their product
-    else:
-        mask = width if setup.on_cpu else 1
-        each += (3 * hidden + heads_width) * (width + mask)  # what dropout leaves for the four adapters, and its mask
-        each += 2 * half_width * width  # both branches
-    saved = each * setup.batch * setup.length
-    if setup.attention == "eager":
-        # Under autocast the softmax is kept in float32 and in half precision.
-        scores = config.num_attention_heads * setup.batch * setup.length**2
-        saved += scores * (6 if autocasts(setup) else width)
-    return saved
+def vision_bytes(config: QWenConfig, weights: Weights, setup: Setup) -> float:
+    """Return the bytes at the peak of the vision tower."""
+    return costs.vision_bytes(
+        config,
+        images=setup.batch * setup.pictures,
+        width=2 if setup.half else 4,
+        eager=setup.attention == "eager",
+        trained=weights.parts,
+    )
 
 
 def loss_bytes(config, setup):
@@ -282,17 +266,3 @@ def loss_bytes(config, setup):
     positions = setup.batch * setup.length
     logits = min(setup.targets * positions * config.vocab_size * 4.0, float(CHUNK_BYTES))
     return logits * (1.5 if setup.half else 1.0)  # in half precision as lm_head makes them, or their gradient, besides
-
-
-def vision_bytes(config, weights, setup):
-    """Bytes at the peak of the vision tower: of its graph where a part of it trains, else of one block."""
-    vision, width = config.visual, 2 if setup.half else 4
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    images, wide = setup.batch * setup.pictures, vision["width"]
-    block = patches * (8 * wide + 2 * int(wide * vision["mlp_ratio"]))
-    if setup.attention == "eager":
-        block += 2 * vision["heads"] * patches**2
-    total = block * (vision["layers"] if "vit" in weights.parts else 1)
-    if "resampler" in weights.parts or "vit" in weights.parts:
-        total += patches * (wide + 6 * config.hidden_size) + config.image_span_tokens * 6 * config.hidden_size
-    return float(width * images * total)

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import torch
 
-from . import flops, tuning
+from qwen_vl.families import v1_costs as costs
 
-FROM_CACHE = {  # what a batch may hold in place of pixels: the parts of the vision tower that it makes unnecessary
-    "image_features": ("vit", "resampler", "projection"),
-    "vit_features": ("vit",),
-}
+from . import flops, tuning
 
 
 class SpeedMeter:
@@ -51,14 +48,14 @@ class SpeedMeter:
     def add(self, batch):
         """Count a batch of `ConversationCollator` in."""
         lengths = batch["lengths"] if "lengths" in batch else batch["segment_lengths"]
-        source = next((key for key in ("pixel_values", *FROM_CACHE) if key in batch), None)
+        source = next((key for key in ("pixel_values", *costs.SPARED) if key in batch), None)
         self._tokens += sum(lengths)
         self._positions += batch["input_ids"].numel()
         self._samples += len(lengths)
         self._targets += len(batch["target_index"])
-        work = flops.work(lengths, targets=0, pictures=0 if source is None else len(batch[source]))
-        cached = FROM_CACHE.get(source, ())
-        self._work[cached] = self._work.get(cached, flops.Work()) + work
+        work = costs.work(lengths, targets=0, pictures=0 if source is None else len(batch[source]))
+        cached = costs.SPARED.get(source, ())
+        self._work[cached] = self._work.get(cached, costs.Work()) + work
 
     def count_step(self):
         """Count an optimizer step in."""
@@ -74,13 +71,12 @@ class SpeedMeter:
 
     def operations(self):
         """Operations of the batches that were counted in, forward and backward."""
-        work = dict(self._work) or {(): flops.Work()}
+        work = dict(self._work) or {(): costs.Work()}
         first = next(iter(work))
         work[first] = work[first]._replace(targets=self._targets)
         kinds = {"trained": self._trained, "adapter_parameters": self._adapters}
-        return sum(
-            sum(flops.training(self._config, batch, cached=cached, **kinds).values()) for cached, batch in work.items()
-        )
+        counted = [costs.training_operations(self._config, batch, cached=c, **kinds) for c, batch in work.items()]
+        return sum(sum(parts.values()) for parts in counted)
 
     def take(self, reduce=None):
         """What the log says of speed, over all ranks, and counting starts again.

@@ -1,8 +1,11 @@
-"""Which optimizer a run takes, and what those of bitsandbytes need."""
+"""Which optimizer and schedule a run takes, and what they need."""
 
+import json
+import re
 from importlib.util import find_spec
 
 import torch
+from transformers import SchedulerType, get_scheduler
 
 AUTO = "auto"
 # transformers' names of what bitsandbytes carries out; `paged_*` move their state to the host when memory runs out.
@@ -31,6 +34,34 @@ def resolve(name, *, deepspeed, fsdp):
 
 
 def check(settings):
+    """A line for everything that keeps the optimizer and the schedule of the flags from working."""
+    problems = check_optimizer(settings) + check_schedule(settings)
+    if wrong := [part for part in (settings.optim_args or "").split(",") if part.strip() and part.count("=") != 1]:
+        problems.append(f"--optim_args {', '.join(wrong)}: write name=value, and commas between several")
+    return problems
+
+
+def check_schedule(settings):
+    """A line where --lr_scheduler_kwargs are not those of the schedule, or one is missing: it is made to see that."""
+    options, name = settings.lr_scheduler_kwargs, str(settings.lr_scheduler_type)
+    try:
+        options = json.loads(options) if isinstance(options, str) else options
+    except ValueError as error:
+        return [f"--lr_scheduler_kwargs {options}: not JSON ({error})"]
+    if options is not None and not isinstance(options, dict):
+        return [f'--lr_scheduler_kwargs {options}: write an object, such as {{"min_lr": 1e-6}}']
+    if name not in list(SchedulerType):
+        return []  # transformers names those that it knows
+    one_weight = torch.optim.SGD([torch.zeros(1)], lr=abs(settings.learning_rate) or 1.0)
+    try:
+        get_scheduler(name, one_weight, 1, 10, scheduler_specific_kwargs=options)
+    except (TypeError, ValueError) as error:
+        said = re.sub(r"^\w+\(\) ", "", str(error))  # the name of a function in transformers
+        return [f"--lr_scheduler_type {name}: {said}; see --lr_scheduler_kwargs"]
+    return []
+
+
+def check_optimizer(settings):
     """A line for everything that keeps the optimizer of the flags from working."""
     name = str(settings.optim)
     if name not in OF_BITSANDBYTES and not name.startswith("paged_"):

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from qwen_vl.model.modeling_qwen import QWenModel
+from qwen_vl.families import v1 as family
 
 PHASES = (
     "data",  # waiting for batches
@@ -27,7 +27,7 @@ class PhaseMeter:
     """
 
     def __init__(self, model, device, *, every, is_distributed=False):
-        self._model, self._inner = model, next(m for m in model.modules() if isinstance(m, QWenModel))
+        self._model, self._inner = model, family.inner_model(model)
         self._device, self._every, self._is_distributed = torch.device(device), every, is_distributed
         self._hooks, self._marks, self._steps = [], [], 0
         self._last_gradient = self._vision_trains = None
@@ -41,11 +41,11 @@ class PhaseMeter:
         """Sample the step that begins, if it is its turn; `step` counts from 0."""
         if self.is_on or not self._every or step % self._every != (1 if self._every > 1 else 0):
             return
-        visual, inner = self._inner.visual, self._inner
+        tower = family.tower(self._inner)
         self._hooks = [
-            visual.register_forward_pre_hook(lambda *_: self.mark("decoder_forward")),
-            visual.register_forward_hook(self._after_vision),
-            inner.register_forward_hook(self._after_decoder),
+            tower.register_forward_pre_hook(lambda *_: self.mark("decoder_forward")),
+            tower.register_forward_hook(self._after_vision),
+            self._inner.register_forward_hook(self._after_decoder),
         ]
         if self._is_distributed:
             trained = (parameter for parameter in self._model.parameters() if parameter.requires_grad)

@@ -9,16 +9,14 @@ goes on with momentum and weight decay.
 import torch
 from torch import distributed
 
-from qwen_vl.model.modeling_qwen import QWenModel
+from qwen_vl.families import v1 as family
 
 MARK = "is_vision"  # key of an optimizer group that holds parameters of the vision tower alone
 
 
 def run_vision_always(model):
     """None; afterwards every pass goes through the vision tower, for processes that each hold a part of its weights."""
-    for module in model.modules():
-        if isinstance(module, QWenModel):
-            module.runs_vision_always = True
+    family.inner_model(model).runs_vision_always = True
 
 
 class VisionKeeper:
@@ -32,7 +30,7 @@ class VisionKeeper:
 
         optimizer: new, over parameters of `model`. The groups are the same for any number of processes.
         """
-        of_vision = {id(parameter) for name, parameter in model.named_parameters() if ".visual." in name}
+        of_vision = {id(parameter) for name, parameter in model.named_parameters() if family.is_vision(name)}
         groups = []
         for group in optimizer.param_groups:
             for is_vision in (False, True):

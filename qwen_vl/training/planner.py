@@ -5,11 +5,12 @@ import os
 import shlex
 from typing import NamedTuple
 
+from qwen_vl.families import v1 as family
+from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
 from qwen_vl.terminal import markdown_table
 
-from . import flops, loading, memory, quantization
-from .arguments import DEFAULT_LORA_TARGETS
+from . import loading, memory, quantization
 
 METHODS = ("full", "lora", "qlora")
 LENGTHS = (384, 512, 1024, 2048)
@@ -17,7 +18,7 @@ PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
 GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
-LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": DEFAULT_LORA_TARGETS, "bias": "none"}
+LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
 
 
 class Machine(NamedTuple):
@@ -50,14 +51,14 @@ def seconds(config, weights, setup, machine):
     """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
     samples = [setup.length] * setup.batch
     targets = int(setup.targets * sum(samples))
-    batch = flops.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
-    operations = flops.training(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
+    batch = costs.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
+    counted = costs.training_operations(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
+    operations = sum(counted.values())
     if setup.checkpointing:
-        again = flops.forward(config, batch)
-        operations = operations | {"again": again["decoder"] + again["attention"]}
+        operations += costs.in_blocks(costs.operations(config, batch))
     moved = weights.parameters * (3 * 4 + 2 * memory.state_bytes(setup.optim))
     shared = setup.gpus if setup.zero else 1
-    return setup.accumulation * sum(operations.values()) / machine.flops + moved / shared / machine.bandwidth
+    return setup.accumulation * operations / machine.flops + moved / shared / machine.bandwidth
 
 
 def parts_table(found):
@@ -167,7 +168,8 @@ def make_parser():
     add("--gpu_memory", type=float, help="GiB of each GPU: says what fits, and how")
     add("--zero", type=int, choices=(0, 1, 2, 3), help="DeepSpeed stage (default with several GPUs: full 3, LoRA 2)")
     add("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the memory of the machine")
-    add("--base_model", action="store_true", help="LoRA also trains wte and lm_head; a checkpoint folder says itself")
+    whole = " and ".join(family.WHOLE_ON_A_BASE)
+    add("--base_model", action="store_true", help=f"LoRA also trains {whole}; a checkpoint folder says itself")
     add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
     add("--lora_r", type=count, default=LORA["r"], help="LoRA rank (default: %(default)s)")
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
@@ -190,7 +192,6 @@ def count(text):
 def main(argv=None):
     """Print the plan that the command line asks for, as Markdown."""
     args = make_parser().parse_args(argv)
-    loading.quiet_libraries()
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
     stored = quantization.kind_of(config, args.model)
     if stored and args.method != "qlora":
@@ -263,8 +264,8 @@ def check(setup):
 
 
 def is_base(path):
-    """Whether LoRA on this checkpoint trains wte and lm_head too; the rule of `tuning.whole_modules`."""
-    return (loading.read_json(path, "generation_config.json") or {}).get("chat_format") != "chatml"
+    """Return whether LoRA on this checkpoint trains embeddings and head too; the rule of `tuning.whole_modules`."""
+    return not family.is_chat(loading.read_json(path, "generation_config.json") or {})
 
 
 def assumed(on_cpu):

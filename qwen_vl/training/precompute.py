@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from qwen_vl.data import conversations
 from qwen_vl.data.inspection import PICTURE
 from qwen_vl.data.parallel import default_workers
+from qwen_vl.families import v1 as family
+from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
-from qwen_vl.model.visual import VisionTower
 from qwen_vl.terminal import progress
 
 from . import loading, tuning, vision_cache
-from .vision_cache import TOWER_OUTPUT, VIT_OUTPUT
 
 
 class Pictures(Dataset):
@@ -73,7 +73,7 @@ def load_tower(name, *, dtype, attn_implementation="sdpa", cache_dir=None):
     """The vision tower of a checkpoint in eval mode, without the rest of the model."""
     config = loading.load_config(name, cache_dir)
     config._attn_implementation = attn_implementation
-    tower = VisionTower(config).to(dtype)
+    tower = family.build_tower(config).to(dtype)
     try:
         tower.load_state_dict(dict(vision_cache.tower_weights(name, cache_dir)))
     except RuntimeError as error:
@@ -119,7 +119,6 @@ def main(argv):
     """Fill the cache with this process's share of the pictures; a line on stderr says what was done."""
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    loading.quiet_libraries()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     dtype = tuning.compute_dtype(bf16=args.bf16, fp16=args.fp16)
     references = {path: references_of(path, args.image_folder)[rank::world_size] for path in args.files}
@@ -129,7 +128,7 @@ def main(argv):
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         tower.to(torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0))))
-    image_size, started, counts = loading.load_config(args.model).visual["image_size"], time.perf_counter(), [0, 0, 0]
+    image_size, started, counts = family.image_size(loading.load_config(args.model)), time.perf_counter(), [0, 0, 0]
     for path, found in references.items():
         done = fill(
             cache,

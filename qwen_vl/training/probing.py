@@ -2,7 +2,8 @@
 
 import torch
 
-from qwen_vl.model.decoder_qwen import QWenBlock, rotary_tables
+from qwen_vl.families import v1 as family
+from qwen_vl.families import v1_costs as costs
 
 from . import flops, memory
 from .metering import peak_memory
@@ -38,16 +39,16 @@ def block_pace(config, device, dtype):
     config = type(config)(**config.to_dict())
     config._attn_implementation = "sdpa"
     with torch.device(device):
-        block = QWenBlock(config, 0).to(dtype)
+        block = family.new_block(config).to(dtype)
         length = min(PROBE_TOKENS, config.seq_length)
         hidden = torch.randn(1, length, config.hidden_size, dtype=dtype, requires_grad=True)
-        rotary = rotary_tables(config, torch.arange(length)[None], alpha=None, scale_queries=False)
-    one = config.num_hidden_layers
-    counted = flops.training(config, flops.work([length], targets=0, pictures=0), trained=("decoder", "embeddings"))
-    operations = (counted["decoder"] + counted["attention"]) / one
+        inputs = family.block_inputs(config, length)
+    work = costs.work([length], targets=0, pictures=0)
+    trained = (family.DECODER_PART, family.EMBEDDINGS_PART)
+    operations = costs.in_blocks(costs.training_operations(config, work, trained=trained)) / config.num_hidden_layers
 
     def step():
-        block(hidden, None, rotary)[0].sum().backward()
+        block(hidden, *inputs)[0].sum().backward()
 
     return operations / best_seconds(step, device)
 

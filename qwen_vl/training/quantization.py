@@ -18,8 +18,9 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
+from qwen_vl.families.v1 import FLOAT_MODULES, may_be_zero_bias
+
 PACKAGES = {"gptq": ("optimum", "gptqmodel"), "nf4": ("bitsandbytes",), "int8": ("bitsandbytes",)}
-FLOAT_MODULES = ["transformer.visual", "lm_head"]  # bitsandbytes compares whole paths; a list replaces its own
 GPTQ_BITS = (2, 3, 4, 8)
 # The kernel that unpacks a weight and multiplies: exact in every dtype, passes gradients, runs anywhere. The others
 # round to bfloat16 (CPU) or pass no gradients.
@@ -105,24 +106,28 @@ def loading_options(config, kind, *, dtype, device=None, fast=False):
     if kind == "nf4":
         wanted = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": computing}
         wanted["bnb_4bit_use_double_quant"] = True
+    # bitsandbytes compares whole paths; a list replaces its own.
     return config, {
-        "quantization_config": BitsAndBytesConfig(**wanted, llm_int8_skip_modules=FLOAT_MODULES),
+        "quantization_config": BitsAndBytesConfig(**wanted, llm_int8_skip_modules=list(FLOAT_MODULES)),
         "device_map": {"": device},
     }
 
 
 @cache
 def quiet_gptqmodel():
-    """Import gptqmodel, where it is installed, without its banner and with errors alone in its log.
+    """Import gptqmodel, where it is installed, without its banner; peft imports it for every adapter.
 
-    peft imports it for every adapter, also on float weights.
+    Its log, the shared one of `logbar`, gets the level that the logger "gptqmodel" has; commands set that.
     """
     if find_spec("gptqmodel") is None:
         return
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import_module("logbar").LogBar.shared().setLevel(logging.ERROR)
+        log = import_module("logbar").LogBar.shared()
+        level = logging.getLogger("gptqmodel").level or log.level
+        log.setLevel(logging.ERROR)
         import_module("gptqmodel")
+        log.setLevel(level)
 
 
 def settle(model, *, fast=False):
@@ -165,6 +170,14 @@ def quantized_linears(model):
     return {path: module for path, module in model.named_modules() if isinstance(module, base)}
 
 
+def packed_paths(model, kind):
+    """Return the paths of the linears of a model whose weights are of a kind, or will be once they are loaded as it."""
+    if kind in (None, "gptq"):
+        return list(quantized_linears(model))
+    linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [path for path in linears if not any(f"{path}.".startswith(f"{name}.") for name in FLOAT_MODULES)]
+
+
 def linear_kinds(model):
     """The classes of the linear layers of a model, packed ones included."""
     return (torch.nn.Linear, *{type(layer) for layer in quantized_linears(model).values()})
@@ -174,4 +187,4 @@ def zero_biases(names, config):
     """Those of the left-over tensor `names` that may be there if they are zero: biases of GPTQ layers without any."""
     if kind_of(config) != "gptq":
         return set()
-    return {name for name in names if name.endswith(".bias") and ".h." in name}
+    return {name for name in names if may_be_zero_bias(name)}

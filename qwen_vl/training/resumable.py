@@ -1,6 +1,7 @@
 """transformers' Trainer, made to go on from a checkpoint as if nothing had happened, and to leave only whole ones."""
 
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.sampling import LengthGroupedSampler, RankBatches, shuffled
 
-from . import checkpoints, position, saving, stopping, tuning
+from . import checkpoints, position, reporting, saving, stopping, tuning
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(Trainer):
@@ -21,10 +24,14 @@ class ResumableTrainer(Trainer):
 
     What transformers does not keep stands in the run_state.json of a checkpoint: the place in the data, the losses
     since the last log line, and how many processes there were. SIGTERM and SIGINT end a run with a checkpoint.
+    made_with: further entries of that file, such as the "settings" of the run; see `resume_settings`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, *, made_with=None, **kwargs):
         super().__init__(**kwargs)
+        self._made_with = made_with or {}
+        if made_with:  # `resume_settings` says what differs from a checkpoint, and what becomes of it
+            logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
         self._anew = self.args.ignore_data_skip  # the user's wish: the data of the epoch from their beginning
         self.args.ignore_data_skip = True  # our loaders begin where they have to; no batch is made to be thrown away
         self._resumed, self._position, self._staging_dir = {}, None, None
@@ -53,6 +60,8 @@ class ResumableTrainer(Trainer):
                 f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
                 "failed: see what they wrote. The same command with --resume auto goes on from the last checkpoint"
             ) from error
+        if self.state.global_step == 0:
+            raise ValueError("no step was trained, as the data gave no batch; nothing is saved")
         newest = checkpoints.found(self.args.output_dir)
         if self._resumed and newest:
             self._drop_old_checkpoints(newest[0])  # which the run did not, if it was killed at that moment
@@ -107,19 +116,8 @@ class ResumableTrainer(Trainer):
     def _place(self, data):
         """The DataPosition that this run goes on from; ValueError where that of the checkpoint is none of `data`."""
         args, recorded = self.args, self._resumed.get("data")
-        is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
         batch = self._train_batch_size * args.world_size
-        # Packed rows are equally long; ranks that also see as many pictures wait for nobody.
-        is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
-        description = {
-            "kind": "stream" if is_stream else "files",
-            "unit": data.unit if is_stream else "rows" if is_packed else "samples",
-            "order": args.train_sampling_strategy,
-            "seed": args.seed if args.data_seed is None else args.data_seed,
-            "size": None if is_stream else len(data),
-            "fingerprint": data.fingerprint if is_stream else position.fingerprint(data.lengths, data.num_pictures),
-            "group": batch if is_sorted and not is_stream else None,
-        }
+        description = described(data, args, batch)
         if recorded and not self._anew:
             description["group"] = recorded["group"]  # sorted as when the run began, however many processes go on
         place = position.DataPosition(description, per_step=batch * args.gradient_accumulation_steps)
@@ -182,7 +180,36 @@ class ResumableTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):  # training does not depend on whether there is an evaluation
             return super().evaluate(*args, **kwargs)
 
-    # ---- checkpoints
+    def _reschedule(self, checkpoint):
+        """Set the rates of the next step as the schedule has them, which may be that of more steps than before.
+
+        A schedule that goes by the losses instead has no such thing.
+        """
+        scheduler, before = self.lr_scheduler, checkpoints.read_json(checkpoint, checkpoints.TRAINER_STATE)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            return
+        ends = before["max_steps"], self.state.max_steps
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        old, rates = scheduler.get_last_lr(), [base * share(scheduler.last_epoch) for base, share in pairs]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+        if ends[0] != ends[1] and old != rates and ends[1] > self.state.global_step:
+            logger.warning(
+                "the %s schedule is that of %d steps now, and no more of %d: step %d trains at %.2e, where %.2e would "
+                "have been next", self.args.lr_scheduler_type.value, *reversed(ends), self.state.global_step + 1,
+                rates[0], old[0],
+            )  # fmt: skip
+
+    def _correct_mean(self, logs):
+        """Correct the mean loss of a log: that of the steps since the last log line of the checkpoint, if any."""
+        since = self._resumed.get("loss", {}).get("since_step", self._initial_global_step)
+        if self.state.global_step == self._initial_global_step:
+            del logs["train_loss"]
+        elif since != self._initial_global_step:
+            logs["train_loss"] = self._total_loss_scalar / (self.state.global_step - since)
+
+    # ---- checkpoints and what is sent elsewhere
 
     def _get_output_dir(self, trial):
         return self._staging_dir or super()._get_output_dir(trial)
@@ -218,7 +245,21 @@ class ResumableTrainer(Trainer):
                 checkpoints.write_manifest(staging / final.name)
                 saving.put_in_place(staging / final.name, final)
         everyone()  # a rank that ends the run now ends no other one in the middle of this
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
         self._drop_old_checkpoints(final)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Begin to send a checkpoint to the hub, once it is in its place; a failure does not end the training."""
+        if self._staging_dir is None:
+            with reporting.warning("--push_to_hub: a checkpoint was not sent"):
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self):
+        with reporting.warning("--push_to_hub: not all was sent"):
+            super()._finish_current_push()
+            for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
+                job.result()
 
     def _drop_old_checkpoints(self, newest):
         """Delete what --save_total_limit does not keep beside the newest checkpoint; one process does."""
@@ -244,7 +285,27 @@ class ResumableTrainer(Trainer):
             "data": self._position.record(),
             "loss": {"sum": loss.item(), "since_step": self._globalstep_last_logged},
             "evaluation_due": self._stop.evaluation_due,
+            **self._made_with,
         }
+
+
+def described(data, args, batch):
+    """What the order of the `data` of a run depends on, as `position.DataPosition` takes it.
+
+    args: its TrainingArguments. batch: the samples or rows that all ranks together take at a time.
+    """
+    is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
+    # Packed rows are equally long; ranks that also see as many pictures wait for nobody.
+    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
+    return {
+        "kind": "stream" if is_stream else "files",
+        "unit": data.unit if is_stream else "rows" if is_packed else "samples",
+        "order": args.train_sampling_strategy,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "size": None if is_stream else len(data),
+        "fingerprint": data.fingerprint if is_stream else position.fingerprint(data.lengths, data.num_pictures),
+        "group": batch if is_sorted and not is_stream else None,
+    }
 
 
 class TrainLoader(DataLoader):

@@ -9,13 +9,13 @@ from pathlib import Path
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from qwen_vl.families import v1 as family
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor
 from qwen_vl.model.processing_qwen import QWenProcessor
 
 from . import adapters, engines, loading, stopping
 
 BASE_FILE = "base.json"  # in an adapter folder: which weights the adapter belongs to
-CHAT_FORMAT = "chatml"  # what every conversation is trained in
 # Weights that an earlier run may have left in an output folder, and that would be loaded in place of the new ones.
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", "adapter_config.json", BASE_FILE)
 
@@ -79,10 +79,10 @@ def write_folder(model, tokenizer, folder, *, base=None, **options):
         model.save_pretrained(folder, **options)
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     else:
-        model.generation_config.chat_format = CHAT_FORMAT
+        family.mark_as_chat(model.generation_config)
         with engines.own_class(model):
             model.save_pretrained(folder, **options)
-    QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
+    QWenProcessor(QWenImageProcessor(family.image_size(model.config)), tokenizer).save_pretrained(folder)
 
 
 def write_companions(model, tokenizer, folder, *, base=None):
@@ -91,10 +91,10 @@ def write_companions(model, tokenizer, folder, *, base=None):
         model.peft_config["default"].save_pretrained(folder)
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     else:
-        model.generation_config.chat_format = CHAT_FORMAT
+        family.mark_as_chat(model.generation_config)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
-    QWenProcessor(QWenImageProcessor(model.config.visual["image_size"]), tokenizer).save_pretrained(folder)
+    QWenProcessor(QWenImageProcessor(family.image_size(model.config)), tokenizer).save_pretrained(folder)
 
 
 def drop_old_checkpoints(newest, limit, *, best=None):
@@ -113,9 +113,13 @@ def recorded_base(adapter_dir):
     Raises FileNotFoundError where there is no adapter.
     """
     if not Path(adapter_dir, "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"{adapter_dir}: no adapter_config.json there; give the --output_dir of a LoRA training"
-        )
+        hint = "give the --output_dir of a LoRA training"
+        unfinished = sorted(Path(adapter_dir).glob("checkpoint-*/adapter_config.json"), key=os.path.getmtime)
+        if unfinished:
+            hint = f"its run has not finished; the newest adapter is {unfinished[-1].parent}"
+        elif Path(adapter_dir, "config.json").is_file():
+            hint = "it holds a model, not an adapter; a model is given as --model_name_or_path"
+        raise FileNotFoundError(f"{adapter_dir}: no adapter_config.json there; {hint}")
     return loading.read_json(adapter_dir, BASE_FILE)
 
 

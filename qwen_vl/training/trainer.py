@@ -13,7 +13,7 @@ from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from qwen_vl.data.collator import HOST_KEYS
 
-from . import losses, saving, tuning
+from . import losses, reporting, saving, tuning
 from .callbacks import MetricsFile, ProgressBar
 from .host_memory import keep_freed_memory
 from .metering import SourceMeter, SpeedMeter
@@ -45,6 +45,7 @@ class QWenTrainer(ResumableTrainer):
         self._progress_bar = ProgressBar()
         self.add_callback(self._progress_bar)
         self.add_callback(MetricsFile)
+        reporting.guard(self.callback_handler.callbacks)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._tokenizer, self._base, self._is_weighted = tokenizer, base, is_weighted
@@ -124,6 +125,15 @@ class QWenTrainer(ResumableTrainer):
         tuning.check_groups(model, optimizer)
         return optimizer
 
+    def _determine_best_metric(self, metrics, trial):
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            known = ", ".join(name for name in metrics if name.startswith("eval_"))
+            raise ValueError(
+                f"--metric_for_best_model {self.args.metric_for_best_model}: evaluation measured {known}; give one"
+            ) from error
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids, details = inputs["ids"], {key: inputs[key] for key in losses.DETAILS if key in inputs}
         self._phases.mark("other")
@@ -137,6 +147,10 @@ class QWenTrainer(ResumableTrainer):
             result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
         else:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training and not (result[0] if return_outputs else result).requires_grad:
+            # Nothing that trains has taken part, as the vision tower in a batch without pictures: no gradient comes.
+            anchor = torch.zeros((), device=self.args.device, requires_grad=True)
+            result = (result[0] + anchor, result[1]) if return_outputs else result + anchor
         self._phases.mark("loss")
         self._unchecked_losses.append((ids, (result[0] if return_outputs else result).detach()))
         if not model.training:
@@ -174,6 +188,8 @@ class QWenTrainer(ResumableTrainer):
         return output
 
     def log(self, logs, start_time=None):
+        if "train_loss" in logs:
+            self._correct_mean(logs)
         if "loss" in logs:
             logs |= self._speed.take(self._sum_over_ranks if self.args.world_size > 1 else None)
             logs |= self._phases.take()
@@ -189,8 +205,20 @@ class QWenTrainer(ResumableTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        asked = optimizer_settings(self.optimizer)
         with resuming(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if "settings" not in self._resumed and not self.is_deepspeed_enabled:  # of an older version, or another tool
+            used = optimizer_settings(self.optimizer)
+            wrong = [f"--{flag} {used[flag]} (here: {asked[flag]})" for flag in used if used[flag] != asked[flag]]
+            if wrong:
+                raise ValueError(
+                    f"--resume_from_checkpoint {checkpoint}: made with {', '.join(wrong)}, with which its optimizer "
+                    "goes on; give the same"
+                )
+        self._reschedule(checkpoint)
 
     def _load_rng_state(self, checkpoint):
         with resuming(checkpoint):
@@ -205,6 +233,13 @@ class QWenTrainer(ResumableTrainer):
     def save_companions(self, folder):
         if not any(Path(folder, name).is_file() for name in ("config.json", "adapter_config.json")):
             saving.write_companions(self.model, self._tokenizer, folder, base=self._base)
+
+
+def optimizer_settings(optimizer):
+    """{flag: values} of the settings of an optimizer, over its groups."""
+    flags = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_beta": "betas", "adam_epsilon": "eps"}
+    found = {flag: {str(group[key]) for group in optimizer.param_groups if key in group} for flag, key in flags.items()}
+    return {flag: ", ".join(sorted(values)) for flag, values in found.items()}
 
 
 @contextmanager

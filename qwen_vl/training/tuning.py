@@ -3,22 +3,14 @@
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 
+from qwen_vl.families import v1 as family
 from qwen_vl.terminal import text_table
 
 from . import adapters
 from .quantization import quantized_linears, quiet_gptqmodel
-
-UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
-PARTS = (  # part: what its names contain; the first match wins
-    ("resampler", "visual.attn_pool."),
-    ("vit", "visual."),
-    ("embeddings", "wte."),
-    ("lm_head", "lm_head."),
-    ("decoder", ""),
-)
 
 
 class Row(NamedTuple):
@@ -38,17 +30,16 @@ def freeze_for_full(model, *, fix_vit):
     The resampler's position table never trains. Source: docs/checkpoint_format.md section 7.
     """
     model.requires_grad_(True)
-    visual = model.transformer.visual
     if fix_vit:
-        visual.requires_grad_(False)
-        visual.attn_pool.requires_grad_(True)
+        family.tower(model).requires_grad_(False)
+        family.resampler(model).requires_grad_(True)
     return freeze_fixed_table(model)
 
 
 def freeze_fixed_table(model):
     """The model with the resampler's position table frozen, wherever adapters may have put a copy of it."""
     for name, parameter in model.named_parameters():
-        if name.endswith("attn_pool.pos_embed"):
+        if without_wrappers(name).endswith(family.FIXED_TABLE):
             parameter.requires_grad_(False)
     return model
 
@@ -61,8 +52,7 @@ def whole_modules(model, requested=None):
     """
     if requested:
         return None if requested == ["none"] else list(requested)
-    chats = model.generation_config.to_dict().get("chat_format") == "chatml"
-    return None if chats else ["wte", "lm_head"]
+    return None if family.is_chat(model.generation_config.to_dict()) else list(family.WHOLE_ON_A_BASE)
 
 
 def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, new_tokens=(), **variant):
@@ -80,12 +70,19 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, ne
         lora_dropout=dropout,
         target_modules=adapters.target_modules(model, targets),
         bias=bias,
-        modules_to_save=modules_to_save,
+        modules_to_save=adapters.modules_to_save(model, modules_to_save),
         trainable_token_indices=rows or None,
         **variant,
     )
     quiet_gptqmodel()  # which peft imports for any adapter
-    return settle(get_peft_model(model, config))
+    try:
+        return settle(get_peft_model(model, config))
+    except NoMatchingPeftModuleError as error:
+        raise ValueError(
+            f"--lora_target_modules {' '.join(targets)}: all of them lie in what trains whole (--modules_to_save "
+            f"{' '.join(modules_to_save or ())}), so that nothing is left for adapters; choose other targets, or train "
+            "without --use_lora"
+        ) from error
 
 
 def load_adapters(model, adapter_dir, *, trainable=False):
@@ -102,7 +99,7 @@ def settle(model):
     """A trainable PeftModel in which what trains is corrected where PEFT's rules do not fit this model."""
     if model.peft_config["default"].bias == "all":  # PEFT sees only parameters that are called `bias`
         for name, parameter in model.named_parameters():
-            if name.endswith("in_proj_bias") and ".original_module." not in name:
+            if name.endswith(family.HIDDEN_BIASES) and ".original_module." not in name:
                 parameter.requires_grad_(True)
     return freeze_fixed_table(model)
 
@@ -136,7 +133,7 @@ class Rates(NamedTuple):
 
     def of(self, name, parameter):
         """The rate of a trainable parameter: a rate of its part goes before one of its kind."""
-        rate = {"vit": self.vision, "resampler": self.resampler}.get(place_of(name))
+        rate = {family.VIT_PART: self.vision, family.RESAMPLER_PART: self.resampler}.get(place_of(name))
         if rate is None:
             rate = self.everything if self.lora is None or ".lora_" not in name else self.lora
         return rate * self.loraplus_ratio if self.loraplus_ratio and is_b_side(name, parameter) else rate
@@ -145,8 +142,8 @@ class Rates(NamedTuple):
         """The flags whose rate no parameter among `names` has."""
         places, kinds = {place_of(name) for name in names}, {".lora_" in name for name in names}
         flags = {
-            "--vision_lr": (self.vision, "vit" in places),
-            "--resampler_lr": (self.resampler, "resampler" in places),
+            "--vision_lr": (self.vision, family.VIT_PART in places),
+            "--resampler_lr": (self.resampler, family.RESAMPLER_PART in places),
         }
         flags["--lora_lr"] = (self.lora, True in kinds)
         return [flag for flag, (rate, is_used) in flags.items() if rate is not None and not is_used]
@@ -165,7 +162,7 @@ def part_of(name):
 
 def place_of(name):
     """The part of the model that a parameter belongs to; adapters count with the part that they sit in."""
-    return next(part for part, mark in PARTS if mark in without_wrappers(name))
+    return family.part_of(without_wrappers(name))
 
 
 def shape_of(parameter):
@@ -175,7 +172,7 @@ def shape_of(parameter):
 
 def decays(name, parameter):
     """Whether weight decay applies: not to norms, biases, queries and tables."""
-    return len(shape_of(parameter)) > 1 and without_wrappers(name).rpartition(".")[2] not in UNDECAYED_LEAVES
+    return family.decays(without_wrappers(name), len(shape_of(parameter)))
 
 
 def without_wrappers(name):

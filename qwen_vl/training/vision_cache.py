@@ -18,17 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from qwen_vl.model import image_processing_qwen, visual
+from qwen_vl.families import v1 as family
+from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
 from qwen_vl.model.image_processing_qwen import find_picture, is_local
-from qwen_vl.model.visual import VisionTower
 
 from . import loading
 
 logger = logging.getLogger(__name__)
 
-TOWER = "transformer.visual."
-AFTER_VIT = ("attn_pool.", "ln_post.", "proj")  # what follows the ViT in a tower, by the start of its names
-TOWER_OUTPUT, VIT_OUTPUT = "image_features", "vit_features"  # kinds of features, as the model takes them
+TOWER = f"{family.TOWER}."
 SHARD_PICTURES, SHARD_BYTES = 256, 2**28  # a shard is written when it holds one of these
 OPEN_SHARDS = 64  # that a reader keeps mapped
 
@@ -145,8 +143,8 @@ class CacheFiller(TrainerCallback):
     """Adds what the frozen tower makes of the pictures of a batch to a VisionCache, in passing."""
 
     def __init__(self, cache, model):
-        self._cache, self._keys, tower = cache, None, tower_of(model)
-        watched = tower if cache.kind == TOWER_OUTPUT else tower.transformer
+        self._cache, self._keys, tower = cache, None, family.tower(model)
+        watched = tower if cache.kind == TOWER_OUTPUT else family.vit(tower)
         watched.register_forward_hook(self._after)
 
     def expect(self, keys):
@@ -179,7 +177,7 @@ def opened(folder, model, *, name, dtype, cache_dir=None, is_sharded=False):
             f"--vision_cache {folder}: ZeRO-3 and FSDP gather the tower's weights from all ranks whenever one needs "
             "them, and a rank that reads features would not take part; use DDP or ZeRO-2, or leave the flag out"
         )
-    tower = tower_of(model)
+    tower = family.tower(model)
     if tower.vit_trains():
         raise ValueError(
             f"--vision_cache {folder}: the ViT trains, so what it makes of a picture changes with every step; leave "
@@ -191,19 +189,14 @@ def opened(folder, model, *, name, dtype, cache_dir=None, is_sharded=False):
     return cache
 
 
-def tower_of(model):
-    """The vision tower in a model, adapted or not."""
-    return next(module for module in model.modules() if isinstance(module, VisionTower))
-
-
 def of_checkpoint(folder, name, *, kind, dtype, cache_dir=None):
     """The VisionCache in `folder` for the tower of a checkpoint."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     config = loading.load_config(name, cache_dir)
-    code = sha256(b"".join(Path(module.__file__).read_bytes() for module in (image_processing_qwen, visual)))
+    code = sha256(b"".join(path.read_bytes() for path in family.tower_sources()))
     made_from = {
         "tower": tower_digest(name, kind=kind, cache_dir=cache_dir),
-        "visual": config.visual,
+        **family.vision_settings(config),
         "dtype": str(dtype).removeprefix("torch."),
         "code": code.hexdigest(),
     }
@@ -214,7 +207,7 @@ def tower_digest(name, *, kind, cache_dir=None):
     """A hex digest of every weight that features of a kind depend on, the same however the checkpoint is sharded."""
     lines = []
     for key, tensor in tower_weights(name, cache_dir):
-        if kind == TOWER_OUTPUT or not key.startswith(AFTER_VIT):
+        if kind == TOWER_OUTPUT or not key.startswith(family.AFTER_VIT):
             content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
             lines.append(f"{key} {tensor.dtype} {list(tensor.shape)} {sha256(content).hexdigest()}")
     return sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -38,6 +38,14 @@ def test_box_accuracy_counts_missing_and_malformed_boxes_as_wrong():
         metrics.box_accuracy(["x"], ["no box in the answer"])
 
 
+def test_whatever_a_model_writes_is_scored():
+    """Numbers that no picture has, and those with more digits than Python reads."""
+    right = "<box>(0,0),(100,100)</box>"
+    hostile = ["<box>(0,0),(999999999,100)</box>", f"<box>(0,0),({'9' * 5000},100)</box>", "<box>(1.5,2),(3,4)</box>"]
+    assert [len(metrics.find_boxes(text)) for text in hostile] == [1, 0, 0]
+    assert metrics.box_accuracy([*hostile, "<|im_end|>" + right], [right] * 4) == pytest.approx(1 / 4)
+
+
 def test_report_holds_every_stage_and_draws_the_boxes(tmp_path):
     scores = {
         "before": {"box": report.Score(0.0, 4, "IoU >= 0.5")},

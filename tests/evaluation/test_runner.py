@@ -36,3 +36,10 @@ def test_a_record_without_a_last_answer_is_refused():
     with pytest.raises(ValueError, match="x: ends without an answer"):
         runner.split(record("x", "question"))
     assert runner.split(record("x", "q1", "a1", "q2", "a2")) == ([("q1", "a1")], "q2", "a2")
+
+
+def test_weights_without_finite_logits_score_nothing(make_checkpoint):
+    model, tokenizer = loading.load_model(make_checkpoint()).eval(), loading.load_tokenizer(make_checkpoint())
+    model.transformer.ln_f.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="answering first, second: the logits are not finite"):
+        runner.answer(model, tokenizer, [record("first", "q", "a"), record("second", "q", "a")])

@@ -1,6 +1,7 @@
 """Merging: the same model as base + adapter, standing alone, or an error and nothing written."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import pytest
 import runs
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from qwen_vl.entry import run
 from qwen_vl.export import merge as merging
 from qwen_vl.export import verify
+from qwen_vl.export.adapted import load_adapted
 from qwen_vl.export.merge import merge
+from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.training import loading
 
 # What a user does in a process that has never heard of this project.
@@ -35,6 +39,9 @@ for folder in sys.argv[1:]:
     answer, history = model.chat(tokenizer, query, history=None, max_new_tokens=4)
     assert isinstance(answer, str) and history == [(query, answer)]
     assert processor(text=query, images=["picture.png"])["pixel_values"].shape == (1, 3, 64, 64)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):  # as the original README loads
+        options = {"device_map": "auto", "trust_remote_code": True, precision: True}
+        assert AutoModelForCausalLM.from_pretrained(folder, **options).dtype == dtype
 """
 
 
@@ -93,6 +100,36 @@ def test_exported_folders_stand_alone(make_checkpoint, adapters, tmp_path):
     for folder in (full, tmp_path / "merged"):
         ours = verify.logits(loading.load_model(folder), inputs)
         assert verify.compare(ours, torch.load(tmp_path / f"{folder.name}.logits.pt")).largest < 1e-6
+
+
+def test_an_adapter_of_a_base_model_chats_however_it_is_loaded(make_checkpoint, adapters, tmp_path):
+    """In ChatML, in which it was trained: as docs/lora.md loads it, by hand, merged by PEFT and loaded again."""
+    folder, base = adapters("raw"), make_checkpoint("raw")
+    ours, tokenizer = load_adapted(folder)
+    (sample,) = re.findall(
+        r"^```python\n(.*?)^```$", (runs.ROOT / "docs/lora.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    names = {}
+    exec(compile(sample.replace('"output/lora"', repr(str(folder))), "docs/lora.md", "exec"), names)
+    assert isinstance(names["answer"], str) and names["history"] == [("Hello", names["answer"])]
+
+    models = {
+        "docs/lora.md": names["model"],
+        "PeftModel": PeftModel.from_pretrained(QWenLMHeadModel.from_pretrained(base), folder),
+        "transformers": AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True),
+    }
+    merged = PeftModel.from_pretrained(QWenLMHeadModel.from_pretrained(base), folder).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    models["merged"] = QWenLMHeadModel.from_pretrained(tmp_path / "merged")
+    expected = ours.eval().chat(tokenizer, "Hi", do_sample=False, max_new_tokens=6)[0]
+    for name, model in models.items():
+        assert model.eval().chat(tokenizer, "Hi", do_sample=False, max_new_tokens=6)[0] == expected, name
+
+    half = AutoPeftModelForCausalLM.from_pretrained(folder, trust_remote_code=True, device_map="auto", bf16=True)
+    assert half.dtype == torch.bfloat16
+
+    with pytest.raises(ValueError, match=r"base model.* set model.generation_config.chat_format = 'chatml'"):
+        QWenLMHeadModel.from_pretrained(base).chat(tokenizer, "Hi")
 
 
 def test_any_checkpoint_of_an_adapter_run_merges_from_anywhere(adapters, tmp_path, monkeypatch):

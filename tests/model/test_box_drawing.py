@@ -53,7 +53,7 @@ def test_lines_lie_on_the_box_and_each_phrase_has_its_color():
 
 def test_label_stays_inside_the_picture_and_grows_with_it(no_system_font):
     heights = []
-    for size in ((64, 48), (320, 240), (1500, 1100)):
+    for size in ((320, 240), (640, 480), (1500, 1100)):
         drawn = draw_boxes(Image.new("RGB", size), [{"box": (900, 0, 990, 990), "ref": "a long label " * 20}])
         assert drawn.size == size
         label = is_color(drawn, COLORS[0])[:, size[0] // 3]  # left of the box there is only the label
@@ -63,11 +63,28 @@ def test_label_stays_inside_the_picture_and_grows_with_it(no_system_font):
     assert heights == sorted(set(heights))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (15, 900), (2000, 20)])
-def test_extreme_pictures_can_be_drawn_on(size):
+@pytest.mark.parametrize(("size", "drawn"), [((1, 1), (320, 320)), ((15, 900), (15, 900)), ((2000, 20), (2000, 20))])
+def test_extreme_pictures_can_be_drawn_on(size, drawn):
     boxes = [{"box": (0, 0, 999, 999), "ref": "label"}, {"box": (5, 5, 5, 5), "ref": ""}]
     boxes.append({"box": (0, 0, 9, 9), "ref": " "})
-    assert draw_boxes(Image.new("L", size), boxes).size == size
+    boxes.append({"box": (-(10**400), 3, 10**400, 9), "ref": "a\0b\ud800\x1b" * 9999})
+    assert draw_boxes(Image.new("L", size), boxes).size == drawn
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 48), (8, 8), (199, 120), (200, 64), (900, 64), (640, 480)])
+def test_a_label_does_not_cover_what_it_labels(size):
+    """Small pictures are enlarged by a whole factor; the label is beside its box wherever there is room around it."""
+    for box in ((250, 250, 750, 750), (0, 0, 400, 800), (100, 20, 900, 400), (600, 0, 999, 999), (0, 600, 999, 999)):
+        drawn = draw_boxes(Image.new("RGB", size), [{"box": box, "ref": "cat"}])
+        factor = drawn.width // size[0]
+        assert drawn.size == (size[0] * factor, size[1] * factor) and (factor == 1) == (max(size) >= 200)
+        left, top, right, bottom = to_pixels(box, drawn.size)
+        assert (np.asarray(drawn).min(axis=-1) > 150).any(), "the label is written"
+        inside = np.asarray(drawn)[top + 3 : bottom - 2, left + 3 : right - 2]
+        assert inside.size and not inside.any(), (box, "the inside stays as it was")
+    whole = draw_boxes(Image.new("RGB", size), [{"box": (0, 0, 999, 999), "ref": "cat"}])
+    covered = (np.asarray(whole)[4:-4, 4:-4] != 0).any(axis=-1).mean()
+    assert 0 < covered < 0.1, "no room around it: a corner is covered"
 
 
 def test_characters_without_a_font_are_reported(no_system_font):
@@ -96,11 +113,24 @@ def test_answer_is_drawn_on_the_latest_picture(tokenizer, in_golden_dir, tmp_pat
     assert is_color(drawn, COLORS[0])[80, 20:121].all()
     drawn.save(tmp_path / "drawn.jpg")
     alone = tokenizer.draw_bbox_on_latest_picture("<img>images/rgb.png</img>" + answer)
-    assert alone.size == (64, 48)
+    assert alone.size == (64 * 5, 48 * 5)  # enlarged: it is small
 
     assert tokenizer.draw_bbox_on_latest_picture(answer) is None, "no picture"
     assert tokenizer.draw_bbox_on_latest_picture("no box", history) is None
-    with pytest.raises(ValueError, match="four whole numbers"):
-        tokenizer.draw_bbox_on_latest_picture("<box>(1,2)</box>", history)
+    with pytest.warns(UserWarning, match=r"1 of 1 boxes cannot be drawn, .* begins '<box>\(1,2\)</box>'"):
+        assert tokenizer.draw_bbox_on_latest_picture("<box>(1,2)</box>", history) is None
     with pytest.raises(ValueError, match=r"missing\.png"):
         tokenizer.draw_bbox_on_latest_picture(answer, [("<img>missing.png</img>", "")])
+
+
+def test_a_picture_that_an_answer_names_is_not_opened(tokenizer, in_golden_dir):
+    """With a history the picture is one that the user showed; without, an invented one is passed over."""
+    answer = "<img>images/photo.jpg</img><ref>dog</ref><box>(100,200),(600,800)</box><img>http://127.0.0.1:9/x</img>"
+    shown = [("<img>images/exif_rotated6.jpg</img>\nwhat?", "<img>images/photo.jpg</img>"), ("where?", "")]
+    assert tokenizer.draw_bbox_on_latest_picture(answer, shown).size == (200, 100)
+    for history in ([("where?", "<img>images/photo.jpg</img>")], []):
+        assert tokenizer.draw_bbox_on_latest_picture(answer, history) is None
+    whole_text = f"<img>images/exif_rotated6.jpg</img>{answer.replace('images/photo', 'invented')}"
+    assert tokenizer.draw_bbox_on_latest_picture(whole_text).size == (200, 100)
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        tokenizer.draw_bbox_on_latest_picture(f"<img>missing.png</img>{whole_text[9:]}".replace("exif", "no"))

@@ -1,17 +1,12 @@
 """Pictures: bit-exact numbers, every way to name one, and one clear error for everything that can go wrong."""
 
 import base64
-import contextlib
 import hashlib
 import io
 import os
-import socket
 import struct
-import threading
-import time
 import warnings
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +59,8 @@ def test_pixels_equal_the_reference_bit_for_bit(golden, in_golden_dir):
     for name, expected in golden("image_preprocess.json").items():
         values = pixels(open_picture(f"images/{name}"), 448)
         assert values.dtype == torch.float32 and values.shape == (3, 448, 448)
+        if expected["mode"].startswith("I;16"):
+            continue  # Difference: grey of 16 bits is scaled to 8 and not cut off, so it does not become white
         assert values.flatten()[:8].tolist() == expected["first8"], name
         assert hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest() == expected["float_sha256"], name
 
@@ -72,7 +69,10 @@ def test_pixels_equal_the_recorded_bytes_with_difference_zero(golden, in_golden_
     if not Path("image_preprocess_u8.npz").is_file():
         pytest.skip("only the full set of reference outputs holds the resized pictures")
     levels = golden("image_preprocess_u8.npz")
+    modes = {name: expected["mode"] for name, expected in golden("image_preprocess.json").items()}
     for name in levels.files:
+        if modes.get(name, "").startswith("I;16"):
+            continue  # Difference: as above
         u8 = torch.from_numpy(levels[name])
         u8 = u8.permute(2, 0, 1) if u8.shape[-1] == 3 else u8
         expected = (u8.float() / 255 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
@@ -127,6 +127,111 @@ def test_in_memory_pictures_lose_alpha_and_are_left_alone():
     picture = open_picture(source)
     assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (9, 8, 7)
     assert source.info["transparency"] == b"\0"
+
+
+# ---- grey of more than 8 bits ----
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def tiff(values, size, bits, sample_format):
+    """The bytes of a grey TIFF file of one strip; sample_format 1 is unsigned, 2 signed, 3 float, None not said."""
+    data, (width, height) = values.tobytes(), size
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags += [(279, len(data))] + ([(339, sample_format)] if sample_format else [])
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return header + data + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+
+
+def saved(values, kind):
+    """The bytes of a file of an array."""
+    return encoded(Image.fromarray(values), kind)
+
+
+def big_endian(mode):
+    """A picture in memory whose levels of 16 bits have the byte order of a mode."""
+    return Image.frombytes(mode, (16, 16), (GREY.astype(np.uint16) * 257).astype("<u2" if mode[-1] == "L" else ">u2"))
+
+
+@pytest.mark.parametrize(
+    ("picture", "scaled"),
+    [
+        (saved(GREY * np.uint16(257), "PNG"), "16-bit"),
+        (saved(GREY * np.uint16(257), "TIFF"), "16-bit"),
+        (b"P5 16 16 65535\n" + (GREY.astype(">u2") * 257).tobytes(), "16-bit"),
+        (Image.fromarray(GREY * np.uint16(257)), "16-bit"),
+        (big_endian("I;16B"), "16-bit"),
+        (big_endian("I;16L"), "16-bit"),
+        (saved(GREY.astype(np.int32) * 1000, "TIFF"), "32-bit grey: 0 .. 255000"),
+        (saved(GREY.astype(np.int32) * 257 - 9999, "TIFF"), "32-bit grey: -9999 .. 55536"),
+        (tiff(GREY.astype("<u4") * 16843009, (16, 16), 32, 1), "32-bit grey: 0 .. 4.29497e+09"),
+        (tiff(GREY.astype("<u4") * 16843009, (16, 16), 32, None), "32-bit grey: 0 .. 4.29497e+09"),
+        (tiff(GREY.astype("<i2") * 128, (16, 16), 16, 2), "32-bit grey: 0 .. 32640"),
+        (saved(GREY.astype(np.float32) / 255, "TIFF"), "float grey: 0 .. 1"),
+        (saved(GREY.astype(np.float32) / 255 * 2 - 1, "TIFF"), "float grey: -1 .. 1"),
+        (saved(GREY.astype(np.float32) / 255 * 1.2, "TIFF"), "float grey: 0 .. 1.2"),
+        (saved(GREY.astype(np.float32) * 1e36, "TIFF"), "float grey: 0 .. 2.55e+38"),
+        (saved(GREY.astype(np.float32), "TIFF"), None),
+        (saved(GREY.astype(np.int32), "TIFF"), None),
+        (Image.fromarray(GREY).convert("I"), None),
+        (saved(GREY, "PNG"), None),
+    ],
+    ids=range(19),
+)
+def test_grey_of_more_than_8_bits_is_scaled(picture, scaled):
+    """Difference: the original cuts it off at 255, so that it is white, or black where it is float."""
+    if isinstance(picture, bytes):
+        picture = "data:image/x;base64," + base64.b64encode(picture).decode()
+    seen = open_picture(picture)
+    assert seen.mode == "RGB" and np.array_equal(np.asarray(seen), np.repeat(GREY[..., None], 3, axis=2))
+    assert (scaled is None) == ("scaled" not in seen.info)
+    assert scaled is None or seen.info["scaled"].startswith(scaled)
+    if isinstance(picture, Image.Image):
+        assert torch.equal(pixels(picture, 8), pixels(Image.fromarray(GREY), 8)) and "scaled" not in picture.info
+        assert torch.equal(QWenImageProcessor(8)(picture).pixel_values[0], pixels(seen, 8))
+
+
+def test_grey_without_a_usable_range():
+    def levels(*values):
+        seen = open_picture(Image.fromarray(np.array([values], dtype=np.float32)))
+        return np.asarray(seen)[0, :, 0].tolist(), seen.info["scaled"]
+
+    nan, inf = float("nan"), float("inf")
+    assert levels(nan, 0, 0.5, 1)[0] == [0, 0, 128, 255]
+    assert levels(-inf, nan, 0, 300, 600, inf)[0] == [0, 0, 0, 128, 255, 255]
+    assert levels(nan, 60, 255)[0] == [0, 60, 255]
+    assert levels(nan, nan)[0] == levels(0, 0)[0] == levels(-5, -5)[0] == [0, 0]
+    dark = open_picture(Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16)))  # 12 bits in 16
+    assert dark.getpixel((0, 0)) == (16, 16, 16) and "nothing in it is above 4095 of 65535" in dark.info["scaled"]
+    packed = np.frombuffer(bytes([0xFF, 0xF0, 0x80]), dtype=np.uint8)  # two levels of 12 bits
+    seen = open_picture("data:;base64," + base64.b64encode(tiff(packed, (2, 1), 12, 1)).decode())
+    assert np.asarray(seen)[0, :, 0].tolist() == [255, 8] and seen.info["scaled"].startswith("12-bit")
+
+
+def test_colour_of_16_bits_keeps_its_high_byte(tmp_path):
+    """As Pillow reads it: 16-bit colour was never cut off."""
+    colour = np.stack([GREY, GREY[::-1], GREY.T], axis=2)
+    wide = b"P6 16 16 65535\n" + (colour.astype(">u2") * 257).tobytes()
+    seen = open_picture("data:;base64," + base64.b64encode(wide).decode())
+    assert np.array_equal(np.asarray(seen), colour) and "scaled" not in seen.info
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"])
+def test_other_modes_are_converted_as_by_pillow(mode):
+    picture = noise(9, 7)
+    for step in {"PA": "P", "RGBa": "RGBA"}.get(mode, ""), mode:
+        picture = picture.convert(step) if step else picture
+    assert open_picture(picture).tobytes() == picture.convert("RGB").tobytes()
+
+
+def test_an_array_is_no_picture():
+    with pytest.raises(PictureError, match=r"use a path, .* \(Image.fromarray of an array\)") as caught:
+        QWenImageProcessor(8)(np.zeros((99, 99, 3)))
+    assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+
+
+# ---- more places ----
 
 
 def test_data_uris():
@@ -206,131 +311,6 @@ def test_no_file_stays_open(tmp_path):
         except PictureError as error:
             kept.append(error)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-# ---- the network ----
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One path for each way in which a server behaves; `/NUMBER` answers with that status."""
-
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        name = self.path.strip("/").split("?")[0]
-        if name.isdigit():
-            return self.reply(b"no", status=int(name))
-        return getattr(self, name.replace("-", "_"))()
-
-    def reply(self, body, status=200, kind="image/png", length=None, **headers):
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        if length is not False:
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.end_headers()
-        with contextlib.suppress(OSError):  # the client may have had enough
-            self.wfile.write(body)
-
-    def good(self):
-        self.reply(encoded())
-
-    def unmeasured(self):
-        self.reply(encoded(), length=False)
-
-    def page(self):
-        self.reply(b"<html>please log in</html>", kind="text/html; charset=utf-8")
-
-    def redirect(self):
-        self.reply(b"moved", status=302, Location="good")
-
-    def loop(self):
-        self.reply(b"moved", status=307, Location="/loop")
-
-    def to_file(self):
-        self.reply(b"moved", status=301, Location="file:///etc/passwd")
-
-    def endless(self):
-        self.reply(b"\0" * 300_000, length=False)
-
-    def announced(self):
-        self.reply(b"\0" * 300_000)
-
-    def liar(self):
-        self.reply(encoded(), length=999_999)
-
-    def slow(self):
-        time.sleep(1.0)
-
-    def drip(self):
-        self.send_response(200)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            for _ in range(60):
-                self.wfile.write(b"\x89")
-                time.sleep(0.03)
-
-
-@pytest.fixture(scope="module")
-def server():
-    """Address of a server on this machine."""
-    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http_server.daemon_threads = True
-    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "127.0.0.1")
-        yield f"http://127.0.0.1:{http_server.server_port}"
-    http_server.shutdown()
-    http_server.server_close()
-
-
-@pytest.mark.parametrize("path", ["good", "unmeasured", "redirect", "good?name=图 片"])
-def test_pictures_from_the_network(server, path):
-    assert open_picture(f"{server}/{path}").getpixel((0, 0)) == (200, 30, 60)
-
-
-@pytest.mark.parametrize(
-    ("path", "problem"),
-    [
-        ("404", "answered 404 Not Found"),
-        ("503", "answered 503"),
-        ("page", "calls it text/html.*not a picture"),
-        ("loop", "more than 5 redirects"),
-        ("to-file", "redirected to 'file:///etc/passwd'; only http"),
-        ("endless", "more than 100000 bytes"),
-        ("announced", "more than 100000 bytes"),
-        ("liar", r"closed after \d+ of 999999 bytes"),
-        ("slow", "within 0.3 seconds"),
-        ("drip", "within 0.3 seconds"),
-    ],
-)
-def test_bad_downloads(server, path, problem):
-    start = time.monotonic()
-    with pytest.raises(PictureError, match=problem) as caught:
-        open_picture(f"{server}/{path}", timeout=0.3 if "within" in problem else 10, max_bytes=100_000)
-    assert f"{server}/{path}" in str(caught.value)
-    assert time.monotonic() - start < 5
-
-
-def test_addresses_that_lead_nowhere():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "*")
-        for address, problem in (
-            (f"http://127.0.0.1:{port}/a.png", "refused"),
-            ("http://127.0.0.1:port/a.png", "no download"),
-            ("http://[::1/a.png", "no download"),
-            ("http:///a.png", "no download"),
-            ("file:///etc/passwd", "file:// is not read"),
-            ("FTP://host/a.png", "ftp:// is not read"),
-        ):
-            with pytest.raises(PictureError, match=problem):
-                open_picture(address, timeout=2)
 
 
 # ---- the image processor ----

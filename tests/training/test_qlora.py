@@ -116,6 +116,24 @@ def test_what_cannot_be_done_to_int4_is_refused_before_it_is_loaded(make_int4_ch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--modules_to_save", "wte", "mlp"], "--modules_to_save mlp: quantised weights cannot train"),
+        (["--modules_to_save", "h.1"], "--modules_to_save h.1: quantised weights cannot train"),
+        (["--quantization", "int8", "--modules_to_save", "w1"], "--modules_to_save w1: quantised weights cannot"),
+        (["--quantization", "int8", "--use_dora"], "--use_dora reads the base weights"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_to_weights_of_bitsandbytes_is_refused_before_they_are_loaded(
+    make_checkpoint, tmp_path, monkeypatch, flags, said
+):
+    monkeypatch.setattr(loading, "load_model", None)  # would be a TypeError
+    with pytest.raises(ValueError, match=said):
+        runs.train(make_checkpoint(), tmp_path / "out", "--q_lora", *flags)
+
+
 def test_everything_that_does_not_go_with_int4_is_said_at_once(make_int4_checkpoint, tmp_path):
     flags = ("--q_lora", "--use_dora", "--init_lora_weights", "olora", "--lora_bias", "lora_only")
     with pytest.raises(ValueError, match=r"(?s)--use_dora .*--init_lora_weights olora.*--lora_bias lora_only"):

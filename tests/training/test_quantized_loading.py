@@ -67,6 +67,15 @@ def test_int4_computes_what_its_dequantised_twin_does(make_checkpoint, make_int4
     assert (logits(model).float() - expected).abs().max() < tolerance
 
 
+def test_a_precision_leaves_packed_weights_as_they_are(make_int4_checkpoint):
+    """The arguments of the original README's samples choose the dtype of what is not packed."""
+    stored = runs.weights(make_int4_checkpoint())["transformer.h.0.attn.c_attn.qweight"]
+    for arguments, dtype in (({}, torch.float16), ({"fp16": True}, torch.float16), ({"bf16": True}, torch.bfloat16)):
+        model = QWenLMHeadModel.from_pretrained(make_int4_checkpoint(), device_map="cpu", **arguments)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert model.transformer.h[0].attn.c_attn.qweight.shape == stored.shape and logits(model).isfinite().all()
+
+
 def test_a_full_size_int4_model_has_the_published_tensors():
     """On the meta device: of 853 float tensors, 160 weights are four tensors and a bias in the published file."""
     config = QWenConfig(quantization_config=quantized.QUANTIZATION_CONFIG | {"group_size": 128})

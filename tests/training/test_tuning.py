@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft.utils import get_peft_model_state_dict
 
 from qwen_vl.training import loading, tuning
 
@@ -52,11 +53,44 @@ def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
     assert {tuning.without_wrappers(name.replace(".base_layer", "")) for name in names - lora} == expected
 
 
-def test_modules_to_save_train_whole_but_never_the_position_table(model):
-    expected = {name for name, _ in model.named_parameters() if ".visual." in name or ".wte." in name}
-    names = trainable(tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": ["visual", "wte"]}))
-    whole = {tuning.without_wrappers(name) for name in names if ".lora_" not in name}
-    assert whole == expected - {f"transformer.{TABLE}"}
+@pytest.mark.parametrize(
+    ("whole", "inside"),
+    [
+        (["visual", "wte"], (".visual.", ".wte.")),
+        (["attn_pool"], (".attn_pool.",)),
+        (["attn"], (".attn.",)),  # and not c_attn, which ends in the same letters
+        (["resblocks"], (".resblocks.",)),  # a list of modules
+        (["1"], (".h.1.", ".resblocks.1.")),  # and not ln_1
+        (["visual.transformer"], (".visual.transformer.",)),
+        (["transformer.wte", "lm_head"], (".wte.", "lm_head.")),
+    ],
+    ids=lambda value: "+".join(value),
+)
+def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, inside):
+    """Those with the name and no others; what trains is what is saved."""
+    expected = {name for name, _ in model.named_parameters() if any(part in name for part in inside)}
+    adapted = tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
+    found = {tuning.without_wrappers(name) for name in trainable(adapted) if ".lora_" not in name}
+    assert found == expected - {f"transformer.{TABLE}"}
+    saved = {tuning.without_wrappers(name) for name in get_peft_model_state_dict(adapted) if ".lora_" not in name}
+    assert saved == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"modules_to_save": ["visual", "attn_pool"]}, "transformer.visual.attn_pool lies in transformer.visual,"),
+        ({"modules_to_save": ["h", "mlp.w1"]}, "transformer.h.0.mlp.w1 lies in transformer.h.0,"),
+        ({"modules_to_save": ["transformer"]}, "transformer.visual.transformer lies in transformer,"),
+        ({"modules_to_save": ["h"]}, "--lora_target_modules .*: all of them lie in what trains whole"),
+        ({"targets": ["vision"], "modules_to_save": ["visual"]}, "--lora_target_modules vision: all of them lie in"),
+        ({"modules_to_save": ["drop"]}, "--modules_to_save drop: matches nothing in the model"),  # without weights
+    ],
+    ids=str,
+)
+def test_modules_that_cannot_train_whole_as_asked_are_refused(model, changes, said):
+    with pytest.raises(ValueError, match=said):
+        tuning.add_adapters(model, **ADAPTERS | changes)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from qwen_vl.data.commands import main as data_command
 from qwen_vl.model.visual import VisionTower
-from qwen_vl.training import callbacks, loading, vision_cache
+from qwen_vl.training import callbacks, loading, tuning, vision_cache
 
 LORA = ("--use_lora", "--lora_dropout", "0")
 KINDS = {"image_features": LORA, "vit_features": ()}
@@ -139,6 +139,10 @@ def test_a_tower_that_trains_is_refused(make_checkpoint, tmp_path, capsys):
             *(make_checkpoint(), tmp_path / "out", "--use_lora", "--lora_target_modules", "c_attn", "in_proj"),
             vision_cache=tmp_path / "cache",
         )
+    lora = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["c_attn"], "bias": "none"}
+    whole = tuning.add_adapters(loading.load_model(make_checkpoint()), **lora, modules_to_save=["visual"])
+    with pytest.raises(ValueError, match="the ViT trains"):
+        vision_cache.opened(tmp_path, whole, name=make_checkpoint(), dtype=torch.float32)
     model = loading.load_model(make_checkpoint()).requires_grad_(False)
     with pytest.raises(ValueError, match="ZeRO-3 and FSDP gather"):
         vision_cache.opened(tmp_path, model, name=make_checkpoint(), dtype=torch.float32, is_sharded=True)

@@ -1,0 +1,212 @@
+"""Pictures from the network: one download within a time limit, tried again where the server or the line fails."""
+
+import functools
+import http.client
+import re
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.utils import parsedate_to_datetime
+
+TIMEOUT = 10.0  # seconds, for the whole of one download, with all tries and pauses
+MAX_BYTES = 20 * 2**20
+MAX_REDIRECTS = 5
+REDIRECTS = {301, 302, 303, 307, 308}
+TEMPORARY = {408, 429, 500, 502, 503, 504}  # what a server answers that may serve the same address in a moment
+PAUSES = (0.5, 1.0, 2.0)  # seconds before the second, third and last try, where the server does not say
+LOST_CONNECTION = (
+    *(ConnectionResetError, ConnectionAbortedError, BrokenPipeError, http.client.IncompleteRead, ssl.SSLEOFError),
+)
+SHOWN_LENGTH = 100  # characters of a reference that an error shows
+
+
+class PictureError(ValueError):
+    """A picture that cannot be had; the message says which, why, and what to do."""
+
+
+class ShortBody(OSError):
+    """A connection that closed before all was sent."""
+
+
+def scheme_of(reference):
+    """The lower-case scheme of an address ("http", "data", "file" ..), or None for a path."""
+    if reference[:5].lower() == "data:":
+        return "data"
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", reference)
+    return match.group(1).lower() if match else None
+
+
+def shown(reference):
+    """The reference in quotes, for an error: one line, and never a whole data URI."""
+    if len(reference) <= SHOWN_LENGTH:
+        return repr(reference)
+    return f"{reference[:SHOWN_LENGTH]!r}... ({len(reference)} characters)"
+
+
+def too_many_bytes(name, max_bytes):
+    """Return the PictureError for more than `max_bytes`."""
+    return PictureError(f"picture {name}: more than {max_bytes} bytes; give a smaller picture, or a local file")
+
+
+def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> tuple[bytes, str]:
+    """Return (bytes, content type) of an http(s) address, after at most MAX_REDIRECTS redirects.
+
+    What may pass by itself is tried again after a pause, the server's own (Retry-After) where it fits into `timeout`
+    seconds, which bound everything: a busy server, a lost connection, a body that stops. Raises PictureError.
+    """
+    name, deadline = shown(url), time.monotonic() + timeout
+    for num_tries, pause in enumerate((*PAUSES, None), start=1):
+        try:
+            with _request(url, name, deadline) as response:
+                return _read_limited(response, name, deadline, max_bytes), response.headers.get_content_type()
+        except PictureError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            pause = _pause_after(error, pause)
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            if pause is None or time.monotonic() + pause >= deadline:
+                raise _failure(error, name, timeout, num_tries) from error
+        time.sleep(pause)
+    raise AssertionError("the last try has no pause")
+
+
+def _reason(error):
+    """What is behind an error of urllib."""
+    is_wrapped = isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception)
+    return error.reason if is_wrapped else error
+
+
+def _pause_after(error, pause):
+    """Seconds to wait before the next try: `pause`, or what the server asks for; None where another try is no use."""
+    if pause is None or not isinstance(error, urllib.error.HTTPError):
+        may_pass = isinstance(_reason(error), (*LOST_CONNECTION, ShortBody, TimeoutError))
+        return pause if may_pass else None
+    return (_retry_after(error.headers) or pause) if error.code in TEMPORARY else None
+
+
+def _retry_after(headers):
+    """Seconds that a server asks to wait for, as a number or a date; None where it says nothing that can be read."""
+    value = (headers.get("Retry-After") or "").strip()
+    if value.isdecimal():
+        return float(value[:9])
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _failure(error, name, timeout, num_tries):
+    """The PictureError for the error of the last of `num_tries` tries."""
+    times = f", {num_tries} times" if num_tries > 1 else ""
+    reason = _reason(error)
+    if isinstance(error, urllib.error.HTTPError):
+        cure = "try again later, or use a local file" if error.code in TEMPORARY else "correct the address"
+        return PictureError(f"picture {name}: the server answered {error.code} {error.reason}{times}; {cure}")
+    if isinstance(reason, TimeoutError):
+        return PictureError(
+            f"picture {name}: not there within {timeout:g} seconds{times}; try again, or use a local file"
+        )
+    return PictureError(
+        f"picture {name}: no download ({reason}){times}; check the address and the network, or use a local file"
+    )
+
+
+class _Stalling:
+    """A connection that may think for as long as there is time, but not fall silent in the middle of a body."""
+
+    def getresponse(self):
+        sock = self.sock  # the connection lets go of it where the server will close
+        response = super().getresponse()
+        if sock.fileno() >= 0:
+            sock.settimeout(self.timeout / 3)
+        return response
+
+
+class _Connection(_Stalling, http.client.HTTPConnection):
+    pass
+
+
+class _SecureConnection(_Stalling, http.client.HTTPSConnection):
+    pass
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, req):
+        return self.do_open(_Connection, req)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req):
+        return self.do_open(_SecureConnection, req, context=self._context)
+
+
+@functools.cache
+def _opener():
+    """A urllib opener for http and https alone, proxies of the environment included; redirects come as errors."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        _HTTPHandler(),
+        _HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _request(url, name, deadline):
+    """The response to a GET.
+
+    Redirects are followed by hand: urllib would read their bodies without a limit, and follow them to ftp.
+    """
+    for _ in range(MAX_REDIRECTS + 1):
+        request = urllib.request.Request(_ascii_url(url), headers={"User-Agent": "qwen-vl"})
+        try:
+            return _opener().open(request, timeout=_time_left(deadline))
+        except urllib.error.HTTPError as error:
+            target = error.headers.get("Location")
+            if error.code not in REDIRECTS or not target:
+                raise
+            error.close()
+        url = urllib.parse.urljoin(url, target)
+        if scheme_of(url) not in ("http", "https"):
+            raise PictureError(f"picture {name}: redirected to {shown(url)}; only http(s) is followed")
+    raise PictureError(f"picture {name}: more than {MAX_REDIRECTS} redirects; use the final address")
+
+
+def _ascii_url(url):
+    """The address with everything outside ASCII, and spaces, encoded as servers expect it."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (urllib.parse.quote(part, safe="%/:=&?+,;@!$'()*~[]") for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
+
+
+def _read_limited(response, name, deadline, max_bytes):
+    """The body, counted while it arrives: a Content-Length may lie."""
+    announced = None if response.chunked else response.length
+    body = bytearray()
+    while announced is None or len(body) < announced:
+        chunk = response.read1(2**16)
+        if not chunk:
+            break
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_many_bytes(name, max_bytes)
+        _time_left(deadline)
+    if announced is not None and len(body) < announced:
+        raise ShortBody(f"the connection closed after {len(body)} of {announced} bytes")
+    return bytes(body)
+
+
+def _time_left(deadline):
+    """Seconds until the deadline; TimeoutError when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,37 @@
+"""What loading does beyond transformers: arguments of the original loader, and adapters that were trained in ChatML."""
+
+from transformers import PreTrainedConfig
+
+from .configuration_qwen import taken_wishes, with_wishes
+
+TRAINED_FORMAT = "chatml"  # what every adapter is trained in, here and by the original, whatever its base speaks
+
+
+class LoadingMixin:
+    """`from_pretrained` and `from_config` with `bf16`, `fp16` and `fp32`, the original's way to choose a dtype.
+
+    A model that PEFT puts an adapter into chats in ChatML from then on.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Return the model as transformers does; `bf16=True` is dtype=torch.bfloat16, and so on; `dtype` goes first.
+
+        Raises ValueError for two precisions at once.
+        """
+        kwargs.pop("resume_download", None)  # the original's demos pass it; downloads resume by themselves by now
+        config = kwargs.get("config")
+        if isinstance(config, PreTrainedConfig):  # without one, QWenConfig.from_dict gets the arguments
+            kwargs["config"] = with_wishes(config, taken_wishes(kwargs))
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        """Return a model with random weights, for the `from_config` of Auto classes; arguments as above."""
+        return super()._from_config(with_wishes(config, taken_wishes(kwargs)), **kwargs)
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        # PEFT sets this on the model that it puts an adapter into, whoever loads it, and takes it off after merging.
+        if name == "peft_config" and self.can_generate():
+            self.generation_config.chat_format = TRAINED_FORMAT

@@ -1,0 +1,70 @@
+"""A look at the logits of every generated token: what is not finite is an error, and never an answer."""
+
+import torch
+from transformers import LogitsProcessor
+
+EVERY = 16  # tokens between two looks on a device that would have to be waited for
+NOT_FINITE = (
+    "the logits are not finite (the weights are {dtype}): the weights are damaged, or float16 overflows: try "
+    "--dtype bfloat16, in Python dtype=torch.bfloat16"
+)
+NO_TOKEN_LEFT = (
+    "no token is left to choose from: after the logits processors the scores are NaN, +inf, or -inf for every token; "
+    "correct those passed as logits_processor, or settings such as suppress_tokens and bad_words_ids"
+)
+
+
+class LogitsError(ValueError):
+    """Logits of which no token can be chosen; the message says why, and what to do."""
+
+
+class FiniteScores(LogitsProcessor):
+    """Raises LogitsError where a row's largest score is not finite: for NaN, for +inf, and for -inf everywhere.
+
+    -inf at some tokens only masks them. `every` call looks, and `look` at the end for the rest; until then the scores
+    of such a row are zeros, as a device cannot sample from NaN and go on.
+    """
+
+    def __init__(self, message: str, every: int):
+        self.message, self.every = message, every
+        self.calls, self.found = 0, None  # found: bool tensor [], where the scores are
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        wrong = ~scores.amax(dim=-1, keepdim=True).isfinite()  # [rows, 1]; the largest of any with NaN is NaN
+        self.found = wrong.any() if self.found is None else self.found | wrong.any()
+        self.calls += 1
+        if (self.calls - 1) % self.every == 0:
+            self.look()
+            return scores
+        return scores.masked_fill(wrong, 0)
+
+    def look(self) -> None:
+        """Raise LogitsError if any call so far met such a row."""
+        if self.found is not None and self.found.item():
+            raise LogitsError(self.message)
+
+
+class FiniteLogits(FiniteScores):
+    """FiniteScores of the model's own logits, before any other processor."""
+
+
+class CheckedGeneration:
+    """`generate` that raises LogitsError for logits that are not finite, however it was called."""
+
+    def generate(self, inputs=None, *args, logits_processor=None, streamer=None, **kwargs):
+        # A stream waits for each token anyway, and must not show one that was chosen from NaN.
+        every = 1 if self.device.type == "cpu" or streamer is not None else EVERY
+        checks = [FiniteLogits(NOT_FINITE.format(dtype=self.dtype), every), FiniteScores(NO_TOKEN_LEFT, every)]
+        processors = [*(logits_processor or []), *checks]
+        output = super().generate(inputs, *args, logits_processor=processors, streamer=streamer, **kwargs)
+        for check in checks:
+            check.look()
+        return output
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs):
+        """Return the processors that transformers makes, with FiniteLogits first: others hide what it looks for."""
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        if generation_config.remove_invalid_values:  # asked for: NaN and inf are to be replaced
+            processors[:] = [one for one in processors if not isinstance(one, FiniteLogits)]
+        processors.sort(key=lambda one: not isinstance(one, FiniteLogits))
+        return processors

@@ -1,0 +1,23 @@
+"""What a flag or key that does not exist was meant to be."""
+
+import difflib
+
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a word processor makes a long one of two
+
+
+def is_flag(word):
+    """Whether a word of a command line was meant as a flag, not as the value of one."""
+    return word.startswith(tuple(DASHES)) or "=" in word
+
+
+def suggestion(word, parser, *, mark=""):
+    """' (did you mean --x?)' for a word that is close to a flag, ' (write x)' for one with other dashes or letters.
+
+    mark: what stands before a flag where the word was found. A value behind = does not count.
+    """
+    names = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
+    bare = word.partition("=")[0].lstrip(DASHES).replace("-", "_").lower()
+    if bare in names:
+        return f" (write {mark}{bare})"
+    close = difflib.get_close_matches(bare, names, n=1)
+    return f" (did you mean --{close[0]}?)" if close else ""
