@@ -36,6 +36,7 @@ from qwen_vl.entry import run
 from qwen_vl.families import v1 as family
 from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.quickstart import model as tiny
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading
 
 MAX_LENGTH, BATCH = 2048, 4
@@ -156,11 +157,11 @@ def training_table(folder, tokenizer, args):
     seconds = measure({name: lambda b=b: train(model, optimizer, b) for name, b in modes.items()}, args.rounds)
     useful, slowest = sum(samples.lengths), max(seconds.values())
     yield f"Training on {len(samples)} samples of {useful // len(samples)} tokens on average, batches of {BATCH}:\n"
-    yield "| rows | useful tokens/s | against the last | tokens computed for each useful one |"
-    yield "|---|---|---|---|"
+    rows = []
     for name, value in seconds.items():
         computed = sum(batch["input_ids"].numel() for batch in modes[name]) / useful
-        yield f"| {name} | {useful / value:,.0f} | {slowest / value:.2f}x | {computed:.2f} |"
+        rows.append((name, f"{useful / value:,.0f}", f"{slowest / value:.2f}x", f"{computed:.2f}"))
+    yield markdown_table(("rows", "useful tokens/s", "against the last", "tokens computed for each useful one"), rows)
 
 
 def data_table(folder, tokenizer, args):
@@ -181,10 +182,8 @@ def data_table(folder, tokenizer, args):
     }
     seconds = measure({name: timed(task) for name, task in tasks.items()}, args.rounds)
     yield f"\n{len(records)} conversations of {len(texts) / len(records):.1f} turns:\n"
-    yield "| task | seconds | conversations/s |"
-    yield "|---|---|---|"
-    for name, value in seconds.items():
-        yield f"| {name} | {value:.3f} | {len(records) / value:,.0f} |"
+    rows = [(name, f"{value:.3f}", f"{len(records) / value:,.0f}") for name, value in seconds.items()]
+    yield markdown_table(("task", "seconds", "conversations/s"), rows)
     encoding = seconds["chatml.encode"] / seconds["tokenizer alone"]
     start = seconds["read and tokenise"] / seconds["start from the cache"]
     yield f"\nEncoding takes {encoding:.2f}x the time of the tokenizer alone; the cache starts {start:.0f}x faster."

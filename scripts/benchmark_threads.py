@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 from qwen_vl.entry import run
 from qwen_vl.quickstart.progress import usable_cores
+from qwen_vl.terminal import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "GOMP_SPINCOUNT=300000"  # what libgomp does by itself; named, as finetune.py would set another
@@ -118,15 +119,14 @@ def measure(folder: Path, setting: str, condition: str, seconds: float) -> float
 
 def table(found: dict[str, list[float]]) -> str:
     """Return Markdown of {setting: tokens a second in each condition}, with ratios to the first setting."""
-    lines = [f"| | {' | '.join(CONDITIONS)} |", "|---" * (1 + len(CONDITIONS)) + "|"]
-    first = next(iter(found.values()))
+    first, rows = next(iter(found.values())), []
     for setting, row in found.items():
         cells = [
             f"{rate:,.0f} ({rate / base:.2f}x)" if base else f"{rate:,.0f}"
             for rate, base in zip(row, first, strict=True)
         ]
-        lines.append(f"| `{setting}`{', the default of libgomp' * (setting == DEFAULT)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{setting}`{', the default of libgomp' * (setting == DEFAULT)}", *cells])
+    return markdown_table(["", *CONDITIONS], rows) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:

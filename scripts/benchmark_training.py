@@ -42,6 +42,7 @@ from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
 from qwen_vl.quickstart import model as tiny
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import arguments, flops, loading, metering, trainer, tuning, vision_cache
 from qwen_vl.training.host_memory import keep_freed_memory
 
@@ -329,9 +330,8 @@ def start_table(name, folder, args):
 
 
 def table(head, rows):
-    """Lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
+    """A Markdown table and an empty line."""
+    return [markdown_table(head, rows), ""]
 
 
 def draw(results, path):

@@ -34,6 +34,7 @@ from qwen_vl.export.ondisk import DiskModel
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.quickstart.model import build_tokenizer
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading, saving, tuning
 from qwen_vl.training.metering import own_memory
 
@@ -221,7 +222,7 @@ def main(argv=None):
     if args.stage:
         print(json.dumps(do_stage(args.stage, Path(args.folder), config)))
         return
-    rows = [["stage", "seconds", "peak GiB", "of it in no file", "result"], ["---"] * 5]
+    rows = []
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="full-size-") as folder:
         for name in args.stages:
             if args.in_process:
@@ -231,7 +232,7 @@ def main(argv=None):
                 done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
                 rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{name}: {rows[-1]}", file=sys.stderr, flush=True)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = markdown_table(("stage", "seconds", "peak GiB", "of it in no file", "result"), rows)
     print(table)
     if args.out:
         Path(args.out).write_text(table + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ from PIL import Image
 from qwen_vl.data.chatml import encode
 from qwen_vl.entry import run
 from qwen_vl.quickstart import model as random_model
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading, memory, planner
 from qwen_vl.training.callbacks import METRICS_FILE, read_metrics
 
@@ -150,13 +151,13 @@ def main(argv=None):
         else:
             built = build_models(args.config, folder)
             models = {way: built[way] for way in args.ways}
-        lines = ["| | " + " | ".join(f"{n} tokens" for n in args.lengths) + " |"]
-        lines.append("|---" * (1 + len(args.lengths)) + "|")
+        rows = []
         for way, model in models.items():
             cells = [cell(way, model, length, folder, args, on_cpu) for length in args.lengths]
-            lines.append(f"| {way} | {' | '.join(cells)} |")
+            rows.append([way, *cells])
+    table = markdown_table(["", *(f"{length} tokens" for length in args.lengths)], rows)
     device = "cpu" if on_cpu else torch.cuda.get_device_name()
-    text = f"Peak memory and seconds of a step, {device}, batch 1 x {args.accumulation}:\n\n" + "\n".join(lines) + "\n"
+    text = f"Peak memory and seconds of a step, {device}, batch 1 x {args.accumulation}:\n\n{table}\n"
     print(text)
     if args.out:
         Path(args.out).write_text(text, encoding="utf-8")

@@ -29,6 +29,7 @@ from qwen_vl.entry import run
 from qwen_vl.families import v1 as family
 from qwen_vl.quickstart import model as random_model
 from qwen_vl.serving import engine
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import flops
 from qwen_vl.training.metering import peak_memory
 
@@ -55,8 +56,7 @@ def write(model, inputs, tokens, **options):
 
 def table(model, lengths):
     """Markdown: for each length, speed of writing up to it, and peak memory of reading and of writing it."""
-    picture = family.tokens_per_image(model.config)
-    lines = ["| tokens | tokens/s, writing | GB, reading and writing one | GB, writing |", "|---|---|---|---|"]
+    picture, rows = family.tokens_per_image(model.config), []
     for length in sorted(lengths):  # ascending: the peak of a CPU process never falls
         memories = []
         for inputs, tokens in ((prompt(model, length - 1), 1), (prompt(model, picture), length - picture)):
@@ -65,8 +65,8 @@ def table(model, lengths):
             took = flops.seconds_of(lambda i=inputs, n=tokens: write(model, i, n), model.device)
             memories.append(peak_memory(model.device) / 1e9)
         speed = (length - picture) / took
-        lines.append(f"| {length} | {speed:.2f} | {memories[0]:.2f} | {memories[1]:.2f} |")
-    return "\n".join(lines)
+        rows.append((length, f"{speed:.2f}", f"{memories[0]:.2f}", f"{memories[1]:.2f}"))
+    return markdown_table(("tokens", "tokens/s, writing", "GB, reading and writing one", "GB, writing"), rows)
 
 
 def ratio(one, other, device, rounds):
@@ -111,8 +111,7 @@ def ratios(model, tokenizer, length, rounds, folder):
                 lambda: converse(model.new_memory()), lambda: converse(None), device, rounds
             ),
         }
-    rows = [f"| {name} | {times:.2f} |" for name, times in found.items()]
-    return "\n".join(["| saving | times as fast |", "|---|---|", *rows])
+    return markdown_table(("saving", "times as fast"), [(name, f"{times:.2f}") for name, times in found.items()])
 
 
 def main(argv=None):

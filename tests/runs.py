@@ -1,5 +1,6 @@
 """Training runs inside the test process, and what they leave behind."""
 
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,14 @@ TEXTS = [  # answers of different lengths, some with a picture
     ("images/train_03.jpg", "Colour?", "Blue"),
     ("images/train_04.jpg", "Where?", "左边"),
 ]
+
+
+def script(name):
+    """Return a script of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_data(folder, samples=TEXTS):

@@ -24,10 +24,12 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS])
 MAY_IMPORT = {
     "model": set(),
     "families": {"model"},
-    "data": {"model"},
-    "evaluation": {"model", "families", "data"},
-    "training": {"model", "families", "data"},
-    "export": {"model", "families", "data", "evaluation", "training"},  # data: calibration; evaluation: answers
+    "terminal": set(),
+    "data": {"model", "terminal"},
+    "evaluation": {"model", "families", "terminal", "data"},
+    "training": {"model", "families", "terminal", "data"},
+    # data: calibration; evaluation: answers
+    "export": {"model", "families", "terminal", "data", "evaluation", "training"},
     "serving": {"model", "families", "training", "export"},
     "startup": set(),
     "entry": {"startup"},
@@ -105,6 +107,19 @@ def test_heavy_libraries_stay_in_their_rooms():
     assert not wrong, "\n".join(wrong)
 
 
+def test_one_module_draws_bars_and_tables():
+    """Only `qwen_vl/terminal.py` uses a library for progress bars, or aligns the cells of a table by hand."""
+    by_hand, wrong = re.compile(r"\.[lr]just\(|\|\s*-{3}"), []
+    for path in SOURCES:
+        if path == PACKAGE / "terminal.py":
+            continue
+        used = {module.split(".")[0] for _, module, level, _ in imports(path) if not level} & {"tqdm", "rich"}
+        wrong += [f"{name_of(path)} imports {library}" for library in sorted(used)]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        wrong += [f"{name_of(path)}:{n}: a table" for n, line in enumerate(lines, start=1) if by_hand.search(line)]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
 def test_a_model_file_can_travel_inside_a_checkpoint(path):
     """Its imports are those that transformers' copier of remote code follows, and nothing else looks like one."""
@@ -146,7 +161,7 @@ def calls(node):
 
 def test_commands_prepare_before_they_import_torch():
     """Or libgomp and the libraries have looked already: `run` prepares, but what is imported above it comes earlier."""
-    checked, light = [], {"startup", "entry", "cli"}
+    checked, light = [], {"startup", "entry", "cli", "terminal", "progress"}
     for path in SOURCES:
         body = ast.parse(path.read_text(encoding="utf-8")).body
         if not any(is_main_guard(node) and calls(node) & {"run", "entry"} for node in body):
@@ -160,7 +175,7 @@ def test_commands_prepare_before_they_import_torch():
             )
             for module in modules:
                 heavy = module.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}
-                heavy |= module.startswith("qwen_vl") and not set(module.split(".")) & (light | {"progress"})
+                heavy |= module.startswith("qwen_vl") and not set(module.split(".")) & light
                 assert not heavy, f"{name_of(path)}:{node.lineno} imports {module} before prepare()"
     assert len(checked) >= 12 and {"finetune", "cli", "evaluate", "merge_and_unload"} <= set(checked)
 

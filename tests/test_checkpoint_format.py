@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import runs
 import torch
 from safetensors import safe_open
 
@@ -17,7 +18,7 @@ from qwen_vl.model.chat_qwen import MAX_WINDOW_SIZE, SYSTEM
 from qwen_vl.model.configuration_qwen import DEFAULT_QUERIES, PUBLISHED_VISUAL
 from qwen_vl.model.image_processing_qwen import CLIP_MEAN, CLIP_STD
 from qwen_vl.model.tokenization_qwen import SPLIT_PATTERN
-from qwen_vl.training import planner, quantization
+from qwen_vl.training import quantization
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/checkpoint_format.md").read_text(encoding="utf-8")
 LAYOUT = {"group_size": 128, "desc_act": False, "damp": 0.01}
@@ -222,7 +223,10 @@ def test_constants_of_images_and_prompts():
 
 
 def test_published_memory():
+    published = runs.script("published_memory")
     lengths = [name for name in table("", "384 tokens")[0] if name]
-    assert lengths == [f"{length} tokens" for length in planner.LENGTHS]
-    rows = {row[""].removesuffix(", GB"): row for row in table("", "384 tokens") if row[""].endswith("GB")}
-    assert {name: tuple(float(row[length]) for length in lengths) for name, row in rows.items()} == planner.PUBLISHED
+    assert lengths == [f"{length} tokens" for length in published.LENGTHS]
+    rows = {row[""]: tuple(float(row[length]) for length in lengths) for row in table("", "384 tokens")}
+    expected = {f"{name}, GB": sizes for name, sizes in published.PUBLISHED_GB.items()}
+    expected |= {f"{name}, seconds a step": times for name, times in published.PUBLISHED_SECONDS.items()}
+    assert rows == expected

@@ -1,26 +1,15 @@
 """The scripts that no other test runs, on small inputs."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import runs
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name):
-    """A script of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from runs import ROOT, script
 
 
 def test_benchmark_data(make_checkpoint, tmp_path, capsys):

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from qwen_vl.model import chat_qwen, tokenization_qwen
 from qwen_vl.model.image_processing_qwen import find_picture, is_local
+from qwen_vl.terminal import progress
 
 from . import chatml, conversations, dataset, json_files, opening, shards, skipping, tidying, validation
 from .chatml import IGNORE_INDEX
@@ -175,14 +175,16 @@ def _make(entry, path, records, tokenizer, inputs, options, workers):
         with (
             pa.OSFile(str(staging / SAMPLES), "wb") as file,
             pa.ipc.new_file(file, SCHEMA) as writer,
-            tqdm(total=len(records), desc=f"tokenising {path}", disable=None) as bar,
+            progress(f"tokenising {path}", len(records)) as advance,
         ):
-            for batch, affected in process_map(encode, chunked(records, CHUNK), workers=workers):
+            chunks = list(chunked(records, CHUNK))
+            encoded = process_map(encode, chunks, workers=workers)
+            for chunk, (batch, affected) in zip(chunks, encoded, strict=True):
                 if batch.num_rows:
                     writer.write_batch(batch)
                 entries += affected
                 num_kept += batch.num_rows
-                bar.update(CHUNK)
+                advance(len(chunk))
         dataset.report(entries, num_kept, options["max_length"], options["overlength"])
         info = {"sha256": skipping.sha256(staging / SAMPLES), "overlength": entries, "made_from": inputs}
         (staging / INFO).write_text(json.dumps(info), encoding="utf-8")

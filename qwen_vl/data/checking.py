@@ -6,10 +6,8 @@ import json
 import os
 import sys
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
+from qwen_vl.terminal import Bars
 
 from . import markup, skipping, summary
 from .chatml import LOSS_ON
@@ -126,7 +124,7 @@ def main(argv):
     tokenizer = load_tokenizer(args.model) if args.model else None
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(open_report(args.report)) if args.report else None
-        progress = stack.enter_context(Bar())
+        bars = stack.enter_context(Bars(leave=False))
         check = Check(
             image_folder=args.image_folder,
             tokenizer=tokenizer,
@@ -134,7 +132,7 @@ def main(argv):
             opens=args.pictures == "open",
             workers=args.workers,
             on_problem=lambda path, problem: report and report.write(as_line(path, problem)),
-            progress=progress,
+            progress=bars.show,
             control_tokens=args.allow_control_tokens,
             loss_on=args.loss_on,
         )
@@ -251,28 +249,3 @@ def finish(files):
         message = f"{errors:,} error{'s' * (errors > 1)} in {bad:,} of {num_records:,} records"
         raise DataError(f"{message}; correct them, or leave the records out with --fix")
     print("\nno errors")
-
-
-class Bar:
-    """A progress bar on a terminal, nothing elsewhere; `bar(text, num_done, num_all or None)` moves it."""
-
-    def __init__(self):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        # No thread that refreshes it: processes are forked while it is shown.
-        self._progress = Progress(
-            *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
-        )
-        self._tasks = {}
-
-    def __enter__(self):
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_):
-        self._progress.stop()
-
-    def __call__(self, text, num_done, num_all):
-        if text not in self._tasks:
-            self._tasks[text] = self._progress.add_task(text, total=num_all)
-        self._progress.update(self._tasks[text], completed=num_done, total=num_all, refresh=True)

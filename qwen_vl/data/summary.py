@@ -4,6 +4,8 @@ from array import array
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from qwen_vl.terminal import text_table
+
 MAX_EXAMPLES = 3  # problems of a kind that are spelled out
 MAX_BINS = 16
 BAR = 40  # characters of the longest bar
@@ -46,16 +48,6 @@ class FileSummary:
             self.warned.add(problem.place)
 
 
-def table(header, rows):
-    """Lines of a table: the first column to the left, the others to the right."""
-    rows = [header, *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-
-
 def files_table(files):
     """Lines: one row for each FileSummary, and their sum."""
     header = ["file", "records", "bad", "warned", "pictures", "tokens", "learned"]
@@ -68,7 +60,7 @@ def files_table(files):
     rows = [[file.path, *map(_number, column)] for file, column in zip(files, columns, strict=True)]
     if len(files) > 1:
         rows.append(["together", *(_number(_sum(values)) for values in zip(*columns, strict=True))])
-    return table(header, rows)
+    return text_table([header, *rows], numbers=True)
 
 
 def _sum(values):

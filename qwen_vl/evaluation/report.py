@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_vl.model.box_drawing_qwen import draw_boxes
+from qwen_vl.terminal import markdown_table
 
 from .metrics import find_boxes, iou
 
@@ -71,14 +72,14 @@ def accuracy_table(scores):
         first = next(scores[stage][group] for stage in stages if group in scores[stage])
         cells = [f"{scores[stage][group].share:.1%}" if group in scores[stage] else "" for stage in stages]
         rows.append([group, first.metric, str(first.count), *cells])
-    return _table(["task", "metric", "questions", *stages], rows)
+    return markdown_table(["task", "metric", "questions", *stages], rows)
 
 
 def answers_table(examples):
     """A Markdown table: one line a question, with the right answer and what each stage said."""
     stages = list(dict.fromkeys(stage for example in examples for stage in example.predictions))
     rows = [[e.question, e.answer, *(e.predictions.get(stage, "") for stage in stages)] for e in examples]
-    return _table(["question", "right answer", *stages], [[_code(cell) for cell in row] for row in rows])
+    return markdown_table(["question", "right answer", *stages], [[_code(cell) for cell in row] for row in rows])
 
 
 def draw_curves(curves, path):
@@ -128,13 +129,8 @@ def _figure(lines, columns, *, width, height):
     return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
 
 
-def _table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _code(text):
     """Text as Markdown shows it in one table cell: printable, on one line, cut where it grows long."""
     text = "".join(c for c in " ".join(text.split()) if c.isprintable()).replace("`", "'")
     text = text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + ".."
-    return "`{}`".format(text.replace("|", "\\|")) if text else ""
+    return f"`{text}`" if text else ""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading, record
 
 HEAD = """\
@@ -97,8 +98,7 @@ def trained(found, base):
 
 def table(rows):
     """{name: value} as Markdown."""
-    lines = [f"| {clean(name)} | {clean(shown(name, value))} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "| --- | --- |", *lines]) + "\n"
+    return markdown_table(("", ""), [(name, shown(name, value)) for name, value in rows.items()]) + "\n"
 
 
 def shown(name, value):
@@ -113,8 +113,3 @@ def shown(name, value):
 def short(name):
     """The last part of a local path; a hub name and anything else as it is."""
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def clean(cell):
-    """Text that keeps a table in shape."""
-    return str(cell).replace("|", "\\|").replace("\n", "<br>")

@@ -1,4 +1,10 @@
-"""GPTQ: 4-bit weights that keep what a layer does to real inputs (Frantar et al. 2022, arXiv 2210.17323)."""
+"""GPTQ: 4-bit weights that keep what a layer does to real inputs (Frantar et al. 2022, arXiv 2210.17323).
+
+gptqmodel has the same arithmetic in its class `GPTQ`, and a test compares the two. It is not used here because, as of
+7.6.0, it rounds a layer to nearest, or raises the damping, where this file raises an error: after calibration data that
+are not finite, are absent or are too much alike. Importing it also starts threads, patches transformers and changes
+HF_HOME and other environment variables, and on a GPU it compiles a CUDA extension at the first layer.
+"""
 
 import torch
 

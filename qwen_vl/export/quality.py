@@ -9,6 +9,7 @@ from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.evaluation import metrics, runner
 from qwen_vl.families import v1 as family
+from qwen_vl.terminal import markdown_table
 from qwen_vl.training import loading
 
 from . import prompts
@@ -66,9 +67,9 @@ def table(before, after):
     """The comparison of two Qualities as Markdown."""
     same = sum(one == other for one, other in zip(before.answers, after.answers, strict=True))
     count = len(before.answers)
-    return (
-        "| held-out conversations | before | after |\n| --- | --- | --- |\n"
-        f"| perplexity of the recorded answers | {before.perplexity:.4f} | {after.perplexity:.4f} |\n"
-        f"| greedy answers that are the recorded ones | {before.correct:.1%} | {after.correct:.1%} |\n"
-        f"| greedy answers that are as before | | {same} of {count} ({same / count:.1%}) |"
-    )
+    rows = [
+        ("perplexity of the recorded answers", f"{before.perplexity:.4f}", f"{after.perplexity:.4f}"),
+        ("greedy answers that are the recorded ones", f"{before.correct:.1%}", f"{after.correct:.1%}"),
+        ("greedy answers that are as before", "", f"{same} of {count} ({same / count:.1%})"),
+    ]
+    return markdown_table(("held-out conversations", "before", "after"), rows)

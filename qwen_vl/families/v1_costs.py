@@ -42,7 +42,6 @@ class BlockRun(NamedTuple):
     eager: bool  # attention that keeps its scores
     autocast: bool
     on_cpu: bool
-    original: bool  # the Qwen-VL authors' program instead of ours
 
 
 def work(lengths: Sequence[int], *, targets: int, pictures: int) -> Work:
@@ -140,16 +139,14 @@ def block_bytes(config: QWenConfig, run: BlockRun) -> int:
     """Return the bytes that autograd keeps of one decoder block, for all tokens of a batch."""
     hidden, half_width, width = config.hidden_size, mlp_width(config), run.width
     each = 2 * hidden * run.residual  # the inputs of the two norms
-    if run.residual == 2 and run.original:
-        each += 2 * hidden * 4  # as the norms compute in float32
     each += 6 * heads_width(config) * width  # queries, keys, values as projected; rotated queries and keys; the output
     if run.with_adapters:
         mask = width if run.on_cpu else 1
         each += (3 * hidden + heads_width(config)) * (width + mask)  # what dropout leaves for four adapters; its mask
-        each += (3 if run.original else 2) * half_width * width  # both branches; the original's activation
+        each += 2 * half_width * width  # both branches
     else:
         each += 4 * hidden * width  # the norms' results, before and after their weights
-        each += (4 if run.original else 3) * half_width * width  # branches, product; the original's activation
+        each += 3 * half_width * width  # both branches and their product
     saved = each * run.batch * run.length
     if run.eager:
         # Under autocast the softmax is kept in float32 and in half precision.

@@ -17,6 +17,7 @@ from qwen_vl.families.v1 import ALL_LINEAR, LORA_WORDS, TOKEN_TABLES
 from . import quantization
 
 OF_BASE_WEIGHTS = ("pissa", "olora")  # computed from the float weights, which they change
+FACTORS = re.compile(r"\.lora_(embedding_)?[AB]\b")  # in the names of A and B; DoRA's magnitudes are no factors
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
@@ -184,13 +185,16 @@ def starting_point(model):
     if model.peft_config["default"].init_lora_weights not in OF_BASE_WEIGHTS:
         return {}
     state = get_peft_model_state_dict(model)
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items() if ".lora_" in name}
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items() if FACTORS.search(name)}
 
 
 def make_plain(folder, start):
     """None; the adapter in a folder becomes one of twice the rank on the unchanged base, without its `start`.
 
     B A - B' A' is one product of stacked matrices. So no reader has to repeat the start, which not every one can.
+    PEFT's own conversion (`path_initial_model_for_weight_conversion`, peft 0.21) gives the same A and B but writes
+    nothing else: it loses whole modules, rows of new tokens, DoRA's magnitudes and adapters of embeddings, and fails
+    with --lora_bias. It also wants the start on disk, to load it as a second adapter.
     """
     file = Path(folder, WEIGHTS_FILE)
     tensors = load_file(file)

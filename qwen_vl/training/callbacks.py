@@ -2,19 +2,23 @@
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import has_length
+
+from qwen_vl.terminal import Bars
 
 METRICS_FILE = "metrics.jsonl"
 
 
-class ProgressBar(ProgressCallback):
-    """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed; on rank zero."""
+class ProgressBar(TrainerCallback):
+    """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed; on rank zero.
+
+    What a log without a loss says, such as an evaluation, is a line on a terminal, too.
+    """
 
     SHOWN = {  # noqa: RUF012 - what is logged: how it is shown
         "loss": "loss {:.4f}",
@@ -30,24 +34,56 @@ class ProgressBar(ProgressCallback):
         "train_runtime": "seconds {:.0f}",
     }
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.current_step = 0
-        if state.is_world_process_zero:  # disable=None: no bar where nobody watches
-            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm or None)
+    def __init__(self):
+        self._bars = None  # while rank zero trains
+        self._num_evaluated = 0  # batches
 
-    def on_prediction_step(self, args, state, control, **kwargs):
-        if self.training_bar is not None and not self.training_bar.disable:
-            super().on_prediction_step(args, state, control, **kwargs)
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._bars = Bars(hidden=bool(args.disable_tqdm))
+            self._show(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._bars:
+            self._show(state)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self._bars:
+            self._num_evaluated += 1
+            self._bars.show("evaluating", self._num_evaluated, size_of(eval_dataloader))
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._bars:
+            self._num_evaluated = 0
+            self._bars.drop("evaluating")
+            self._show(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None:
+        if not self._bars:
             return
         shown = [text.format(float(logs[key])) for key, text in self.SHOWN.items() if key in logs]
         shown += [f"{key} {value:.4f}" for key, value in logs.items() if key.startswith("loss/")]
         if "loss" in logs:
-            self.training_bar.set_postfix_str(", ".join(shown))
-        if "loss" not in logs or self.training_bar.disable:
-            tqdm.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}", file=sys.stderr)
+            self._show(state, note=", ".join(shown))
+        if "loss" not in logs or not self._bars.shown:
+            self._bars.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """End the line of the bar; also of a run that fails, before its error is printed."""
+        if self._bars:
+            self._bars.close()
+        self._bars = None
+
+    def _show(self, state, *, note=None):
+        self._bars.show("training", state.global_step, state.max_steps, note=note)
+
+
+def size_of(loader: DataLoader | None) -> int | None:
+    """Return how many batches a data loader has, or None if it does not know."""
+    return len(loader) if has_length(loader) else None
 
 
 class MetricsFile(TrainerCallback):

@@ -8,7 +8,7 @@ the results are from measured ones. GB are 10**9 bytes.
 
 import json
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,9 +25,7 @@ COMMUNICATOR = 0.3e9  # of NCCL, where torch.distributed runs
 FRAGMENTATION = 0.15  # of what comes and goes: memory that the caching allocator holds and cannot use for it
 HEAP = 0.25  # the same for the C library's allocator on a CPU, which keeps what is freed (`host_memory`)
 PASSING = ("vision tower", "activations", "logits", "optimizer step")  # parts that come and go
-BUCKET = 2e8  # elements of DeepSpeed's reduce and allgather buckets in the reference's settings
 OVERLAP = 4.5  # times both buckets: what `overlap_comm` takes by DeepSpeed's documentation
-LOGIT_COPIES = 3  # at the peak of the reference's loss: its saved log-softmax and two gradients, as large as the logits
 GPTQ_BITS, GPTQ_GROUP = 4, 128
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight; a byte scales 64, and a float32 256 of those bytes
 AUTOCAST_PARTS = (family.DECODER_PART, family.HEAD_PART)  # of whose matrices autocast makes copies
@@ -65,7 +63,6 @@ class Setup(NamedTuple):
     gpus: int = 1
     offload: bool = False
     on_cpu: bool = False
-    reference: bool = False  # the Qwen-VL authors' program instead of ours
 
 
 def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
@@ -74,24 +71,33 @@ def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
     base_model: LoRA trains copies of embeddings and head. lora: {"r", "alpha", "dropout", "targets", "bias"} of
     adapters.
     """
-    kind = (setup.method, setup.packing, setup.half, setup.reference)
+    kind = (setup.method, setup.packing, setup.half)
     return _weighed(config.to_json_string(), *kind, base_model, fix_vit, tuple((lora or {}).items()))
 
 
 @lru_cache(maxsize=32)
-def _weighed(settings, method, packing, half, reference, base_model, fix_vit, lora):
+def _weighed(settings, method, packing, half, base_model, fix_vit, lora):
     """`weigh` by values that can be remembered."""
     config = QWenConfig(**json.loads(settings))
+    model = prepared(config, method, half=half, base_model=base_model, fix_vit=fix_vit, lora=dict(lora))
+    return weights_of(tuning.train_in_float32(model), method, packing)
+
+
+def prepared(
+    config: QWenConfig, method: str, *, half: bool, base_model: bool, lora: dict[str, Any], fix_vit: bool = True
+) -> torch.nn.Module:
+    """Return a model without storage, frozen and with adapters as a run has it; all in the dtype of frozen weights."""
     dtype = (torch.float16 if method == "qlora" else torch.bfloat16) if half else torch.float32
     with torch.device("meta"):
         model = QWenLMHeadModel(config).to(dtype)
         if method == "full":
-            model = tuning.freeze_for_full(model, fix_vit=fix_vit)
-        else:
-            whole = list(family.WHOLE_ON_A_BASE) if base_model and method == "lora" else None
-            model = tuning.add_adapters(model, **dict(lora), modules_to_save=whole)
-        if not reference:
-            model = tuning.train_in_float32(model)
+            return tuning.freeze_for_full(model, fix_vit=fix_vit)
+        whole = list(family.WHOLE_ON_A_BASE) if base_model and method == "lora" else None
+        return tuning.add_adapters(model, **lora, modules_to_save=whole)
+
+
+def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
+    """Return the Weights of a `prepared` model; under Q-LoRA the linears of its blocks are packed."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
     quantised = 0
@@ -137,18 +143,11 @@ def phases(config, weights, setup):
     fixed = standing(config, weights, setup)
     kept, working = activations(config, weights, setup)
     logits = loss_bytes(config, setup)
-    vision = costs.vision_bytes(
-        config,
-        images=setup.batch * setup.pictures,
-        width=2 if setup.half else 4,
-        eager=setup.attention == "eager",
-        trained=weights.parts,
-    )
     held = working if setup.on_cpu else 0.0  # the C library keeps the memory of small tensors for the next ones
     first = setup.accumulation == 1 and setup.zero is None  # gradients of the last step are gone
     without = fixed | {"gradients": 0.0} if first else fixed
     stages = {
-        "vision tower": without | {"vision tower": vision},
+        "vision tower": without | {"vision tower": vision_bytes(config, weights, setup)},
         "loss": without | {"activations": kept + held, "logits": logits},
         "backward": fixed | {"activations": kept * (0 if first and not setup.checkpointing else 1) + working},
         "optimizer step": fixed | {"optimizer step": step_bytes(weights, setup)},
@@ -188,16 +187,17 @@ def standing(config, weights, setup):
     block = held / config.num_hidden_layers  # what ZeRO-3 gathers at a time, about two of them as it fetches ahead
     masters = count * (4 + states) * (share if stage >= 1 else 1) * (0 if setup.offload else 1)
     gradients = count * width * (share if stage >= 2 else 1)
-    buckets = 0.0
-    if stage == 2:
-        bucket = BUCKET if setup.reference else config.hidden_size**2
-        gradients += width * min(count, bucket)  # those that were just made, until their bucket is full
-        buckets = OVERLAP * 2 * width * bucket
+    buckets = bucket_bytes(count, config.hidden_size**2, width) if stage == 2 else 0.0
     return {
         "weights": held * share + 2 * block if stage == 3 else held,
         "gradients": gradients + buckets,
         "optimizer": masters,
     }
+
+
+def bucket_bytes(count: int, bucket: float, width: int) -> float:
+    """Return what DeepSpeed's stage 2 takes: buckets of `bucket` elements, for `count` gradients `width` bytes wide."""
+    return width * min(count, bucket) + OVERLAP * 2 * width * bucket  # gradients wait until their bucket is full
 
 
 def state_bytes(optim):
@@ -211,14 +211,13 @@ def step_bytes(weights, setup):
         return 0.0
     if setup.on_cpu:
         return 2 * 4.0 * weights.largest  # tensor by tensor
-    # All tensors of one dtype at once: the root of the second moment and, in torch 2.0, its sum with epsilon.
-    return (2.0 if setup.reference else 1.0) * weights.one_dtype
+    return 1.0 * weights.one_dtype  # the root of the second moment, of all tensors of one dtype at once
 
 
 def activations(config, weights, setup):
     """(bytes kept from the forward pass, bytes of the block that the backward pass works on)."""
     width = 2 if setup.half else 4
-    residual = 4 if family.EMBEDDINGS_PART in weights.parts and not setup.reference else width
+    residual = 4 if family.EMBEDDINGS_PART in weights.parts else width
     tokens, layers = setup.batch * setup.length, config.num_hidden_layers
     run = block_run(setup, width, residual)
     saved = costs.block_bytes(config, run) * (1.0 if setup.checkpointing else layers)
@@ -248,14 +247,22 @@ def block_run(setup: Setup, width: int, residual: int) -> costs.BlockRun:
         eager=setup.attention == "eager",
         autocast=autocasts(setup),
         on_cpu=setup.on_cpu,
-        original=setup.reference,
+    )
+
+
+def vision_bytes(config: QWenConfig, weights: Weights, setup: Setup) -> float:
+    """Return the bytes at the peak of the vision tower."""
+    return costs.vision_bytes(
+        config,
+        images=setup.batch * setup.pictures,
+        width=2 if setup.half else 4,
+        eager=setup.attention == "eager",
+        trained=weights.parts,
     )
 
 
 def loss_bytes(config, setup):
     """Bytes at the peak of the loss."""
     positions = setup.batch * setup.length
-    if setup.reference:
-        return positions * config.vocab_size * LOGIT_COPIES * (4.0 if autocasts(setup) else 2.0)
     logits = min(setup.targets * positions * config.vocab_size * 4.0, float(CHUNK_BYTES))
     return logits * (1.5 if setup.half else 1.0)  # in half precision as lm_head makes them, or their gradient, besides

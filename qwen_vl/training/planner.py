@@ -8,6 +8,7 @@ from typing import NamedTuple
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
+from qwen_vl.terminal import markdown_table
 
 from . import loading, memory, quantization
 
@@ -17,12 +18,6 @@ PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
 GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
-# docs/checkpoint_format.md section 7: GB of the reference on one A100-80G at LENGTHS, batch 1, accumulation 8
-PUBLISHED = {
-    "LoRA (base)": (37.1, 37.3, 38.7, 38.7),
-    "LoRA (chat)": (23.3, 23.6, 25.1, 27.3),
-    "Q-LoRA": (17.0, 17.2, 18.2, 19.3),
-}
 LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
 
 
@@ -55,7 +50,7 @@ def need(config, setup, machine, weights):
 def seconds(config, weights, setup, machine):
     """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
     samples = [setup.length] * setup.batch
-    targets = sum(samples) if setup.reference else int(setup.targets * sum(samples))
+    targets = int(setup.targets * sum(samples))
     batch = costs.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
     counted = costs.training_operations(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
     operations = sum(counted.values())
@@ -66,37 +61,16 @@ def seconds(config, weights, setup, machine):
     return setup.accumulation * operations / machine.flops + moved / shared / machine.bandwidth
 
 
-def reference_setup(method):
-    """The Setup of the Qwen-VL authors' profile: eager attention, all logits, Q-LoRA under DeepSpeed ZeRO-2."""
-    return memory.Setup(
-        method=method, attention="eager", optim="adamw_torch", reference=True, zero=2 if method == "qlora" else None
-    )
-
-
-def reference_table(config):
-    """Markdown: the model's memory of the twelve published cells, what was published, and the difference."""
-    lines = ["| | " + " | ".join(f"{n} tokens" for n in LENGTHS) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
-    for name, published in PUBLISHED.items():
-        setup, cells = reference_setup("qlora" if name == "Q-LoRA" else "lora"), []
-        weights = memory.weigh(config, setup, base_model="base" in name, lora=LORA)
-        for length, measured in zip(LENGTHS, published, strict=True):
-            planned = need(config, setup._replace(length=length), Machine(), weights).total / GB
-            cells.append(f"{planned:.1f} GB, published {measured} ({planned / measured - 1:+.1%})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def parts_table(found):
     """Markdown: bytes by part at the peak."""
-    rows = [f"| {name} | {size / GB:.2f} |" for name, size in found.parts.items() if size >= 0.005 * GB]
-    total = f"| all | {found.total / GB:.2f} |"
-    return "\n".join([f"| at the peak: {found.phase} | GB |", "|---|---|", *rows, total])
+    rows = [(name, f"{size / GB:.2f}") for name, size in found.parts.items() if size >= 0.005 * GB]
+    return markdown_table((f"at the peak: {found.phase}", "GB"), [*rows, ("all", f"{found.total / GB:.2f}")])
 
 
 def lengths_table(config, asked, machine, budget, options):
     """Markdown: memory and seconds a step over methods and lengths; what exceeds the budget is marked."""
     lengths = sorted({*LENGTHS, asked.length})
-    lines = ["| | " + " | ".join(f"{n} tokens" for n in lengths) + " |", "|---" * (1 + len(lengths)) + "|"]
+    rows = []
     for method in METHODS[:2] if asked.on_cpu else METHODS:
         setup, cells = with_method(asked, method), []
         weights = memory.weigh(config, setup, **options)
@@ -104,8 +78,8 @@ def lengths_table(config, asked, machine, budget, options):
             found = need(config, setup._replace(length=length), machine, weights)
             mark = ", too large" if budget and found.total > budget else ""
             cells.append(f"{found.total / GB:.1f} GB, {found.seconds:.2g} s{mark}")
-        lines.append(f"| {method}{zero_name(setup)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"{method}{zero_name(setup)}", *cells])
+    return markdown_table(["", *(f"{length} tokens" for length in lengths)], rows)
 
 
 def with_method(setup, method):
@@ -203,7 +177,6 @@ def make_parser():
     add("--optim", default="adamw_torch_fused", help="optimizer, as of training (default: %(default)s)")
     add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
     add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
-    add("--reference", action="store_true", help="instead: the published memory table by the same model")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -220,8 +193,6 @@ def main(argv=None):
     """Print the plan that the command line asks for, as Markdown."""
     args = make_parser().parse_args(argv)
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
-    if args.reference:
-        return print(reference_table(config))
     stored = quantization.kind_of(config, args.model)
     if stored and args.method != "qlora":
         raise ValueError(f"{args.model}: its weights are quantised; plan --method qlora, or another checkpoint")

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from qwen_vl.data import conversations
 from qwen_vl.data.inspection import PICTURE
@@ -21,6 +20,7 @@ from qwen_vl.data.parallel import default_workers
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
 from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.terminal import progress
 
 from . import loading, tuning, vision_cache
 
@@ -60,11 +60,11 @@ def fill(cache, references, search_dirs, *, tower, image_size, batch_size, worke
     loader = DataLoader(
         Pictures(missing, search_dirs, cache, image_size), batch_size=batch_size, num_workers=workers if missing else 0
     )
-    with torch.no_grad(), context, tqdm(total=len(missing), desc="encoding pictures", disable=None) as bar:
+    with torch.no_grad(), context, progress("encoding pictures", len(missing)) as advance:
         for names, batch in loader:
             batch = batch.to(device)
             cache.add(names, tower(batch) if cache.kind == TOWER_OUTPUT else tower.encode(batch))
-            bar.update(len(names))
+            advance(len(names))
     cache.flush()
     return len(missing), len(keys) - len(missing), unstable
 

@@ -43,7 +43,8 @@ class QWenTrainer(ResumableTrainer):
         self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ProgressBar)
+        self._progress_bar = ProgressBar()
+        self.add_callback(self._progress_bar)
         self.add_callback(MetricsFile)
         reporting.guard(self.callback_handler.callbacks)
         if self.args.early_stopping_patience:
@@ -72,6 +73,12 @@ class QWenTrainer(ResumableTrainer):
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._rates = rates or tuning.Rates(self.args.learning_rate)
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress_bar.close()
 
     def get_decay_parameter_names(self, model):
         return tuning.decayed_names(model)

@@ -7,6 +7,7 @@ from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, TaskType, get
 from safetensors import SafetensorError
 
 from qwen_vl.families import v1 as family
+from qwen_vl.terminal import text_table
 
 from . import adapters
 from .quantization import quantized_linears, quiet_gptqmodel
@@ -227,10 +228,7 @@ def table(lines):
         cells.append((line.part, "yes" if line.trainable else "no", f"{line.total:,}", rate, decay, line.group))
     trainable, total = sum(line.trainable for line in lines), sum(line.total for line in lines)
     cells.append(("all", f"{100 * trainable / total:.2f}%", f"{trainable:,} of {total:,}", "", "", ""))
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    return "\n".join(text_table(cells))
 
 
 def split_groups(optimizer, model, rates):

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from terminals import on_terminal
 
 from qwen_vl.data import checking, commands, inspection
 from qwen_vl.data.chatml import IGNORE_INDEX, encode
@@ -265,6 +266,16 @@ def test_text_that_no_terminal_shows(write, tmp_path):
     kinds = [entry["kind"] for entry in found]
     assert code == 1 and kinds == ["broken text", "malformed box", "nothing to learn"]
     assert found[0]["id"] == "\ud83d"
+
+
+def test_a_terminal_shows_how_far_it_is(write, pictures):
+    records = [record(str(n), f"<img>{pictures / 'good.png'}</img>{n}") for n in range(600)]
+    with on_terminal() as screen:
+        assert check(write(records), "--workers", "2") == (0, "")
+    stages = ["data.json: records", "data.json: pictures"]
+    drawn = [text for text in screen.text.split("\r\x1b[2K") if text.startswith("data.json: ")]
+    assert list(dict.fromkeys(text.partition(" ━")[0].rstrip() for text in drawn)) == stages
+    assert " 1/1 " in drawn[-1] and screen.text.endswith("\x1b[2K")  # erased, as the summary follows
 
 
 @pytest.mark.parametrize(

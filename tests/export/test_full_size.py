@@ -1,15 +1,11 @@
 """scripts/full_size_check.py runs through, on a small configuration."""
 
-import importlib.util
-
 import runs
 import torch
 
 
 def test_all_stages_on_a_small_model(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("full_size_check", runs.ROOT / "scripts" / "full_size_check.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = runs.script("full_size_check")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -87,6 +87,23 @@ def test_gptq_is_as_good_as_that_of_the_library(desc_act):
     assert errors[0] < 1.05 * errors[1]
 
 
+def test_calibration_that_says_nothing_is_an_error():
+    """Where gptqmodel rounds to nearest or takes another damping, with a line in its log."""
+    inputs = correlated(16, 128)
+    with pytest.raises(ValueError, match="no finite inputs"):
+        gptq.Hessian(128).mean()
+    for value in (float("nan"), float("inf")):
+        seen = gptq.Hessian(128)
+        seen.add(inputs)
+        seen.add(torch.full_like(inputs, value))
+        with pytest.raises(ValueError, match="no finite inputs"):
+            seen.mean()
+    alike = gptq.Hessian(128)
+    alike.add(inputs)  # fewer rows than columns
+    with pytest.raises(ValueError, match=r"too much alike .*give more calibration data or a larger --damp"):
+        gptq.quantize(torch.randn(64, 128), alike.mean(), group_size=GROUP, damp=0)
+
+
 def test_packing_is_the_published_layout():
     """Against the test suite's own packer, which is written from the description of the layout."""
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))

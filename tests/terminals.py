@@ -1,0 +1,45 @@
+"""A terminal for tests: what is written to stderr, as a terminal gets it."""
+
+import os
+import pty
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+
+class Screen:
+    """What a terminal was sent; `text` is complete when the block is over."""
+
+    text = ""
+
+
+@contextmanager
+def on_terminal(**variables):
+    """Within this block stderr is a terminal of 120 columns. Yields its Screen. variables: of the environment."""
+    main, other = pty.openpty()
+    screen, received = Screen(), bytearray()
+
+    def read():  # all the time, as a terminal that nobody reads stops its writers
+        try:
+            while chunk := os.read(main, 4096):
+                received.extend(chunk)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with pytest.MonkeyPatch.context() as patch, open(other, "w", encoding="utf-8") as file:
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        for name, value in ({"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"} | variables).items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "stderr", file)
+        try:
+            yield screen
+        finally:
+            file.close()
+            reader.join(timeout=10)
+            os.close(main)
+            screen.text = received.decode("utf-8").replace("\r\n", "\n")
