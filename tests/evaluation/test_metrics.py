@@ -1,6 +1,7 @@
 """Scores against literals, and the report's pictures."""
 
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -36,6 +37,34 @@ def test_box_accuracy_counts_missing_and_malformed_boxes_as_wrong():
     assert metrics.box_accuracy(predictions, [right] * 5) == pytest.approx(2 / 5)
     with pytest.raises(ValueError, match="exact_match"):
         metrics.box_accuracy(["x"], ["no box in the answer"])
+
+
+def test_loss_curves_of_any_size_are_seen_whole():
+    curves = {
+        "usual": [(step, 1000 / step) for step in range(50, 1000, 50)],
+        "one point": [(7, 2.0)],
+        "negative": [(1, -1.0), (2, -3.0)],
+        "zero": [(1, 0.0), (2, 0.0)],
+        "gaps and spikes": [(1, math.nan), (2, 1e5), (3, math.inf), (4, 1e-7), (9, 0.5)],
+        "nothing": [(1, math.nan)],
+        "empty": [],
+    }
+    figure = report.curves_figure(curves)
+    figure.canvas.draw()
+    panels = [panel for panel in figure.axes if panel.axison]
+    assert [panel.get_title() for panel in panels] == list(curves)[:-1]
+    for panel, points in zip(panels, curves.values(), strict=False):
+        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+        assert left < right and bottom < top
+        (line,) = panel.lines
+        assert line.get_marker() == "o"  # a point alone would not be seen
+        assert len(line.get_ydata()) == len(points)
+        known = [(x, y) for x, y in points if math.isfinite(y)]
+        hidden = [(x, y) for x, y in known if not (left <= x <= right and bottom <= y <= top)]
+        assert not hidden, (panel.get_title(), panel.get_xlim(), panel.get_ylim())
+        assert all(tick == round(tick) for tick in panel.get_xticks())
+    assert [panel.get_yscale() for panel in panels].index("log") == 4
+    assert report.curves_figure({"long": [(n, 1.0) for n in range(100)]}).axes[0].lines[0].get_marker() == "None"
 
 
 def test_report_holds_every_stage_and_draws_the_boxes(tmp_path):
