@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qwen_vl.model.image_processing_qwen import find_picture
 
+from . import path_hints
 from .markup import ImageCount, convertible, images_of
 from .shards import open_whole
 from .skipping import SkipManifest, own_id
@@ -68,7 +69,8 @@ def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
 def check_folder(image_folder):
     """DataError if the folder is given and not there."""
     if image_folder and not os.path.isdir(image_folder):
-        raise DataError(f"image folder {image_folder}: no such folder; correct --image_folder or leave it out")
+        cause = path_hints.hint(str(image_folder), os.path.isdir)
+        raise DataError(f"image folder {image_folder}: no such folder{cause}; correct --image_folder or leave it out")
 
 
 def named(path, place, record):

@@ -15,6 +15,7 @@ from .checking import printable
 from .conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
 from .files import whole_file
 from .opening import packed, plain_name
+from .shards import is_among
 from .skipping import own_id
 from .validation import DataError, FieldError, Problem
 
@@ -186,6 +187,8 @@ def main(argv):
         parser.error("--from and --to are the same")
     if os.path.realpath(arguments.source) == os.path.realpath(arguments.out):
         parser.error(f"OUT {arguments.out}: would overwrite SOURCE; give another name")
+    if is_among(arguments.out, arguments.source):
+        parser.error(f"OUT {arguments.out}: would be read as data of the folder SOURCE; put it elsewhere")
     if plain_name(arguments.out).suffix in (".parquet", ".arrow"):
         parser.error(f"OUT {arguments.out}: JSON is written; name it .json or .jsonl")
     if arguments.target_format == "coco" and plain_name(arguments.out).suffix == ".jsonl":

@@ -62,6 +62,11 @@ def data_files(path: str | os.PathLike) -> list[tuple[Path, str]]:
     return [(path, "")]
 
 
+def is_among(out: str | os.PathLike, path: str | os.PathLike) -> bool:
+    """Return whether a file that is to be written would lie in a folder of data files."""
+    return os.path.isdir(path) and Path(out).resolve().is_relative_to(Path(path).resolve())
+
+
 def _in_folder(path: Path) -> list[Path]:
     """Return the data files of a folder, in order."""
     if (path / "dataset_dict.json").is_file():
