@@ -7,13 +7,14 @@ import functools
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_vl.model.image_processing_qwen import find_picture
 
 from . import path_hints
 from .markup import ImageCount, convertible, images_of
-from .shards import open_whole
+from .shards import DataFile, open_whole
 from .skipping import SkipManifest, own_id
 from .validation import DataError, Problem, check_record
 
@@ -97,7 +98,7 @@ def is_repeated(name, seen):
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-def entries(path, *, is_ours=True):
+def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[str, object]]:
     """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`shards.data_files`).
 
     place is "[3]" for an element of a JSON list or a row of a table, ":4" for a line of JSON Lines; in a folder the
@@ -115,7 +116,7 @@ def entries(path, *, is_ours=True):
         raise DataError(f"{path}: no records; give at least one conversation")
 
 
-def check_columns(file):
+def check_columns(file: DataFile) -> None:
     """Raise DataError for a table that has no column of conversations, or two columns of one name."""
     twice = [name for name, count in Counter(file.columns or ()).items() if count > 1]
     if twice:
@@ -130,8 +131,11 @@ def check_columns(file):
 # ---- the problems ---------------------------------------------------------------------------------------------------
 
 
-def convert_hint(path, formats, num_records):
-    """What to do with a file of another format: at least half of its records are, as the Counter `formats` says."""
+def convert_hint(path: str | os.PathLike, formats: Counter, num_records: int) -> str:
+    """Return what to do with a file of another format; "" if fewer than half of its records are in one.
+
+    formats: how many records seem to be in each.
+    """
     if not formats or 2 * formats.total() < num_records:
         return ""
     form = formats.most_common(1)[0][0]

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,8 +101,8 @@ def _problems(place, record, exists):
     return [problem for problem in check_entry(place, record, exists) if problem.is_error]
 
 
-def _leftovers(place, record, form, notes):
-    """Yields a Problem for each text with markup of another format, which would be written as plain text.
+def _leftovers(place: str, record: dict, form: str, notes: Counter) -> Iterator[Problem]:
+    """Yield a Problem for each text with markup of another format, which would be written as plain text.
 
     What may well be text, such as HTML, is counted in `notes` instead.
     """

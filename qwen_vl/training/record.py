@@ -1,6 +1,7 @@
 """OUT/run.json: what a trained model or adapter was made from, and how; exports carry it on, and make a page of it."""
 
 import json
+import os
 import platform
 import time
 from importlib import metadata
@@ -37,8 +38,8 @@ def write(output_dir, *, settings, base, data_path, eval_data_path=None):
     return record
 
 
-def hashed(path):
-    """[{"name", "sha256"}, ..] of a data file, or of the data files of a folder or a pattern."""
+def hashed(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Return [{"name", "sha256"}, ..] of a data file, or of the data files of a folder or a pattern."""
     return [{"name": file.name, "sha256": sha256(file)} for file, _ in data_files(path)]
 
 

@@ -151,6 +151,8 @@ def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, picture):
     mixed = load(sources, tokenizer, cache="none", **OPTIONS)
     assert [sample["id"] for sample in mixed] == [*"abcabc", *"abc"]
     assert Path(mixed[2]["images"][0]).is_file()
+    hub(tmp_path / "hub")
+    assert read(f"{tmp_path}/hub/train*.parquet") == BARE and len(read(f"{tmp_path}/hub/*")) == 80
 
 
 def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_path, picture):
@@ -338,6 +340,12 @@ def splits(path):
     datasets.DatasetDict(train=data, test=data).save_to_disk(path)
 
 
+def hub(path):
+    path.mkdir()
+    for split in ("train", "test"):
+        parquet.write_table(table(BARE), path / f"{split}-00000-of-00001.parquet")
+
+
 def without_a_shard(path):
     FILES["saved"](path, BARE)
     (path / "data-00001-of-00002.arrow").unlink()
@@ -366,6 +374,7 @@ BROKEN = {
     ),
     "wide.json": (lambda path: path.write_bytes("[]".encode("utf-16")), "UTF-16; save it as UTF-8"),
     "splits": (splits, "holds the splits test, train; name one of them"),
+    "hub": (hub, "holds the splits test, train; name one of them"),
     "lost": (without_a_shard, "data-00001-of-00002.arrow of the saved data set missing"),
     "nothing": (lambda path: path.mkdir(), "no file named *.jsonl"),
 }  # fmt: skip
