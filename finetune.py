@@ -12,26 +12,30 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from qwen_vl.entry import run
+from qwen_vl.cli.run import run
 
 
 def main(argv=None):
     """Train as the command line `argv` says; the trained model or adapter is then in --output_dir. Returns None."""
-    from qwen_vl.training import arguments
+    from qwen_vl.training.flags import arguments
 
     parsed = model_args, data_args, lora_args, train_args = arguments.parse(argv)
     # Heavy imports come after the flags are known to be right, so that a typo costs no half minute.
     from transformers import set_seed
 
+    from qwen_vl.checkpoint import loading, saving
     from qwen_vl.data.collator import ConversationCollator
     from qwen_vl.families import v1 as family
-    from qwen_vl.training import engines, loading, outset, resume_settings, saving, trainer, tuning, vision_cache
+    from qwen_vl.training import final_model, param_groups, preflight, trainer, tuning
+    from qwen_vl.training.distributed import engines
+    from qwen_vl.training.resume import settings as resume_settings
+    from qwen_vl.training.vision_cache import cache
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if train_args.process_index == 0 else logging.ERROR)
     output_dir, name = train_args.output_dir, model_args.model_name_or_path
     name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
-    outset.check_steps(train_args.max_steps)
+    preflight.check_steps(train_args.max_steps)
     saving.check_writable(output_dir)
     resume_from = checkpoint_to_resume(train_args)
     settled = resume_settings.settle(resume_from, parsed, anew=train_args.ignore_data_skip)
@@ -44,7 +48,7 @@ def main(argv=None):
     if is_finished(resume_from, train_args, settings):
         return
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
-    outset.check(train_data, train_args, lines, checkpoint=resume_from)
+    preflight.check(train_data, train_args, lines, checkpoint=resume_from)
     settled.report()
 
     set_seed(train_args.seed)
@@ -58,13 +62,13 @@ def main(argv=None):
         device=train_args.device,
     )
     model, start = made_trainable(model, lora_args, train_args, tokenizer, dtype)
-    lines = tuning.rows(model, rates=rates, weight_decay=train_args.weight_decay)
+    lines = param_groups.rows(model, rates=rates, weight_decay=train_args.weight_decay)
     if train_args.process_index == 0:
-        print(tuning.table(lines), file=sys.stderr)
+        print(param_groups.table(lines), file=sys.stderr)
 
     under = base if train_args.use_lora else None  # of an adapter, with which it is saved
     tower = {"name": name, "dtype": dtype, "cache_dir": train_args.cache_dir}
-    features = vision_cache.opened(data_args.vision_cache, model, **tower, is_sharded=engines.is_sharded(train_args))
+    features = cache.opened(data_args.vision_cache, model, **tower, is_sharded=engines.is_sharded(train_args))
     run_trainer = trainer.QWenTrainer(
         model=model,
         args=train_args,
@@ -85,7 +89,7 @@ def main(argv=None):
     if run_trainer.is_world_process_zero():
         with saving.naming(output_dir):
             run_trainer.save_state()
-            saving.save_final(model, tokenizer, output_dir, dtype=dtype, base=under, weights=weights, start=start)
+            final_model.save_final(model, tokenizer, output_dir, dtype=dtype, base=under, weights=weights, start=start)
             made_with = {"settings": settings, "resumed": settled.resumed, "base": under or {"name": name}}
             write_records(output_dir, data_args, trained=lines, made_with=made_with)
         print(f"saved to {output_dir}", file=sys.stderr)
@@ -94,7 +98,8 @@ def main(argv=None):
 
 def made_trainable(model, lora, training, tokenizer, dtype):
     """(model, `adapters.starting_point` or None): with adapters, or unfrozen, as the flags say."""
-    from qwen_vl.training import adapters, tuning
+    from qwen_vl.adapters import lora_targets
+    from qwen_vl.training import tuning
 
     if training.use_lora:
         new_tokens = tokenizer.convert_tokens_to_ids(training.new_special_tokens or [])
@@ -103,7 +108,7 @@ def made_trainable(model, lora, training, tokenizer, dtype):
             model.enable_input_require_grads()
     else:
         model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
-    start = adapters.starting_point(model) if training.use_lora else None
+    start = lora_targets.starting_point(model) if training.use_lora else None
     # DeepSpeed keeps float32 copies itself.
     return tuning.train_in(model, dtype) if training.deepspeed else tuning.train_in_float32(model), start
 
@@ -113,13 +118,13 @@ def write_records(output_dir, data, *, trained, made_with):
 
     data: DataArguments. trained: `tuning.rows`. made_with: {"settings", "resumed", "base"} as `record.write` has them.
     """
-    from qwen_vl.data import streaming
-    from qwen_vl.training import record, report
+    from qwen_vl.data.sources import streaming
+    from qwen_vl.training.monitor import html_report, run_record
 
     if data.streaming:
         streaming.report(Path(output_dir, "overlength.jsonl"))
-    report.write(output_dir, settings=made_with["settings"] | record.earlier(made_with), trained=trained)
-    record.write(output_dir, data_path=data.data_path, eval_data_path=data.eval_data_path, **made_with)
+    html_report.write(output_dir, settings=made_with["settings"] | run_record.earlier(made_with), trained=trained)
+    run_record.write(output_dir, data_path=data.data_path, eval_data_path=data.eval_data_path, **made_with)
 
 
 def datasets(data, training, tokenizer, resume_from):
@@ -127,7 +132,8 @@ def datasets(data, training, tokenizer, resume_from):
 
     What the length limit did stands in OUT/overlength.jsonl; there is no such file if it did nothing.
     """
-    from qwen_vl.data import loading, mixing
+    from qwen_vl.data import build as data_build
+    from qwen_vl.data import mixing
     from qwen_vl.data.packing import PackedDataset
 
     seed = training.seed if training.data_seed is None else training.data_seed
@@ -145,9 +151,9 @@ def datasets(data, training, tokenizer, resume_from):
     sources, overlength = mixing.parse_sources(data.data_path), Path(training.output_dir, "overlength.jsonl")
     if training.process_index == 0:
         overlength.unlink(missing_ok=True)  # of an earlier run
-    eval_data = data.eval_data_path and loading.load_file(data.eval_data_path, tokenizer, **caching, **reading)
+    eval_data = data.eval_data_path and data_build.load_file(data.eval_data_path, tokenizer, **caching, **reading)
     if not data.streaming:
-        train_data = loading.load(sources, tokenizer, **mixing_as, **caching, **reading)
+        train_data = data_build.load(sources, tokenizer, **mixing_as, **caching, **reading)
         if train_data.overlength and training.process_index == 0:
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in train_data.overlength)
             overlength.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +161,7 @@ def datasets(data, training, tokenizer, resume_from):
         if packing:
             train_data = PackedDataset(train_data, **packing, seed=seed)
         return train_data, eval_data
-    train_data = loading.stream(
+    train_data = data_build.stream(
         sources,
         tokenizer,
         **mixing_as,
@@ -173,10 +179,11 @@ def datasets(data, training, tokenizer, resume_from):
 
 def tokenizer_for(name, config, adapter_dir, training):
     """The tokenizer of a checkpoint, or of the adapter that is continued on it, with the new tokens of this run."""
-    from qwen_vl.training import loading, saving
+    from qwen_vl.adapters import bases
+    from qwen_vl.checkpoint import loading
 
     if adapter_dir:
-        return saving.load_tokenizer(adapter_dir, name, config, training.cache_dir)
+        return bases.load_tokenizer(adapter_dir, name, config, training.cache_dir)
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 
@@ -187,20 +194,16 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
     """
     import torch
 
-    from qwen_vl.training import (
-        adapters,
-        arguments,
-        engines,
-        loading,
-        quantization,
-        resume_settings,
-        saving,
-        tuning,
-        vision_cache,
-    )
+    from qwen_vl.adapters import bases, build, lora_targets
+    from qwen_vl.checkpoint import loading, quantization
+    from qwen_vl.training import param_groups, tuning
+    from qwen_vl.training.distributed import engines
+    from qwen_vl.training.flags import arguments
+    from qwen_vl.training.resume import settings as resume_settings
+    from qwen_vl.training.vision_cache import cache
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
-    adapters.check_base(
+    lora_targets.check_base(
         kind,
         lora=training.use_lora,
         use_dora=lora.use_dora,
@@ -210,24 +213,24 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
         recast=training.fp16_full_eval or training.bf16_full_eval,
     )
     loading.check_files(name, training.cache_dir)
-    rates = tuning.Rates(
+    rates = param_groups.Rates(
         training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
     )
     model = loading.skeleton(name, config, training.cache_dir)
     with torch.device("meta"):
         if lora.lora_weight_path:
-            saving.recorded_base(lora.lora_weight_path)  # an error without an adapter
+            bases.recorded_base(lora.lora_weight_path)  # an error without an adapter
             asked = None if lora.lora_r == arguments.LoraArguments.lora_r else lora.lora_r
-            model = adapters.rehearsed(lora.lora_weight_path, model, r=asked)
+            model = lora_targets.rehearsed(lora.lora_weight_path, model, r=asked)
         elif training.use_lora:
-            whole = tuning.whole_modules(model, lora.modules_to_save) or ()
-            adapters.check_whole(model, whole, kind)
+            whole = build.whole_modules(model, lora.modules_to_save) or ()
+            lora_targets.check_whole(model, whole, kind)
             model = adapted(model, replace(lora, init_lora_weights="default"))  # the others need the weights
-            adapters.check_rows(adapters.trained_rows(training.new_special_tokens or (), whole), model)
+            lora_targets.check_rows(lora_targets.trained_rows(training.new_special_tokens or (), whole), model)
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
-    lines = tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
-    vision_cache.check_frozen(cache_folder, model, is_sharded=engines.is_sharded(training))
+    lines = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
+    cache.check_frozen(cache_folder, model, is_sharded=engines.is_sharded(training))
     base = base_of(name, kind, lora.lora_weight_path, training.cache_dir)
     if resume_from:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
@@ -237,7 +240,8 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
 
 def is_finished(resume_from, training, settings):
     """Whether the run that a checkpoint belongs to has its result already; says so."""
-    from qwen_vl.training import checkpoints, resume_settings
+    from qwen_vl.training.resume import checkpoints
+    from qwen_vl.training.resume import settings as resume_settings
 
     newest = checkpoints.is_automatic(training.resume_from_checkpoint)
     last = resume_from or next(iter(checkpoints.found(training.output_dir) if newest else ()), None)
@@ -260,28 +264,29 @@ def is_finished(resume_from, training, settings):
 
 def base_of(name, kind, adapter_dir, cache_dir):
     """{"name", "fingerprint", "quantization"} of the base of a run; ValueError if `adapter_dir` has another."""
-    from qwen_vl.training import loading, saving
+    from qwen_vl.adapters import bases
+    from qwen_vl.checkpoint import loading
 
     base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}
     if adapter_dir:
-        saving.check_base(adapter_dir, **base)
+        bases.check_base(adapter_dir, **base)
     return base | {"quantization": kind}
 
 
 def adapted(model, lora, new_tokens=()):
     """The model with the adapters that the LoraArguments describe: a folder's, continued, or new ones."""
-    from qwen_vl.training import tuning
+    from qwen_vl.adapters import build
 
     if lora.lora_weight_path:
-        return tuning.load_adapters(model, lora.lora_weight_path, trainable=True)
-    return tuning.add_adapters(
+        return build.load_adapters(model, lora.lora_weight_path, trainable=True)
+    return build.add_adapters(
         model,
         r=lora.lora_r,
         alpha=lora.lora_alpha,
         dropout=lora.lora_dropout,
         targets=lora.lora_target_modules,
         bias=lora.lora_bias,
-        modules_to_save=tuning.whole_modules(model, lora.modules_to_save),
+        modules_to_save=build.whole_modules(model, lora.modules_to_save),
         new_tokens=new_tokens,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
@@ -291,14 +296,14 @@ def adapted(model, lora, new_tokens=()):
 
 def checkpoint_to_resume(training):
     """The checkpoint folder that the run goes on from, or None, as --resume_from_checkpoint says."""
-    from qwen_vl.training import checkpoints
+    from qwen_vl.training.resume import checkpoints
 
     return checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
 
 
 def samples_seen(checkpoint, training):
     """Samples, or packed rows, that all ranks had taken from a stream when a checkpoint was written; 0 without one."""
-    from qwen_vl.training import checkpoints
+    from qwen_vl.training.resume import checkpoints
 
     if checkpoint is None:
         return 0

@@ -75,6 +75,11 @@ def is_yes(value: str) -> bool:
     return value.lower() in ("yes", "true", "t", "y", "1", "on")
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def may_have_gpu() -> bool:
     """Return whether torch could use a GPU here, as far as files tell; True in doubt."""
     try:

@@ -25,19 +25,20 @@ if __name__ == "__main__":
 import torch
 from PIL import Image
 
-from qwen_vl.data import cache, conversations
+from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint import random_model as tiny
+from qwen_vl.cli.run import run
+from qwen_vl.data import conversations
 from qwen_vl.data.chatml import IGNORE_INDEX, encode
-from qwen_vl.data.checking import Check
+from qwen_vl.data.check.check import Check
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
-from qwen_vl.data.sampling import LengthGroupedSampler
-from qwen_vl.entry import run
+from qwen_vl.data.samplers import LengthGroupedSampler
+from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.families import v1 as family
 from qwen_vl.model.loss_qwen import target_index
-from qwen_vl.quickstart import model as tiny
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import loading
 
 MAX_LENGTH, BATCH = 2048, 4
 WORDS = (
@@ -171,13 +172,13 @@ def data_table(folder, tokenizer, args):
     texts = [turn["value"] for record in records for turn in record["conversations"]]
     options = {"max_length": MAX_LENGTH, "overlength": "trim"}
     entries = folder / "cache"
-    cache.cached(path, tokenizer, folder=entries, **options)
+    tokenized_cache.cached(path, tokenizer, folder=entries, **options)
     check = Check(tokenizer=tokenizer, workers=2)
     tasks = {
         "tokenizer alone": lambda: [tokenizer.encode_message(text) for text in texts],
         "chatml.encode": lambda: [encode(record, tokenizer) for record in records],
         "read and tokenise": lambda: ConversationDataset(conversations.read(path), tokenizer, max_length=MAX_LENGTH),
-        "start from the cache": lambda: cache.cached(path, tokenizer, folder=entries, **options),
+        "start from the cache": lambda: tokenized_cache.cached(path, tokenizer, folder=entries, **options),
         "check, pictures opened": lambda: check.file(path),
     }
     seconds = measure({name: timed(task) for name, task in tasks.items()}, args.rounds)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from qwen_vl.entry import run
-from qwen_vl.quickstart.progress import usable_cores
+from qwen_vl.cli.run import run
+from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,10 +34,10 @@ def build(folder: Path, pictures: int) -> None:
     """Write the data and the model of the quickstart into a folder; in processes, as this one needs its cores."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in (
-        ["data", folder / "data", "--limit", pictures],
-        ["model", ROOT / "configs/model/tiny.json", folder / "tiny"],
+        [ROOT / "scripts/quickstart/make_data.py", folder / "data", "--limit", pictures],
+        ["-m", "qwen_vl.checkpoint.random_model", ROOT / "configs/model/tiny.json", folder / "tiny"],
     ):
-        command = [sys.executable, "-m", f"qwen_vl.quickstart.{words[0]}", *map(str, words[1:])]
+        command = [sys.executable, *map(str, words)]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 

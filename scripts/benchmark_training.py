@@ -32,19 +32,27 @@ from benchmark_data import padded, write_data
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from qwen_vl.data import cache, conversations
+from qwen_vl.adapters import build as adapters_build
+from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint import random_model as tiny
+from qwen_vl.cli.run import run
+from qwen_vl.data import conversations
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset
-from qwen_vl.entry import run
+from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
-from qwen_vl.model.image_processing_qwen import open_picture, pixels
-from qwen_vl.quickstart import model as tiny
+from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import arguments, flops, loading, metering, trainer, tuning, vision_cache
-from qwen_vl.training.host_memory import keep_freed_memory
+from qwen_vl.training import trainer, tuning
+from qwen_vl.training.distributed.host_memory import keep_freed_memory
+from qwen_vl.training.flags import arguments
+from qwen_vl.training.monitor import flops
+from qwen_vl.training.monitor import throughput as monitor_throughput
+from qwen_vl.training.vision_cache import cache
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 4  # samples of a step in the reference's way; full rows of one where the trainer is measured by itself
@@ -79,7 +87,7 @@ def loaded(name, method, **options):
     if method == "full":
         return tuning.freeze_for_full(model, fix_vit=True).train()
     lora = {"r": 64, "alpha": 16, "dropout": 0.0, "bias": "none", "modules_to_save": None}
-    return tuning.add_adapters(model, targets=family.DEFAULT_LORA_TARGETS, **lora).train()
+    return adapters_build.add_adapters(model, targets=family.DEFAULT_LORA_TARGETS, **lora).train()
 
 
 def dataset(path, tokenizer, length):
@@ -182,7 +190,7 @@ class Clock(TrainerCallback):
 def bare_loop(model, rows, tokenizer):
     """(tokens a second, MFU) of a loop of a few lines over the rows that `train` sees, its first step left out."""
     collator = ConversationCollator(tokenizer, family.image_size(model.config))
-    optimizer, meter = optimizer_for(model, fused=True), metering.SpeedMeter(model, "cpu", torch.float32)
+    optimizer, meter = optimizer_for(model, fused=True), monitor_throughput.SpeedMeter(model, "cpu", torch.float32)
     tokens = started = 0
 
     for batch in DataLoader(rows, batch_size=BATCH, shuffle=True, collate_fn=collator):
@@ -273,7 +281,7 @@ def vision_cache_gain(folder, args):
     rows = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS["small"])
     for number in range(args.rounds):
         model, rates = loaded(name, "lora"), []
-        features = vision_cache.opened(Path(folder, f"cache-{number}"), model, name=name, dtype=torch.float32)
+        features = cache.opened(Path(folder, f"cache-{number}"), model, name=name, dtype=torch.float32)
         for kept in (None, features):
             with tempfile.TemporaryDirectory() as out:
                 rates.append(rate(train(model, rows, tokenizer, out, features=kept, epochs=2)[2]))
@@ -287,13 +295,13 @@ def memory_of(way, name, method, path, length):
     samples, way_of_attention = dataset(path, tokenizer, length), {"reference": "eager", "ours": "sdpa"}
     model = loaded(name, method, attn_implementation=way_of_attention[way])
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # what importing took at most does not count
-    before = metering.own_memory("VmRSS") / 2**20
+    before = monitor_throughput.own_memory("VmRSS") / 2**20
     if way == "reference":
         reference_way(model, samples, tokenizer, length, 2)
     else:
         with tempfile.TemporaryDirectory() as folder:
             train(model, rows_of(samples, length, 2), tokenizer, folder, workers=0)
-    return metering.own_memory("VmHWM") / 2**20, before
+    return monitor_throughput.own_memory("VmHWM") / 2**20, before
 
 
 def memory_table(models, path, args):
@@ -320,12 +328,12 @@ def start_table(name, folder, args):
         path = write_data(place, count)
         options = {"folder": place / "cache", "max_length": 2048, "overlength": "trim"}
         start = time.perf_counter()
-        cache.cached(path, tokenizer, **options)
+        tokenized_cache.cached(path, tokenizer, **options)
         made = time.perf_counter() - start
-        before, start = metering.own_memory("RssAnon") / 2**20, time.perf_counter()
-        samples = cache.cached(path, tokenizer, **options)
+        before, start = monitor_throughput.own_memory("RssAnon") / 2**20, time.perf_counter()
+        samples = tokenized_cache.cached(path, tokenizer, **options)
         opened = time.perf_counter() - start
-        yield count, made, opened, metering.own_memory("RssAnon") / 2**20 - before
+        yield count, made, opened, monitor_throughput.own_memory("RssAnon") / 2**20 - before
         assert len(samples) == count
 
 

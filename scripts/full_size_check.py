@@ -27,16 +27,19 @@ if __name__ == "__main__":
 import torch
 from transformers import GenerationConfig
 
-from qwen_vl.entry import run
-from qwen_vl.evaluation import runner
-from qwen_vl.export import merge, packing, prompts, quantize, verify, writing
-from qwen_vl.export.ondisk import DiskModel
+from qwen_vl.adapters import bases, build, on_disk
+from qwen_vl.checkpoint import int4_layout, loading, shard_writer
+from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.random_model import build_tokenizer
+from qwen_vl.cli.run import run
+from qwen_vl.evaluation import generation, probe_prompts
+from qwen_vl.export import merge
+from qwen_vl.export.quantize import quantize
+from qwen_vl.export.verify import verify
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
-from qwen_vl.quickstart.model import build_tokenizer
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import loading, saving, tuning
-from qwen_vl.training.metering import own_memory
+from qwen_vl.training.monitor.throughput import own_memory
 
 GIB = 2**30
 GROUP_SIZE = 128
@@ -52,7 +55,7 @@ def write_base(folder, config):
     ends = {"eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.eod_id}
     model.generation_config = GenerationConfig(chat_format=family.CHAT_FORMAT, max_new_tokens=NEW_TOKENS, **ends)
     folder.mkdir()
-    writing.write_companions(folder, model, tokenizer, dtype=torch.bfloat16)
+    shard_writer.write_companions(folder, model, tokenizer, dtype=torch.bfloat16)
     outlines = {name: torch.empty_like(value, dtype=torch.bfloat16) for name, value in model.named_parameters()}
 
     torch.manual_seed(0)
@@ -68,20 +71,20 @@ def write_base(folder, config):
             start, left = 0, left - pieces[-1].numel()
         return torch.cat(pieces).view(shape)
 
-    writing.write_weights(folder, outlines, draw)
+    shard_writer.write_weights(folder, outlines, draw)
     return f"{sum(value.numel() for value in outlines.values()):,} weights"
 
 
 def write_adapter(folder, base):
     """An adapter of the reference's rank and targets, none of its weights zero."""
     settings = {"r": 64, "alpha": 16, "dropout": 0.05, "bias": "none", "modules_to_save": None}
-    model = tuning.add_adapters(DiskModel(base).model, targets=family.DEFAULT_LORA_TARGETS, **settings)
+    model = build.add_adapters(DiskModel(base).model, targets=family.DEFAULT_LORA_TARGETS, **settings)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:  # zero in a new adapter
             parameter.data.normal_(0, 0.01)
     model.save_pretrained(folder)
     record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
-    (folder / saving.BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    (folder / bases.BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
     return "rank 64 on " + ", ".join(family.DEFAULT_LORA_TARGETS)
 
 
@@ -104,9 +107,9 @@ def write_int4(folder, base):
 
     def read(name):
         stem, _, part = name.rpartition(".")
-        if part in packing.PARTS:
+        if part in int4_layout.PARTS:
             if name not in pending:
-                found = packing.pack(*packing.round_to_nearest(disk.weights.read(f"{stem}.weight"), GROUP_SIZE))
+                found = int4_layout.pack(*int4_layout.round_to_nearest(disk.weights.read(f"{stem}.weight"), GROUP_SIZE))
                 pending.update({f"{stem}.{key}": value for key, value in found.items()})
             return pending.pop(name)
         return disk.weights.read(name).half() if name in disk.places else torch.zeros(outlines[name].shape).half()
@@ -114,8 +117,8 @@ def write_int4(folder, base):
     folder.mkdir()
     settings = {"group_size": GROUP_SIZE, "desc_act": False, "damp": 0.01}
     disk.model.config.quantization_config = quantize.quantization_config(**settings)
-    writing.write_companions(folder, disk.model, loading.load_tokenizer(base), dtype=torch.float16)
-    writing.write_weights(folder, outlines, read)
+    shard_writer.write_companions(folder, disk.model, loading.load_tokenizer(base), dtype=torch.float16)
+    shard_writer.write_weights(folder, outlines, read)
     return f"{sum(file.stat().st_size for file in folder.glob('*.safetensors')) / GIB:.1f} GiB"
 
 
@@ -124,10 +127,10 @@ def merge_adapter(base, adapter, merged):
     disk = DiskModel(base)
     merged.mkdir()
     model, dtypes = disk.model, {name: disk.weights.dtype(name) for name in disk.places}
-    disk.adapt(adapter)
-    writing.write_companions(merged, model, loading.load_tokenizer(base), dtype=torch.bfloat16)
-    merge.write(disk, merged, dtypes, max_shard_size=writing.SHARD_SIZE)
-    return f"shards of {writing.SHARD_SIZE}"
+    on_disk.adapt(disk, adapter)
+    shard_writer.write_companions(merged, model, loading.load_tokenizer(base), dtype=torch.bfloat16)
+    merge.write(disk, merged, dtypes, max_shard_size=shard_writer.SHARD_SIZE)
+    return f"shards of {shard_writer.SHARD_SIZE}"
 
 
 def compare(base, adapter, merged):
@@ -144,9 +147,9 @@ def answer(folder, *, from_disk):
     """Answer one question about a picture."""
     opened = verify.open_on_disk if from_disk else verify.open_in_memory
     model, tokenizer, _ = opened(folder, "auto", "cpu")
-    start, records = time.monotonic(), prompts.built_in()[:1]
-    (said,) = runner.answer(model, tokenizer, records, max_new_tokens=NEW_TOKENS)
-    tokens = prompts.inputs_of(records[0], tokenizer, family.image_size(model.config))["input_ids"].shape[1]
+    start, records = time.monotonic(), probe_prompts.built_in()[:1]
+    (said,) = generation.answer(model, tokenizer, records, max_new_tokens=NEW_TOKENS)
+    tokens = probe_prompts.inputs_of(records[0], tokenizer, family.image_size(model.config))["input_ids"].shape[1]
     seconds = time.monotonic() - start
     return f"{tokens} tokens in, {NEW_TOKENS} at most out ({len(said)} characters), {seconds:.0f} s after opening"
 

@@ -25,9 +25,9 @@ if __name__ == "__main__":
 import torch
 from torch.utils.data import DataLoader
 
+from qwen_vl.cli.run import run
 from qwen_vl.data.mixing import Source
-from qwen_vl.data.streaming import StreamingDataset
-from qwen_vl.entry import run
+from qwen_vl.data.sources.streaming import StreamingDataset
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 WORDS = ["the", "red", "dog", "house", "lamp", "left", "of", "what", "is", "under", "左边", "一只狗", "沙滩", "在"]

@@ -10,8 +10,8 @@ from qwen_vl.startup import prepare
 if __name__ == "__main__":
     prepare()  # before torch is imported
 
-from qwen_vl.entry import run
-from qwen_vl.export.merge import main
+from qwen_vl.cli.merge import main
+from qwen_vl.cli.run import run
 
 if __name__ == "__main__":
     run(main)

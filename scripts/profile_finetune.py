@@ -26,12 +26,12 @@ if __name__ == "__main__":
 import torch
 from PIL import Image
 
+from qwen_vl.checkpoint import loading, random_model
+from qwen_vl.cli.run import run
 from qwen_vl.data.chatml import encode
-from qwen_vl.entry import run
-from qwen_vl.quickstart import model as random_model
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import loading, memory, planner
-from qwen_vl.training.callbacks import METRICS_FILE, read_metrics
+from qwen_vl.training.monitor.callbacks import METRICS_FILE, read_metrics
+from qwen_vl.training.plan import memory_model, planner
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/model/benchmark.json"
@@ -88,7 +88,7 @@ def planned(config, way, length, share, args, on_cpu):
     method = {"full": "full", "Q-LoRA": "qlora"}.get(way, "lora")
     if on_cpu and method == "qlora":
         return None
-    setup = memory.Setup(
+    setup = memory_model.Setup(
         method=method,
         length=length,
         accumulation=args.accumulation,
@@ -97,7 +97,7 @@ def planned(config, way, length, share, args, on_cpu):
         checkpointing=not args.no_checkpointing,
         on_cpu=on_cpu,
     )
-    weights = memory.weigh(config, setup, base_model="base" in way, lora=planner.LORA)
+    weights = memory_model.weigh(config, setup, base_model="base" in way, lora=planner.LORA)
     found = planner.need(config, setup, planner.assumed(on_cpu), weights)
     return found.total - (0 if on_cpu else found.parts["context"] + found.parts["fragmentation"])
 

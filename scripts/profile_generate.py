@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from qwen_vl.entry import run
+from qwen_vl.checkpoint import random_model
+from qwen_vl.cli.run import run
 from qwen_vl.families import v1 as family
-from qwen_vl.quickstart import model as random_model
 from qwen_vl.serving import engine
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import flops
-from qwen_vl.training.metering import peak_memory
+from qwen_vl.training.monitor import flops
+from qwen_vl.training.monitor.throughput import peak_memory
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/model/benchmark.json"
 QUESTIONS = ("What is in the picture?", "And the colours?", "Where is the largest part?", "Thank you. Anything else?")

@@ -17,12 +17,12 @@ from qwen_vl.startup import prepare
 if __name__ == "__main__":
     prepare()  # before torch is imported
 
-from qwen_vl.entry import run
+from qwen_vl.cli.run import run
 from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import memory, planner
-from qwen_vl.training.memory import Setup, Weights
+from qwen_vl.training.plan import memory_model, planner
+from qwen_vl.training.plan.memory_model import Setup, Weights
 
 LENGTHS = (384, 512, 1024, 2048)
 # docs/checkpoint_format.md section 7, at LENGTHS
@@ -48,30 +48,30 @@ def setup_of(row: str) -> Setup:
 
 def weigh(config: QWenConfig, row: str, setup: Setup) -> Weights:
     """Return the Weights of a row's model; copies of wte and lm_head train in bfloat16, only adapters in float32."""
-    model = memory.prepared(config, setup.method, half=True, base_model="base" in row, lora=planner.LORA)
-    return memory.weights_of(model, setup.method, setup.packing)
+    model = memory_model.prepared(config, setup.method, half=True, base_model="base" in row, lora=planner.LORA)
+    return memory_model.weights_of(model, setup.method, setup.packing)
 
 
 def peak(config: QWenConfig, weights: Weights, setup: Setup) -> float:
     """Return the bytes of the largest phase: those of `memory.phases`, as the authors' program has them."""
-    positions, fixed = setup.batch * setup.length, memory.standing(config, weights, setup)
+    positions, fixed = setup.batch * setup.length, memory_model.standing(config, weights, setup)
     if setup.zero == 2:
-        buckets = [memory.bucket_bytes(weights.parameters, size, 2) for size in (config.hidden_size**2, BUCKET)]
+        buckets = [memory_model.bucket_bytes(weights.parameters, size, 2) for size in (config.hidden_size**2, BUCKET)]
         fixed["gradients"] += buckets[1] - buckets[0]
     # Residuals stay in half precision, also where wte trains, as wte is not float32.
-    kept, working = memory.activations(config, weights._replace(parts=()), setup)
+    kept, working = memory_model.activations(config, weights._replace(parts=()), setup)
     # The two norms compute in float32, and the activation of a branch is kept beside both branches.
     working += positions * (2 * config.hidden_size * 4 + costs.mlp_width(config) * 2)
-    logits = positions * config.vocab_size * LOGIT_COPIES * (4.0 if memory.autocasts(setup) else 2.0)
+    logits = positions * config.vocab_size * LOGIT_COPIES * (4.0 if memory_model.autocasts(setup) else 2.0)
     # AdamW of torch 2.0 also keeps the sum of its root and epsilon, for all tensors of a dtype at once.
-    step = 2 * memory.step_bytes(weights, setup)
+    step = 2 * memory_model.step_bytes(weights, setup)
     phases = (
-        fixed | {"vision tower": memory.vision_bytes(config, weights, setup)},
+        fixed | {"vision tower": memory_model.vision_bytes(config, weights, setup)},
         fixed | {"activations": kept, "logits": logits},
         fixed | {"activations": kept + working},
         fixed | {"optimizer step": step},
     )
-    return max(sum(memory.with_overhead(parts, setup).values()) for parts in phases)
+    return max(sum(memory_model.with_overhead(parts, setup).values()) for parts in phases)
 
 
 def tables(config: QWenConfig) -> str:

@@ -16,12 +16,12 @@ eval "$("$PYTHON" -m qwen_vl.startup --use_cpu)"        # how threads wait; all 
 rm -rf "$OUT"
 mkdir -p "$OUT"
 step() {
-    "$PYTHON" -m qwen_vl.quickstart.progress "$OUT/progress.json" "$1" "$2"
+    "$PYTHON" scripts/quickstart/progress.py "$OUT/progress.json" "$1" "$2"
 }
 
 step data "conversations from easy-vqa's pictures, and a tiny model with random weights"
-"$PYTHON" -m qwen_vl.quickstart.data "$OUT/data"
-"$PYTHON" -m qwen_vl.quickstart.model configs/model/tiny.json "$OUT/tiny"
+"$PYTHON" scripts/quickstart/make_data.py "$OUT/data"
+"$PYTHON" -m qwen_vl.checkpoint.random_model configs/model/tiny.json "$OUT/tiny"
 
 step boxes "full training from nothing: what is where"
 "$PYTHON" finetune.py configs/train/quickstart_boxes.yaml \
@@ -43,7 +43,7 @@ step chat "chat with the merged folder in a process that does not know this repo
     "what color is the shape?" "图形在哪里？"
 
 step report "answers of every stage to held-out questions"
-"$PYTHON" -m qwen_vl.quickstart.evaluate "$OUT/data/test.json" "$OUT/report" \
+"$PYTHON" scripts/quickstart/evaluate.py "$OUT/data/test.json" "$OUT/report" \
     --stage "before=$OUT/tiny" --stage "after full=$OUT/full" --stage "after LoRA, merged=$OUT/merged" \
     --curve "boxes=$OUT/boxes" --curve "full=$OUT/full" --curve "LoRA=$OUT/lora"
 

@@ -24,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # GOLDEN_DIR points the parity tests at another set of reference outputs with the same layout.
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")).resolve()
 sys.path.insert(0, str(GOLDEN_DIR))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "quickstart"))
 torch.set_num_threads(2)
 
 
@@ -109,7 +110,7 @@ def make_int4_checkpoint(make_checkpoint, tmp_path_factory):
 
     As published: version 1 of the layout, zero biases, the rest in float16. Tests must not write into the folder.
     """
-    from quantized import write_int4_checkpoint
+    from helpers.quantized import write_int4_checkpoint
 
     @cache
     def build(chat_format):

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import finetune
-from qwen_vl.entry import run
+from qwen_vl.cli.run import run
 from qwen_vl.model import loss_qwen
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from safetensors import safe_open
 
-from qwen_vl.export import quantize
+from qwen_vl.checkpoint import quantization
+from qwen_vl.export.quantize import quantize
 from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
 from qwen_vl.model.chat_qwen import MAX_WINDOW_SIZE, SYSTEM
 from qwen_vl.model.configuration_qwen import DEFAULT_QUERIES, PUBLISHED_VISUAL
 from qwen_vl.model.image_processing_qwen import CLIP_MEAN, CLIP_STD
 from qwen_vl.model.tokenization_qwen import SPLIT_PATTERN
-from qwen_vl.training import quantization
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/checkpoint_format.md").read_text(encoding="utf-8")
 LAYOUT = {"group_size": 128, "desc_act": False, "damp": 0.01}

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qwen_vl import cli
+from qwen_vl.cli import main
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 from qwen_vl.serving import terminal_chat
 
@@ -50,7 +50,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 def exit_code(argv):
     """The code that `qwen-vl argv` ends with; 0 when it just returns."""
     try:
-        cli.entry([str(argument) for argument in argv])
+        main.entry([str(argument) for argument in argv])
     except SystemExit as end:
         return end.code or 0
     return 0
@@ -110,7 +110,7 @@ def test_train_and_merge_get_their_arguments(capsys, tmp_path):
     assert exit_code(["merge", tmp_path, tmp_path / "out"]) == 1
     assert "no adapter_config.json" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
-        cli.entry(["merge", str(tmp_path), str(tmp_path / "out"), "--debug"])
+        main.entry(["merge", str(tmp_path), str(tmp_path / "out"), "--debug"])
 
 
 def test_data_verbs(capsys, tmp_path):
@@ -241,8 +241,8 @@ def test_an_adapter_folder_chats_like_base_plus_adapter(make_checkpoint, tmp_pat
     """Its base is found and checked, and the answer's logits are those of the adapted model."""
     from peft import LoraConfig, get_peft_model
 
+    from qwen_vl.checkpoint import loading
     from qwen_vl.serving.engine import load
-    from qwen_vl.training import loading
 
     base = make_checkpoint("raw")
     adapted = get_peft_model(

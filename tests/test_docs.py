@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig
 
-from qwen_vl import cli
-from qwen_vl.data import commands, conversations
-from qwen_vl.export import export, merge, quantize, verify
+from qwen_vl.cli import chat, data, export, merge, plan, quantize, verify
+from qwen_vl.cli import main as cli_main
+from qwen_vl.data import conversations
 from qwen_vl.model import QWenTokenizer
-from qwen_vl.serving import terminal_chat
-from qwen_vl.training import arguments, planner
+from qwen_vl.training.flags import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "data/README.md")]
@@ -56,13 +55,13 @@ def known_flags():
     """{command: its flags} for train, merge, chat, and "data VERB" for each verb."""
     return {
         "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
-        "plan": flags_of(planner.make_parser().format_help()),
+        "plan": flags_of(plan.make_parser().format_help()),
         "merge": flags_of(help_of(merge.main, "--help")),
         "export": flags_of(export.make_parser().format_help()),
         "quantize": flags_of(quantize.make_parser().format_help()),
         "verify": flags_of(verify.make_parser().format_help()),
-        "chat": flags_of(terminal_chat.make_parser().format_help()),
-        **{f"data {verb}": flags_of(help_of(commands.main, verb, "--help")) for verb in commands.VERBS},
+        "chat": flags_of(chat.make_parser().format_help()),
+        **{f"data {verb}": flags_of(help_of(data.main, verb, "--help")) for verb in data.VERBS},
     }
 
 
@@ -151,7 +150,7 @@ def test_commands_that_are_shown_exist(document, known_flags):
         elif program in ("sh", "python"):
             assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
         elif program == "qwen-vl":
-            assert words[0] in cli.VERBS, line
+            assert words[0] in cli_main.VERBS, line
         elif program == ".ci/run":
             assert (ROOT / program).is_file()
         else:

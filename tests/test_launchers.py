@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import runs
+from helpers import runs
 from safetensors.torch import load_file
 
-from qwen_vl.training import arguments
+from qwen_vl.training.flags import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL, LORA = ROOT / "finetune" / "finetune_single_gpu.sh", ROOT / "finetune" / "finetune_lora_single_gpu.sh"
@@ -265,7 +265,7 @@ def test_lora_training_runs(make_checkpoint, work_dir):
 
 
 def test_two_processes_train(make_checkpoint, work_dir):
-    """As two CPU processes with DeepSpeed ZeRO-2; tests/training/test_engines.py compares all engines."""
+    """As two CPU processes with DeepSpeed ZeRO-2; tests/training/distributed/test_engines.py compares all engines."""
     options = ["-m", make_checkpoint(), "-d", "my data.json", "-o", "adapter of mine"]
     script = ROOT / "finetune/finetune_lora_ds.sh"
     done = launch(script, *options, *SHORT, cwd=work_dir, PYTHON=sys.executable, NPROC=2, OMP_NUM_THREADS=1)

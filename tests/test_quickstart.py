@@ -6,15 +6,18 @@ import re
 import subprocess
 from pathlib import Path
 
+import evaluate  # scripts/quickstart is on the path (conftest.py)
+import make_data
 import numpy as np
+import progress
 import pytest
 from PIL import Image, ImageDraw
 
+from qwen_vl.checkpoint import random_model
 from qwen_vl.data import chatml, conversations
+from qwen_vl.evaluation.generation import split
 from qwen_vl.evaluation.metrics import find_boxes
-from qwen_vl.evaluation.runner import split
-from qwen_vl.quickstart import data, evaluate, model, progress
-from qwen_vl.training import arguments
+from qwen_vl.training.flags import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("boxes", "full", "lora", "test")
@@ -24,7 +27,7 @@ FILES = ("boxes", "full", "lora", "test")
 def folder(tmp_path_factory):
     """A data folder of 12 pictures of each split."""
     out = tmp_path_factory.mktemp("data")
-    data.build(out, limit=12)
+    make_data.build(out, limit=12)
     return out
 
 
@@ -32,7 +35,7 @@ def folder(tmp_path_factory):
 def tiny(tmp_path_factory):
     """The checkpoint folder of the tiny model, with the model and its tokenizer."""
     out = tmp_path_factory.mktemp("tiny")
-    return out, *model.build(ROOT / "configs/model/tiny.json", out)
+    return out, *random_model.build(ROOT / "configs/model/tiny.json", out)
 
 
 def test_records_are_valid_and_fit_the_tiny_model(folder, tiny):
@@ -77,22 +80,22 @@ def test_look_reads_color_shape_and_box_from_pixels(tmp_path, shape):
     picture = Image.new("RGB", (64, 64), (240, 250, 235))
     draw = ImageDraw.Draw(picture)
     if shape == "triangle":
-        draw.polygon([(32, 16), (16, 47), (47, 47)], fill=data.PALETTE["teal"])
+        draw.polygon([(32, 16), (16, 47), (47, 47)], fill=make_data.PALETTE["teal"])
     else:
-        (draw.ellipse if shape == "circle" else draw.rectangle)((16, 16, 47, 47), fill=data.PALETTE["teal"])
+        (draw.ellipse if shape == "circle" else draw.rectangle)((16, 16, 47, 47), fill=make_data.PALETTE["teal"])
     picture.save(tmp_path / "one.png")
-    color, found, box, _ = data.look(tmp_path / "one.png")
+    color, found, box, _ = make_data.look(tmp_path / "one.png")
     assert (color, found, box) == ("teal", shape, (250, 250, 750, 750))
 
 
 def test_pixels_agree_with_the_answers_of_easy_vqa(tmp_path):
-    for scene in data.scenes("train", tmp_path, limit=200):
+    for scene in make_data.scenes("train", tmp_path, limit=200):
         said = {answer for _, answer in scene.questions} - {"yes", "no"}
         assert said <= {scene.color, scene.shape}, scene
-        kinds = data.by_kind(scene)
+        kinds = make_data.by_kind(scene)
         for subject, own in (("color", scene.color), ("shape", scene.shape)):
             asked = {
-                kind: {data.THING.search(text)[1] for text, _ in kinds[f"{kind} {subject}"]}
+                kind: {make_data.THING.search(text)[1] for text, _ in kinds[f"{kind} {subject}"]}
                 for kind in ("shown", "absent")
             }
             assert asked["shown"] <= {own} and own not in asked["absent"], scene
@@ -102,11 +105,11 @@ def test_every_question_of_easy_vqa_has_its_own_chinese():
     from easy_vqa import get_test_questions, get_train_questions
 
     questions = set(get_train_questions()[0]) | set(get_test_questions()[0])
-    assert len({data.translate(question) for question in questions}) == len(questions) == 107
-    assert data.translate("does the image not contain a red shape?") == "图片是否不包含红色图形？"
-    assert data.translate("what is the color of the circle?") == "圆形的颜色是什么？"
+    assert len({make_data.translate(question) for question in questions}) == len(questions) == 107
+    assert make_data.translate("does the image not contain a red shape?") == "图片是否不包含红色图形？"
+    assert make_data.translate("what is the color of the circle?") == "圆形的颜色是什么？"
     with pytest.raises(ValueError, match="easy-vqa"):
-        data.translate("how many shapes?")
+        make_data.translate("how many shapes?")
 
 
 def test_tiny_model_answers_and_the_report_is_written(folder, tiny, tmp_path, capsys):

@@ -8,8 +8,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import runs
-from runs import ROOT, script
+from helpers import runs
+from helpers.runs import ROOT, script
 
 
 def test_benchmark_data(make_checkpoint, tmp_path, capsys):

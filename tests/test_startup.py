@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import runs
+from helpers import runs
 
 from qwen_vl import startup
-from qwen_vl.training import quantization
+from qwen_vl.checkpoint import quantization
 
 ROOT = Path(__file__).resolve().parents[1]
 SET = {"GOMP_SPINCOUNT": startup.SPIN_COUNT}
@@ -110,7 +110,7 @@ def test_libgomp_reads_what_a_command_sets(tmp_path):
 
 COMMANDS = """
 import io, json, sys
-from qwen_vl import cli
+from qwen_vl.cli import main as cli
 for command in json.loads(sys.argv[1]):
     sys.stdin = io.StringIO("Hello\\n/quit\\n")
     cli.entry(command)

@@ -4,9 +4,9 @@ import sys
 import threading
 
 import pytest
-from terminals import on_terminal
+from helpers.terminals import on_terminal
 
-from qwen_vl.data.parallel import chunked, process_map
+from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.terminal import Bars, markdown_table, progress, text_table
 
 START_OF_LINE = "\r\x1b[2K"  # and erase the line

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_vl.model.image_processing_qwen import find_picture
+from qwen_vl.data.sources.readers import DataFile, open_whole
+from qwen_vl.model.image_loading_qwen import find_picture
 
 from . import path_hints
 from .markup import ImageCount, convertible, images_of
-from .shards import DataFile, open_whole
-from .skipping import SkipManifest, own_id
+from .skip_manifests import SkipManifest, own_id
 from .validation import DataError, Problem, check_record
 
 logger = logging.getLogger(__name__)

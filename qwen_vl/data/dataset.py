@@ -7,7 +7,7 @@ from collections import UserDict
 import numpy as np
 from torch.utils.data import Dataset
 
-from qwen_vl.model.image_processing_qwen import find_picture, is_local
+from qwen_vl.model.image_loading_qwen import find_picture, is_local
 
 from .chatml import OverlengthError, encode
 

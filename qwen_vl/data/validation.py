@@ -10,7 +10,7 @@ import sys
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from qwen_vl.model.image_processing_qwen import is_local
+from qwen_vl.model.image_loading_qwen import is_local
 
 from . import markup, path_hints
 

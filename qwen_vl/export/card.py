@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+from qwen_vl.checkpoint import loading
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training import loading, record
+from qwen_vl.training.monitor import run_record
 
 HEAD = """\
 ---
@@ -42,7 +43,7 @@ def read(folder):
     """What the run.json of a model or adapter says, or an empty record for a folder without one."""
     if not Path(folder).is_dir():  # a hub name
         return {}
-    return loading.read_json(folder, record.FILE) or loading.read_json(Path(folder).parent, record.FILE) or {}
+    return loading.read_json(folder, run_record.FILE) or loading.read_json(Path(folder).parent, run_record.FILE) or {}
 
 
 def extended(found, step, **facts):
@@ -56,7 +57,7 @@ def write(folder, found, *, title, base):
     found: its record. base: {"name"} of the weights that it derives from; a local folder is shown by its last name.
     """
     found = {"base": base} | found
-    path = Path(folder, record.FILE)
+    path = Path(folder, run_record.FILE)
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     Path(folder, "README.md").write_text(text(found, title), encoding="utf-8")
 
@@ -79,7 +80,7 @@ def text(found, title):
         ("Base", found["base"]),
         ("Training data (sha256)", {one["name"]: one["sha256"] for one in found.get("data", [])}),
         ("Evaluation data (sha256)", {one["name"]: one["sha256"] for one in found.get("evaluation data", [])}),
-        ("Settings of training that are not the default", found.get("settings", {}) | record.earlier(found)),
+        ("Settings of training that are not the default", found.get("settings", {}) | run_record.earlier(found)),
         ("Results of training", found.get("metrics", {})),
         ("Measured at export", dict(facts)),
         ("Versions", found.get("versions", {})),

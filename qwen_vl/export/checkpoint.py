@@ -3,7 +3,6 @@
 The weights may lie in parts, as DeepSpeed and FSDP write them; no process of the training is needed to join them.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from peft import PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from qwen_vl.adapters import bases, lora_targets
+from qwen_vl.checkpoint import loading, quantization, shard_writer
 from qwen_vl.families import v1 as family
-from qwen_vl.training import adapters, checkpoints, loading, quantization, saving
-
-from . import bases, writing
+from qwen_vl.training.resume import checkpoints
 
 FSDP_WEIGHTS = "pytorch_model_fsdp_0"
-COMPANIONS = ("adapter_config.json", saving.BASE_FILE, "*token*", "*.tiktoken", "*processor*", "*.jinja")
+COMPANIONS = ("adapter_config.json", bases.BASE_FILE, "*token*", "*.tiktoken", "*processor*", "*.jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,11 +70,11 @@ def export(folder, output_dir, *, dtype=None):
     dtype: of a model, default what the run computed in; an adapter stays as it is. Memory is that of the whole model
     where its weights lie in parts. Raises ValueError for a damaged checkpoint, FileExistsError for a folder in use.
     """
-    folder, output_dir = Path(folder), writing.check_free(output_dir)
+    folder, output_dir = Path(folder), shard_writer.check_free(output_dir)
     text, _ = show(folder)
     if checkpoints.damage(folder, resumable=False):
         raise ValueError(f"{text}\nnothing is exported from it; give another checkpoint")
-    with writing.complete(output_dir) as staging:
+    with shard_writer.complete(output_dir) as staging:
         if bases.is_adapter(folder):
             write_adapter(folder, staging)
         else:
@@ -93,17 +92,17 @@ def write_model(folder, staging, dtype):
     dtypes = {name: DTYPES[dtype] if dtype else tensors[name].dtype for name in wanted}
     outlines = {name: torch.empty(wanted[name].shape, dtype=dtypes[name], device="meta") for name in wanted}
     tokenizer = loading.load_tokenizer(folder, config)
-    writing.write_companions(staging, model, tokenizer, dtype=dtypes[family.HEAD_WEIGHT])
-    writing.write_weights(staging, outlines, lambda name: tensors[name].to(dtypes[name]))
+    shard_writer.write_companions(staging, model, tokenizer, dtype=dtypes[family.HEAD_WEIGHT])
+    shard_writer.write_weights(staging, outlines, lambda name: tensors[name].to(dtypes[name]))
 
 
 def write_adapter(folder, staging):
     """Write the adapter of a checkpoint; ValueError for one that goes with a base that was changed."""
-    adapters.check_plain(folder)
+    lora_targets.check_plain(folder)
     tensors = trained_weights(folder)
-    if not (folder / adapters.WEIGHTS_FILE).is_file():
+    if not (folder / lora_targets.WEIGHTS_FILE).is_file():
         tensors = named_as_saved(folder, tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / adapters.WEIGHTS_FILE,
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / lora_targets.WEIGHTS_FILE,
               metadata={"format": "pt"})  # fmt: skip
     for path in {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}:
         shutil.copy2(path, staging)
@@ -111,7 +110,7 @@ def write_adapter(folder, staging):
 
 def named_as_saved(folder, tensors):
     """The tensors of an adapter by the names that PEFT saves them under, from those they have in training or these."""
-    base = saving.recorded_base(folder)["name"]
+    base = bases.recorded_base(folder)["name"]
     config = PeftConfig.from_pretrained(folder)
     config.init_lora_weights, config.base_model_name_or_path = True, None
     quantization.quiet_gptqmodel()
@@ -127,7 +126,7 @@ def named_as_saved(folder, tensors):
 
 def trained_weights(folder):
     """{name: tensor} of all weights that a checkpoint holds, put together where they lie in parts."""
-    whole = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob(adapters.WEIGHTS_FILE))
+    whole = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob(lora_targets.WEIGHTS_FILE))
     if whole:
         return {name: tensor for file in whole for name, tensor in load_file(file).items()}
     if (folder / "latest").is_file():
@@ -151,33 +150,3 @@ def joined(folder):
     }
     load(tensors, checkpoint_id=folder, no_dist=True)
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-
-
-def main(argv=None):
-    """Show or export as the command line says; showing an incomplete checkpoint ends with exit code 1."""
-    args = make_parser().parse_args(argv)
-    if args.action == "export":
-        export(args.folder, args.output, dtype=args.dtype)
-        print(f"{'adapter' if bases.is_adapter(args.output) else 'model'} in {args.output}")
-        return
-    is_one = Path(args.folder, checkpoints.TRAINER_STATE).exists() and Path(args.folder).name.startswith("checkpoint-")
-    folders = [] if is_one else checkpoints.found(args.folder)
-    shown = [show(folder) for folder in folders or [args.folder]]
-    print("\n\n".join(text for text, _ in shown))
-    if not all(is_complete for _, is_complete in shown):
-        raise SystemExit(1)
-
-
-def make_parser():
-    """The parser of `qwen-vl checkpoint`."""
-    parser = argparse.ArgumentParser(prog="qwen-vl checkpoint", description="Look into a checkpoint of a run.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|export")
-    show = actions.add_parser("show", help="what is in it, and is it complete")
-    show.add_argument("folder", help="a checkpoint-N folder, or the output folder of a run for all of them")
-    take = actions.add_parser("export", help="its model or adapter as a folder of its own")
-    take.add_argument("folder", help="a checkpoint-N folder of one process, of DeepSpeed or of FSDP")
-    take.add_argument("output", help="folder to write; must not exist or be empty")
-    take.add_argument("--dtype", choices=DTYPES, help="of a model's weights (default: what the run computed in)")
-    for action in (show, take):
-        action.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser

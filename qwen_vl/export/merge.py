@@ -1,17 +1,18 @@
 """An adapter and its base become one standalone checkpoint, shard by shard."""
 
-import argparse
-import sys
 from typing import NamedTuple
 
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from qwen_vl.adapters import bases, on_disk
+from qwen_vl.adapters.on_disk import adapted_layer
+from qwen_vl.checkpoint import shard_writer
+from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.export.verify import base_change, verify
 from qwen_vl.families import v1 as family
-from qwen_vl.training import saving
 
-from . import basechange, bases, card, verify, writing
-from .ondisk import DiskModel, adapted_layer
+from . import card
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +33,7 @@ def merge(
     dequantize=False,
     prompts_path=None,
     image_folder=None,
-    max_shard_size=writing.SHARD_SIZE,
+    max_shard_size=shard_writer.SHARD_SIZE,
     dtype="auto",
     trust_base=False,
 ):
@@ -45,22 +46,22 @@ def merge(
     What that changes is measured on the conversations of `prompts_path`, or on built-in prompts.
     Raises FileExistsError if `output_dir` holds anything, ValueError for another base or differing logits, OSError.
     """
-    output_dir = writing.check_free(output_dir)
+    output_dir = shard_writer.check_free(output_dir)
     trained_on = bases.find_base(adapter_dir, base, trust_base)
     base = target_of(adapter_dir, trained_on, onto, dequantize)
     disk = DiskModel(base)
-    model, tokenizer = disk.model, saving.load_tokenizer(adapter_dir, base, disk.model.config)
+    model, tokenizer = disk.model, bases.load_tokenizer(adapter_dir, base, disk.model.config)
     prompt = [verify.picture_prompt(tokenizer, model.config)]
-    questions = basechange.inputs_for(tokenizer, model.config, prompts_path, image_folder)
-    disk.adapt(adapter_dir)
+    questions = base_change.inputs_for(tokenizer, model.config, prompts_path, image_folder)
+    on_disk.adapt(disk, adapter_dir)
     dtypes = {name: DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
     computing = dtypes[family.HEAD_WEIGHT]
     before = verify.logits_from_disk(base, prompt, dtype=computing, adapter_dir=adapter_dir)
-    trained = basechange.logits_in_training(adapter_dir, trained_on, onto, questions, computing)
-    with writing.complete(output_dir) as staging:
+    trained = base_change.logits_in_training(adapter_dir, trained_on, onto, questions, computing)
+    with shard_writer.complete(output_dir) as staging:
         model.generation_config = bases.generation_of(base, model)
         family.mark_as_chat(model.generation_config)
-        writing.write_companions(staging, model, tokenizer, dtype=computing)
+        shard_writer.write_companions(staging, model, tokenizer, dtype=computing)
         write(disk, staging, dtypes, max_shard_size=max_shard_size)
         difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))
         verify.check(difference, computing, f"{output_dir}: merged and base + adapter differ")
@@ -122,7 +123,7 @@ def write(disk, folder, dtypes, *, max_shard_size):
             pending.update(merged(disk, name))
         return pending.pop(name).to(dtypes[name])
 
-    writing.write_weights(folder, outlines, read, max_shard_size=max_shard_size)
+    shard_writer.write_weights(folder, outlines, read, max_shard_size=max_shard_size)
 
 
 @torch.no_grad()
@@ -147,52 +148,3 @@ def merged(disk, name):
     tensors = {f"{path}.{leaf}": parameter.data for leaf, parameter in plain.named_parameters()}
     disk.empty(filled)
     return tensors
-
-
-def main(argv=None):
-    """Merge as the command line says and print where the result is."""
-    run(make_parser().parse_args(argv))
-
-
-def run(args):
-    """Merge as parsed arguments say."""
-    done = merge(
-        args.adapter,
-        output_dir=args.output,
-        base=args.base,
-        onto=args.onto,
-        dequantize=args.dequantize,
-        prompts_path=args.prompts,
-        image_folder=args.image_folder,
-        max_shard_size=args.max_shard_size,
-        dtype=args.dtype,
-        trust_base=args.trust_base,
-    )
-    print(f"base + adapter and merged model agree: {done.difference}", file=sys.stderr)
-    if done.change_of_base:
-        print(f"what the change of base does: {done.change_of_base}")
-    print(f"merged model in {args.output}")
-
-
-def make_parser():
-    """The parser of `qwen-vl merge`."""
-    parser = argparse.ArgumentParser(
-        prog="qwen-vl merge", description="Merge a LoRA adapter into its base: one standalone checkpoint."
-    )
-    parser.add_argument("adapter", help="folder of the trained adapter")
-    parser.add_argument("output", help="folder to write; must not exist or be empty")
-    add_options(parser)
-    return parser
-
-
-def add_options(parser):
-    """What `qwen-vl merge` and `qwen-vl export` both take."""
-    parser.add_argument("--base", help="folder or hub name of the base, if it has moved since training")
-    parser.add_argument("--onto", help="for an adapter on a quantised base: the float model to merge into instead")
-    parser.add_argument("--dequantize", action="store_true", help="the same: merge into the base's dequantised weights")
-    parser.add_argument("--prompts", help="conversations on which a change of base is measured (default: built in)")
-    parser.add_argument("--image_folder", help="where its relative picture paths are looked up as well")
-    parser.add_argument("--max_shard_size", default=writing.SHARD_SIZE, help="largest weight file (%(default)s)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the result (default: the base's)")
-    parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

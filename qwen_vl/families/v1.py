@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from qwen_vl.model import QWenConfig, QWenTokenizer, image_processing_qwen, visual
+from qwen_vl.model import QWenConfig, QWenTokenizer, attention_qwen, image_loading_qwen, image_processing_qwen, visual
 from qwen_vl.model.decoder_qwen import QWenBlock, rotary_tables
 from qwen_vl.model.modeling_qwen import QWenModel
 from qwen_vl.model.visual import VisionTower, VisualAttentionBlock
@@ -184,7 +184,7 @@ def build_tower(config: QWenConfig) -> VisionTower:
 
 def tower_sources() -> list[Path]:
     """Return the source files that the features of an image depend on, preprocessing included."""
-    return [Path(module.__file__) for module in (image_processing_qwen, visual)]
+    return [Path(module.__file__) for module in (image_loading_qwen, image_processing_qwen, attention_qwen, visual)]
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

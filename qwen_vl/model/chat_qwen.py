@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from .image_processing_qwen import open_picture, pixels
+from .image_loading_qwen import open_picture
+from .image_processing_qwen import pixels
 from .memory_qwen import ChatMemory
 
 SYSTEM = "You are a helpful assistant."

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .visual import attend
+from .attention_qwen import attend
 
 
 class RMSNorm(nn.Module):

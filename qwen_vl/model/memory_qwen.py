@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from .cache_qwen import GrowingCache
-from .image_processing_qwen import open_picture, pixels
+from .image_loading_qwen import open_picture
+from .image_processing_qwen import pixels
 from .placement_qwen import execution_device
 from .state_qwen import settings_digest, weights_digest
 

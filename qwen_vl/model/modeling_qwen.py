@@ -14,7 +14,8 @@ from .cache_qwen import GrowingCache
 from .chat_qwen import ChatMixin, stop_word_processors
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
-from .image_processing_qwen import open_picture, pixels
+from .image_loading_qwen import open_picture
+from .image_processing_qwen import pixels
 from .loading_qwen import LoadingMixin
 from .logits_qwen import CheckedGeneration
 from .loss_qwen import target_index as index_of_targets

@@ -10,7 +10,8 @@ import tiktoken
 from transformers import PreTrainedTokenizer
 
 from .box_drawing_qwen import draw_boxes
-from .image_processing_qwen import PictureError, open_picture
+from .download_qwen import PictureError
+from .image_loading_qwen import open_picture
 
 VOCAB_FILES_NAMES = {"vocab_file": "qwen.tiktoken"}
 IMAGE_SPAN_TOKENS = 256  # ids between <img> and </img>, one for each vector of the published vision tower

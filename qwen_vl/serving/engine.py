@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from qwen_vl.export.adapted import load_adapted
+from qwen_vl.adapters.attach import load_adapted
+from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.families import v1 as family
-from qwen_vl.training import loading, quantization
 
 
 def load(path, *, device=None, dtype="auto", base=None, trust_base=False):

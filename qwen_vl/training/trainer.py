@@ -12,16 +12,24 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from qwen_vl.data.collator import HOST_KEYS
+from qwen_vl.training.distributed.host_memory import keep_freed_memory
+from qwen_vl.training.distributed.text_only_steps import (
+    PICTURES,
+    VisionKeeper,
+    run_vision_always,
+    trains_nothing_else,
+    with_zero_gradient,
+)
+from qwen_vl.training.monitor import reporting
+from qwen_vl.training.monitor.callbacks import MetricsFile, ProgressBar
+from qwen_vl.training.monitor.step_profiler import PhaseMeter
+from qwen_vl.training.monitor.throughput import SourceMeter, SpeedMeter
+from qwen_vl.training.objectives import sft
+from qwen_vl.training.resume.resumable_trainer import ResumableTrainer
+from qwen_vl.training.vision_cache.cache import CacheFiller
 
-from . import losses, reporting, saving, tuning
-from .callbacks import MetricsFile, ProgressBar
-from .host_memory import keep_freed_memory
-from .metering import SourceMeter, SpeedMeter
-from .phases import PhaseMeter
-from .pictureless import PICTURES, VisionKeeper, run_vision_always, trains_nothing_else, with_zero_gradient
-from .resumable import ResumableTrainer
+from . import final_model, param_groups, tuning
 from .untrained import UntrainedCheck
-from .vision_cache import CacheFiller
 
 
 class QWenTrainer(ResumableTrainer):
@@ -58,7 +66,7 @@ class QWenTrainer(ResumableTrainer):
             every=0 if self.args.torch_compile else self.args.sample_phases_every,
             is_distributed=self.args.world_size > 1,
         )
-        self._held_out = losses.HeldOutLoss(self.accelerator.gather_for_metrics)
+        self._held_out = sft.HeldOutLoss(self.accelerator.gather_for_metrics)
         self._vision = VisionKeeper()
         # Several processes go through the tower anyway.
         self._only_vision = trains_nothing_else(self.model) and not torch.distributed.is_initialized()
@@ -72,7 +80,7 @@ class QWenTrainer(ResumableTrainer):
         self.add_callback(self._untrained)
         self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
-        self._rates = rates or tuning.Rates(self.args.learning_rate)
+        self._rates = rates or param_groups.Rates(self.args.learning_rate)
 
     def train(self, *args, **kwargs):
         try:
@@ -81,7 +89,7 @@ class QWenTrainer(ResumableTrainer):
             self._progress_bar.close()
 
     def get_decay_parameter_names(self, model):
-        return tuning.decayed_names(model)
+        return param_groups.decayed_names(model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._phases.begin(self.state.global_step)
@@ -123,7 +131,7 @@ class QWenTrainer(ResumableTrainer):
         count = super()._get_num_items_in_batch(batch_samples, device)
         if count is None or not self._is_weighted:
             return count
-        extra = sum(losses.extra_weight(batch) for batch in batch_samples).to(device)
+        extra = sum(sft.extra_weight(batch) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             extra = self.accelerator.gather(extra).sum()
         return count + extra
@@ -132,9 +140,9 @@ class QWenTrainer(ResumableTrainer):
         is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
         model = self.model if model is None else model
         if is_new:
-            tuning.split_groups(optimizer, model, self._rates)
+            param_groups.split_groups(optimizer, model, self._rates)
             self._vision.watch(optimizer, model)
-        tuning.check_groups(model, optimizer)
+        param_groups.check_groups(model, optimizer)
         return optimizer
 
     def _determine_best_metric(self, metrics, trial):
@@ -147,7 +155,7 @@ class QWenTrainer(ResumableTrainer):
             ) from error
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids, details = inputs["ids"], {key: inputs[key] for key in losses.DETAILS if key in inputs}
+        ids, details = inputs["ids"], {key: inputs[key] for key in sft.DETAILS if key in inputs}
         self._phases.mark("other")
         if self._filler:
             self._filler.expect(inputs.get("picture_keys"))
@@ -185,7 +193,7 @@ class QWenTrainer(ResumableTrainer):
         meter = self._sources if model.training else None
         if not model.training and self.args.prediction_loss_only:
             self._held_out.add(outputs.loss.detach(), inputs["target_index"], inputs["labels"], details)
-        loss = losses.reduced(outputs.loss, inputs["target_index"], details, num_items=num_items_in_batch, meter=meter)
+        loss = sft.reduced(outputs.loss, inputs["target_index"], details, num_items=num_items_in_batch, meter=meter)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
         return (loss, outputs) if return_outputs else loss
@@ -237,12 +245,12 @@ class QWenTrainer(ResumableTrainer):
     def _save(self, output_dir=None, state_dict=None):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            saving.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
+            final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def save_companions(self, folder):
         if not any(Path(folder, name).is_file() for name in ("config.json", "adapter_config.json")):
-            saving.write_companions(self.model, self._tokenizer, folder, base=self._base)
+            final_model.write_companions(self.model, self._tokenizer, folder, base=self._base)
 
 
 def optimizer_settings(optimizer):

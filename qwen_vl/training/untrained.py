@@ -21,10 +21,9 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
+from qwen_vl.adapters import build
 from qwen_vl.families import v1 as family
-
-from . import tuning
-from .pictureless import PICTURES, trains_nothing_else
+from qwen_vl.training.distributed.text_only_steps import PICTURES, trains_nothing_else
 
 SAMPLED = 1024  # values of a parameter that are compared
 NAMED = 3  # parameters that a message names
@@ -127,6 +126,6 @@ def has_moved(state: dict, parameter: torch.Tensor) -> bool:
 
 def named(names) -> str:
     """Return the beginning of a sentence about parameters: how many they are, and the names of some."""
-    names = [tuning.without_wrappers(name) for name in names]
+    names = [build.without_wrappers(name) for name in names]
     some = ", ".join(names[:NAMED]) + (", .." if len(names) > NAMED else "")
     return f"1 parameter ({some}) was" if len(names) == 1 else f"{len(names)} parameters ({some}) were"

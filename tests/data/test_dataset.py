@@ -12,7 +12,9 @@ from qwen_vl.data import conversations
 from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
-from qwen_vl.model.image_processing_qwen import PictureError, open_picture, pixels
+from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import pixels
 
 A = {"from": "assistant", "value": "A red box."}
 

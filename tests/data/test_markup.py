@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwen_vl.data import checking, commands, markup
+from qwen_vl.cli import data
+from qwen_vl.data import markup
+from qwen_vl.data.build import stream
+from qwen_vl.data.check import check
 from qwen_vl.data.conversations import read
-from qwen_vl.data.converters import convert
-from qwen_vl.data.loading import stream
+from qwen_vl.data.convert.convert import convert
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.validation import DataError
 
@@ -93,7 +95,7 @@ def test_a_file_whose_images_are_all_lost(text, name, form, write, tokenizer, ca
     assert "all images are lost" in message and name in message and "<img>PATH</img>" in message
     assert (f"--from {form}" in message) is (form is not None)
     assert name in error_of(stream, parse_sources([str(path)]), tokenizer, max_length=None)
-    error_of(commands.main, ["check", str(path), "--workers", "1"])
+    error_of(data.main, ["check", str(path), "--workers", "1"])
     assert name in capsys.readouterr().out
     log = log_of(caplog, read, write([OURS, talk(text)], "mixed.json"), check_pictures=False)
     assert f"mixed.json: {name}" in log and (f"--from {form}" in log) is (form is not None)
@@ -107,7 +109,7 @@ def test_boxes_of_other_formats_are_warned_of(text, name, form, write, tokenizer
     assert f"data.jsonl: {name} (" in log and "no box" in log and (f"--from {form}" in log) is (form is not None)
     assert name in log_of(caplog, stream, parse_sources([str(path)]), tokenizer, max_length=None)
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
-    commands.main(["check", str(path), "--workers", "1"])
+    data.main(["check", str(path), "--workers", "1"])
     assert "foreign markup" in (shown := capsys.readouterr().out) and name in shown and "no errors" in shown
 
 
@@ -169,7 +171,7 @@ def test_a_file_of_another_format_is_told_its_conversion(record, form, write, ca
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
     command = f"`qwen-vl data convert {path} OUT.json --from {form}`"
     assert command in error_of(read, path)
-    error_of(commands.main, ["check", str(path), "--workers", "1"])
+    error_of(data.main, ["check", str(path), "--workers", "1"])
     assert command in capsys.readouterr().out
     out = path.with_name("out.json")
     convert(path, out, source_format=form)
@@ -289,6 +291,6 @@ def test_text_of_ours_does_not_become_markup_of_another_format(form, text, write
 
 def test_the_check_counts_a_lost_file_as_unusable(write, tmp_path):
     path = write([talk("<image>\nq"), talk("q", "")])
-    (found,) = [checking.Check().file(str(path))]
+    (found,) = [check.Check().file(str(path))]
     assert found.kinds["the file"] == 1 and "all images are lost" in found.unusable
-    assert "only leaves out records" in error_of(commands.main, ["check", str(path), "--fix", str(tmp_path / "x.json")])
+    assert "only leaves out records" in error_of(data.main, ["check", str(path), "--fix", str(tmp_path / "x.json")])

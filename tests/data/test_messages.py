@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
+from qwen_vl.data.build import stream
 from qwen_vl.data.conversations import read
-from qwen_vl.data.loading import stream
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.validation import DataError
 

@@ -4,16 +4,16 @@ import json
 
 import datasets
 import pytest
-import runs
 import torch
 from accelerate import Accelerator
+from helpers import runs
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from qwen_vl.data import loading
+from qwen_vl.checkpoint import loading as checkpoints
+from qwen_vl.data import build
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.packing import PackedDataset
-from qwen_vl.training import loading as checkpoints
 from qwen_vl.training import tuning
 
 OPTIMIZER = {"learning_rate": 1e-3, "adam_beta2": 0.95, "lr_scheduler_type": "cosine", "max_steps": 4}
@@ -29,7 +29,7 @@ def parts(make_checkpoint, tmp_path):
 
 def samples_of(path, tokenizer):
     reading = {"cache": "none", "max_length": 2048, "overlength": "trim", "loss_on": "reference"}
-    return loading.load_file(path, tokenizer, image_folder=runs.GOLDEN, control_tokens=False, **reading)
+    return build.load_file(path, tokenizer, image_folder=runs.GOLDEN, control_tokens=False, **reading)
 
 
 def trained(tmp_path, model, dataset, collator, **settings):

@@ -4,9 +4,10 @@ import json
 import math
 
 import pytest
+import report
 from PIL import Image
 
-from qwen_vl.evaluation import metrics, report
+from qwen_vl.evaluation import metrics
 
 
 def test_exact_match_forgives_case_space_and_a_full_stop_only():

@@ -3,10 +3,10 @@
 import os
 
 import pytest
-import runs
 import torch
+from helpers import runs
 
-from qwen_vl import cli
+from qwen_vl.cli import main
 from qwen_vl.export import checkpoint
 
 
@@ -14,7 +14,7 @@ def show(capsys, folder):
     """(what is printed, exit code) of `qwen-vl checkpoint show`."""
     code = 0
     try:
-        cli.main(["checkpoint", "show", str(folder)])
+        main.main(["checkpoint", "show", str(folder)])
     except SystemExit as end:
         code = end.code
     return capsys.readouterr().out, code
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_shown_and_exported(make_checkpoint, tmp_path, capsys):
         assert words in text, text
     assert code == 0
     for dtype in ("float32", "bfloat16"):
-        cli.main(["checkpoint", "export", str(out / "checkpoint-6"), str(tmp_path / dtype), "--dtype", dtype])
+        main.main(["checkpoint", "export", str(out / "checkpoint-6"), str(tmp_path / dtype), "--dtype", dtype])
     assert runs.equal(runs.weights(tmp_path / "float32"), runs.weights(out))
     half = {name: tensor.bfloat16() for name, tensor in runs.weights(out).items()}
     assert runs.equal(runs.weights(tmp_path / "bfloat16"), half)
@@ -57,7 +57,7 @@ def test_a_checkpoint_is_shown_and_exported(make_checkpoint, tmp_path, capsys):
 
 def test_an_adapter_is_exported(make_checkpoint, tmp_path, capsys):
     out = runs.train(make_checkpoint("raw"), tmp_path / "out", "--use_lora", save_strategy="steps", max_steps=2)
-    cli.main(["checkpoint", "export", str(out / "checkpoint-2"), str(tmp_path / "adapter")])
+    main.main(["checkpoint", "export", str(out / "checkpoint-2"), str(tmp_path / "adapter")])
     assert runs.equal(runs.weights(tmp_path / "adapter"), runs.weights(out))
     assert capsys.readouterr().out.endswith(f"adapter in {tmp_path / 'adapter'}\n")
     for name in ("base.json", "adapter_config.json", "tokenizer_config.json", "qwen.tiktoken"):

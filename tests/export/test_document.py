@@ -4,14 +4,15 @@ import re
 import shlex
 
 import pytest
-import runs
 import torch
+from helpers import runs
+from helpers.quantized import write_int4_checkpoint
 from peft import LoraConfig, get_peft_model
-from quantized import write_int4_checkpoint
 
-from qwen_vl import cli
-from qwen_vl.quickstart import model as tiny
-from qwen_vl.training import loading, saving
+from qwen_vl.adapters import bases
+from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint import random_model as tiny
+from qwen_vl.cli import main
 
 DOCUMENT = runs.ROOT / "docs" / "export.md"
 COMMANDS = [
@@ -33,7 +34,7 @@ def work(tmp_path, monkeypatch):
         model = get_peft_model(loading.load_model(base), config)
         model.save_pretrained(output / name)
         record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
-        (output / name / saving.BASE_FILE).write_text(str(record).replace("'", '"'))
+        (output / name / bases.BASE_FILE).write_text(str(record).replace("'", '"'))
     (output / "full").mkdir()
     (output / "full" / "checkpoint-2").symlink_to(output / "float")
     runs.write_data(tmp_path).rename(tmp_path / "held_out.json")
@@ -51,7 +52,7 @@ def test_the_commands_run_in_their_order(work, capsys):
         for command in COMMANDS:
             program, *words = shlex.split(command, comments=True)
             assert program == "qwen-vl"
-            cli.main(words)
+            main.main(words)
     finally:
         torch.set_num_threads(threads)
     said = capsys.readouterr().out

@@ -4,13 +4,15 @@ import hashlib
 import json
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from qwen_vl.entry import run
-from qwen_vl.export import export, merge, verify
-from qwen_vl.training import loading
+from qwen_vl.checkpoint import loading
+from qwen_vl.cli import export, merge
+from qwen_vl.cli.run import run
+from qwen_vl.export import merge as export_merge
+from qwen_vl.export.verify import verify
 
 
 def adapter_on(base, folder, **recorded):
@@ -49,7 +51,7 @@ def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantised_weight
 
 def test_an_adapter_on_weights_that_loading_quantised(make_checkpoint, tmp_path):
     adapter = adapter_on(make_checkpoint(), tmp_path / "adapter", quantization="nf4")
-    done = merge.merge(adapter, output_dir=tmp_path / "merged")
+    done = export_merge.merge(adapter, output_dir=tmp_path / "merged")
     assert done.difference.largest < 1e-5 < 1e-3 < done.change_of_base.largest
 
 

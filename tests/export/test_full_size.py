@@ -1,7 +1,7 @@
 """scripts/full_size_check.py runs through, on a small configuration."""
 
-import runs
 import torch
+from helpers import runs
 
 
 def test_all_stages_on_a_small_model(tmp_path, capsys):

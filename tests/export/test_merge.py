@@ -7,19 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from qwen_vl.entry import run
-from qwen_vl.export import merge as merging
-from qwen_vl.export import verify
-from qwen_vl.export.adapted import load_adapted
+from qwen_vl.adapters.attach import load_adapted
+from qwen_vl.checkpoint import loading
+from qwen_vl.cli import merge as merging
+from qwen_vl.cli.run import run
 from qwen_vl.export.merge import merge
+from qwen_vl.export.verify import verify
 from qwen_vl.model import QWenLMHeadModel
-from qwen_vl.training import loading
 
 # What a user does in a process that has never heard of this project.
 ELSEWHERE = """

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import runs
+from helpers import runs
 
 
 class Warm:

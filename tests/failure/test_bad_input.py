@@ -5,12 +5,12 @@ import resource
 from contextlib import contextmanager
 
 import pytest
-import runs
 import torch
+from helpers import runs
 
 import finetune
-from qwen_vl import entry
-from qwen_vl.training import saving
+from qwen_vl.checkpoint import saving
+from qwen_vl.cli import run
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def fails(capsys):
 
     def failed_run(*args, **settings):
         with pytest.raises(SystemExit) as ended:
-            entry.run(lambda argv: runs.train(*args, **settings), [])
+            run.run(lambda argv: runs.train(*args, **settings), [])
         assert ended.value.code == 1
         shown = capsys.readouterr()
         assert "Traceback" not in shown.err + shown.out
@@ -161,18 +161,18 @@ def test_weights_of_an_earlier_run_are_replaced(make_checkpoint, tmp_path):
 def test_exit_codes(tmp_path, capsys):
     words = ["--model_name_or_path", str(tmp_path / "none"), "--data_path", "D", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as ended:
-        entry.run(finetune.main, ["--no_such_flag"])
+        run.run(finetune.main, ["--no_such_flag"])
     assert ended.value.code == 2
     with pytest.raises(SystemExit) as ended:
-        entry.run(finetune.main, words)
+        run.run(finetune.main, words)
     assert ended.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     with pytest.raises(FileNotFoundError):
-        entry.run(finetune.main, [*words, "--debug"])
+        run.run(finetune.main, [*words, "--debug"])
 
     def interrupted(argv):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
-        entry.run(interrupted, [])
+        run.run(interrupted, [])
     assert ended.value.code == 130

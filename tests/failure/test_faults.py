@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import runs
+from helpers import runs
 
 LORA = ("--use_lora", "--lora_dropout", "0.2", "--resume", "auto")
 SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 1}

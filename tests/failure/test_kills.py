@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-import runs
+from helpers import runs
 
 from qwen_vl.export import checkpoint
 

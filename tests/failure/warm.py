@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import finetune
-from qwen_vl import entry
+from qwen_vl.cli import run
 from qwen_vl.training import trainer
 
-for module in ("qwen_vl.data.loading", "qwen_vl.data.packing", "qwen_vl.training.vision_cache", "deepspeed"):
+for module in ("qwen_vl.data.build", "qwen_vl.data.packing", "qwen_vl.training.vision_cache.cache", "deepspeed"):
     import_module(module)  # so that no child has to
 
 CLONE_NEWNET = 0x40000000
@@ -133,7 +133,7 @@ def child(request, rank, port):
     try:
         arguments = request["argv"]
         arm(request.get("faults", {}).get(str(rank), {}), arguments[arguments.index("--output_dir") + 1])
-        entry.run(finetune.main, arguments)
+        run.run(finetune.main, arguments)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

@@ -1,8 +1,8 @@
 """Runs that must give the same model: what is only a matter of memory, speed or interruption changes no result."""
 
 import pytest
-import runs
 import torch
+from helpers import runs
 
 LORA = ("--use_lora", "--lora_dropout", "0.2")
 

@@ -3,15 +3,17 @@
 import random
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from torch.utils.data import DataLoader
 
+from qwen_vl.adapters import build
+from qwen_vl.checkpoint import loading
 from qwen_vl.data.chatml import IGNORE_INDEX
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.packing import PackedDataset, fill_rate, pack
-from qwen_vl.training import loading, tuning
+from qwen_vl.training import tuning
 
 
 def talk(name, *turns):
@@ -57,7 +59,7 @@ def test_packed_equals_unpacked(method, kind, attention, make_checkpoint, in_gol
         tuning.freeze_for_full(model, fix_vit=False)
     else:
         targets = ["c_attn", "attn.c_proj", "w1", "w2"]
-        model = tuning.add_adapters(
+        model = build.add_adapters(
             model, r=4, alpha=8, dropout=0.0, targets=targets, bias="none", modules_to_save=["wte", "lm_head"]
         )
         for name, parameter in model.named_parameters():  # a fresh adapter has a zero half and teaches nothing

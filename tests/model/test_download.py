@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from qwen_vl.model import download_qwen
-from qwen_vl.model.image_processing_qwen import PictureError, open_picture
+from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_loading_qwen import open_picture
 
 pytestmark = pytest.mark.filterwarnings("error")
 

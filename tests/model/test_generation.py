@@ -5,7 +5,8 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from qwen_vl.model import cache_qwen
-from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import pixels
 
 PLAIN = [
     "greedy_text", "greedy_image", "greedy_three", "greedy_text_nocache", "greedy_image_nocache", "caption_settings",

@@ -14,16 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen_vl.model.image_processing_qwen import (
-    CLIP_MEAN,
-    CLIP_STD,
-    PictureError,
-    QWenImageProcessor,
-    find_picture,
-    is_local,
-    open_picture,
-    pixels,
-)
+from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_loading_qwen import find_picture, is_local, open_picture
+from qwen_vl.model.image_processing_qwen import CLIP_MEAN, CLIP_STD, QWenImageProcessor, pixels
 
 pytestmark = pytest.mark.filterwarnings("error")
 

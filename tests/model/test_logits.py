@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessor
 
-from qwen_vl.evaluation import runner
+from qwen_vl.evaluation import generation
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 from qwen_vl.model.logits_qwen import FiniteScores, LogitsError
 
@@ -25,7 +25,7 @@ def model(make_checkpoint):
 
 def answer_of_the_runner(model, tokenizer, **options):
     turns = [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello"}]
-    return runner.answer(model, tokenizer, [{"id": "x", "conversations": turns}] * 2, max_new_tokens=6)
+    return generation.answer(model, tokenizer, [{"id": "x", "conversations": turns}] * 2, max_new_tokens=6)
 
 
 WAYS = {

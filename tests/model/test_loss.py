@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
+from qwen_vl.checkpoint import loading
 from qwen_vl.model import loss_qwen
-from qwen_vl.training import loading
 
 
 def with_lora(model, **more):

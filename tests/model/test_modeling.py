@@ -11,7 +11,8 @@ import torch
 from transformers import DynamicCache
 
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
-from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.modeling_qwen import PLAIN_STD, patch_filters, picture_spans
 
 RELATIVE = 1e-5

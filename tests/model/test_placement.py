@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from qwen_vl.evaluation import runner
+from qwen_vl.evaluation import generation
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
-from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import pixels
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 PARTS = ("transformer.wte", "transformer.drop", "transformer.h", "transformer.ln_f", "transformer.visual", "lm_head")
@@ -55,7 +56,7 @@ def asked(in_golden_dir):
         pictures = pixels(open_picture("images/rgb.png"), model.config.visual["image_size"])[None]
         found.append(model.generate(torch.tensor([ids]), pixel_values=pictures, **GREEDY).tolist())
         turns = [{"from": "user", "value": with_picture}, {"from": "assistant", "value": ""}]
-        found += runner.answer(model, tokenizer, [{"id": "x", "conversations": turns}], max_new_tokens=4)
+        found += generation.answer(model, tokenizer, [{"id": "x", "conversations": turns}], max_new_tokens=4)
         with torch.no_grad():
             ids = torch.tensor([ids])
             found.append(model(ids, pixel_values=pictures, labels=ids, per_target_loss=True).loss.tolist())

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from qwen_vl.model.configuration_qwen import QWenConfig
-from qwen_vl.model.image_processing_qwen import PictureError, QWenImageProcessor, pixels
+from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_processing_qwen import QWenImageProcessor, pixels
 from qwen_vl.model.modeling_qwen import QWenLMHeadModel
 from qwen_vl.model.processing_qwen import QWenProcessor
 from qwen_vl.model.tokenization_qwen import QWenTokenizer

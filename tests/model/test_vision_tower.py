@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qwen_vl.training import loading, tuning
+from qwen_vl.checkpoint import loading
+from qwen_vl.training import tuning
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from qwen_vl.adapters import build as adapters_build
 from qwen_vl.data.chatml import encode
 from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
-from qwen_vl.model.image_processing_qwen import open_picture, pixels
+from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.training import tuning
 
 GOLDEN_DIR = Path(make_weights.__file__).parent
@@ -57,14 +59,14 @@ def build(golden):
             tuning.freeze_for_full(model, fix_vit="unfrozen_vit" not in mode)
         else:
             model.generation_config.chat_format = "chatml" if "chat" in mode else "raw"
-            model = tuning.add_adapters(
+            model = adapters_build.add_adapters(
                 model,
                 r=64,
                 alpha=16,
                 dropout=0.0,
                 targets=["c_attn", "attn.c_proj", "w1", "w2"],
                 bias="none",
-                modules_to_save=tuning.whole_modules(model),
+                modules_to_save=adapters_build.whole_modules(model),
             )
             for name, parameter in model.named_parameters():
                 if ".lora_" in name:

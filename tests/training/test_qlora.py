@@ -5,14 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import quantized
-import runs
 import torch
+from helpers import quantized, runs
 from safetensors.torch import save_file
 
-from qwen_vl.export.adapted import load_adapted
+from qwen_vl.adapters.attach import load_adapted
+from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.serving import engine
-from qwen_vl.training import loading, quantization
 
 RATE = {"learning_rate": 1e-2}
 KINDS = {"gptq": (), "nf4": (), "int8": ("--quantization", "int8")}

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import runs
+from helpers import runs
 
-from qwen_vl.data.skipping import write_manifest
+from qwen_vl.data.skip_manifests import write_manifest
 
 
 def test_a_run_with_a_manifest_is_one_on_the_cleaned_file(make_checkpoint, tmp_path, capsys, caplog):

@@ -6,16 +6,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoProcessor
 
 import finetune
-from qwen_vl.entry import run
-from qwen_vl.training import callbacks, loading, phases, trainer, tuning
-from qwen_vl.training.arguments import TrainingArguments
+from qwen_vl.checkpoint import loading
+from qwen_vl.cli.run import run
+from qwen_vl.training import param_groups, trainer, tuning
+from qwen_vl.training.flags.arguments import TrainingArguments
+from qwen_vl.training.monitor import callbacks, step_profiler
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2")
 
@@ -169,7 +171,7 @@ def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
     for entry in logged:
         assert entry["samples_per_second"] == pytest.approx(2 / entry["step_seconds"], rel=0.1)
         assert 0 <= entry["padding"] < 1 and 0 < entry["mfu"] < 2 and 0.1 < entry["memory_gib"] < 50
-        times = {phase: entry[f"time/{phase}"] for phase in phases.PHASES}
+        times = {phase: entry[f"time/{phase}"] for phase in step_profiler.PHASES}
         assert 0.5 < sum(times.values()) / entry["step_seconds"] < 1.2 and times["communication"] == 0
         assert all(times[phase] > 0 for phase in times if phase != "communication"), times
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -192,7 +194,7 @@ def test_norms_and_the_like_are_in_the_group_without_decay(make_checkpoint, tmp_
     for group in optimizer.param_groups:
         groups[group["weight_decay"]] |= {names[p] for p in group["params"]}
     trained = {name for parameter, name in names.items() if parameter.requires_grad}
-    assert groups[0.1] == trained & set(tuning.decayed_names(model)) and groups[0.0] == trained - groups[0.1]
+    assert groups[0.1] == trained & set(param_groups.decayed_names(model)) and groups[0.0] == trained - groups[0.1]
 
 
 def test_over_long_samples_are_listed(make_checkpoint, tmp_path):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from peft.utils import get_peft_model_state_dict
 
-from qwen_vl.training import loading, tuning
+from qwen_vl.adapters import build
+from qwen_vl.checkpoint import loading
+from qwen_vl.training import param_groups, tuning
 
 ADAPTERS = {
     "r": 4,
@@ -36,21 +38,21 @@ def test_full_training(model, fix_vit):
 
 def test_chat_and_base_models_differ_in_what_trains_whole(make_checkpoint):
     chat, base = (loading.load_model(make_checkpoint(chat_format)) for chat_format in ("chatml", "raw"))
-    assert tuning.whole_modules(chat) is None
-    assert tuning.whole_modules(base) == ["wte", "lm_head"]
-    assert tuning.whole_modules(base, ["none"]) is None
-    assert tuning.whole_modules(chat, ["ln_f"]) == ["ln_f"]
+    assert build.whole_modules(chat) is None
+    assert build.whole_modules(base) == ["wte", "lm_head"]
+    assert build.whole_modules(base, ["none"]) is None
+    assert build.whole_modules(chat, ["ln_f"]) == ["ln_f"]
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
 def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
     every_bias = {name for name, _ in model.named_parameters() if name.endswith("bias")}
-    names = trainable(tuning.add_adapters(model, **ADAPTERS | {"bias": bias}))
+    names = trainable(build.add_adapters(model, **ADAPTERS | {"bias": bias}))
     lora = {name for name in names if ".lora_" in name}
     assert len(lora) == 2 * 4 * 2 and all(".transformer.h." in name for name in lora)
     of_targets = {name for name in every_bias if "c_attn" in name}
     expected = {"none": set(), "all": every_bias, "lora_only": of_targets}[bias]
-    assert {tuning.without_wrappers(name.replace(".base_layer", "")) for name in names - lora} == expected
+    assert {build.without_wrappers(name.replace(".base_layer", "")) for name in names - lora} == expected
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
 def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, inside):
     """Those with the name and no others; what trains is what is saved."""
     expected = {name for name, _ in model.named_parameters() if any(part in name for part in inside)}
-    adapted = tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
-    found = {tuning.without_wrappers(name) for name in trainable(adapted) if ".lora_" not in name}
+    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
+    found = {build.without_wrappers(name) for name in trainable(adapted) if ".lora_" not in name}
     assert found == expected - {f"transformer.{TABLE}"}
-    saved = {tuning.without_wrappers(name) for name in get_peft_model_state_dict(adapted) if ".lora_" not in name}
+    saved = {build.without_wrappers(name) for name in get_peft_model_state_dict(adapted) if ".lora_" not in name}
     assert saved == expected
 
 
@@ -90,7 +92,7 @@ def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, 
 )
 def test_modules_that_cannot_train_whole_as_asked_are_refused(model, changes, said):
     with pytest.raises(ValueError, match=said):
-        tuning.add_adapters(model, **ADAPTERS | changes)
+        build.add_adapters(model, **ADAPTERS | changes)
 
 
 @pytest.mark.parametrize(
@@ -104,17 +106,17 @@ def test_modules_that_cannot_train_whole_as_asked_are_refused(model, changes, sa
 )
 def test_a_name_that_matches_nothing_is_an_error(model, changes, flag):
     with pytest.raises(ValueError, match=f"{flag}: matches nothing in the model"):
-        tuning.add_adapters(model, **ADAPTERS | changes)
+        build.add_adapters(model, **ADAPTERS | changes)
 
 
 def test_norms_biases_queries_and_tables_do_not_decay(model):
     names = {name for name, _ in model.named_parameters()}
     exempt = {name for name in names if name.endswith(("bias", "query", "pos_embed", "positional_embedding"))}
     exempt |= {name for name in names if name.split(".")[-2].startswith("ln_")}
-    assert set(tuning.decayed_names(model)) == names - exempt
+    assert set(param_groups.decayed_names(model)) == names - exempt
 
-    adapted = tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": ["attn_pool", "ln_f", "wte"]})
-    decays = {name: tuning.decays(name, parameter) for name, parameter in adapted.named_parameters()}
+    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["attn_pool", "ln_f", "wte"]})
+    decays = {name: param_groups.decays(name, parameter) for name, parameter in adapted.named_parameters()}
     assert all(decays[name] for name in decays if ".lora_" in name or ".wte." in name)
     assert not any(decays[name] for name in decays if name.endswith(("query", "bias")) or ".ln_" in name)
 
@@ -122,9 +124,9 @@ def test_norms_biases_queries_and_tables_do_not_decay(model):
 def test_the_table_counts_every_parameter_once(make_checkpoint):
     model = loading.load_model(make_checkpoint("raw"))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    whole = tuning.whole_modules(model)
-    adapted = tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
-    lines = tuning.rows(adapted, rates=tuning.Rates(1e-4), weight_decay=0.1)
+    whole = build.whole_modules(model)
+    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
+    lines = param_groups.rows(adapted, rates=param_groups.Rates(1e-4), weight_decay=0.1)
     rank_rows = 2 * 4 * (64 + 192 + 64 + 64 + 2 * (64 + 64))  # layers, rank, inputs and outputs of the four targets
     found = {(line.part, line.group): (line.trainable, line.total, line.weight_decay) for line in lines}
     assert found["lora on decoder", "decay"] == (rank_rows, rank_rows, 0.1)
@@ -133,14 +135,14 @@ def test_the_table_counts_every_parameter_once(make_checkpoint):
     vision = {part: sum(found[key][1] for key in found if key[0] == part) for part in ("vit", "resampler")}
     assert sum(vision.values()) == sum(size for name, size in sizes.items() if ".visual." in name)
     assert sum(line.trainable for line in lines) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    text = tuning.table(lines)
+    text = param_groups.table(lines)
     assert "0.0001" in text and f"{sum(line.trainable for line in lines):,} of" in text.splitlines()[-1]
 
 
 def test_a_run_without_anything_to_train_is_refused(model):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing trains"):
-        tuning.rows(model, rates=tuning.Rates(1e-4), weight_decay=0.1)
+        param_groups.rows(model, rates=param_groups.Rates(1e-4), weight_decay=0.1)
 
 
 def test_a_parameter_outside_of_every_optimizer_group_is_refused(model):
@@ -148,12 +150,12 @@ def test_a_parameter_outside_of_every_optimizer_group_is_refused(model):
         [parameter for name, parameter in model.named_parameters() if name != "lm_head.weight"]
     )
     with pytest.raises(ValueError, match=r"no optimizer group, the first is lm_head\.weight"):
-        tuning.check_groups(model, optimizer)
+        param_groups.check_groups(model, optimizer)
 
 
 def test_weights_that_train_are_kept_in_float32(make_checkpoint):
     model = loading.load_model(make_checkpoint("raw"), dtype=torch.bfloat16)
-    adapted = tuning.train_in_float32(tuning.add_adapters(model, **ADAPTERS | {"modules_to_save": ["wte"]}))
+    adapted = tuning.train_in_float32(build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["wte"]}))
     kept = {parameter.dtype for parameter in adapted.parameters() if parameter.requires_grad}
     assert kept == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}

@@ -4,14 +4,17 @@ import json
 import re
 
 import pytest
-import runs
 import torch
+from helpers import runs
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from qwen_vl.adapters import build
+from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
 from qwen_vl.model.modeling_qwen import QWenModel
-from qwen_vl.training import loading, trainer, tuning, vision_cache
+from qwen_vl.training import trainer
+from qwen_vl.training.vision_cache import cache as vision_cache_cache
 
 TEXTS = [(None, f"{i}?", f"{i} and more") for i in range(6)]
 PICTURES = [("images/train_00.jpg", "What?", "A red square."), ("images/train_01.jpg", "And?", "A circle.")]
@@ -60,8 +63,8 @@ def test_a_tower_that_is_trained_and_never_run_is_found(make_checkpoint, tmp_pat
     """Features of the frozen original from the cache, while a copy of the tower is to train."""
     cache, flags = {"vision_cache": tmp_path / "cache", "num_train_epochs": 2, "max_steps": -1}, ("--use_lora",)
     train(make_checkpoint(), tmp_path, *flags, **cache)
-    monkeypatch.setattr(vision_cache, "check_frozen", lambda *args, **kwargs: None)
-    monkeypatch.setattr(vision_cache, "VIT_OUTPUT", vision_cache.TOWER_OUTPUT)
+    monkeypatch.setattr(vision_cache_cache, "check_frozen", lambda *args, **kwargs: None)
+    monkeypatch.setattr(vision_cache_cache, "VIT_OUTPUT", vision_cache_cache.TOWER_OUTPUT)
     with pytest.raises(ValueError, match=rf"step 1: 41 parameters \(transformer.visual.* were {NO_GRADIENT}"):
         train(make_checkpoint(), tmp_path, *flags, "--modules_to_save", "visual", name="whole", **cache)
 
@@ -158,7 +161,7 @@ def without_check(add_callback):
 def test_the_tower_that_runs_is_the_one_that_is_looked_at(make_checkpoint):
     """Not the frozen original beside a copy that trains."""
     settings = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["c_attn"], "bias": "none"}
-    model = tuning.add_adapters(loading.load_model(make_checkpoint()), **settings, modules_to_save=["visual"])
+    model = build.add_adapters(loading.load_model(make_checkpoint()), **settings, modules_to_save=["visual"])
     tower = family.tower(model)
     assert tower.vit_trains() and isinstance(model.get_base_model().transformer, QWenModel)
     assert tower is model.get_base_model().transformer.visual.modules_to_save["default"]

@@ -4,8 +4,8 @@ import copy
 import json
 
 import pytest
-import runs
 import torch
+from helpers import runs
 
 from qwen_vl.data.collator import HOST_KEYS
 from qwen_vl.training.trainer import QWenTrainer

@@ -1,0 +1,76 @@
+"""Trained models and adapters as folders: complete, or not there at all."""
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+
+def check_writable(output_dir):
+    """None, or an OSError when nothing can be written under `output_dir`; nothing is made or changed."""
+    wanted = Path(output_dir).absolute()
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "may not be written" if existing.is_dir() else "is not a folder"
+        raise OSError(f"{output_dir}: {existing} {reason}; give another --output_dir")
+
+
+@contextmanager
+def staged(staging, target, *, owner=True, hint="Free some space or give another folder"):
+    """Yields the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
+
+    Move what is complete to `target` within the block. A failed write, however a library reports it, becomes an
+    OSError that names `target` and ends in `hint`. Of several processes one is the owner, which makes and removes the
+    folder.
+    """
+    staging = Path(staging)
+    try:
+        if owner:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        yield staging
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk, as torch and safetensors say
+        if is_lost_connection(error):
+            raise
+        raise OSError(f"{target}: could not be written ({error}); nothing half-written stays there. {hint}") from error
+    finally:
+        if owner:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def naming(target):
+    """Within this block, a full disk is an OSError that names `target`, where the system's own names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(f"{target}: could not be written ({error}); free some space or give another folder") from error
+
+
+def put_in_place(folder, target):
+    """Rename a complete, staged folder to `target`; one that is there already goes at the same moment."""
+    if target.exists():
+        os.replace(target, folder.with_name("replaced"))  # removed with the staging folder
+    os.replace(folder, target)
+
+
+@contextmanager
+def own_class(model):
+    """Within this block, a model that FSDP has given another class has its own, whose code is saved with it."""
+    wrapped = type(model)
+    own_name = wrapped.__name__.removeprefix("FSDP")
+    model.__class__ = next(kind for kind in wrapped.__mro__ if kind.__name__ == own_name)
+    try:
+        yield
+    finally:
+        model.__class__ = wrapped
+
+
+def is_lost_connection(error):
+    """Whether a RuntimeError says that another process of the run cannot be reached any more."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

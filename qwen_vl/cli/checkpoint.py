@@ -1,0 +1,38 @@
+"""`qwen-vl checkpoint show|export`: what a checkpoint holds, and its model alone."""
+
+import argparse
+from pathlib import Path
+
+from qwen_vl.adapters import bases
+from qwen_vl.export.checkpoint import DTYPES, export, show
+from qwen_vl.training.resume import checkpoints
+
+
+def main(argv=None):
+    """Show or export as the command line says; showing an incomplete checkpoint ends with exit code 1."""
+    args = make_parser().parse_args(argv)
+    if args.action == "export":
+        export(args.folder, args.output, dtype=args.dtype)
+        print(f"{'adapter' if bases.is_adapter(args.output) else 'model'} in {args.output}")
+        return
+    is_one = Path(args.folder, checkpoints.TRAINER_STATE).exists() and Path(args.folder).name.startswith("checkpoint-")
+    folders = [] if is_one else checkpoints.found(args.folder)
+    shown = [show(folder) for folder in folders or [args.folder]]
+    print("\n\n".join(text for text, _ in shown))
+    if not all(is_complete for _, is_complete in shown):
+        raise SystemExit(1)
+
+
+def make_parser():
+    """The parser of `qwen-vl checkpoint`."""
+    parser = argparse.ArgumentParser(prog="qwen-vl checkpoint", description="Look into a checkpoint of a run.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|export")
+    show = actions.add_parser("show", help="what is in it, and is it complete")
+    show.add_argument("folder", help="a checkpoint-N folder, or the output folder of a run for all of them")
+    take = actions.add_parser("export", help="its model or adapter as a folder of its own")
+    take.add_argument("folder", help="a checkpoint-N folder of one process, of DeepSpeed or of FSDP")
+    take.add_argument("output", help="folder to write; must not exist or be empty")
+    take.add_argument("--dtype", choices=DTYPES, help="of a model's weights (default: what the run computed in)")
+    for action in (show, take):
+        action.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser

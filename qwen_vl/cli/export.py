@@ -1,0 +1,31 @@
+"""`qwen-vl export SOURCE OUT`: a standalone folder with a card, of a model, a checkpoint of a run or an adapter."""
+
+import argparse
+
+from qwen_vl.adapters import bases
+from qwen_vl.export.export import export
+
+from . import merge
+
+
+def main(argv=None):
+    """Export as the command line says; an adapter is merged as `qwen-vl merge` does it."""
+    args = make_parser().parse_args(argv)
+    if bases.is_adapter(args.adapter):
+        return merge.run(args)
+    wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: for an adapter, which {args.adapter} is not")
+    export(args.adapter, output_dir=args.output, dtype=args.dtype, max_shard_size=args.max_shard_size)
+    print(f"model and card in {args.output}")
+
+
+def make_parser():
+    """The parser of `qwen-vl export`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl export", description="Write a standalone model with a model card.", allow_abbrev=False
+    )
+    parser.add_argument("adapter", metavar="source", help="folder of a model, of a checkpoint-N, or of an adapter")
+    parser.add_argument("output", help="folder to write; must not exist or be empty")
+    merge.add_options(parser)
+    return parser

@@ -1,0 +1,81 @@
+"""`qwen-vl plan`: memory and time of a training run before it starts."""
+
+import argparse
+
+from qwen_vl.checkpoint import loading, quantization
+from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenConfig
+from qwen_vl.training.plan import memory_model
+from qwen_vl.training.plan.planner import GIB, LORA, METHODS, assumed, check, default_zero, is_base, probed, report
+
+
+def make_parser():
+    """The parser of `qwen-vl plan`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl plan",
+        description="Memory and time of a training run from the configuration alone; docs/plan.md has the model.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", help="folder or hub name of a checkpoint (default: the published configuration, as a chat model)")
+    add("--method", choices=METHODS, default="lora", help="how it trains (default: %(default)s)")
+    add("--max_length", type=count, default=2048, help="tokens of a sample (default: %(default)s)")
+    add("--batch", type=count, default=1, help="samples of a micro-batch on each GPU (default: %(default)s)")
+    add("--accumulation", type=count, default=8, help="micro-batches of a step (default: %(default)s)")
+    add("--pictures", type=int, default=1, help="pictures of a sample (default: %(default)s)")
+    add("--targets", type=float, default=0.25, help="share of the tokens that are learned (default: %(default)s)")
+    add("--gpus", type=count, default=1, help="GPUs (default: %(default)s)")
+    add("--gpu_memory", type=float, help="GiB of each GPU: says what fits, and how")
+    add("--zero", type=int, choices=(0, 1, 2, 3), help="DeepSpeed stage (default with several GPUs: full 3, LoRA 2)")
+    add("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the memory of the machine")
+    whole = " and ".join(family.WHOLE_ON_A_BASE)
+    add("--base_model", action="store_true", help=f"LoRA also trains {whole}; a checkpoint folder says itself")
+    add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
+    add("--lora_r", type=count, default=LORA["r"], help="LoRA rank (default: %(default)s)")
+    add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
+    add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
+    add("--optim", default="adamw_torch_fused", help="optimizer, as of training (default: %(default)s)")
+    add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
+    add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def count(text):
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def main(argv=None):
+    """Print the plan that the command line asks for, as Markdown."""
+    args = make_parser().parse_args(argv)
+    config = QWenConfig() if args.model is None else loading.load_config(args.model)
+    stored = quantization.kind_of(config, args.model)
+    if stored and args.method != "qlora":
+        raise ValueError(f"{args.model}: its weights are quantised; plan --method qlora, or another checkpoint")
+    asked = memory_model.Setup(
+        method=args.method,
+        packing=stored or ("gptq" if args.model is None else "nf4"),
+        length=args.max_length,
+        batch=args.batch,
+        accumulation=args.accumulation,
+        pictures=args.pictures,
+        targets=args.targets,
+        half=not args.cpu,
+        checkpointing=not args.no_checkpointing,
+        attention=args.attn_implementation,
+        optim=args.optim,
+        zero=args.zero if args.zero is not None else default_zero(args.method, args.gpus),
+        gpus=args.gpus,
+        offload=args.offload,
+        on_cpu=args.cpu,
+    )
+    check(asked)
+    base_model = args.base_model or (args.model is not None and is_base(args.model))
+    options = {"base_model": base_model, "fix_vit": not args.train_vit, "lora": LORA | {"r": args.lora_r}}
+    machine = probed(config, asked.on_cpu) if args.probe else assumed(asked.on_cpu)
+    budget = args.gpu_memory and args.gpu_memory * GIB
+    print(report(config, asked, machine, budget, args.model, options))

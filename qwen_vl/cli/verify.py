@@ -1,0 +1,53 @@
+"""`qwen-vl verify FIRST SECOND`: are two models the same."""
+
+import argparse
+
+from qwen_vl.evaluation import probe_prompts
+from qwen_vl.export.verify.verify import DTYPES, QUANTIZED, compare, different_files, outcome, tolerance_for
+
+
+def main(argv=None):
+    """Compare the two models of the command line; ValueError, and so exit code 1, where they are not the same."""
+    args = make_parser().parse_args(argv)
+    records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
+    options = {"dtype": DTYPES[args.dtype], "device": args.device, "from_disk": args.from_disk}
+    options |= {"search_dirs": search_dirs, "max_new_tokens": args.max_new_tokens}
+    files = different_files(args.first, args.second)
+    first = outcome(args.first, records, **options)
+    second = outcome(args.second, records, **options)
+    if first.ids != second.ids:
+        raise ValueError(f"{args.first} and {args.second}: their tokenizers make different ids of the same prompts")
+    difference = compare(first.logits, second.logits)
+    equal = sum(one == other for one, other in zip(first.answers, second.answers, strict=True))
+    tolerance = tolerance_for(first, second) if args.tolerance is None else args.tolerance
+    print(f"prompts         {len(records)} from {args.prompts or 'this tool'}")
+    print(f"logits          {difference}")
+    print(f"greedy answers  {equal} of {len(records)} the same")
+    print("files           " + ("\n                ".join(files) if files else "the same"))
+    if not difference.largest <= tolerance:
+        raise ValueError(f"{args.first} and {args.second} differ by {difference.largest:.2e}, more than {tolerance:g}")
+    print(f"the same within {tolerance:g}")
+
+
+def make_parser():
+    """The parser of `qwen-vl verify`."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-vl verify", description="Compare two models: logits, greedy answers, files.", allow_abbrev=False
+    )
+    parser.add_argument("first", help="folder of a checkpoint or an adapter, or a hub name")
+    parser.add_argument("second", help="the other one")
+    parser.add_argument("--prompts", help="conversation file whose last questions are asked (default: three built in)")
+    parser.add_argument("--image_folder", help="where its relative picture paths are looked up as well")
+    parser.add_argument("--max_prompts", type=int, default=16, help="at most so many of them (default %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="length of the answers (default %(default)s)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest difference of logits, as a share of the largest (default: what rounding in their dtype explains; "
+        f"{QUANTIZED} where one is quantised)",
+    )
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype to compute in (default: the files')")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
+    parser.add_argument("--from_disk", action="store_true", help="read weights block by block: memory of one block")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser

@@ -1,0 +1,1 @@
+"""Every problem of conversation files, by record and field."""

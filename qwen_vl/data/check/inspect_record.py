@@ -1,0 +1,160 @@
+"""What the check does with one record and with one picture; runs in worker processes."""
+
+import hashlib
+import json
+import re
+import warnings
+from typing import NamedTuple
+
+from qwen_vl.data.chatml import IGNORE_INDEX
+from qwen_vl.data.conversations import FOREIGN_KINDS, check_entry, named
+from qwen_vl.data.dataset import fit
+from qwen_vl.data.markup import Images, convertible, images_of
+from qwen_vl.data.skip_manifests import own_id
+from qwen_vl.data.validation import Problem, is_address
+from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_loading_qwen import SCALED, find_picture, is_local, open_picture
+
+PICTURE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
+SMALLEST_SIDE = 10  # pixels; a smaller side looks like a placeholder
+LARGEST_RATIO = 10  # of the sides; pictures are squeezed to a square
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+
+
+class Picture(NamedTuple):
+    """What was seen of a picture."""
+
+    size: tuple | None  # (width, height), None where it could not be opened
+    problems: tuple  # of (kind, message)
+
+
+class Inspected(NamedTuple):
+    """What was seen of a record."""
+
+    place: str
+    id: object  # its own, None where it has none that can be one
+    problems: list
+    digest: bytes  # equal where system message and turns are equal; b"" for a record with errors
+    length: int | None  # tokens, whole; None without a tokenizer, and for a record with errors
+    num_targets: int | None  # labels that are learned of what is kept
+    uses: list  # of (field, key) for each picture; equal keys are the same picture
+    opened: dict  # key -> Picture of those that stand in the text itself
+    images: Images  # how they are written
+    format: str | None  # that `qwen-vl data convert --from` reads, of a record that seems to be of another format
+
+
+class Inspector:
+    """Checks the records of one file. Pickles, so that it can go to worker processes.
+
+    path, folders: the file, and where its relative pictures are looked for. tokenizer: None to leave out lengths.
+    opens: whether pictures are opened, or only looked for. options: those of `chatml.encode`.
+    """
+
+    def __init__(self, path, folders, *, tokenizer=None, max_length=None, opens=True, **options):
+        self.path, self.folders, self.opens = path, folders, opens
+        self.tokenizer, self.max_length, self.options = tokenizer, max_length, options
+        self._found, self._opened = {}, {}  # reference -> path or None; key -> Picture
+
+    def records(self, entries):
+        """[Inspected, ..] of [(place, record), ..], as `conversations.entries` yields them."""
+        return [self._record(place, record) for place, record in entries]
+
+    def pictures(self, keys):
+        """[Picture, ..] of paths and addresses; each is opened."""
+        return [look_at(key) for key in keys]
+
+    def _record(self, place, record):
+        problems = check_entry(place, record, self._find)
+        is_good = not any(problem.is_error for problem in problems)
+        length, num_targets = None, None
+        if is_good and self.tokenizer:
+            length, num_targets, found = self._encoded(place, record)
+            problems += [Problem(place, own_id(record), "conversations", *found)] if found else []
+        uses = list(self._uses(record)) if isinstance(record, dict) else []
+        opened = {key: self._opened[key] for _, key in uses if key in self._opened}
+        digest = _digest(record) if is_good else b""
+        form = convertible(record) if any(problem.kind in FOREIGN_KINDS for problem in problems) else None
+        seen = (uses, opened, images_of(record), form)
+        return Inspected(place, own_id(record), problems, digest, length, num_targets, *seen)
+
+    def _encoded(self, place, record):
+        """(tokens, learned labels of what is kept, (kind, message) or None)."""
+        conversation = named(self.path, place, record)
+        try:
+            sample, entry = fit(
+                conversation, self.tokenizer, max_length=self.max_length, overlength="trim", **self.options
+            )
+        except ValueError as error:
+            return None, None, ("wrong value", str(error))
+        num_targets = len(sample["labels"]) - sample["labels"].count(IGNORE_INDEX) if sample else 0
+        if entry is None:
+            return len(sample["input_ids"]), num_targets, None
+        kept = (
+            f"whole turns at its end are left out, {entry['kept_length']} tokens stay" if sample else "it is left out"
+        )
+        return entry["length"], num_targets, (
+            "over length",
+            f"{entry['length']} tokens, the limit is {self.max_length}: {kept}",
+        )  # fmt: skip
+
+    def _find(self, reference):
+        """The path of a local picture, or None."""
+        if reference not in self._found:
+            self._found[reference] = find_picture(reference, self.folders)
+        return self._found[reference]
+
+    def _uses(self, record):
+        """Yields (field, key) of every picture that is there to be opened."""
+        turns = record.get("conversations")
+        texts = [("system", record.get("system"))]
+        for index, turn in enumerate(turns if isinstance(turns, list) else []):
+            if isinstance(turn, dict):
+                texts.append((f"conversations[{index}].value", turn.get("value")))
+        for field, text in texts:
+            for reference in PICTURE.findall(text) if isinstance(text, str) else []:
+                key = self._key(reference)
+                if key:
+                    yield field, key
+
+    def _key(self, reference):
+        """What names a picture in this process and others: its path, its address, a digest of its data: URI."""
+        if is_local(reference):
+            return self._find(reference) if reference.strip() else None
+        if not is_address(reference) or reference[:5].lower() != "data:":
+            return reference if is_address(reference) else None
+        key = "data:" + hashlib.blake2b(reference.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        if self.opens and key not in self._opened:
+            self._opened[key] = look_at(reference)
+        return key
+
+
+def look_at(reference):
+    """The Picture behind a path, an address or a data: URI."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
+        try:
+            picture = open_picture(reference)
+        except PictureError as error:
+            return Picture(None, (("broken picture", str(error)),))
+        return Picture(picture.size, tuple(_oddities(picture)))
+
+
+def _oddities(picture):
+    """Yields (kind, message) for what a picture's owner may not expect."""
+    width, height = picture.size
+    short, long = sorted(picture.size)
+    if short < SMALLEST_SIDE or long > LARGEST_RATIO * short:
+        yield "odd picture", f"{width} x {height} pixels; look whether it is the one that you mean"
+    if SCALED in picture.info:
+        yield "scaled picture", picture.info[SCALED]
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged metadata, which the model does not see
+        return
+    if orientation != 1:
+        yield "rotated picture", f"EXIF orientation {orientation} is ignored; rotate the pixels themselves"
+
+
+def _digest(record):
+    content = json.dumps([record.get("system"), record["conversations"]], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()

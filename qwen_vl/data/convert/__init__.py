@@ -1,0 +1,1 @@
+"""Other formats to conversation files, and back."""

@@ -1,0 +1,318 @@
+"""Formats that are boxes in pixels (COCO detection, RefCOCO-style), to ours and back. The box rule is in `boxes`."""
+
+import os
+from functools import cache
+
+from PIL import Image
+
+from qwen_vl.data.boxes import box_text, numbers, segments, to_grid, to_pixels
+from qwen_vl.data.conversations import entries
+from qwen_vl.data.sources.json_files import is_named_lines, read_json
+from qwen_vl.data.sources.opening import form_of, open_bytes
+from qwen_vl.data.sources.readers import data_files
+from qwen_vl.data.validation import DataError, FieldError, Problem, kind_of, shown
+from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_loading_qwen import find_picture, is_local, open_picture
+
+PROMPTS = {"coco": "Draw a box around every {phrase}.", "refcoco": "Draw a box around {phrase}."}
+NAME_KEYS = ("file_name", "image", "img_name", "image_path")
+SENTENCE_KEYS = ("sentences", "sentence", "expressions", "expression", "caption")
+
+
+class Sizes:
+    """(width, height) of pictures, from the header of a file alone; each is looked at once."""
+
+    def __init__(self, folders):
+        self.folders, self.of = folders, cache(self._of)
+
+    def _of(self, reference):
+        try:
+            path = find_picture(reference, self.folders) if is_local(reference) else None
+            if path is None:
+                return open_picture(reference, search_dirs=self.folders).size  # or the error that says what is wrong
+            with Image.open(path) as picture:
+                return picture.size
+        except (PictureError, OSError, Image.DecompressionBombError) as error:
+            raise FieldError("", f"{error}; the size of the picture is needed") from error
+
+
+# ---- to ours --------------------------------------------------------------------------------------------------------
+
+
+def from_coco(path, sizes, notes, prompt=None):
+    """Yields (place, our record or FieldError): one conversation for each picture and category in it."""
+    content = _json_object(path, ("images", "annotations", "categories"))
+    names = {key: category.get("name") for key, category in _by_id(path, content, "categories").items()}
+    images, found = _by_id(path, content, "images"), {}
+    for index, annotation in enumerate(content["annotations"]):
+        place = f".annotations[{index}]"
+        try:
+            image = _known(annotation, "image_id", images)
+            category = _known(annotation, "category_id", names)
+            if not isinstance(category, str):
+                raise FieldError("category_id", f"the category is called {shown(category)}; give it a name")
+            if annotation.get("iscrowd"):
+                notes["a region of a crowd (iscrowd) is left out"] += 1
+                continue
+            _name(image)  # an error where it has none
+            box = _to_grid(annotation.get("bbox"), "xywh", image, sizes)
+        except FieldError as error:
+            error.id = annotation.get("id")
+            yield place, error
+            continue
+        found.setdefault(annotation["image_id"], {}).setdefault(category, []).append((place, box))
+    for image_id, image in images.items():
+        if image_id not in found:
+            notes["a picture without annotations is left out"] += 1
+        for category, boxes in found.get(image_id, {}).items():
+            name = f"{image_id}-{category}"
+            yield boxes[0][0], _conversation(name, _name(image), category, [box for _, box in boxes], "coco", prompt)
+
+
+def from_refcoco(path, sizes, notes, prompt=None, box_format="xywh"):
+    """Yields (place, our record or FieldError): one conversation for each sentence.
+
+    The file: records with a picture, a box and sentences; or the object that joins `refs` with COCO's annotations.
+    """
+    for number, (place, record) in enumerate(_refs(path)):
+        if isinstance(record, FieldError):
+            yield place, record
+            continue
+        try:
+            if isinstance(record, Problem):
+                raise FieldError(record.field, record.message)
+            if not isinstance(record, dict):
+                raise FieldError("", f"a {kind_of(record)}; use an object with a picture, a bbox and sentences")
+            sentences, picture = _sentences(record), _name(record)
+            box = _to_grid(record.get("bbox"), box_format, record, sizes)
+        except FieldError as error:
+            error.id = record.get("ref_id", record.get("id")) if isinstance(record, dict) else None
+            yield place, error
+            continue
+        name = record.get("ref_id", record.get("id", number))
+        for index, sentence in enumerate(sentences):
+            own = f"{name}-{index}" if len(sentences) > 1 else str(name)
+            yield place, _conversation(own, picture, sentence, [box], "refcoco", prompt)
+
+
+def _conversation(name, picture, phrase, boxes, form, prompt):
+    question = (prompt or PROMPTS[form]).replace("{phrase}", phrase)
+    answer = f"<ref>{phrase}</ref>" + "".join(box_text(box) for box in boxes)
+    turns = [("user", f"Picture 1: <img>{picture}</img>\n{question}"), ("assistant", answer)]
+    return {"id": name, "conversations": [{"from": role, "value": text} for role, text in turns]}
+
+
+def _json_object(path, keys):
+    if form_of(path) != "text":
+        raise DataError(f"{path}: a table; COCO's annotations are one JSON object")
+    content = read_json(path)
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        raise DataError(f"{path}: no list under {', '.join(map(repr, missing))}; give an object with them")
+    wrong = next(
+        (f"{key}[{i}]" for key in keys for i, entry in enumerate(content[key]) if not isinstance(entry, dict)), 0
+    )
+    if wrong:
+        raise DataError(f"{path}.{wrong}: no object; correct it")
+    return content
+
+
+def _by_id(path, content, key):
+    """{id: entry} of a list of COCO's object."""
+    for index, entry in enumerate(content[key]):
+        if isinstance(entry.get("id"), bool) or not isinstance(entry.get("id"), str | int):
+            raise DataError(f"{path}.{key}[{index}].id: {shown(entry.get('id'))}; use a whole number")
+    return {entry["id"]: entry for entry in content[key]}
+
+
+def _known(record, key, table):
+    """What the table has under the record's key."""
+    try:
+        found = table.get(record.get(key))
+    except TypeError:  # a list cannot be looked up
+        found = None
+    if found is None:
+        raise FieldError(key, f"{shown(record.get(key))} is unknown; add its entry, or leave the record out")
+    return found
+
+
+def _name(record):
+    """The file name of a record's picture."""
+    key = next((key for key in NAME_KEYS if key in record), NAME_KEYS[0])
+    if not isinstance(record.get(key), str) or not record[key]:
+        raise FieldError(key, f"{shown(record.get(key))}; use the path of the picture")
+    return record[key]
+
+
+def _to_grid(values, box_format, record, sizes):
+    """The box on the grid; the picture's size is the record's, or read from the picture."""
+    if not isinstance(values, list) or len(values) != 4 or not all(_is_number(value) for value in values):
+        raise FieldError("bbox", f"{shown(values)}; use four numbers")
+    x1, y1, third, fourth = values
+    x2, y2 = (x1 + third, y1 + fourth) if box_format == "xywh" else (third, fourth)
+    if x2 <= x1 or y2 <= y1:
+        raise FieldError("bbox", f"{shown(values)} ({box_format}) has no area; correct it, or leave the record out")
+    size = (record.get("width"), record.get("height"))
+    if size == (None, None):
+        size = sizes.of(_name(record))
+    if not all(_is_number(length) and length > 0 for length in size):
+        raise FieldError("width", f"{shown(size)}; use the width and height of the picture, or leave both out")
+    try:
+        return to_grid((x1, y1, x2, y2), *size)
+    except ValueError as error:
+        raise FieldError("bbox", str(error)) from error
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _refs(path):
+    """Yields (place, record or FieldError); records are joined where the file is one object with `refs`."""
+    if not _is_one_object(path):
+        yield from entries(path, is_ours=False)
+        return
+    content = _json_object(path, ("refs", "images", "annotations"))
+    images, annotations = (_by_id(path, content, key) for key in ("images", "annotations"))
+    for index, ref in enumerate(content["refs"]):
+        try:
+            record = _joined(ref, images, annotations)
+        except FieldError as error:
+            error.id = ref.get("ref_id")
+            record = error
+        yield f".refs[{index}]", record
+
+
+def _joined(ref, images, annotations):
+    annotation = _known(ref, "ann_id", annotations)
+    image = _known(annotation, "image_id", images)
+    own = {key: ref[key] for key in ("ref_id", *SENTENCE_KEYS) if key in ref}
+    # The image's file name, not that of the ref: RefCOCO's own carries the annotation's number.
+    return {key: image[key] for key in ("file_name", "width", "height") if key in image} | {
+        "bbox": annotation.get("bbox"),
+        **own,
+    }
+
+
+def _is_one_object(path: str | os.PathLike) -> bool:
+    """Return whether a path is a JSON file that begins as an object, and is not called JSON Lines."""
+    if len(data_files(path)) > 1 or os.path.isdir(path) or is_named_lines(path) or form_of(path) != "text":
+        return False
+    with open_bytes(path) as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+
+
+def _sentences(record):
+    """The phrases of a RefCOCO-style record, each once."""
+    key = next((key for key in SENTENCE_KEYS if key in record), SENTENCE_KEYS[0])
+    values = record.get(key)
+    values = values if isinstance(values, list) else [values]
+    texts = [value.get("sent", value.get("raw")) if isinstance(value, dict) else value for value in values]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise FieldError(key, f"{shown(record.get(key))}; use a list of sentences")
+    return list(dict.fromkeys(text.strip() for text in texts))
+
+
+# ---- and back -------------------------------------------------------------------------------------------------------
+
+
+def found_boxes(record):
+    """[(picture reference, phrase, [box, ..]), ..] of the answers of one of our records; raises FieldError."""
+    turns = record["conversations"]
+    parsed = segments(turns)
+    references = [piece.text for pieces in parsed for piece in pieces if piece.kind == "img"]
+    found = []
+    for index, (turn, pieces) in enumerate(zip(turns, parsed, strict=True)):
+        if turn["from"] != "assistant":
+            continue
+        phrase, previous = None, None
+        for piece in pieces:
+            where = f"conversations[{index}].value"
+            if piece.kind == "quad":
+                raise FieldError(where, "holds a <quad>; only a <box> can be written as a box in pixels")
+            if piece.kind == "ref":
+                phrase = piece.text.strip()
+            if piece.kind == "box":
+                if not phrase or piece.picture is None:
+                    missing = "phrase (<ref>)" if piece.picture is not None else "picture"
+                    raise FieldError(where, f"a <box> without a {missing} before it; add it, or leave the record out")
+                if previous == "ref":
+                    found.append((references[piece.picture], phrase, []))
+                found[-1][2].append(numbers(piece.text))
+            previous = piece.kind
+    return found
+
+
+def to_coco(records, sizes, notes):
+    """(COCO's object, [(place, FieldError), ..]) of [(place, our record), ..]; equal boxes of a picture count once."""
+    images, categories, annotations, errors = {}, {}, {}, []
+    for place, record in records:
+        try:
+            found = [
+                (reference, *_pixels(reference, sizes), phrase, boxes)
+                for reference, phrase, boxes in found_boxes(record)
+            ]
+        except FieldError as error:
+            error.id = record.get("id")
+            errors.append((place, error))
+            continue
+        if not found:
+            notes["a conversation without boxes in its answers is left out"] += 1
+        for reference, width, height, phrase, boxes in found:
+            image = images.setdefault(
+                reference, {"id": len(images) + 1, "file_name": reference, "width": width, "height": height}
+            )
+            category = categories.setdefault(phrase, {"id": len(categories) + 1, "name": phrase})
+            for box in boxes:
+                annotations.setdefault((image["id"], category["id"], box), _xywh(box, width, height))
+    rows = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": bbox,
+            "area": round(bbox[2] * bbox[3], 2),
+            "iscrowd": 0,
+        }
+        for number, ((image, category, _), bbox) in enumerate(annotations.items(), start=1)
+    ]
+    return {"images": list(images.values()), "annotations": rows, "categories": list(categories.values())}, errors
+
+
+def to_refcoco(records, sizes, notes, box_format="xywh"):
+    """([RefCOCO-style record, ..], [(place, FieldError), ..]): one for each box, with all its phrases."""
+    refs, errors = {}, []
+    for place, record in records:
+        try:
+            found = [
+                (reference, _pixels(reference, sizes), phrase, boxes)
+                for reference, phrase, boxes in found_boxes(record)
+            ]
+        except FieldError as error:
+            error.id = record.get("id")
+            errors.append((place, error))
+            continue
+        for reference, (width, height), phrase, boxes in found:
+            if len(boxes) > 1:
+                notes["a phrase with several boxes is left out"] += 1
+                continue
+            bbox = _xywh(boxes[0], width, height)
+            if box_format == "xyxy":
+                bbox = [round(value, 2) for value in to_pixels(boxes[0], width, height)]
+            ref = {"ref_id": len(refs) + 1, "file_name": reference, "width": width, "height": height, "bbox": bbox}
+            sentences = refs.setdefault((reference, boxes[0]), {**ref, "sentences": []})["sentences"]
+            if {"sent": phrase} not in sentences:
+                sentences.append({"sent": phrase})
+    return list(refs.values()), errors
+
+
+def _pixels(reference, sizes):
+    """(width, height) of a picture that these formats can name: one in a file of its own."""
+    if reference[:5].lower() == "data:":
+        raise FieldError("conversations", "a data: URI has no file name; save the picture as a file first")
+    return sizes.of(reference)
+
+
+def _xywh(box, width, height):
+    x1, y1, x2, y2 = to_pixels(box, width, height)
+    return [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]

@@ -1,0 +1,149 @@
+"""The boxes of ms-swift: `<ref-object>` and `<bbox>` in the text, what they stand for under the key `objects`.
+
+As it documents them: {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]], "bbox_type": "real" | "norm1", "image_id": [0]}; and
+as its version 2 had them: [{"caption": "dog", "bbox": [..], "bbox_type": "real" | "norm_1000" | "norm_1", "image": 0}],
+also as JSON text. Pixels ("real", the default) are thousandths of the picture in our format, so its size is needed.
+"""
+
+import json
+import re
+from collections.abc import Callable
+
+from qwen_vl.data.boxes import box_text, numbers, segments, to_grid
+from qwen_vl.data.validation import GRID, FieldError, shown
+
+PLACE = re.compile(r"<ref-object>|<bbox>")
+OURS = re.compile(r"<ref>(.*?)</ref>|<box>(.*?)</box>", re.DOTALL)
+SCALES = {"norm1": 1, "norm_1": 1, "norm1000": GRID, "norm_1000": GRID}  # by which coordinates are divided
+Box = tuple[int, ...]
+
+
+class Objects:
+    """What the placeholders of one record stand for, taken in their order.
+
+    content: the record's `objects`, or None. references: its pictures. size_of(reference): (width, height) of one.
+    Raises FieldError for what cannot be one of our boxes.
+    """
+
+    def __init__(self, content: object, references: list[str], size_of: Callable[[str], tuple[int, int]]):
+        self._references, self._size_of = references, size_of
+        self.phrases, self.boxes = [], []
+        if isinstance(content, str):
+            try:
+                content = json.loads(content)
+            except (ValueError, RecursionError):
+                raise FieldError("objects", "a text that is not JSON; use an object with ref and bbox") from None
+        if isinstance(content, list):
+            self._read_entries(content)
+        elif isinstance(content, dict):
+            self._read_columns(content)
+        elif content is not None:
+            raise FieldError("objects", f"{shown(content)}; use an object with ref and bbox")
+        self._num_phrases, self._num_boxes = 0, 0
+
+    def placed(self, where: str, text: str) -> str:
+        """Return the text with our tags in the place of the placeholders."""
+        return PLACE.sub(lambda match: self._next(where, match.group()), text) if "<" in text else text
+
+    def finish(self) -> None:
+        """Raise FieldError for boxes that no text refers to."""
+        if self._num_boxes < len(self.boxes):
+            found = f"{len(self.boxes)} boxes, {self._num_boxes} <bbox> in the text; write one for each"
+            raise FieldError("objects", found)
+
+    def _next(self, where: str, placeholder: str) -> str:
+        values, name = (self.phrases, "ref") if placeholder == "<ref-object>" else (self.boxes, "bbox")
+        index = self._num_phrases if name == "ref" else self._num_boxes
+        if index >= len(values):
+            raise FieldError(where, f"more {placeholder} than the {len(values)} under objects.{name}; write one each")
+        if name == "ref":
+            self._num_phrases += 1
+            return f"<ref>{values[index]}</ref>"
+        self._num_boxes += 1
+        return "".join(box_text(box) for box in values[index])
+
+    def _read_columns(self, content: dict) -> None:
+        phrases, boxes = content.get("ref") or [], content.get("bbox") or []
+        places = content.get("image_id") or []
+        if not all(isinstance(values, list) for values in (phrases, boxes, places)):
+            raise FieldError("objects", "use lists under ref, bbox and image_id")
+        self.phrases = [_phrase(f"objects.ref[{index}]", phrase) for index, phrase in enumerate(phrases)]
+        places = places * len(boxes) if len(places) == 1 else places or [0] * len(boxes)
+        if len(places) != len(boxes):
+            raise FieldError("objects.image_id", f"{len(places)} entries for {len(boxes)} boxes; write one for each")
+        kind = content.get("bbox_type")
+        self.boxes = [
+            self._boxes(f"objects.bbox[{index}]", values, kind, place)
+            for index, (values, place) in enumerate(zip(boxes, places, strict=True))
+        ]
+
+    def _read_entries(self, content: list) -> None:
+        for index, entry in enumerate(content):
+            where = f"objects[{index}]"
+            if not isinstance(entry, dict):
+                raise FieldError(where, f"{shown(entry)}; use an object with caption and bbox")
+            self.phrases.append(_phrase(f"{where}.caption", entry.get("caption", entry.get("ref"))))
+            kind, place = entry.get("bbox_type"), entry.get("image", entry.get("image_id", 0))
+            self.boxes.append(self._boxes(f"{where}.bbox", entry.get("bbox"), kind, place))
+
+    def _boxes(self, where: str, values: object, kind: object, place: object) -> list[Box]:
+        """Return the boxes on the grid that one placeholder stands for: one, or several."""
+        if isinstance(values, list) and values and all(isinstance(value, list) for value in values):
+            return [self._box(where, value, kind, place) for value in values]
+        return [self._box(where, values, kind, place)]
+
+    def _box(self, where: str, values: object, kind: object, place: object) -> Box:
+        is_box = isinstance(values, list) and len(values) == 4
+        if not is_box or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            raise FieldError(where, f"{shown(values)}; only boxes of four numbers can be kept, x1, y1, x2, y2")
+        if kind in SCALES:
+            width = height = SCALES[kind]
+        elif kind in (None, "real", "none"):
+            width, height = self._size(where, place)
+        else:
+            raise FieldError("objects.bbox_type", f"{shown(kind)}; use 'real' (pixels) or 'norm1'")
+        try:
+            return to_grid(values, width, height, tolerance=0 if kind in SCALES else None)
+        except (ValueError, OverflowError) as error:
+            raise FieldError(where, str(error)) from None
+
+    def _size(self, where: str, place: object) -> tuple[int, int]:
+        if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(self._references):
+            raise FieldError(where, f"picture {shown(place)} of {len(self._references)}; name one of them, from 0 on")
+        try:
+            return self._size_of(self._references[place])
+        except FieldError as error:
+            raise FieldError(where, str(error)) from error
+
+
+def _phrase(where: str, phrase: object) -> str:
+    if not isinstance(phrase, str) or "<" in phrase:
+        raise FieldError(where, f"{shown(phrase)}; use a text without <")
+    return phrase
+
+
+# ---- and back -------------------------------------------------------------------------------------------------------
+
+
+def from_ours_to_swift(turns: list[dict], picture: re.Pattern) -> dict:
+    """Return {"messages", "images", "objects"} of turns of ours; raise FieldError for a quad or a box in no picture.
+
+    Coordinates are the middle of their step as a share of the picture ("norm1"), so the way back changes nothing.
+    """
+    images, messages = [], []
+    for turn in turns:
+        images += [match[1] for match in picture.finditer(turn["value"])]
+        text = OURS.sub(lambda match: "<bbox>" if match[1] is None else "<ref-object>", turn["value"])
+        message = {"role": turn["from"], "content": picture.sub("<image>", text)}
+        messages.append(message | ({} if turn.get("loss", True) else {"loss": False}))
+    pieces = [piece for each in segments(turns) for piece in each]
+    if any(piece.kind == "quad" for piece in pieces):
+        raise FieldError("conversations", "holds a <quad>, which ms-swift cannot say; use a <box>")
+    boxes = [piece for piece in pieces if piece.kind == "box"]
+    if any(piece.picture is None for piece in boxes):
+        raise FieldError("conversations", "a <box> without a picture before it; add it, or leave the record out")
+    phrases = [piece.text for piece in pieces if piece.kind == "ref"]
+    objects = {"ref": phrases, "bbox": [[(step + 0.5) / GRID for step in numbers(box.text)] for box in boxes]}
+    objects |= {"bbox_type": "norm1", "image_id": [box.picture for box in boxes]}
+    kept = {"images": images} if images else {}
+    return {"messages": messages, **kept} | ({"objects": objects} if boxes or phrases else {})

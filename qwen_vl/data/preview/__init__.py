@@ -1,0 +1,1 @@
+"""Pages that show conversations as they are trained on, token by token."""

@@ -1,0 +1,182 @@
+"""The preview as one PNG, drawn with Pillow: what the HTML page shows, for where no browser is at hand."""
+
+import io
+import re
+from bisect import bisect
+from contextlib import contextmanager
+
+from PIL import Image, ImageDraw
+
+from qwen_vl.model.box_drawing_qwen import FIRST_CJK, load_font, warn_of_missing_characters
+
+from .html_page import badges, shortened, visible
+
+WIDTH, MARGIN, PADDING = 1200, 32, 20
+PICTURE_WIDTH = 480
+MAX_HEIGHT = 60_000  # pixels; Pillow draws no more than 65,535
+INK, QUIET, RED, PAPER = "#1d2430", "#5a6472", "#c93b3b", "#ffffff"
+TARGET, TARGET_INK, IGNORED, IGNORED_INK = "#bfe8c9", "#0d3b1c", "#eef0f3", "#6d7684"
+CUT_INK, LINE, BACKGROUND = "#a9b0bb", "#dde1e7", "#f6f7f9"
+ROLE_PAPER = {"user": "#f2f4f7", "assistant": "#e9f5ec", "system": PAPER}
+# Where a line may end: between ideographs, and around white space.
+PARTS = re.compile(r"\n|[\u2e80-\uffff]|[^\s\u2e80-\uffff]+|[^\S\n]+")
+
+
+def render(page):
+    """The bytes of a PNG of the page (a `preview.Page`). ValueError if it would be too high to draw."""
+    _warn(page)
+    sheet = _Sheet()
+    sheet.text(visible(f"Preview of {page.file}"), 22)
+    sheet.text(visible(f"Tokens of {page.model}"), 14, QUIET)
+    sheet.text("   ".join(f"{what}: {number}" for what, number in page.totals()), 15)
+    legend = [("a target", TARGET_INK, TARGET), ("ignored", IGNORED_INK, IGNORED), ("cut by the limit", CUT_INK, PAPER)]
+    sheet.flow([_Run(text, ink, paper, cut=ink == CUT_INK) for text, ink, paper in legend], 15, gap=12)
+    for sample in page.samples:
+        sheet.y += PADDING
+        _sample(sheet, sample)
+        if sheet.y > MAX_HEIGHT:
+            raise ValueError(f"the page would be over {MAX_HEIGHT} pixels high; use a smaller --num, or --format html")
+    stream = io.BytesIO()
+    sheet.picture().save(stream, "png")
+    return stream.getvalue()
+
+
+def _warn(page):
+    """Warn once where no font of the system has the characters of the turns."""
+    texts = (mark.text for sample in page.samples for _, marks in sample.turns for mark in marks)
+    foreign = next((text for text in texts if any(character >= FIRST_CJK for character in text)), "")
+    warn_of_missing_characters("".join(character for character in foreign if character >= FIRST_CJK)[:10])
+
+
+class _Run:
+    """Text in one colour on one paper, which may be broken over lines."""
+
+    def __init__(self, text, ink=INK, paper=None, *, cut=False, whole=False):
+        self.text, self.ink, self.paper, self.cut = text, ink, paper, cut
+        self.parts = [text] if whole else PARTS.findall(text)
+
+
+class _Sheet:
+    """Collects what is to be drawn, top to bottom; the height is known only in the end. `y` is where it goes on."""
+
+    def __init__(self):
+        self.y, self._operations, self._draw = MARGIN, [], ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def picture(self):
+        """The finished sheet."""
+        picture = Image.new("RGB", (WIDTH, self.y + MARGIN), BACKGROUND)
+        draw = ImageDraw.Draw(picture)
+        for operation in self._operations:
+            operation(picture, draw)
+        return picture
+
+    def text(self, text, size, ink=INK, **place):
+        """A paragraph."""
+        self.flow([_Run(text, ink)], size, **place)
+
+    @contextmanager
+    def card(self, left, right, fill, outline=None):
+        """Within this block, what is drawn lies on a rounded card from `left` to `right`."""
+        top, place = self.y, len(self._operations)
+        self.y += PADDING // 2
+        yield
+        self.y += PADDING // 2
+        box = (left, top, right, self.y)
+        self._operations.insert(place, lambda _, draw: draw.rounded_rectangle(box, 8, fill=fill, outline=outline))
+
+    def paste(self, image, x, y):
+        self._operations.append(lambda picture, _: picture.paste(image, (x, y)))
+
+    def flow(self, runs, size, *, left=MARGIN, right=WIDTH - MARGIN, gap=0):
+        """Set runs one after another in lines between `left` and `right`, and go on below them."""
+        font, step = load_font(size), round(size * 1.65)
+        x, started = left, False
+        for run in runs:
+            for part in run.parts:
+                if part == "\n":
+                    x, self.y, started = left, self.y + step, False
+                    continue
+                for piece in self._fitting(part, font, right - left):
+                    width = self._draw.textlength(piece, font=font)
+                    if started and x + width > right:
+                        x, self.y = left, self.y + step
+                        piece = piece if run.paper else piece.lstrip()
+                        width = self._draw.textlength(piece, font=font)
+                    self._piece(piece, run, font, (x, self.y, x + width, self.y + step))
+                    x, started = x + width, True
+            x += gap * started
+        self.y += step * started
+
+    def _fitting(self, part, font, width):
+        """The part itself, or pieces of it where it is wider than a whole line."""
+        while len(part) > 1 and self._draw.textlength(part, font=font) > width:
+            lengths = range(1, len(part) + 1)
+            end = max(
+                1, bisect(lengths, width, key=lambda length, text=part: self._draw.textlength(text[:length], font=font))
+            )
+            yield part[:end]
+            part = part[end:]
+        yield part
+
+    def _piece(self, piece, run, font, box):
+        left, top, right, bottom = box
+
+        def draw_piece(picture, draw):
+            if run.paper:
+                draw.rectangle((left, top + 2, right - 1, bottom - 2), fill=run.paper)
+            draw.text((left, top + font.size // 4), piece, font=font, fill=run.ink)
+            if run.cut:
+                draw.line((left, (top + bottom) // 2, right, (top + bottom) // 2), fill=run.ink)
+
+        self._operations.append(draw_piece)
+
+
+def _sample(sheet, sample):
+    """A card with the name, pictures on the left, turns beside them, and all tokens below."""
+    left, right = MARGIN + PADDING, WIDTH - MARGIN - PADDING
+    with sheet.card(MARGIN, WIDTH - MARGIN, PAPER, RED if sample.status == "dropped" else LINE):
+        runs = [_Run(visible(sample.id))] + [_Run(text, RED if kind else QUIET) for text, kind in badges(sample)]
+        sheet.flow(runs, 16, left=left, right=right, gap=16)
+        top, beside = sheet.y, left + (PICTURE_WIDTH + PADDING if sample.pictures else 0)
+        references = [mark.text for _, marks in sample.turns for mark in marks if mark.kind == "img"]
+        for number, (picture, reference) in enumerate(zip(sample.pictures, references, strict=True), start=1):
+            _picture(sheet, number, picture, reference, left)
+        bottom, sheet.y = sheet.y, top
+        for role, marks in sample.turns:
+            with sheet.card(beside, right, ROLE_PAPER[role]):
+                place = {"left": beside + PADDING // 2, "right": right - PADDING // 2}
+                sheet.text(role, 12, QUIET, **place)
+                sheet.flow([_mark(mark) for mark in marks], 15, **place)
+            sheet.y += 6
+        sheet.y = max(sheet.y, bottom) + 6
+        with sheet.card(left, right, PAPER, LINE):
+            runs = [_token(token) for token in sample.tokens]
+            sheet.flow(runs, 13, left=left + PADDING // 2, right=right - PADDING // 2, gap=2)
+
+
+def _picture(sheet, number, picture, reference, left):
+    place = {"left": left, "right": left + PICTURE_WIDTH}
+    if isinstance(picture, str):
+        sheet.text(visible(picture), 13, RED, **place)
+    else:
+        sheet.paste(picture, left, sheet.y)
+        sheet.y += picture.height + 2
+    sheet.text(visible(f"Picture {number}: {shortened(reference)}"), 12, QUIET, **place)
+    sheet.y += 8
+
+
+def _mark(mark):
+    if mark.kind == "img":
+        return _Run(visible(f" {shortened(mark.text)} "), INK, LINE, whole=True)
+    if mark.kind == "text":
+        return _Run(visible(mark.text))
+    return _Run(visible(f"[{mark.text}]"), mark.color or QUIET)
+
+
+def _token(token):
+    text = visible(token.text).replace("\n", "\u21b5\n")
+    if token.kind == "picture":
+        return _Run(f" {text} \u00d7 {token.num_positions} ", INK, LINE, cut=not token.kept, whole=True)
+    if not token.kept:
+        return _Run(text, CUT_INK, cut=True)
+    return _Run(text, *((TARGET_INK, TARGET) if token.num_targets else (IGNORED_INK, IGNORED)))

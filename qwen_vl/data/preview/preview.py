@@ -1,0 +1,167 @@
+"""`qwen-vl data preview`: look at what will be trained on, token by token, before it is."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
+from qwen_vl.data.check.check import load_tokenizer
+from qwen_vl.data.conversations import read, search_dirs
+from qwen_vl.data.validation import DataError
+from qwen_vl.model.chat_qwen import SYSTEM
+
+from . import html_page, png_page
+from .overlays import draw_on, mark
+
+WRITERS = {"html": html_page.render, "png": png_page.render}  # format: (page) -> bytes
+
+
+@dataclass
+class Token:
+    """One position of a sample, or the positions of a whole picture span."""
+
+    text: str
+    id: int
+    kind: str  # "text", "special" or "picture"
+    num_positions: int
+    num_targets: int
+    kept: bool  # False behind the place where --max_length cuts
+
+
+@dataclass
+class Preview:
+    """What the page shows of one conversation."""
+
+    id: str
+    turns: list  # [(role, [marking.Mark, ..]), ..]
+    pictures: list  # PIL images with their boxes, or the text of the error where one cannot be opened
+    tokens: list
+    status: str  # "whole", "trimmed" or "dropped", which --max_length decides
+    weight: float  # of its loss
+
+    @property
+    def length(self):
+        """Positions of the whole conversation."""
+        return sum(token.num_positions for token in self.tokens)
+
+    @property
+    def kept_length(self):
+        """Positions that are trained on, targets or not."""
+        return sum(token.num_positions for token in self.tokens if token.kept)
+
+    @property
+    def num_targets(self):
+        """Positions that the model learns to write."""
+        return sum(token.num_targets for token in self.tokens if token.kept)
+
+
+@dataclass
+class Page:
+    """Everything on the page: samples, where they come from, and the length that cuts them (or None)."""
+
+    file: str
+    model: str
+    num_records: int
+    max_length: int | None
+    samples: list = field(default_factory=list)
+
+    def totals(self):
+        """[(what, number as text), ..] over all samples of the page."""
+        statuses = Counter(sample.status for sample in self.samples)
+        tokens, targets = (sum(getattr(s, name) for s in self.samples) for name in ("kept_length", "num_targets"))
+        pictures = [picture for sample in self.samples for picture in sample.pictures]
+        failed = sum(isinstance(picture, str) for picture in pictures)
+        share = f" ({targets / tokens:.0%})" if tokens else ""
+        rows = [
+            ("samples", f"{len(self.samples)} of {self.num_records}"),
+            ("tokens", f"{tokens:,}"),
+            ("targets", f"{targets:,}{share}"),
+            ("longest", f"{max(sample.length for sample in self.samples):,}"),
+            ("pictures", f"{len(pictures)}"),
+        ]
+        if failed:
+            rows.append(("not opened", f"{failed}"))
+        if self.max_length is not None:
+            rows.append(("limit", f"{self.max_length:,} tokens"))
+            rows += [(status, f"{statuses[status]}") for status in ("trimmed", "dropped")]
+        return rows
+
+
+# ---- from a conversation to what is shown ---------------------------------------------------------------------------
+
+
+def look(conversation, tokenizer, *, max_length=None, search_dirs=(), **options):
+    """The Preview of a conversation; ids, labels and what is cut come from `chatml.encode`, which gets the options."""
+    whole = encode(conversation, tokenizer, **options)
+    kept, status = whole, "whole"
+    if max_length is not None:
+        try:
+            kept = encode(conversation, tokenizer, max_length=max_length, **options)
+            status = "whole" if len(kept["input_ids"]) == len(whole["input_ids"]) else "trimmed"
+        except OverlengthError:
+            kept, status = {"input_ids": [], "labels": []}, "dropped"
+    labels = kept["labels"] + whole["labels"][len(kept["labels"]) :]
+    tokens = list(_tokens(whole["input_ids"], labels, len(kept["input_ids"]), tokenizer))
+    turns, shapes = mark(_turns(conversation))
+    references = [piece.text for _, pieces in turns for piece in pieces if piece.kind == "img"]
+    pictures = [draw_on(text, shapes[index], search_dirs) for index, text in enumerate(references)]
+    return Preview(str(conversation["id"]), turns, pictures, tokens, status, whole["weight"])
+
+
+def _tokens(ids, labels, num_kept, tokenizer):
+    """The Tokens of a sample; a picture span is one of them."""
+    position, pictures, span = 0, 0, tokenizer.image_span_tokens + 2
+    while position < len(ids):
+        index, kind, size = ids[position], "text", 1
+        if index == tokenizer.img_start_id and ids[position + span - 1 : position + span] == [tokenizer.img_end_id]:
+            pictures += 1
+            text, kind, size = f"Picture {pictures}", "picture", span
+        elif index in tokenizer.special_ids:
+            text, kind = tokenizer.decoder[index], "special"
+        else:
+            text = _readable(tokenizer.decoder[index])
+        targets = sum(label != IGNORE_INDEX for label in labels[position : position + size])
+        yield Token(text, index, kind, size, targets, position < num_kept)
+        position += size
+
+
+def _readable(raw):
+    """The text of a token, its bytes in hexadecimal where they are only a part of a character."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _turns(conversation):
+    """The turns that are encoded, the system message first."""
+    turns = conversation["conversations"]
+    return [{"from": "system", "value": conversation.get("system", SYSTEM)}, *turns[turns[0]["from"] == "assistant" :]]
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def preview(path, model, *, num=20, ids=None, image_folder=None, max_length=None, **options):
+    """The Page of the first `num` conversations of a file, or of those with the given ids.
+
+    `model` is the folder or hub name of the checkpoint whose tokenizer is used; the options are
+    those of `chatml.encode`. Pictures that are missing or damaged
+    are shown as their error. Raises DataError for a broken file or an unknown id.
+    """
+    records = read(path, image_folder=image_folder, check_pictures=False)
+    chosen = records[:num] if ids is None else _with_ids(path, records, ids)
+    tokenizer = load_tokenizer(model)
+    page = Page(str(path), str(model), len(records), max_length)
+    folders = search_dirs(path, image_folder)
+    for record in chosen:
+        page.samples.append(look(record, tokenizer, max_length=max_length, search_dirs=folders, **options))
+    return page
+
+
+def _with_ids(path, records, ids):
+    """The records with these ids, in the order of the file."""
+    chosen = [record for record in records if str(record["id"]) in ids]
+    unknown = set(ids) - {str(record["id"]) for record in chosen}
+    if unknown:
+        raise DataError(f"{path}: no conversation with id {', '.join(map(repr, sorted(unknown)))}; correct --ids")
+    return chosen

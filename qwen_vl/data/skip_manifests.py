@@ -1,0 +1,136 @@
+"""Leaving records out, on purpose and by name: the skip manifest of a file, and the file without those records.
+
+A manifest is JSON: {"file", "sha256", "skip": [{"record", "id", "reasons"}, ..]}. "record" is the place in the file
+("[3]" in a JSON list or a table, ":4" in JSON Lines, "/NAME[3]" in a folder), "id" the record's own id or null; an
+entry needs one of the two, and with an id alone it means every record with this id.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+from qwen_vl.data.sources.readers import data_files
+
+from .files import whole_file
+from .validation import DataError, shown
+
+logger = logging.getLogger(__name__)
+
+NUMBER = re.compile(r"(.*?)[\[:]([0-9]+)\]?", re.DOTALL)  # of a place: the file's name and the number in it
+MAX_NAMED = 10  # records that a log line or an error names; the rest is counted
+
+
+class SkipManifest:
+    """What a manifest says about the data file at `data_path`: `takes` every record in turn, then `finish`.
+
+    Raises DataError for a manifest that is none, or that was made for another content of the file.
+    """
+
+    def __init__(self, path, data_path):
+        self.path, self.data_path = path, data_path
+        content = _load(path)
+        digest = sha256(data_path)
+        if content["sha256"] != digest:
+            raise DataError(
+                f"skip manifest {path}: made for {shown(content.get('file'))} with sha256 {content['sha256'][:12]}.., "
+                f"but {data_path} has {digest[:12]}..; give the manifest of this file, or make it again with "
+                f"`qwen-vl data check {data_path} --fix OUT.json`"
+            )
+        entries = content["skip"]
+        self._places = {entry["record"]: entry.get("id") for entry in entries if entry.get("record") is not None}
+        self._ids = {entry["id"] for entry in entries if entry.get("record") is None}
+        self._found, self.skipped = set(), []  # what the manifest names; names of the records left out
+
+    def takes(self, place, record):
+        """Whether the record at a place is to be left out."""
+        name = own_id(record)
+        if place in self._places and self._places[place] in (None, name):
+            self._found.add(place)
+        elif name is not None and name in self._ids:
+            self._found.add((name,))
+        else:
+            return False
+        self.skipped.append(place if name is None else f"{place} (id {shown(name)})")
+        return True
+
+    def finish(self, num_kept):
+        """Log what was left out; DataError where a named record is not in the file, or none is left."""
+        lost = [f"{place} (id {shown(name)})" if name is not None else place for place, name in self._places.items()
+                if place not in self._found]  # fmt: skip
+        lost += [f"id {shown(name)}" for name in self._ids if (name,) not in self._found]
+        if lost:
+            raise DataError(
+                f"skip manifest {self.path}: not in {self.data_path}: {_few(lost)}; remove what is not there"
+            )
+        if not num_kept:
+            raise DataError(f"skip manifest {self.path}: leaves no record of {self.data_path}; correct the data")
+        if self.skipped:
+            logger.warning(
+                "%s: %d of %d records left out, as %s says: %s",
+                *(self.data_path, len(self.skipped), len(self.skipped) + num_kept, self.path, _few(self.skipped)),
+            )
+
+
+def own_id(record):
+    """The id that a record itself has, if it can be one, else None."""
+    name = record.get("id") if isinstance(record, dict) else None
+    return name if isinstance(name, str | int) and not isinstance(name, bool) else None
+
+
+def _few(names):
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _load(path):
+    """The content of a manifest, checked."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"skip manifest {path}: not JSON ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("sha256"), str) or "skip" not in content:
+        raise DataError(f"skip manifest {path}: use an object with file, sha256 and skip, as `--fix` writes it")
+    entries = content["skip"]
+    if not isinstance(entries, list):
+        raise DataError(f"skip manifest {path}: skip is no list; use one of {{record, id, reasons}}")
+    for index, entry in enumerate(entries):
+        place, name = (entry.get("record"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(place, str | None) or (name is not None and own_id(entry) is None) or place is name is None:
+            raise DataError(
+                f"skip manifest {path}: skip[{index}]: {shown(entry)}; give the record's place, its id, or both"
+            )
+    return content
+
+
+def sha256(path):
+    """Hex digest of a file's bytes; of a folder or pattern that of its data files' names and digests."""
+    files = data_files(path)
+    if [(Path(path), "")] != files:
+        lines = [f"{prefix} {sha256(file)}\n" for file, prefix in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- making them ----------------------------------------------------------------------------------------------------
+
+
+def write_manifest(data_path, out, bad):
+    """Write the skip manifest of a data file. bad: {place: (own id or None, [reason, ..])}."""
+    in_order = sorted(bad.items(), key=lambda item: _order(item[0]))
+    skip = [{"record": place, "id": name, "reasons": reasons} for place, (name, reasons) in in_order]
+    content = {"file": Path(data_path).name, "sha256": sha256(data_path), "skip": skip}
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    with whole_file(out) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def _order(place: str) -> tuple[str, int]:
+    """Return what sorts places: the file's name, then the number."""
+    name, number = NUMBER.fullmatch(place).groups()
+    return name, int(number)

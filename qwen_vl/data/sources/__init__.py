@@ -1,0 +1,1 @@
+"""Where records come from: files of every form, streams, and the tokenized cache."""

@@ -1,0 +1,93 @@
+"""JSON lists that are read element by element, so that they need not fit into memory."""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import TextIO
+
+from qwen_vl.data.validation import DataError
+
+from .json_files import cause_of
+from .opening import open_bytes
+
+PIECE = 2**20  # characters that are read at a time
+TAIL = 12  # characters before the end of what is read in which an error, or the end of a number, may be none
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def elements(path: str | os.PathLike) -> Iterator[object]:
+    """Yield the elements of a JSON list while it is read; raise DataError where it is not JSON, or empty."""
+    with open_bytes(path) as file:
+        pieces = _Pieces(io.TextIOWrapper(file, encoding="utf-8-sig"))
+        try:
+            pieces.take("[")
+            if pieces.char() == "]":
+                raise DataError(f"{path}: an empty list; give at least one conversation")
+            closing = ","
+            while closing == ",":
+                yield pieces.value()
+                closing = pieces.take(",]")
+            if pieces.char():
+                raise pieces.error("Extra data")
+        except json.JSONDecodeError as error:
+            found = f"not JSON at line {pieces.line_of(error)} ({cause_of(error, is_line=True) or error.msg})"
+            raise DataError(f"{path}: {found}; correct it there, or write the file with json.dump") from None
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{path}: not JSON in UTF-8 that can be read ({error}); save it as UTF-8") from None
+
+
+class _Pieces:
+    """A JSON text that is read piece by piece: its next character or value, taken from the front."""
+
+    def __init__(self, text: TextIO):
+        self._text, self._buffer, self._position, self._num_lines = text, "", 0, 0
+        self._scan = json.JSONDecoder().raw_decode
+
+    def char(self) -> str:
+        """Return the next character that is no space, "" at the end."""
+        while True:
+            self._position = SPACE.match(self._buffer, self._position).end()
+            if self._position < len(self._buffer) or not self._more():
+                return self._buffer[self._position : self._position + 1]
+
+    def take(self, wanted: str) -> str:
+        """Return the next character, one of the wanted, and go behind it."""
+        char = self.char()
+        if not char or char not in wanted:
+            raise self.error(f"Expecting {wanted[0]!r} delimiter")
+        self._position += 1
+        return char
+
+    def value(self) -> object:
+        """Return the next value and go behind it."""
+        self.char()
+        while True:
+            try:
+                value, end = self._scan(self._buffer, self._position)
+            except json.JSONDecodeError as error:
+                is_cut = error.pos >= len(self._buffer) - TAIL or error.msg.startswith("Unterminated")
+                if is_cut and self._more():
+                    continue
+                raise
+            if end >= len(self._buffer) - TAIL and self._more():  # a number may go on
+                continue
+            self._position = end
+            return value
+
+    def error(self, message: str) -> json.JSONDecodeError:
+        return json.JSONDecodeError(message, self._buffer, self._position)
+
+    def line_of(self, error: json.JSONDecodeError) -> int:
+        """Return the line of the whole text in which an error lies."""
+        return self._num_lines + self._buffer.count("\n", 0, error.pos) + 1
+
+    def _more(self) -> bool:
+        """Read on, at least as much as there is, and drop what was taken; return False if there is no more."""
+        piece = self._text.read(max(PIECE, len(self._buffer) - self._position))
+        if not piece:
+            return False
+        self._num_lines += self._buffer.count("\n", 0, self._position)
+        self._buffer, self._position = self._buffer[self._position :] + piece, 0
+        return True

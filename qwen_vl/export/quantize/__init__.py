@@ -1,0 +1,1 @@
+"""The decoder of a checkpoint in 4 bits."""

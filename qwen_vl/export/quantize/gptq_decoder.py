@@ -1,0 +1,160 @@
+"""GPTQ of a whole decoder, one block in memory at a time, each block kept on disk when it is done."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from qwen_vl.checkpoint import int4_layout, loading
+from qwen_vl.families import v1 as family
+
+from . import gptq
+
+LINEARS = tuple(name for group in family.QUANTIZED_LINEARS for name in group)
+PICTURES_AT_ONCE = 16
+SETTINGS = "settings.json"
+
+
+def check_shapes(disk, group_size):
+    """None, or a ValueError where a decoder linear cannot be packed."""
+    for name in LINEARS:
+        module, _ = disk.places[f"{family.block_name(0)}{name}.weight"]
+        int4_layout.check_fits((module.out_features, module.in_features), group_size)
+
+
+def open_work(folder, settings):
+    """The folder in which blocks are kept until all are done; what is there of an earlier, equal run is used again.
+
+    Raises ValueError for what was begun with other settings.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = loading.read_json(folder, SETTINGS)
+    if found is not None and found != settings:
+        different = ", ".join(
+            sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
+        )
+        raise ValueError(f"{folder}: begun with another {different}; go on with the same, or delete this folder")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def digest(samples):
+    """What identifies the calibration samples: their ids and pixels."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(sample["input_ids"].numpy().tobytes())
+        if "pixel_values" in sample:
+            found.update(sample["pixel_values"].numpy().tobytes())
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def embed(disk, samples, device):
+    """The decoder's inputs of each sample, [1, length, hidden] in float32: pictures as the vision tower sees them."""
+    inner, tower = family.inner_model(disk.model), family.tower(disk.model)
+    pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+    features = []
+    if pictures:
+        for batch in torch.cat(pictures).split(PICTURES_AT_ONCE):
+            features.extend(tower(batch.to(device)))
+    hidden, used = [], 0
+    for sample in samples:
+        count = len(sample.get("pixel_values", ()))
+        own = torch.stack(features[used : used + count]) if count else None
+        used += count
+        hidden.append(inner.embed(sample["input_ids"].to(device), image_features=own))
+    return hidden
+
+
+@torch.no_grad()
+def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="cpu", report=print):
+    """Write layer-N.safetensors with the packed linears of each decoder block into the folder `work`.
+
+    disk: a streaming DiskModel in float32. samples: model inputs of one row each. Blocks see the outputs of those
+    before them as quantised, and in a block each linear those before it. A file that is there already is used.
+    """
+    hidden = embed(disk, samples, device)
+    inputs = {length: family.block_inputs(disk.model.config, length, device) for length in {h.shape[1] for h in hidden}}
+    blocks = family.decoder_blocks(disk.model)
+    for index, block in enumerate(blocks):
+        started, names = time.monotonic(), disk.blocks[family.block_name(index)]
+        filled = disk.fill(names, dtype=torch.float32, device=device)
+        file = Path(work, f"layer-{index:05d}.safetensors")
+
+        def run(block=block, hidden=hidden):
+            return [block(one, *inputs[one.shape[1]])[0] for one in hidden]
+
+        if file.is_file():
+            note = "done before"
+            put_back(block, load_file(file), device)
+        else:
+            errors = {}
+            parts = quantize_block(block, run, errors, group_size=group_size, desc_act=desc_act, damp=damp)
+            keep(parts, file)
+            note = "error " + ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
+        hidden = run()
+        disk.empty(filled)
+        report(f"block {index + 1}/{len(blocks)}: {note}; {time.monotonic() - started:.1f} s")
+
+
+def keep(parts, file):
+    """Write the packed linears of a block; OSError where that fails. A file of that name is always complete."""
+    partial = file.with_suffix(".partial")
+    try:
+        save_file(parts, partial)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{file}: could not be written ({error}); free some space, and the same command goes on"
+        ) from error
+    partial.rename(file)
+
+
+def quantize_block(block, run, errors, **options):
+    """{"PATH.qweight": ..} of a block, in which the linears become what their packed form stands for.
+
+    run() is a forward pass over all calibration data. The output error of each linear is noted in `errors`.
+    """
+    packed = {}
+    for group in family.QUANTIZED_LINEARS:
+        linears = [block.get_submodule(name) for name in group]
+        hessian = gptq.Hessian(linears[0].in_features, linears[0].weight.device)
+        handle = linears[0].register_forward_pre_hook(lambda _, inputs, seen=hessian: seen.add(inputs[0]))
+        run()
+        handle.remove()
+        moments = hessian.mean()
+        for name, linear in zip(group, linears, strict=True):
+            parts = int4_layout.pack(*gptq.quantize(linear.weight.data, moments, **options))
+            rounded = int4_layout.dequantize(parts)
+            errors[name] = gptq.output_error(linear.weight.data, rounded, moments)
+            linear.weight.data = rounded
+            packed |= {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in parts.items()}
+    return packed
+
+
+def put_back(block, parts, device):
+    """Give the linears of a block the weights that packed parts stand for."""
+    for name in LINEARS:
+        own = {part: parts[f"{name}.{part}"].to(device) for part in int4_layout.PARTS}
+        block.get_submodule(name).weight.data = int4_layout.dequantize(own)
+
+
+def packed_readers(work, num_blocks):
+    """{full name: (tensor of that shape and dtype on the meta device, function that reads it)} of all blocks' files."""
+    readers = {}
+    for index in range(num_blocks):
+        file = Path(work, f"layer-{index:05d}.safetensors")
+        for name, tensor in load_file(file).items():
+            readers[family.block_name(index) + name] = tensor.to("meta"), lambda f=file, n=name: read(f, n)
+    return readers
+
+
+def read(file, name):
+    """One tensor of a safetensors file."""
+    with safe_open(file, framework="pt") as handle:
+        return handle.get_tensor(name)

@@ -1,0 +1,1 @@
+"""Are two models the same: logits, answers, files."""

@@ -1,0 +1,172 @@
+"""Whether two models are the same model: logits, greedy answers and files. `qwen-vl verify A B`."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from qwen_vl.adapters import attach, bases, on_disk
+from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.evaluation import generation, probe_prompts
+from qwen_vl.families import v1 as family
+from qwen_vl.model.chat_qwen import make_context
+from qwen_vl.model.image_processing_qwen import pixels
+
+QUESTION = "Picture 1: <img></img>\nWhat is in the picture? 图中有什么？"
+# Largest difference that is rounding, as a share of the largest logit. Merging rounds each weight once more.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+QUANTIZED = 0.5  # the same where one of the two is quantised: broken, and not only coarse
+LAST_POSITIONS = 64  # of a prompt, whose logits are compared; all of them stand behind its pictures
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+JSON_FILES = ("generation_config.json", "tokenizer_config.json")
+PASSING = {"transformers_version", "_from_model_config", "processor_class", "added_tokens_decoder"}  # of no effect
+
+
+class Difference(NamedTuple):
+    """How far logits are apart, as shares of the largest logit of the first; where the likeliest token is the same."""
+
+    largest: float
+    mean: float
+    same: float = 1.0
+
+    def __str__(self):
+        return (
+            f"largest logit difference {self.largest:.2e}, mean {self.mean:.2e} (of the largest logit); "
+            f"the likeliest token is the same at {self.same:.1%} of positions"
+        )
+
+
+class Outcome(NamedTuple):
+    """What a model makes of some prompts."""
+
+    ids: list  # of int lists
+    logits: list  # of [positions, vocab] tensors
+    answers: list  # of str
+    dtype: torch.dtype
+    is_quantized: bool
+
+
+def picture_prompt(tokenizer, config):
+    """Model inputs for a question about a generated picture: input_ids [1, length], pixel_values [1, 3, size, size]."""
+    size = family.image_size(config)
+    picture = Image.merge("RGB", probe_prompts.gradients(size))
+    return {
+        "input_ids": torch.tensor([make_context(tokenizer, QUESTION).ids]),
+        "pixel_values": pixels(picture, size)[None],
+    }
+
+
+@torch.no_grad()
+def logits(model, inputs, last=0):
+    """float32 logits [1, length, vocab] of the model in evaluation mode; of the `last` positions alone if given."""
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
+    return model.eval()(**inputs, logits_to_keep=last).logits.float().cpu()
+
+
+def logits_from_disk(path, all_inputs, *, dtype, adapter_dir=None, device="cpu"):
+    """The `logits` of a checkpoint, or of a base and an adapter, for each of some inputs; memory is that of a block."""
+    disk = DiskModel(path)
+    if adapter_dir:
+        on_disk.adapt(disk, adapter_dir, dtype=dtype)
+    model = disk.stream(dtype=dtype, device=device)
+    return [logits(model, inputs, LAST_POSITIONS) for inputs in all_inputs]
+
+
+def compare(first, second):
+    """The Difference of two logit tensors, or of two lists of them: the largest of all, the mean of their means."""
+    if isinstance(first, list):
+        found = [compare(*pair) for pair in zip(first, second, strict=True)]
+        largest = max(found, key=lambda one: one.largest if one.largest == one.largest else float("inf")).largest
+        return Difference(largest, mean(one.mean for one in found), mean(one.same for one in found))
+    scale = first.abs().max()
+    apart = (first - second).abs()
+    same = (first.argmax(-1) == second.argmax(-1)).float().mean()
+    return Difference((apart.max() / scale).item(), (apart.mean() / scale).item(), same.item())
+
+
+def mean(values):
+    """The arithmetic mean of some numbers."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def check(difference, dtype, what):
+    """None, or a ValueError when the difference is more than rounding in `dtype` explains."""
+    if not difference.largest <= TOLERANCE[dtype]:  # also true for NaN
+        raise ValueError(f"{what}: {difference}; more than {TOLERANCE[dtype]:g}, which rounding in {dtype} explains")
+
+
+def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_disk=False, max_new_tokens=32):
+    """The Outcome of a checkpoint or adapter folder; `from_disk` reads its weights block by block as they are used.
+
+    Raises what loading raises; the model is gone afterwards.
+    """
+    model, tokenizer, is_quantized = (open_on_disk if from_disk else open_in_memory)(path, dtype, device)
+    size = family.image_size(model.config)
+    inputs = [probe_prompts.inputs_of(record, tokenizer, size, search_dirs) for record in records]
+    found = [logits(model, one, LAST_POSITIONS)[0] for one in inputs]
+    answers = generation.answer(model, tokenizer, records, search_dirs=search_dirs, max_new_tokens=max_new_tokens)
+    kept_dtype = family.model_dtype(model)
+    return Outcome([one["input_ids"][0].tolist() for one in inputs], found, answers, kept_dtype, is_quantized)
+
+
+def open_in_memory(path, dtype, device):
+    """(model, tokenizer, whether it is quantised) of a checkpoint or an adapter folder."""
+    if bases.is_adapter(path):
+        model, tokenizer = attach.load_adapted(path, dtype=dtype)
+    else:
+        model, tokenizer = loading.load_model(path, dtype=dtype), loading.load_tokenizer(path)
+    is_quantized = bool(model.config.to_dict().get("quantization_config"))
+    return (model if is_quantized else model.to(device)), tokenizer, is_quantized
+
+
+def open_on_disk(path, dtype, device):
+    """The same of a model that stays on disk."""
+    base = bases.find_base(path) if bases.is_adapter(path) else path
+    disk = DiskModel(base)
+    tokenizer = bases.load_tokenizer(path, base, disk.model.config)
+    disk.model.generation_config = bases.generation_of(base, disk.model)
+    dtype = disk.weights.dtype(family.HEAD_WEIGHT) if dtype == "auto" else dtype
+    if base != path:
+        on_disk.adapt(disk, path, dtype=dtype)
+    return disk.stream(dtype=dtype, device=device), tokenizer, disk.weights.is_quantized
+
+
+def tolerance_for(first, second):
+    """The largest difference between two Outcomes that counts as rounding."""
+    if first.is_quantized != second.is_quantized:
+        return QUANTIZED
+    return max(TOLERANCE[first.dtype], TOLERANCE[second.dtype])
+
+
+def different_files(first, second):
+    """One line for each setting of generation and tokenizer, and for each file of code, that differs.
+
+    Of an adapter, which brings neither code nor settings, the vocabulary alone.
+    """
+    lines, has_adapter = [], any(bases.is_adapter(path) for path in (first, second))
+    for name in () if has_adapter else JSON_FILES:
+        one, other = (loading.read_json(path, name) for path in (first, second))
+        if one is None or other is None:
+            if one is not other:
+                lines.append(f"{name}: only in {second if one is None else first}")
+            continue
+        keys = [key for key in sorted((one.keys() | other.keys()) - PASSING) if one.get(key) != other.get(key)]
+        lines += [
+            f"{name}: {key} {one.get(key)!r} / {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)
+        ]
+    folders = [] if has_adapter else [first, second]
+    digests = [{file.name: digest(file) for file in Path(path).glob("*.py")} for path in folders] or [{}, {}]
+    for name in sorted(digests[0].keys() | digests[1].keys()):
+        if digests[0].get(name) != digests[1].get(name):
+            lines.append(f"{name}: {'differs' if all(name in one for one in digests) else 'only in one of them'}")
+    tokens = [digest(loading.find_file(path, "qwen.tiktoken")) for path in (first, second)]
+    return lines + ["qwen.tiktoken: differs"] * (tokens[0] != tokens[1])
+
+
+def digest(file):
+    """sha256 of a file's bytes, or None for no file."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

@@ -1,0 +1,216 @@
+"""Images opened from paths, http(s) addresses, data URIs and memory."""
+
+import base64
+import binascii
+import io
+import os
+import struct
+import urllib.parse
+
+import numpy as np
+from PIL import Image
+
+from .download_qwen import MAX_BYTES, TIMEOUT, PictureError, download
+from .download_qwen import scheme_of as _scheme
+from .download_qwen import shown as _shown
+from .download_qwen import too_many_bytes as _too_many_bytes
+
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
+DIM = 32  # of 255: a picture whose highest level is below is nearly black
+SCALED = "scaled"  # key of a picture's `info`: how its levels became 8 bits
+BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of a TIFF file, and a value of the second
+
+# The EPS reader hands the file to Ghostscript; a picture must never start another program.
+REFUSED_FORMATS = {"EPS"}
+
+
+def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS):
+    """The picture behind a reference, as an RGB PIL image that holds no open file.
+
+    reference: a local path, an http(s) address, a `data:` URI with base64, or a PIL image, which is only converted.
+    A relative path is looked for in each of `search_dirs`, then in the working directory. `timeout` (seconds) and
+    `max_bytes` bound a download, `max_bytes` a data URI too, `max_pixels` everything that is decoded here.
+    Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken
+    (docs/checkpoint_format.md section 4). Gray of more than 8 bits is scaled to 8 (`_to_8_bits`), where the original
+    cuts it off; `info["scaled"]` then says how.
+    Raises PictureError.
+    """
+    if isinstance(reference, Image.Image):
+        return _to_rgb(reference, *_in_memory(reference))
+    if isinstance(reference, os.PathLike):
+        reference = os.fspath(reference)
+    if not isinstance(reference, str) or not reference:
+        shown = " ".join(f"{reference!r:.60}".split())
+        raise PictureError(
+            f"picture {shown}: use a path, an http(s) address, a data: URI or a PIL image (Image.fromarray of an array)"
+        )
+    scheme = _scheme(reference)
+    if scheme is None:
+        return _open_file(reference, search_dirs, max_pixels)
+    if scheme == "data":
+        return _decode(io.BytesIO(_data_uri_bytes(reference, max_bytes)), _shown(reference), max_pixels)
+    if scheme not in ("http", "https"):
+        raise PictureError(f"picture {_shown(reference)}: {scheme}:// is not read; use a path or an http(s) address")
+    content, content_type = download(reference, timeout, max_bytes)
+    origin = f"{_shown(reference)} (the server calls it {content_type})" if content_type else _shown(reference)
+    return _decode(io.BytesIO(content), origin, max_pixels)
+
+
+def find_picture(reference, search_dirs=()):
+    """The path of a local picture, or None: as it is if absolute, else from each search dir, then the working dir."""
+    return next((path for path in _candidates(reference, search_dirs) if os.path.isfile(path)), None)
+
+
+def is_local(reference):
+    """Whether a reference is a path on this machine, and neither an address nor a data URI."""
+    return _scheme(reference) is None
+
+
+def _in_memory(picture):
+    """The name of a PIL image in an error, and the advice."""
+    return f"in memory ({picture.mode}, {picture.width} x {picture.height})", "give one that Pillow can load"
+
+
+def _candidates(reference, search_dirs):
+    """Where a local reference may lie, in the order in which it is looked for."""
+    if isinstance(search_dirs, str | os.PathLike):
+        search_dirs = (search_dirs,)
+    if os.path.isabs(reference):
+        return [reference]
+    return [os.path.join(folder, reference) for folder in search_dirs] + [reference]
+
+
+def _open_file(reference, search_dirs, max_pixels):
+    path = find_picture(reference, search_dirs)
+    if path is None:
+        raise _missing(reference, search_dirs)
+    shown = _shown(path)
+    try:
+        with open(path, "rb") as stream:
+            return _decode(stream, shown, max_pixels)
+    except OSError as error:
+        raise PictureError(f"picture {shown}: {error.strerror or error}; make the file readable") from error
+
+
+def _missing(reference, search_dirs):
+    """A PictureError that lists the places where the file is not."""
+    places = [os.path.abspath(path) for path in _candidates(reference, search_dirs) if "\0" not in path]
+    folder = next((place for place in places if os.path.isdir(place)), None)
+    if folder is not None:
+        return PictureError(f"picture {_shown(reference)}: {_shown(folder)} is a folder; name a picture in it")
+    looked = ", ".join(dict.fromkeys(_shown(place) for place in places)) or "nowhere, as it holds a zero byte"
+    return PictureError(
+        f"picture {_shown(reference)}: no such file (looked for {looked}); correct the path, or name the folder of "
+        "the pictures"
+    )
+
+
+def _decode(stream, shown, max_pixels):
+    """RGB PIL image from an open file. The size is known from the header before any memory is taken for pixels."""
+    picture = _read_header(stream, shown)
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise _too_many_pixels(shown, f"{width} x {height} pixels, the limit is {max_pixels}")
+    return _to_rgb(picture, shown, "the file is damaged or cut short; get it again or leave it out")
+
+
+def _read_header(stream, shown):
+    """A PIL image whose header alone is read.
+
+    Goes through Pillow's table of formats because `Image.open` compares the size with a limit of its own, which is
+    a setting of the whole process and only warns.
+    """
+    Image.init()
+    prefix = stream.read(16)
+    if not prefix:
+        raise PictureError(f"picture {shown}: empty; get it again or leave it out")
+    for name in [name for name in Image.ID if name not in REFUSED_FORMATS]:
+        factory, accepts = Image.OPEN[name]
+        try:
+            if accepts and accepts(prefix) is not True:
+                continue
+            stream.seek(0)
+            return factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # how Pillow's readers say "not my format"
+        except Image.DecompressionBombError as error:
+            raise _too_many_pixels(shown, str(error)) from error
+        except Exception as error:  # readers raise anything on a damaged header
+            raise PictureError(f"picture {shown}: the header is damaged ({error}); get the file again") from error
+    raise PictureError(f"picture {shown}: not a picture that Pillow reads; convert it to PNG or JPEG, or leave it out")
+
+
+def _too_many_pixels(shown, detail):
+    return PictureError(f"picture {shown}: too large to decode ({detail}); shrink it, or leave it out")
+
+
+def _to_rgb(picture, shown, advice):
+    """The loaded picture as RGB. Decoders raise many kinds of errors on damaged data; all become a PictureError."""
+    try:
+        picture.load()
+        picture = _to_8_bits(picture)
+        if isinstance(picture.info.get("transparency"), bytes):
+            # Alpha is dropped anyway; Pillow would warn of a palette with one.
+            picture = picture.copy()
+            del picture.info["transparency"]
+        return picture.convert("RGB")
+    except Exception as error:
+        raise PictureError(f"picture {shown}: cannot be decoded ({error}); {advice}") from error
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Return a loaded grey picture of more than 8 bits as one of mode L, whose info[SCALED] says how; others unchanged.
+
+    Levels of 12 or 16 bits are divided by the range of so many bits. Of 32-bit numbers and floats no file says the
+    range: floats from 0 to 1 are multiplied by 255; numbers from 0 to 255 are levels already, unless they are floats so
+    low that they would be black; else 0, or the lowest if that is negative, becomes black and the highest white.
+    NaN becomes black.
+    """
+    bits = _bits(picture)
+    if picture.mode not in ("I", "F") and not bits:
+        return picture
+    values, tags = np.asarray(picture), getattr(picture, "tag_v2", None)
+    if tags is not None and values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
+        values = values.view(np.uint32)  # for which Pillow has no mode
+    finite = values[np.isfinite(values)]
+    lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if bits:
+        top = 2**bits - 1
+        levels = np.rint(np.arange(2**16) * (255 / top)).clip(0, 255).astype(np.uint8)[values]
+        dark = f"; dark, as nothing in it is above {highest:.0f} of {top}" if highest * 255 < DIM * top else ""
+        scaled = f"{bits}-bit grey: scaled to 8 bits{dark}"
+    else:
+        is_float, within = picture.mode == "F", lowest >= 0 and highest <= 255
+        if within and finite.size == values.size and (not is_float or highest >= DIM):
+            return picture
+        low, high = min(lowest, 0.0), 1.0 if is_float and within and highest <= 1 else highest
+        values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+        levels = np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+        scaled = f"{'float' if is_float else '32-bit'} grey: {low:g} .. {high:g} scaled to 8 bits"
+    picture, info = Image.fromarray(levels), picture.info
+    picture.info = {key: value for key, value in info.items() if key != "transparency"} | {SCALED: scaled}
+    return picture
+
+
+def _bits(picture):
+    """Bits of a level where the file or the mode says it, 12 or 16, for grey pictures of more than 8; else None."""
+    if picture.mode.startswith("I;16"):
+        return getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+    return 16 if picture.mode == "I" and picture.format in ("PNG", "PPM") else None  # neither has 32
+
+
+def _data_uri_bytes(reference, max_bytes):
+    """The bytes that a base64 `data:` URI carries."""
+    shown = _shown(reference)
+    head, comma, payload = reference.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise PictureError(f"picture {shown}: not base64; write data:image/png;base64,.. with the encoded file")
+    if len(payload) * 3 // 4 > max_bytes + 2:
+        raise _too_many_bytes(shown, max_bytes)
+    try:
+        content = base64.b64decode("".join(urllib.parse.unquote(payload).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureError(f"picture {shown}: broken base64 ({error}); encode the file again") from error
+    if len(content) > max_bytes:
+        raise _too_many_bytes(shown, max_bytes)
+    return content

@@ -1,0 +1,1 @@
+"""Several processes: DDP, DeepSpeed and FSDP."""

@@ -1,0 +1,1 @@
+"""The flags of a training run: parsed and checked, without side effects."""

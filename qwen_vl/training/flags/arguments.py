@@ -1,0 +1,397 @@
+"""The command line of training: the reference's flags, all TrainingArguments, old spellings, a YAML file first."""
+
+import contextlib
+import os
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+from transformers import TrainingArguments as HfTrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from qwen_vl.data.chatml import LOSS_ON
+from qwen_vl.data.dataset import POLICIES
+from qwen_vl.data.mixing import MIXES, parse_sources
+from qwen_vl.data.packing import PACKINGS
+from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
+from qwen_vl.training.distributed import engines
+from qwen_vl.training.monitor import reporting, selection
+
+from . import adapter_checks, optimizers
+from .spelling import is_flag, suggestion
+
+CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
+POSITIVE = (  # flags that make no sense at 0
+    "model_max_length",
+    "lora_r",
+    "lora_alpha",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "meeting_timeout",
+)
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "early_stopping_patience")
+
+
+def option(default, text, **metadata):
+    """A dataclass field with a default and the help text that `--help` shows."""
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """Which checkpoint is trained."""
+
+    model_name_or_path: str = option("Qwen/Qwen-VL-Chat", "Folder or hub name of a Qwen-VL checkpoint.")
+    attn_implementation: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2 (where installed).")
+
+
+@dataclass
+class DataArguments:
+    """Which conversations it is trained on."""
+
+    data_path: list[str] | None = option(  # noqa: RUF009
+        None, "Conversation files (JSON, Parquet, .. or a folder: data/README.md), each PATH or PATH:WEIGHT."
+    )
+    mix: str = option(
+        "concat", "Several files: concat (all samples, times the weight) or interleave (shares by weight)."
+    )
+    eval_data_path: str | None = option(None, "Conversation file for evaluation, same format.")
+    image_folder: str | None = option(None, "Where relative picture paths are looked up after the data file's folder.")
+    skip_manifest: list[str] | None = option(  # noqa: RUF009
+        None, "Skip manifests of data files: the records they name are left out (qwen-vl data check --fix)."
+    )
+    overlength: str = option("trim", "Longer samples than --model_max_length: trim by whole turns, drop, or error.")
+    loss_on: str = option("reference", "What is learned: reference (turn markers as well) or answers alone.")
+    packing: str = option("none", "auto: whole samples fill rows of --model_max_length; batch sizes then count rows.")
+    max_pictures_per_row: int | None = option(None, "Most pictures of a packed row, to bound memory; default no limit.")
+    tokenized_cache: str | None = option(
+        None, "Folder for tokenised data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
+    )
+    lazy_preprocess: bool = option(
+        False, "Where nothing is cached: tokenise on access instead of keeping all ids in memory."
+    )
+    streaming: bool = option(
+        False, "Read data that does not fit in memory as it is needed, record by record; with --max_steps."
+    )
+    shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
+    vision_cache: str | None = option(
+        None, "Folder for what the frozen vision tower makes of each picture: filled as needed, read from then on."
+    )
+    allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
+
+
+@dataclass
+class LoraArguments:
+    """Which adapter, used with --use_lora."""
+
+    lora_r: int = option(64, "LoRA rank.")
+    lora_alpha: int = option(16, "LoRA scaling is lora_alpha / lora_r.")
+    lora_dropout: float = option(0.05, "Dropout before the adapters.")
+    lora_target_modules: list[str] = option(  # noqa: RUF009
+        DEFAULT_LORA_TARGETS,
+        "Names (ends of module paths) or words that get adapters: attention, mlp, resampler, vision, all-linear.",
+    )
+    lora_weight_path: str | None = option(None, "Adapter folder to continue; its own rank, scaling and targets apply.")
+    lora_bias: str = option("none", "Biases that train with the adapters: none, all or lora_only.")
+    modules_to_save: list[str] | None = option(  # noqa: RUF009
+        None, "Modules that train whole beside the adapters; default wte and lm_head on a base model; 'none' for none."
+    )
+    q_lora: bool = option(False, "Adapters on quantised weights: as the checkpoint stores them, else --quantization.")
+    quantization: str | None = option(
+        None, "What --q_lora makes of float weights while loading: nf4 (the default) or int8, by bitsandbytes."
+    )
+    use_rslora: bool = option(False, "Rank-stabilised LoRA: scaling is lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "DoRA: the magnitudes of weight columns train as well; slower.")
+    init_lora_weights: str = option("default", f"How adapters start: {', '.join(adapter_checks.LORA_STARTS)}.")
+    loraplus_lr_ratio: float | None = option(None, "LoRA+: how many times faster the B matrices train; 16 is usual.")
+    lora_lr: float | None = option(None, "Learning rate of the adapters, where --learning_rate is for the rest.")
+
+
+@dataclass
+class TrainingArguments(HfTrainingArguments):
+    """How it is trained: every field of transformers' TrainingArguments and the reference's own flags."""
+
+    output_dir: str | None = option(None, "Where checkpoints and the final model or adapter are written.")
+    model_max_length: int = option(
+        2048, "Most tokens of a sample; a picture counts its span, a longer sample is trimmed."
+    )
+    fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
+    use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora alone means it as well.")
+    vision_lr: float | None = option(None, "Learning rate of what trains in the ViT, adapters there included.")
+    resampler_lr: float | None = option(None, "Learning rate of what trains in the resampler (visual.attn_pool).")
+    new_special_tokens: list[str] | None = option(  # noqa: RUF009
+        None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts, whose rows alone train beside adapters."
+    )
+    checkpoint_every_n_blocks: int = option(
+        1, "With --gradient_checkpointing: recompute every n-th block only, where memory is left; 1 for all."
+    )
+    sample_phases_every: int = option(
+        10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
+    )
+    cache_dir: str | None = option(None, "Download folder for a checkpoint that is given by hub name.")
+    early_stopping_patience: int = option(
+        0, "Stop after so many evaluations in a row that do not improve; 0 never. Ends with the best model."
+    )
+    meeting_timeout: float = option(
+        300, "Seconds in which all processes of a run have to meet at its start; then those missing are named."
+    )
+    debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
+    # The reference's defaults where transformers has others.
+    optim: str = option(
+        optimizers.AUTO,
+        "Optimizer, one of transformers' names, such as adamw_bnb_8bit; auto is AdamW, fused if possible.",
+    )
+    adam_beta2: float = option(0.95, "Second-moment decay of AdamW.")
+    lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
+    logging_steps: float = option(10, "Steps between two log lines.")
+    logging_nan_inf_filter: bool = option(False, "Kept off: a loss that is not finite stops the run.")
+    prediction_loss_only: bool = option(True, "Evaluation keeps the loss, not the logits.")
+    remove_unused_columns: bool = option(False, "Kept off: the collator makes exactly what the model takes.")
+    dataloader_num_workers: int = option(2, "Processes that open pictures beside the training process.")
+    dataloader_persistent_workers: bool = option(True, "Keep these processes from one epoch to the next.")
+    dataloader_prefetch_factor: int | None = option(
+        None, "Batches that each of them has ready; default enough for all micro-batches of a step."
+    )
+    report_to: list[str] = option(["none"], "Where logs go: none, tensorboard, wandb, or several of them.")  # noqa: RUF009
+    resume: str | None = option(
+        None, "Short for --resume_from_checkpoint: a folder, or auto for the newest checkpoint."
+    )
+    # Spellings of older transformers releases; gradient_checkpointing, which transformers renamed, is the usual one.
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
+    warmup_ratio: float | None = option(
+        None, "Share of all steps that warm up; old name of a fractional --warmup_steps."
+    )
+    group_by_length: bool = option(False, "Old name of --train_sampling_strategy group_by_length.")
+    no_cuda: bool = option(False, "Old name of --use_cpu.")
+    logging_dir: str | None = option(None, "Folder of the tensorboard log; default OUTPUT/runs.")
+    save_safetensors: bool = option(True, "Accepted: weights are always safetensors.")
+    overwrite_output_dir: bool = option(False, "Accepted: without --resume_from_checkpoint a run starts anew.")
+
+    def __post_init__(self):
+        if self.evaluation_strategy is not None:
+            self.eval_strategy = self.evaluation_strategy
+        if self.resume is not None:
+            self.resume_from_checkpoint = self.resume
+        if self.warmup_ratio:
+            self.warmup_steps = self.warmup_ratio
+        if self.group_by_length:
+            self.train_sampling_strategy = "group_by_length"
+        if self.no_cuda or not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers refuses --bf16 on a machine without a GPU unless told so
+        if self.logging_dir:
+            os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
+        self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
+        self.gradient_checkpointing = None
+        if self.gradient_checkpointing_kwargs is not None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+            self.gradient_checkpointing_kwargs = None
+        self.optim = optimizers.resolve(self.optim, deepspeed=self.deepspeed, fsdp=self.fsdp)
+        if not self.dataloader_num_workers:
+            self.dataloader_persistent_workers = False
+        elif self.dataloader_prefetch_factor is None:
+            # transformers takes all micro-batches of a step before it computes the first. With fewer of them ready it
+            # waits: a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
+            self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
+        if self.early_stopping_patience:
+            self.load_best_model_at_end = True
+        engines.prepare(
+            use_cpu=self.use_cpu,
+            deepspeed=self.deepspeed,
+            fsdp=self.fsdp,
+            timeout=self.meeting_timeout,
+            ddp_timeout=self.ddp_timeout,
+        )
+        super().__post_init__()
+        if self.activation_checkpointing and self.checkpoint_every_n_blocks > 1:
+            kwargs = self.activation_checkpointing_kwargs or {"use_reentrant": False}
+            self.activation_checkpointing_kwargs = kwargs | {"every_n_layers": self.checkpoint_every_n_blocks}
+        if self.fsdp:
+            # FSDP's own way to recompute activations, as transformers' gathers the weights once more; but not for
+            # adapters, which PEFT would not find below the wrappers that it puts around blocks.
+            self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing and not self.use_lora
+            self.activation_checkpointing = self.activation_checkpointing and self.use_lora
+            if self.use_cpu:
+                engines.use_fsdp_on_cpu(self.distributed_state)
+        if self.n_gpu > 1:  # else transformers would split batches by rows, and pictures do not split like that
+            self._n_gpu = 1
+
+
+def make_parser():
+    """The parser of `finetune.py`; its help lists every flag."""
+    kinds = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
+    return HfArgumentParser(
+        kinds, prog="finetune.py", allow_abbrev=False, usage="%(prog)s [config.yaml] [--flag value ..]"
+    )
+
+
+def parse(argv=None):
+    """(ModelArguments, DataArguments, LoraArguments, TrainingArguments) from a command line, a leading YAML first.
+
+    The command line wins over the YAML. What is wrong exits with code 2: an unknown flag or key with a suggestion,
+    everything wrong with the values in one list.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Bare `--debug` asks for tracebacks; with a value it is transformers' own flag.
+    argv = ["--debug_traceback" if a == "--debug" and (i + 1 == len(argv) or argv[i + 1].startswith("--")) else a
+            for i, a in enumerate(argv)]  # fmt: skip
+    parser = make_parser()
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        parser.set_defaults(**read_yaml(argv.pop(0), parser))
+    settings, unknown = parser.parse_known_args(argv)
+    if unknown:
+        meant = [suggestion(word, parser, mark="--") if is_flag(word) else "" for word in unknown]
+        parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
+    settings.use_lora = settings.use_lora or settings.q_lora
+    problems = check(settings)
+    if problems and "RANK" in os.environ:  # before the processes of a run meet; one a machine says it
+        sys.exit(2) if os.environ.get("LOCAL_RANK", "0") != "0" else parser.error("\n  ".join(problems))
+    try:
+        parsed = parser.parse_dict(vars(settings))
+    except (ValueError, TypeError, ImportError) as error:  # what transformers itself refuses
+        problems.append(" ".join(str(error).split()))
+    if problems:
+        parser.error("\n  ".join(problems))
+    return parsed
+
+
+def changed(*parsed):
+    """{flag: value} of what `parse` gave, where it is not the default; access tokens are left out."""
+    found = {}
+    for group in parsed:
+        for flag in fields(group):
+            default = flag.default_factory() if flag.default_factory is not MISSING else flag.default
+            value = getattr(group, flag.name) if flag.init else default
+            if value != default and not flag.name.endswith("token"):
+                found[flag.name] = value
+    return found
+
+
+def read_yaml(path, parser):
+    """The settings of a YAML file as a dict whose keys are flags without dashes; what is wrong exits with code 2.
+
+    A key without a value keeps its default.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = yaml.safe_load(file) or {}
+    except FileNotFoundError:
+        parser.error(f"{path}: no such file")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"{path}: not YAML: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
+    known = {f.name for kind in parser.dataclass_types for f in fields(kind) if f.init}
+    problems = [f"{path}: unknown key {key}{suggestion(str(key), parser)}" for key in settings if key not in known]
+    flags = {action.dest: action for action in reversed(parser._actions)}  # --flag stands before its --no_flag
+    values = {}
+    for key in known & settings.keys():
+        value, takes_list = settings[key], flags[key].nargs == "+"
+        if isinstance(value, list) and not takes_list:
+            problems.append(f"{path}: {key} takes one value, not a list")
+        elif value is not None:
+            value = as_text(value, is_switch=flags[key].type is string_to_bool)
+            value = with_numbers(value) if isinstance(value, dict) else value
+            values[key] = [value] if takes_list and not isinstance(value, list) else value
+    if problems:
+        parser.error("\n  ".join(problems))
+    return values
+
+
+def as_text(value, *, is_switch):
+    """A YAML value as the text that the command line would carry; lists and mappings stay what they are.
+
+    YAML reads 1e-5 as text and `no` as false, so the type of a value says little; argparse knows the type.
+    """
+    if isinstance(value, bool) and not is_switch:
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, (bool, int, float)) else value
+
+
+def with_numbers(settings):
+    """A mapping in which what YAML has read as text, as it does 1e-5, is a number."""
+    found = {}
+    for key, value in settings.items():
+        found[key] = with_numbers(value) if isinstance(value, dict) else value
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                found[key] = float(value)
+    return found
+
+
+def check(settings):
+    """A line for everything that is wrong with the values of the flags, or with their combination."""
+    problems = [f"--{name} {value}: use {what}" for name, what, value in out_of_range(settings)]
+    output_dir, name = settings.output_dir, settings.model_name_or_path
+    if not output_dir:
+        problems.append("--output_dir is missing; say where the result goes")
+    elif os.path.isdir(output_dir) and os.path.realpath(output_dir) == os.path.realpath(name):
+        problems.append(f"--output_dir {output_dir}: the model that is trained lies there; give another folder")
+    if not settings.data_path:
+        problems.append("--data_path is missing; give a conversation file")
+    problems += check_streaming(settings) if settings.streaming else []
+    problems += engines.check_config(settings.deepspeed, settings.fsdp_config)
+    if settings.packing != "none" and (settings.group_by_length or settings.train_sampling_strategy != "random"):
+        problems.append("--group_by_length is for samples that are padded, --packing leaves no padding; choose one")
+    if settings.train_sampling_strategy == "batch_rebalance":
+        problems.append("--train_sampling_strategy batch_rebalance cannot be resumed; use group_by_length")
+    if settings.packing == "none" and settings.max_pictures_per_row is not None:
+        problems.append("--max_pictures_per_row needs --packing auto")
+    try:
+        parse_sources(settings.data_path or [])
+    except ValueError as error:
+        problems.append(str(error))
+    if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
+        problems.append("--eval_strategy needs --eval_data_path")
+    problems += adapter_checks.check(settings) + optimizers.check(settings) + selection.check(settings)
+    problems += reporting.check(settings)
+    if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
+        problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")
+    if settings.fp16 and not torch.accelerator.is_available():
+        problems.append("--fp16 needs a GPU; use --bf16, or neither of them")
+    if settings.checkpoint_every_n_blocks > 1 and not (
+        settings.gradient_checkpointing or settings.activation_checkpointing
+    ):
+        problems.append("--checkpoint_every_n_blocks needs --gradient_checkpointing True")
+    if settings.checkpoint_every_n_blocks > 1 and settings.fsdp:
+        problems.append("--checkpoint_every_n_blocks has no effect with --fsdp, which recomputes every block or none")
+    if settings.remove_unused_columns:
+        problems.append("--remove_unused_columns True would remove the pictures; leave the flag out")
+    if not settings.save_safetensors:
+        problems.append("--save_safetensors False: this tool writes safetensors only; leave the flag out")
+    return problems
+
+
+def check_streaming(settings):
+    """A line for every flag that does not go with --streaming, or is missing."""
+    problems = []
+    if settings.max_steps <= 0:
+        problems.append("--streaming needs --max_steps: how many steps an epoch has is not known")
+    if settings.group_by_length or settings.train_sampling_strategy == "group_by_length":
+        problems.append("--group_by_length needs all lengths, which --streaming does not know; leave one of them out")
+    if settings.tokenized_cache not in (None, "none"):
+        problems.append("--tokenized_cache holds all of the data, --streaming never; leave one of them out")
+    return problems
+
+
+def out_of_range(settings):
+    """Yields (flag, what it takes, value) for every value that no run can use."""
+    for name in POSITIVE:
+        if getattr(settings, name) <= 0:
+            yield name, "a number above 0", getattr(settings, name)
+    if not 0 <= settings.lora_dropout < 1:
+        yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
+    for name in NOT_NEGATIVE:
+        if getattr(settings, name) < 0:
+            yield name, "0 or more", getattr(settings, name)
+    for name, choices in CHOICES.items():
+        if getattr(settings, name) not in choices:
+            yield name, f"one of {', '.join(choices)}", getattr(settings, name)
+    if settings.label_smoothing_factor:
+        yield "label_smoothing_factor", "0, as transformers' smoothing does not fit", settings.label_smoothing_factor

@@ -1,0 +1,143 @@
+"""Which optimizer group each parameter is in, and the table that is shown before the first step."""
+
+from typing import NamedTuple
+
+from qwen_vl.adapters.build import without_wrappers
+from qwen_vl.checkpoint.quantization import quantized_linears
+from qwen_vl.families import v1 as family
+from qwen_vl.terminal import text_table
+
+
+class Row(NamedTuple):
+    """One line of the table: a part of the model and how it trains."""
+
+    part: str
+    trainable: int
+    total: int
+    learning_rate: float | None
+    weight_decay: float | None
+    group: str
+
+
+class Rates(NamedTuple):
+    """Learning rates: of everything, of the parts that have their own, and how much faster LoRA+ trains the B side."""
+
+    everything: float
+    vision: float | None = None
+    resampler: float | None = None
+    lora: float | None = None
+    loraplus_ratio: float | None = None
+
+    def of(self, name, parameter):
+        """The rate of a trainable parameter: a rate of its part goes before one of its kind."""
+        rate = {family.VIT_PART: self.vision, family.RESAMPLER_PART: self.resampler}.get(place_of(name))
+        if rate is None:
+            rate = self.everything if self.lora is None or ".lora_" not in name else self.lora
+        return rate * self.loraplus_ratio if self.loraplus_ratio and is_b_side(name, parameter) else rate
+
+    def unused(self, names):
+        """The flags whose rate no parameter among `names` has."""
+        places, kinds = {place_of(name) for name in names}, {".lora_" in name for name in names}
+        flags = {
+            "--vision_lr": (self.vision, family.VIT_PART in places),
+            "--resampler_lr": (self.resampler, family.RESAMPLER_PART in places),
+        }
+        flags["--lora_lr"] = (self.lora, True in kinds)
+        return [flag for flag, (rate, is_used) in flags.items() if rate is not None and not is_used]
+
+
+def is_b_side(name, parameter):
+    """Whether LoRA+ gives a parameter its higher rate: B of an adapter, and DoRA's magnitudes (Hayou et al., 2024)."""
+    return ".lora_" in name and ("lora_B" in name or "lora_embedding_B" in name or parameter.dim() == 1)
+
+
+def part_of(name):
+    """The part of the model that a parameter belongs to, as the table names it."""
+    kind = "lora on " if ".lora_" in name else "new rows of " if ".trainable_tokens_" in name else ""
+    return kind + place_of(name)
+
+
+def place_of(name):
+    """The part of the model that a parameter belongs to; adapters count with the part that they sit in."""
+    return family.part_of(without_wrappers(name))
+
+
+def shape_of(parameter):
+    """The shape of a parameter, also where a process holds only a part of it (DeepSpeed ZeRO-3)."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def decays(name, parameter):
+    """Whether weight decay applies: not to norms, biases, queries and tables."""
+    return family.decays(without_wrappers(name), len(shape_of(parameter)))
+
+
+def decayed_names(model):
+    """Names of all parameters that weight decay applies to."""
+    return [name for name, parameter in model.named_parameters() if decays(name, parameter)]
+
+
+def rows(model, *, rates, weight_decay):
+    """The table's lines: one for each part, learning rate and decay, frozen parts included.
+
+    Raises ValueError when nothing trains, or nothing that a rate of `rates` is meant for.
+    """
+    counted = {}
+    for name, parameter, count in weights(model):
+        key = (part_of(name), None, "frozen")
+        if parameter.requires_grad:
+            key = (part_of(name), rates.of(name, parameter), "decay" if decays(name, parameter) else "no decay")
+        counted[key] = counted.get(key, 0) + count
+    lines = []
+    for (part, rate, group), count in counted.items():
+        decay = None if rate is None else weight_decay if group == "decay" else 0.0
+        lines.append(Row(part, 0 if rate is None else count, count, rate, decay, group))
+    if not any(line.trainable for line in lines):
+        raise ValueError("nothing trains: every parameter is frozen; check --fix_vit and --lora_target_modules")
+    unused = rates.unused([name for name, parameter, _ in weights(model) if parameter.requires_grad])
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: nothing of that part trains in this run; leave it out or let it train")
+    return lines
+
+
+def weights(model):
+    """Yields (name, tensor, number of weights it stands for): all parameters, and the packed layers of a GPTQ model."""
+    for name, parameter in model.named_parameters():
+        packed = type(parameter).__name__ == "Params4bit" and parameter.shape[-1] == 1  # two weights a byte
+        yield name, parameter, shape_of(parameter).numel() * (2 if packed else 1)
+    for path, layer in quantized_linears(model).items():
+        yield f"{path}.qweight", layer.qweight, layer.in_features * layer.out_features
+
+
+def table(lines):
+    """The rows as text, widths aligned, with a last line of totals."""
+    cells = [("part", "trains", "parameters", "learning rate", "weight decay", "group")]
+    for line in lines:
+        rate = "-" if line.learning_rate is None else f"{line.learning_rate:g}"
+        decay = "-" if line.weight_decay is None else f"{line.weight_decay:g}"
+        cells.append((line.part, "yes" if line.trainable else "no", f"{line.total:,}", rate, decay, line.group))
+    trainable, total = sum(line.trainable for line in lines), sum(line.total for line in lines)
+    cells.append(("all", f"{100 * trainable / total:.2f}%", f"{trainable:,} of {total:,}", "", "", ""))
+    return "\n".join(text_table(cells))
+
+
+def split_groups(optimizer, model, rates):
+    """None; afterwards the parameters of each group of a new `optimizer` that have a rate of their own stand apart."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        by_rate = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rates.of(names[id(parameter)], parameter), []).append(parameter)
+        groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+    optimizer.param_groups[:] = groups
+
+
+def check_groups(model, optimizer):
+    """None, or a ValueError naming trainable parameters that no optimizer group holds."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    lost = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in held
+    ]
+    if lost:
+        raise ValueError(f"{len(lost)} trainable parameters are in no optimizer group, the first is {lost[0]}")

@@ -1,0 +1,210 @@
+"""`qwen-vl plan`: what a training run needs in memory and time, before it starts, from config.json alone."""
+
+import os
+import shlex
+from typing import NamedTuple
+
+from qwen_vl.checkpoint import loading
+from qwen_vl.families import v1 as family
+from qwen_vl.families import v1_costs as costs
+from qwen_vl.terminal import markdown_table
+
+from . import memory_model
+
+METHODS = ("full", "lora", "qlora")
+LENGTHS = (384, 512, 1024, 2048)
+PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
+GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
+GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
+GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
+LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
+
+
+class Machine(NamedTuple):
+    """What a plan assumes of a processor, or has measured there."""
+
+    flops: float = GPU_FLOPS  # a second, in the blocks of a training step
+    bandwidth: float = GPU_BANDWIDTH
+    process: float = 0.0  # bytes of a CPU process before it has a model
+    source: str = "assumed: an A100 at the pace of its published profile"
+
+
+class Need(NamedTuple):
+    """What one way of training needs on each GPU."""
+
+    total: float  # bytes
+    phase: str
+    parts: dict  # bytes
+    seconds: float  # of an optimizer step
+
+
+def need(config, setup, machine, weights):
+    """The Need of a Setup with the Weights that `memory.weigh` found for it."""
+    phase, parts = memory_model.peak(config, weights, setup)
+    if setup.on_cpu:
+        parts = parts | {"process": machine.process}
+    return Need(sum(parts.values()), phase, parts, seconds(config, weights, setup, machine))
+
+
+def seconds(config, weights, setup, machine):
+    """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
+    samples = [setup.length] * setup.batch
+    targets = int(setup.targets * sum(samples))
+    batch = costs.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
+    counted = costs.training_operations(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
+    operations = sum(counted.values())
+    if setup.checkpointing:
+        operations += costs.in_blocks(costs.operations(config, batch))
+    moved = weights.parameters * (3 * 4 + 2 * memory_model.state_bytes(setup.optim))
+    shared = setup.gpus if setup.zero else 1
+    return setup.accumulation * operations / machine.flops + moved / shared / machine.bandwidth
+
+
+def parts_table(found):
+    """Markdown: bytes by part at the peak."""
+    rows = [(name, f"{size / GB:.2f}") for name, size in found.parts.items() if size >= 0.005 * GB]
+    return markdown_table((f"at the peak: {found.phase}", "GB"), [*rows, ("all", f"{found.total / GB:.2f}")])
+
+
+def lengths_table(config, asked, machine, budget, options):
+    """Markdown: memory and seconds a step over methods and lengths; what exceeds the budget is marked."""
+    lengths = sorted({*LENGTHS, asked.length})
+    rows = []
+    for method in METHODS[:2] if asked.on_cpu else METHODS:
+        setup, cells = with_method(asked, method), []
+        weights = memory_model.weigh(config, setup, **options)
+        for length in lengths:
+            found = need(config, setup._replace(length=length), machine, weights)
+            mark = ", too large" if budget and found.total > budget else ""
+            cells.append(f"{found.total / GB:.1f} GB, {found.seconds:.2g} s{mark}")
+        rows.append([f"{method}{zero_name(setup)}", *cells])
+    return markdown_table(["", *(f"{length} tokens" for length in lengths)], rows)
+
+
+def with_method(setup, method):
+    """The Setup with another method; an engine that was not asked for becomes that of the method's launcher."""
+    if setup.method == method:
+        return setup
+    zero = setup.zero if setup.zero is None or setup.gpus == 1 else default_zero(method, setup.gpus)
+    return setup._replace(method=method, zero=zero)
+
+
+def default_zero(method, gpus):
+    """The ZeRO stage of the launcher for several GPUs; None for one."""
+    if gpus == 1:
+        return None
+    return 3 if method == "full" else 2
+
+
+def zero_name(setup):
+    """ ", ZeRO-3 with offload" or "" for people."""
+    if setup.zero is None:
+        return ""
+    return f", ZeRO-{setup.zero}" + (" with offload" if setup.offload else "")
+
+
+def alternatives(asked):
+    """Setups that need less memory than `asked`, the smallest change first."""
+    yield asked
+    if not asked.checkpointing:
+        asked = asked._replace(checkpointing=True)
+        yield asked
+    if asked.zero is None and asked.optim == "adamw_torch":
+        yield asked._replace(optim="adamw_torch_fused")
+    if asked.zero is None and not asked.on_cpu and "8bit" not in asked.optim:
+        yield asked._replace(optim="adamw_bnb_8bit")
+    stages = [] if asked.on_cpu else [2] if asked.method == "qlora" else [2, 3]
+    for stage in stages:
+        if asked.gpus > 1 and (asked.zero or 0) < stage:
+            yield asked._replace(zero=stage, offload=False)
+    for stage in stages:
+        if stage >= (asked.zero or 0):
+            yield asked._replace(zero=stage, offload=True)
+    for method in METHODS[METHODS.index(asked.method) + 1 : 2 if asked.on_cpu else 3]:
+        yield with_method(asked._replace(offload=False), method)
+
+
+def command(setup, model):
+    """The launcher's command line for a Setup; without a `model`, that of the published one."""
+    name = model or PUBLISHED_NAME + ("-Int4" if setup.method == "qlora" else "")
+    lora = {"full": "", "lora": "_lora", "qlora": "_qlora"}[setup.method]
+    many = setup.gpus > 1 or setup.zero is not None
+    words = [f"NPROC={setup.gpus}"] if many else []
+    words += ["sh", f"finetune/finetune{lora}_ds.sh" if many else f"finetune/finetune{lora}_single_gpu.sh"]
+    words += ["-m", name, "-d", "my_data.json"]
+    if setup.zero is not None and (setup.offload or setup.zero != default_zero(setup.method, 2)):
+        words += ["--deepspeed", f"configs/deepspeed/zero{setup.zero}{'_offload' if setup.offload else ''}.json"]
+    for flag, value, usual in (
+        ("model_max_length", setup.length, 2048),
+        ("per_device_train_batch_size", setup.batch, 1),
+        ("gradient_accumulation_steps", setup.accumulation, 8),
+        ("gradient_checkpointing", setup.checkpointing, True),
+        ("attn_implementation", setup.attention, "sdpa"),
+        ("optim", setup.optim, "adamw_torch_fused"),
+        ("use_cpu", setup.on_cpu, False),
+    ):
+        if value != usual:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def report(config, asked, machine, budget, model, options):
+    """The plan as Markdown."""
+    found = need(config, asked, machine, memory_model.weigh(config, asked, **options))
+    where = "process" if asked.on_cpu else "GPU"
+    lines = [
+        f"{model or PUBLISHED_NAME}, {asked.method}{zero_name(asked)}, {asked.length} tokens, "
+        f"batch {asked.batch} x {asked.accumulation} on {asked.gpus} {where}: **{found.total / GB:.1f} GB** "
+        f"({found.total / GIB:.1f} GiB) of each {where}, {found.seconds:.2g} s a step.",
+        f"Pace {machine.flops / 1e12:.3g} TFLOP/s, {machine.source}.",
+        "",
+        parts_table(found),
+        "",
+        lengths_table(config, asked, machine, budget, options),
+        "",
+    ]
+    if budget is None or found.total <= budget:
+        fits = "" if budget is None else f"It fits {budget / GIB:g} GiB ({budget / GB:.1f} GB). "
+        return "\n".join([*lines, f"{fits}The command:", "", f"    {command(asked, model)}"])
+    lines.append(f"It does not fit {budget / GIB:g} GiB ({budget / GB:.1f} GB).")
+    for other in alternatives(asked):
+        smaller = need(config, other, machine, memory_model.weigh(config, other, **options))
+        if smaller.total <= budget:
+            lines += [f"This does, in {smaller.total / GB:.1f} GB:", "", f"    {command(other, model)}"]
+            return "\n".join(lines)
+    lines.append("Nothing here does: a shorter --max_length, more GPUs with ZeRO-3, or larger ones are needed.")
+    return "\n".join(lines)
+
+
+def check(setup):
+    """None, or a ValueError for settings that contradict each other."""
+    if setup.offload and setup.zero not in (2, 3):
+        raise ValueError("--offload: DeepSpeed offloads in stages 2 and 3; add --zero 2 or --zero 3")
+    if setup.on_cpu and (setup.zero is not None or setup.gpus > 1):
+        raise ValueError("--cpu plans one process; leave out --gpus, --zero and --offload")
+    if setup.on_cpu and setup.method == "qlora":
+        raise ValueError("--cpu --method qlora: not planned for; Q-LoRA is for GPUs")
+    if setup.method == "qlora" and setup.zero == 3:
+        raise ValueError("--method qlora --zero 3: quantised weights cannot be divided; use --zero 2 (docs/lora.md)")
+    if not 0 < setup.targets <= 1:
+        raise ValueError(f"--targets {setup.targets}: a share between 0 and 1")
+
+
+def is_base(path):
+    """Return whether LoRA on this checkpoint trains embeddings and head too; the rule of `tuning.whole_modules`."""
+    return not family.is_chat(loading.read_json(path, "generation_config.json") or {})
+
+
+def assumed(on_cpu):
+    """The Machine that a plan without --probe is for."""
+    if not on_cpu:
+        return Machine()
+    pace = os.cpu_count() * 30e9
+    return Machine(pace, 10e9, memory_model.PROCESS, "assumed: 30 GFLOP/s a core; --probe measures")
+
+
+def probed(config, on_cpu):
+    """The Machine at hand, measured."""
+    from . import hardware_probe
+
+    return Machine(*hardware_probe.probe(config, on_cpu=on_cpu))

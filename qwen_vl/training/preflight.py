@@ -1,0 +1,51 @@
+"""What is known of a run before its model is loaded: that it trains something, and on the data that it began with."""
+
+import logging
+
+from torch.utils.data import IterableDataset
+
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.training.resume import checkpoints, data_position
+from qwen_vl.training.resume.resumable_trainer import described
+
+logger = logging.getLogger(__name__)
+
+OF_VISION = ("vit", "resampler")  # parts of `tuning.rows` that train on pictures alone
+
+
+def check_steps(max_steps):
+    """Raise ValueError for a --max_steps that allows no step; -1 leaves them to the epochs."""
+    if max_steps == 0 or max_steps < -1:
+        raise ValueError(
+            f"--max_steps {max_steps}: nothing would be trained; use a number above 0, or leave it out for "
+            "--num_train_epochs"
+        )
+
+
+def check(data, training, rows, *, checkpoint=None):
+    """Raise ValueError where nothing would be trained, or the data are not those of the checkpoint.
+
+    data: of the training. training: TrainingArguments. rows: what trains, as `tuning.rows` has it.
+    """
+    batch = training.train_batch_size * training.world_size
+    recorded = checkpoints.run_state(checkpoint).get("data") if checkpoint else None
+    if recorded and not training.ignore_data_skip:
+        data_position.check(recorded, described(data, training, batch))
+    if not any(row.learning_rate for row in rows):
+        logger.warning("every learning rate is 0, so no weight will change")
+    if isinstance(data, IterableDataset):
+        data.probe()
+        return
+    if training.dataloader_drop_last and len(data) < batch:
+        unit = "packed rows" if isinstance(data, PackedDataset) else "samples"
+        raise ValueError(
+            f"nothing would be trained: --dataloader_drop_last leaves out batches that are not full, and {len(data)} "
+            f"{unit} do not fill one of {training.train_batch_size} x {training.world_size} processes; leave the flag "
+            "out, or lower --per_device_train_batch_size"
+        )
+    parts = {row.part.rpartition(" ")[2] for row in rows if row.trainable}
+    if parts <= set(OF_VISION) and not any(data.num_pictures):
+        raise ValueError(
+            f"nothing would be trained: only the {' and '.join(sorted(parts))} would, and no sample has a picture; "
+            "give data with pictures, or train other parts (--lora_target_modules, --fix_vit)"
+        )

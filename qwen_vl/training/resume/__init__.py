@@ -1,0 +1,1 @@
+"""Checkpoints of a run, and how it goes on from one."""

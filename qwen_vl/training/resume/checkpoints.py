@@ -1,0 +1,220 @@
+"""Checkpoints on the disk: what belongs to one, whether all of it is there, and from which of them a run goes on.
+
+A checkpoint-N folder is written under another name and renamed when it is whole. Its manifest, written last, names
+every file with its size and SHA-256, so that one that was damaged later, or lost a file, is noticed before it is used.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RUN_STATE = "run_state.json"
+TRAINER_STATE = "trainer_state.json"
+STAGING = ".saving"  # in the output folder, while a checkpoint is written
+HASHING_THREADS = 4  # a disk gives little more to more of them
+
+
+def write_manifest(folder):
+    """Write the manifest of a checkpoint whose files are all there; they and it are on the disk afterwards."""
+    folder = Path(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        entries = list(threads.map(_entry, paths))
+    files = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({"format": 1, "written": time.time(), "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _entry(path):
+    """{"bytes", "sha256"} of a file, which is forced onto the disk."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        while piece := file.read(2**20):
+            digest.update(piece)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def read_json(folder, name):
+    """The object in a JSON file of a checkpoint; None where the file is missing or no JSON object."""
+    try:
+        content = json.loads(Path(folder, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def run_state(folder):
+    """What a run was doing when it wrote a checkpoint, as `ResumableTrainer` records it; from others the step alone."""
+    return read_json(folder, RUN_STATE) or {"step": (read_json(folder, TRAINER_STATE) or {}).get("global_step", 0)}
+
+
+def damage(folder, *, resumable=True):
+    """A line for everything that keeps a run from going on from a checkpoint folder: [] for a complete one.
+
+    resumable: whether the optimizer's state has to be there, too. A folder without a manifest, as other tools write it,
+    is only looked at for what a run cannot go on without.
+    """
+    folder = Path(folder)
+    problems = []
+    if (folder / MANIFEST).exists():
+        manifest = read_json(folder, MANIFEST)
+        if manifest is None or not isinstance(manifest.get("files"), dict):
+            return [f"{MANIFEST} is damaged"]
+        with ThreadPoolExecutor(HASHING_THREADS) as threads:
+            found = threads.map(lambda item: _mismatch(folder / item[0], item[1]), manifest["files"].items())
+        problems = [f"{name} {what}" for name, what in zip(manifest["files"], found, strict=True) if what]
+    if not problems and read_json(folder, TRAINER_STATE) is None:
+        problems.append(f"no {TRAINER_STATE} there that can be read")
+    if resumable and not problems and not has_optimizer(folder):
+        is_adapter = (folder / "adapter_config.json").is_file()
+        kind, flag = ("adapter", "lora_weight_path") if is_adapter else ("model", "model_name_or_path")
+        problems.append(
+            f"holds the {kind} alone, without the optimizer's state, as of a run with --save_only_model; train it "
+            f"further as --{flag} {folder}"
+        )
+    return problems
+
+
+def has_optimizer(folder):
+    """Whether a checkpoint holds the state of an optimizer, in whole or in DeepSpeed's parts."""
+    return any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
+
+
+def _mismatch(path, expected):
+    """What is wrong with a file, or None."""
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"has {size} bytes, not {expected['bytes']}"
+        return None if _entry(path)["sha256"] == expected["sha256"] else "has other content than was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def is_checked(folder):
+    """Whether a checkpoint has a manifest, so that `damage` knows all of its files."""
+    return Path(folder, MANIFEST).is_file()
+
+
+def found(output_dir):
+    """The checkpoint-N folders of a run, the newest first: by the time at which they were written, then by step.
+
+    Not by step alone: those that an earlier run left in the folder may have larger numbers.
+    """
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
+    return sorted(folders, key=lambda path: (written(path), _step(path)), reverse=True)
+
+
+def _step(path):
+    number = path.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else None
+
+
+def written(path):
+    """When a checkpoint was written, in seconds since 1970."""
+    return (read_json(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
+
+
+def rescue(output_dir):
+    """Put a whole checkpoint in its place that a run had written, and was killed before it could rename it."""
+    for folder in sorted(Path(output_dir, STAGING).glob("checkpoint-*")):
+        final = Path(output_dir, folder.name)
+        if not final.exists() and is_checked(folder) and not damage(folder):
+            os.replace(folder, final)
+
+
+def to_resume(output_dir, requested):
+    """The checkpoint folder to go on from, or None; `requested` is a path, "auto" for the newest, or nothing.
+
+    One that is damaged or incomplete is passed over with "auto", and named. All processes of a run get what the first
+    of them finds. Raises FileNotFoundError for a path that holds no checkpoint, ValueError for one that is damaged.
+    """
+    answer = [None]
+    if not (dist.is_available() and dist.is_initialized()):
+        return _to_resume(output_dir, requested)
+    if dist.get_rank() == 0:
+        try:
+            answer = [_to_resume(output_dir, requested)]
+        except (ValueError, OSError) as error:
+            answer = [error]  # for all of them: nobody waits for a process that has ended
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    if answer[0] and not Path(answer[0]).is_dir():
+        raise FileNotFoundError(
+            f"{answer[0]}: not seen by process {dist.get_rank()}; all machines of a run need the same --output_dir"
+        )
+    return answer[0]
+
+
+def _to_resume(output_dir, requested):
+    if not requested or str(requested).lower() == "false":
+        return None
+    if is_automatic(requested):
+        return _newest(output_dir)
+    folder = Path(requested)
+    if not folder.is_dir() or not (folder / TRAINER_STATE).is_file():
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {requested}: no {TRAINER_STATE} there; give a checkpoint-N folder"
+        )
+    if problems := damage(folder):
+        raise ValueError(f"--resume_from_checkpoint {requested}: {listed(problems)}; give an earlier checkpoint")
+    _announce(folder)
+    return str(requested)
+
+
+def is_automatic(requested):
+    """Whether --resume_from_checkpoint asks for the newest checkpoint, whatever it is."""
+    return str(requested).lower() in ("true", "auto")
+
+
+def _newest(output_dir):
+    """The newest complete checkpoint of a run, or None; says what was found, and what was passed over and why."""
+    rescue(output_dir)
+    for folder in found(output_dir):
+        problems = damage(folder)
+        if not problems:
+            _announce(folder)
+            return str(folder)
+        logger.warning("%s: passed over: %s", folder, listed(problems))
+    logger.warning("%s: no checkpoint to resume from yet; training starts from the beginning", output_dir)
+    return None
+
+
+def _announce(folder):
+    state, manifest = read_json(folder, TRAINER_STATE), read_json(folder, MANIFEST)
+    whole = f"complete, {len(manifest['files'])} files" if manifest else "no manifest: it could not be checked"
+    logger.warning(
+        "resuming from %s: step %s of %s (%s)", folder, state.get("global_step"), state.get("max_steps"), whole
+    )
+
+
+def listed(problems, most=3):
+    """The first of some problems in one line, and how many there are."""
+    more = f" and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
+
+
+def drop_old_checkpoints(newest, limit, *, best=None):
+    """Delete the oldest folders beside the checkpoint `newest` until `limit` are left; neither it nor `best` goes."""
+    newest = Path(newest)
+    found = [path for path in newest.parent.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    # By age and not by number: those of an earlier run may have larger numbers.
+    removable = sorted(set(found) - {newest, Path(best or newest)}, key=lambda path: path.stat().st_mtime_ns)
+    for path in removable[: max(len(found) - limit, 0)]:
+        shutil.rmtree(path)

@@ -1,0 +1,348 @@
+"""transformers' Trainer, made to go on from a checkpoint as if nothing had happened, and to leave only whole ones."""
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from qwen_vl.checkpoint import saving
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
+from qwen_vl.training import tuning
+from qwen_vl.training.monitor import reporting
+
+from . import checkpoints, data_position, signals
+
+logger = logging.getLogger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """Trainer that continues exactly: data order, random states and logged losses, on any number of workers and ranks.
+
+    What transformers does not keep stands in the run_state.json of a checkpoint: the place in the data, the losses
+    since the last log line, and how many processes there were. SIGTERM and SIGINT end a run with a checkpoint.
+    made_with: further entries of that file, such as the "settings" of the run; see `resume_settings`.
+    """
+
+    def __init__(self, *, made_with=None, **kwargs):
+        super().__init__(**kwargs)
+        self._made_with = made_with or {}
+        if made_with:  # `resume_settings` says what differs from a checkpoint, and what becomes of it
+            logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+        self._anew = self.args.ignore_data_skip  # the user's wish: the data of the epoch from their beginning
+        self.args.ignore_data_skip = True  # our loaders begin where they have to; no batch is made to be thrown away
+        self._resumed, self._position, self._staging_dir = {}, None, None
+        self._stop = signals.StopOnSignal()
+        # First of all, as other callbacks read the epoch.
+        self.callback_handler.callbacks.insert(0, Bookkeeping(self))
+        self.add_callback(self._stop)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        self._resumed = checkpoints.run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
+        before, now = self._resumed.get("world_size"), self.args.world_size
+        if self.is_deepspeed_enabled and before not in (None, now):
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from_checkpoint}: DeepSpeed wrote it in {before} parts, for as many "
+                f"processes, and cannot share it out among {now}; start {before}, or go on under FSDP or DDP with "
+                "`qwen-vl checkpoint export` of it as --model_name_or_path"
+            )
+        try:
+            with self._stop.listening():
+                result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except RuntimeError as error:
+            if not saving.is_lost_connection(error):
+                raise
+            raise ConnectionError(
+                f"process {self.args.process_index} of {self.args.world_size} has lost the others at step "
+                f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
+                "failed: see what they wrote. The same command with --resume auto goes on from the last checkpoint"
+            ) from error
+        if self.state.global_step == 0:
+            raise ValueError("no step was trained, as the data gave no batch; nothing is saved")
+        newest = checkpoints.found(self.args.output_dir)
+        if self._resumed and newest:
+            self._drop_old_checkpoints(newest[0])  # which the run did not, if it was killed at that moment
+        return result
+
+    def exit_if_stopped(self):
+        """End the process, with 128 + the number of the signal, if a signal ended the training."""
+        if self._stop.signal is None:
+            return
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            step, folder = self.state.global_step, self._checkpoint_dir()
+            then = "is complete, and the same command with --resume auto goes on from there"
+            if self.args.save_only_model:
+                then = "holds the model alone (--save_only_model), so that no run can go on from there"
+            stopped = f"stopped by {signals.name(self._stop.signal)} after step {step} of {self.state.max_steps}"
+            print(f"{stopped}; {folder} {then}", file=sys.stderr)
+        sys.exit(128 + self._stop.signal)
+
+    # ---- data
+
+    def get_train_dataloader(self):
+        """A loader of its own random state, so that nothing depends on how often, and by whom, data are loaded."""
+        data, args = self.train_dataset, self.args
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "worker_init_fn": signals.keep_apart,
+            "generator": torch.Generator(),
+        }
+        self._position = self._place(data)
+        if isinstance(data, IterableDataset):  # each rank finds its share by itself
+            return DataLoader(data, batch_size=self._train_batch_size, **options)
+        batches = RankBatches(
+            len(data),
+            self._order(data),
+            self._train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            drop_last=args.dataloader_drop_last,
+            start=(self._position.epoch, self._position.seen),
+        )
+        if not batches.num_left(self._position.epoch):  # the checkpoint was written at the end of an epoch
+            self._position.begin(self._position.epoch + 1)
+        return TrainLoader(
+            data, batch_sampler=batches, persistent_workers=args.dataloader_persistent_workers, **options
+        )
+
+    def _place(self, data):
+        """The DataPosition that this run goes on from; ValueError where that of the checkpoint is none of `data`."""
+        args, recorded = self.args, self._resumed.get("data")
+        batch = self._train_batch_size * args.world_size
+        description = described(data, args, batch)
+        if recorded and not self._anew:
+            description["group"] = recorded["group"]  # sorted as when the run began, however many processes go on
+        place = data_position.DataPosition(description, per_step=batch * args.gradient_accumulation_steps)
+        if recorded:
+            if not self._anew:
+                data_position.check(recorded, description)
+            place.epoch, place.seen = recorded["epoch"], 0 if self._anew else recorded["seen"]
+        elif self._resumed:
+            place.from_steps(self._resumed["step"])
+        return place
+
+    def _order(self, data):
+        """A function that gives the indices of an epoch in the order of training."""
+        place = self._position.description
+        if place["order"] == "sequential":
+            return lambda epoch: range(len(data))
+        if place["group"]:
+            sizes = data.lengths if place["order"] == "group_by_length" else data.num_pictures
+            return LengthGroupedSampler(sizes, place["group"], seed=place["seed"]).order
+        return lambda epoch: shuffled(len(data), place["seed"] + epoch)
+
+    def set_initial_training_values(self, args, dataloader):
+        """As transformers has them, but for the steps that are left with another batch than that of the checkpoint."""
+        values = list(super().set_initial_training_values(args, dataloader))
+        before = self._resumed.get("per_step")
+        if before not in (None, self._position.per_step) and self._position.size is not None:
+            done = self._resumed["step"]
+            if args.max_steps <= 0:
+                values[-1] = done + self._position.steps_to(args.num_train_epochs)
+            else:
+                values[0] = self._position.epoch + 1 + math.ceil((args.max_steps - done) / values[1])
+        return tuple(values)
+
+    def _init_training_state(self, *args):
+        _, steps = super()._init_training_state(*args)
+        return self._position.epoch, steps
+
+    def _run_epoch(self, *, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, **kwargs):
+        """One epoch; of the one in which a run goes on, the steps that are left."""
+        if self.state.global_step >= self.state.max_steps:  # the checkpoint was the end of its run
+            self.control.should_training_stop = True
+            return
+        self._position.begin(epoch)
+        if self._position.size is None:
+            done = self.state.global_step
+            steps_in_epoch -= done * self.args.gradient_accumulation_steps
+            num_update_steps_per_epoch -= done
+        else:
+            steps_in_epoch = train_dataloader.batch_sampler.num_left(epoch)
+            num_update_steps_per_epoch = math.ceil(steps_in_epoch / self.args.gradient_accumulation_steps)
+        super()._run_epoch(
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            steps_in_epoch=steps_in_epoch,
+            num_update_steps_per_epoch=num_update_steps_per_epoch,
+            **kwargs,
+        )
+
+    def evaluate(self, *args, **kwargs):
+        with torch.random.fork_rng(devices=[]):  # training does not depend on whether there is an evaluation
+            return super().evaluate(*args, **kwargs)
+
+    def _reschedule(self, checkpoint):
+        """Set the rates of the next step as the schedule has them, which may be that of more steps than before.
+
+        A schedule that goes by the losses instead has no such thing.
+        """
+        scheduler, before = self.lr_scheduler, checkpoints.read_json(checkpoint, checkpoints.TRAINER_STATE)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            return
+        ends = before["max_steps"], self.state.max_steps
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        old, rates = scheduler.get_last_lr(), [base * share(scheduler.last_epoch) for base, share in pairs]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+        if ends[0] != ends[1] and old != rates and ends[1] > self.state.global_step:
+            logger.warning(
+                "the %s schedule is that of %d steps now, and no more of %d: step %d trains at %.2e, where %.2e would "
+                "have been next", self.args.lr_scheduler_type.value, *reversed(ends), self.state.global_step + 1,
+                rates[0], old[0],
+            )  # fmt: skip
+
+    def _correct_mean(self, logs):
+        """Correct the mean loss of a log: that of the steps since the last log line of the checkpoint, if any."""
+        since = self._resumed.get("loss", {}).get("since_step", self._initial_global_step)
+        if self.state.global_step == self._initial_global_step:
+            del logs["train_loss"]
+        elif since != self._initial_global_step:
+            logs["train_loss"] = self._total_loss_scalar / (self.state.global_step - since)
+
+    # ---- checkpoints and what is sent elsewhere
+
+    def _get_output_dir(self, trial):
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _checkpoint_dir(self):
+        return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_checkpoint(self, model, trial):
+        """Write checkpoint-N under a temporary name, with its manifest, and rename it.
+
+        A folder of that name is always complete. Where it cannot be written the ones before stay, and the run ends.
+        """
+        final, main, everyone = self._checkpoint_dir(), self.args.should_save, self.accelerator.wait_for_everyone
+        state, before = self._run_state(), checkpoints.found(self.args.output_dir)
+        hint = "Free some space; then the same command with --resume auto goes on" + (
+            f" from {before[0]}, which is as it was" if before else ", from the beginning"
+        )
+        with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main, hint=hint) as staging:
+            everyone()  # the folder is there before any rank writes, and renamed when all have written
+            self._staging_dir = str(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging_dir = None
+            everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)  # in every process, as each loads it in the end
+            if main:
+                self.save_companions(staging / final.name)
+                self.state.save_to_json(str(staging / final.name / checkpoints.TRAINER_STATE))
+                text = json.dumps(state, indent=2) + "\n"
+                (staging / final.name / checkpoints.RUN_STATE).write_text(text, encoding="utf-8")
+                checkpoints.write_manifest(staging / final.name)
+                saving.put_in_place(staging / final.name, final)
+        everyone()  # a rank that ends the run now ends no other one in the middle of this
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        self._drop_old_checkpoints(final)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Begin to send a checkpoint to the hub, once it is in its place; a failure does not end the training."""
+        if self._staging_dir is None:
+            with reporting.warning("--push_to_hub: a checkpoint was not sent"):
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self):
+        with reporting.warning("--push_to_hub: not all was sent"):
+            super()._finish_current_push()
+            for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
+                job.result()
+
+    def _drop_old_checkpoints(self, newest):
+        """Delete what --save_total_limit does not keep beside the newest checkpoint; one process does."""
+        if self.args.should_save and self.args.save_total_limit:
+            checkpoints.drop_old_checkpoints(newest, self.args.save_total_limit, best=self.state.best_model_checkpoint)
+
+    def save_companions(self, folder):
+        """Write what a checkpoint's model needs beside its weights, where it is not there yet."""
+
+    def _run_state(self):
+        """What a checkpoint keeps beside what transformers does, as JSON; every rank has to call this."""
+        args = self.args
+        loss = self._tr_loss if args.world_size == 1 else self.accelerator.gather(self._tr_loss).mean()
+        return {
+            "format": 1,
+            "step": self.state.global_step,
+            "engine": engine_of(self),
+            "dtype": str(tuning.compute_dtype(bf16=args.bf16, fp16=args.fp16)).removeprefix("torch."),
+            "world_size": args.world_size,
+            "per_device_train_batch_size": self._train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "per_step": self._position.per_step,
+            "data": self._position.record(),
+            "loss": {"sum": loss.item(), "since_step": self._globalstep_last_logged},
+            "evaluation_due": self._stop.evaluation_due,
+            **self._made_with,
+        }
+
+
+def described(data, args, batch):
+    """What the order of the `data` of a run depends on, as `position.DataPosition` takes it.
+
+    args: its TrainingArguments. batch: the samples or rows that all ranks together take at a time.
+    """
+    is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
+    # Packed rows are equally long; ranks that also see as many pictures wait for nobody.
+    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
+    return {
+        "kind": "stream" if is_stream else "files",
+        "unit": data.unit if is_stream else "rows" if is_packed else "samples",
+        "order": args.train_sampling_strategy,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "size": None if is_stream else len(data),
+        "fingerprint": data.fingerprint if is_stream else data_position.fingerprint(data.lengths, data.num_pictures),
+        "group": batch if is_sorted and not is_stream else None,
+    }
+
+
+class TrainLoader(DataLoader):
+    """A DataLoader over RankBatches, whose epoch the Trainer chooses."""
+
+    def set_epoch(self, epoch):
+        """Choose the epoch of the next iteration."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+class Bookkeeping(TrainerCallback):
+    """Keeps the place of a ResumableTrainer in its data, and takes up the losses that its checkpoint had not logged."""
+
+    def __init__(self, trainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer, resumed = self._trainer, self._trainer._resumed
+        if "loss" in resumed:
+            trainer._tr_loss += resumed["loss"]["sum"]
+            trainer._globalstep_last_logged = resumed["loss"]["since_step"]
+        if resumed.get("evaluation_due") and args.eval_strategy != "no":
+            trainer._determine_best_metric(trainer._evaluate(None, None), None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        place = self._trainer._position
+        place.step()
+        state.epoch = state.global_step / state.max_steps if place.epochs is None else place.epochs
+
+
+def engine_of(trainer):
+    """In words how a Trainer spreads a model over its processes."""
+    if trainer.is_deepspeed_enabled:
+        return f"DeepSpeed ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    if trainer.is_fsdp_enabled:
+        return f"FSDP {trainer.accelerator.state.fsdp_plugin.fsdp_version}"
+    return "DDP" if trainer.args.world_size > 1 else "one process"

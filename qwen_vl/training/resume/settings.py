@@ -1,0 +1,195 @@
+"""What a resumed run may change: each flag applies, or stays as the checkpoint has it, or is refused where it differs.
+
+How a run learns (KEPT) stays: its optimizer and schedule are in the middle of that. What it is (its base, its adapters,
+its precision, what it learns) is refused. `position.check` decides about the data. Everything else applies.
+"""
+
+import json
+import logging
+from dataclasses import fields
+from typing import NamedTuple
+
+from peft import PeftModel
+
+from qwen_vl.training.monitor import run_record
+
+from . import checkpoints
+
+logger = logging.getLogger(__name__)
+
+KEPT = (
+    *("learning_rate", "vision_lr", "resampler_lr", "lora_lr", "loraplus_lr_ratio"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "max_grad_norm", "neftune_noise_alpha"),
+)
+REFUSED = (
+    "fix_vit",
+    "optim",
+    "loss_on",
+    "init_lora_weights",
+    "new_special_tokens",
+)  # beside what `check` sees in the checkpoint's files
+WITH_DATA = ("loss_on",)  # of REFUSED: allowed where the data begin anew
+ADAPTER_FLAGS = {  # field of an adapter's config: the flag that decides it
+    "r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "bias": "lora_bias",
+    "modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+SAME_OPTIMIZER = {"adamw_torch_fused": "adamw_torch"}  # --optim auto is one or the other, by engine
+# Decided by others: places and secrets of a machine, other spellings of a flag, what the flags of adapters and
+# precision say (`check`), and what follows from another flag.
+UNRECORDED = (
+    *("output_dir", "logging_dir", "cache_dir", "tokenized_cache", "resume_from_checkpoint", "resume", "local_rank"),
+    *("debug", "debug_traceback", "accelerator_config", "parallelism_config", "hub_token", "ignore_data_skip"),
+    *("evaluation_strategy", "group_by_length", "no_cuda", "save_safetensors", "overwrite_output_dir"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "do_train", "do_eval", "do_predict"),
+    *("model_name_or_path", "lora_weight_path", "use_lora", "q_lora", "quantization", "bf16", "fp16"),
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "modules_to_save"),
+    *("use_rslora", "use_dora"),
+    *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
+)
+ENDS = ("max_steps", "num_train_epochs", "early_stopping_patience")  # what says where a run ends
+
+
+class Settled(NamedTuple):
+    """What became of the settings of a run: those in use, those that a resume has changed now, and ever."""
+
+    settings: dict  # {flag: value}
+    applied: dict  # {flag: [before, now]}
+    resumed: list  # of {"step", "applied"}
+
+    def report(self):
+        """Log which other settings apply from here on, once the data have been found to be those of the checkpoint."""
+        said = [f"--{flag} {shown(now)} (was {shown(before)})" for flag, (before, now) in self.applied.items()]
+        if said:
+            logger.warning("resumed with other settings, which apply from here on: %s", ", ".join(said))
+
+
+def settle(checkpoint, groups, *, anew=False):
+    """The Settled of a run; afterwards the parsed `groups` of flags have the checkpoint's values where these stay.
+
+    checkpoint: the folder that the run goes on from, or None. anew: whether the data begin anew. Raises ValueError for
+    what would make another run of it. A checkpoint that records no settings (of an older version) changes nothing.
+    """
+    state = checkpoints.run_state(checkpoint) if checkpoint else {}
+    before, now, resumed = state.get("settings", {}), plain(groups), state.get("resumed", [])
+    differing = {flag: (before[flag], now[flag]) for flag in now if flag in before and before[flag] != now[flag]}
+    refuse(checkpoint, [
+        f"--{flag} {shown(value)} (the checkpoint's: {shown(recorded)})"
+        for flag, (recorded, value) in differing.items()
+        if flag in REFUSED and not (anew and flag in WITH_DATA) and not is_same_optimizer(flag, recorded, value)
+    ])  # fmt: skip
+    kept = {flag: [value, recorded] for flag, (recorded, value) in differing.items() if flag in KEPT}
+    for flag, (_, recorded) in kept.items():
+        restore(groups, flag, recorded)
+    if kept:
+        said = [f"--{flag} {shown(value)} (the checkpoint's: {shown(used)})" for flag, (value, used) in kept.items()]
+        logger.warning("resumed with other settings, which do not apply: %s", ", ".join(said))
+    applied = {flag: list(pair) for flag, pair in differing.items() if flag not in (*KEPT, *REFUSED)}
+    if applied:
+        resumed = [*resumed, {"step": state["step"], "applied": applied}]
+    return Settled(plain(groups), applied, resumed)
+
+
+def is_same_optimizer(flag, recorded, value):
+    """Whether two values of --optim are the same optimizer, whose state fits both."""
+    return flag == "optim" and SAME_OPTIMIZER.get(recorded, recorded) == SAME_OPTIMIZER.get(value, value)
+
+
+def plain(groups):
+    """{flag: value as JSON has it} of everything that a checkpoint records of the parsed groups of flags."""
+    names = [(group, flag.name) for group in groups for flag in fields(group) if flag.init]
+    found = {name: getattr(group, name) for group, name in names if name not in UNRECORDED}
+    return json.loads(json.dumps(found, default=str))
+
+
+def restore(groups, flag, value):
+    """Set a flag to a recorded value, of the type that it has."""
+    group = next(group for group in groups if flag in {one.name for one in fields(group)})
+    kind = type(getattr(group, flag))
+    setattr(group, flag, kind(value) if issubclass(kind, str) and value is not None else value)
+
+
+def shown(value):
+    """A value as the command line would have it."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def refuse(checkpoint, problems):
+    """Raise ValueError for flags with which a run cannot go on from a checkpoint, if there are any."""
+    if problems:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: made with other flags than this run's: {'; '.join(problems)}; "
+            "give the checkpoint's, or begin a new run with --resume false or another --output_dir"
+        )
+
+
+def check(checkpoint, model, *, dtype, base):
+    """Raise ValueError where a checkpoint is one of another base, other adapters or another precision than this run.
+
+    model: as `finetune.rehearse` has it, on the meta device. dtype: what this run computes in. base: {"name",
+    "fingerprint", "quantization"}. What a checkpoint does not say, as one of an older version, is not compared.
+    """
+    state, problems = checkpoints.run_state(checkpoint), []
+    theirs = checkpoints.read_json(checkpoint, "adapter_config.json")
+    if isinstance(model, PeftModel) != (theirs is not None):
+        problems.append(f"--use_lora {isinstance(model, PeftModel)} (the checkpoint's: {theirs is not None})")
+    elif theirs is not None:
+        ours = model.peft_config["default"].to_dict()
+        for field in ADAPTER_FLAGS.keys() & theirs.keys():
+            asked, recorded = (comparable(config[field]) for config in (ours, theirs))
+            if asked != recorded:
+                problems.append(f"--{ADAPTER_FLAGS[field]} {shown(asked)} (the checkpoint's: {shown(recorded)})")
+    own = str(dtype).removeprefix("torch.")
+    if state.get("dtype", own) != own:
+        problems.append(f"precision {own}, by --bf16 or --fp16 (the checkpoint's: {state['dtype']})")
+    recorded = state.get("base") or checkpoints.read_json(checkpoint, "base.json") or {}
+    if recorded.get("quantization", base["quantization"]) != base["quantization"]:
+        problems.append(f"base weights as {base['quantization']} (the checkpoint's: {recorded['quantization']})")
+    if recorded.get("fingerprint", base["fingerprint"]) != base["fingerprint"]:
+        problems.append(f"--model_name_or_path {base['name']}, which holds other weights than {recorded['name']} did")
+    refuse(checkpoint, sorted(problems))
+
+
+def comparable(value):
+    """A field of an adapter's config, so that equal ones compare equal: lists and sets in order, none as None."""
+    if isinstance(value, dict):
+        return {name: comparable(part) for name, part in value.items()} or None
+    return sorted(value) or None if isinstance(value, (list, set, tuple)) else value
+
+
+def is_finished(output_dir, checkpoint, settings, *, newest, resumable, max_steps, num_train_epochs):
+    """Whether the output folder holds the result of a run that went on to a checkpoint's step, and no step is left.
+
+    settings: {flag: value} as `arguments.changed` has them. newest: whether the checkpoint was found as the newest one,
+    which may be the best of a finished run, and the only one that it kept. resumable: whether a run can go on from it;
+    one that holds the model alone is the end only of a run with the very same settings.
+    """
+    result, state = run_record.read(output_dir), checkpoints.run_state(checkpoint)
+    if not result or not run_record.is_newer(
+        output_dir, checkpoints.written(checkpoint)
+    ):  # not of an earlier run there
+        return False
+    end = result["metrics"]["steps"]
+    best = (checkpoints.read_json(output_dir, checkpoints.TRAINER_STATE) or {}).get("best_global_step")
+    if state["step"] != end and not (newest and state["step"] == best):
+        return False
+    if not resumable:
+        return json.loads(json.dumps(run_record.portable(settings), default=str)) == result["settings"]
+    same_end = all(result["settings"].get(flag) == settings.get(flag) for flag in ENDS)
+    return same_end or (state["step"] == end and not is_step_left(state, max_steps, num_train_epochs))
+
+
+def is_step_left(state, max_steps, num_train_epochs):
+    """Whether a run makes a step after the run state of a checkpoint, as far as that can be told without the data."""
+    if max_steps > 0:
+        return state["step"] < max_steps
+    data = state.get("data") or {}
+    return not data.get("size") or data["epoch"] + data["seen"] / data["size"] < num_train_epochs

@@ -1,0 +1,88 @@
+"""SIGTERM and SIGINT end a run after the step it is in, with a checkpoint: Slurm, spot machines and Ctrl-C."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEATED = 2.0  # seconds in which a signal counts as the same: a terminal and torchrun both send one
+
+
+class StopOnSignal(TrainerCallback):
+    """Asks for a checkpoint and the end of the run when a process has received one of SIGNALS.
+
+    All processes agree on the step. A second signal, later than REPEATED, ends the process at once.
+    `signal` is the number of the signal for which the run was stopped, or None; `evaluation_due` whether an evaluation
+    was left out for it.
+    """
+
+    def __init__(self):
+        self.signal, self.evaluation_due = None, False
+        self._received, self._since, self._speaks = 0, 0.0, False
+        self._group = self._flag = self._work = None
+
+    @contextmanager
+    def listening(self):
+        """Within this block signals are received; afterwards they do again what they did before."""
+        if threading.current_thread() is not threading.main_thread():  # where Python can set no handlers
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self._received and time.monotonic() - self._since > REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self._received:
+            self._received, self._since = number, time.monotonic()
+            if self._speaks:
+                os.write(2, f"{name(number)}: the run stops after this step, with a checkpoint\n".encode())
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Of its own, and on the CPU: no process waits for its device, nor for messages between devices.
+        self._speaks = state.is_world_process_zero
+        self._group = dist.new_group(backend="gloo") if args.world_size > 1 else None
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self._group is not None:
+            self._flag = torch.tensor(self._received)
+            self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = self._received
+        if self._work is not None:
+            self._work.wait()
+            received, self._work = int(self._flag), None
+        if received and state.global_step < state.max_steps:
+            self.signal = received
+            control.should_save = True
+            # Who sends a signal waits only so long: the run that goes on begins with this evaluation.
+            self.evaluation_due, control.should_evaluate = control.should_evaluate, False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.signal:  # not before: the checkpoint keeps these switches
+            control.should_training_stop = True
+
+
+def name(number):
+    """The name of a signal, such as SIGTERM."""
+    return signal.Signals(number).name
+
+
+def keep_apart(worker=None):
+    """For data workers: a signal for all processes of a terminal is not for them; their process ends them itself."""
+    os.setpgid(0, 0)

@@ -1,0 +1,1 @@
+"""Features of images that a frozen vision tower computes once."""

@@ -1,0 +1,190 @@
+"""The tokenised cache: the same samples from disk, made again when anything changes, never half."""
+
+import json
+import logging
+import multiprocessing
+import pickle
+import shutil
+
+import pytest
+
+from qwen_vl.data import conversations, skip_manifests
+from qwen_vl.data.build import load, load_file
+from qwen_vl.data.chatml import OverlengthError
+from qwen_vl.data.dataset import ConversationDataset
+from qwen_vl.data.mixing import parse_sources
+from qwen_vl.data.sources import tokenized_cache
+from qwen_vl.data.validation import DataError
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
+
+OPTIONS = {"max_length": 600, "overlength": "trim", "loss_on": "reference", "control_tokens": False}
+
+
+def talk(name, question, answer="An answer.", **more):
+    turns = [{"from": "user", "value": question}, {"from": "assistant", "value": answer}]
+    return {"id": name, "conversations": turns, **more}
+
+
+RECORDS = [
+    talk("a", "<img>a.png</img><img>b.png</img>", weight=0.5),
+    talk(7, "什么?", "<ref>狗</ref>"),
+    talk("7", "none"),
+    talk("long", "<img>a.png</img><img>b.png</img>"),
+    {"id": "cut", "conversations": talk(0, "q")["conversations"] * 60},
+]
+del RECORDS[2]["id"]
+RECORDS[3]["conversations"][1]["value"] = "word " * 600
+
+
+@pytest.fixture
+def data(write, tmp_path, golden_images):
+    for name, picture in zip(("a.png", "b.png"), golden_images, strict=True):
+        shutil.copy(picture, tmp_path / name)
+    return write(RECORDS)
+
+
+@pytest.fixture
+def make(data, tokenizer, tmp_path, monkeypatch):
+    """A function that opens the cache as a start of training does; `make.tokenised` counts the times it was made."""
+
+    def start(path=data, tokenizer=tokenizer, **options):
+        return tokenized_cache.cached(path, tokenizer, folder=tmp_path / "cache", workers=1, **OPTIONS | options)
+
+    original, start.tokenised = tokenized_cache._encode, []
+    monkeypatch.setattr(
+        tokenized_cache, "_encode", lambda *args, **kw: start.tokenised.append(1) or original(*args, **kw)
+    )
+    return start
+
+
+def entries(tmp_path):
+    return [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+
+
+def test_the_same_samples_as_without_it(make, data, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(tokenized_cache, "CHUNK", 2)
+    plain = ConversationDataset(
+        conversations.read(data), tokenizer, search_dirs=conversations.search_dirs(data), **OPTIONS
+    )
+    first = make()
+    for dataset in (first, make(), pickle.loads(pickle.dumps(first))):
+        assert list(dataset) == list(plain) and dataset[-1] == plain[-1]
+        assert (dataset.lengths, dataset.num_pictures) == (plain.lengths, plain.num_pictures)
+        assert dataset.overlength == plain.overlength and dataset.is_weighted
+        with pytest.raises(IndexError):
+            dataset[len(plain)]
+    assert [entry["action"] for entry in plain.overlength] == ["dropped", "trimmed"]
+    assert len(make.tokenised) == 3 and "1 trimmed, 1 dropped" in caplog.text  # said on every start
+
+
+def test_whatever_changes_makes_another_entry(make, data, tmp_path, published_vocab):
+    make()
+    for options in ({"max_length": 601}, {"loss_on": "answers"}, {"overlength": "drop"}, {"control_tokens": True}):
+        make(**options)
+    make(tokenizer=QWenTokenizer(published_vocab, image_span_tokens=16))
+    small = tmp_path / "small.tiktoken"
+    small.write_bytes(b"".join(published_vocab.read_bytes().splitlines(keepends=True)[:1000]))
+    make(tokenizer=QWenTokenizer(small))
+    data.write_text(json.dumps(RECORDS[:2]))
+    assert len(make()) == 2
+    manifest = tmp_path / "skip.json"
+    manifest.write_text(json.dumps({"sha256": skip_manifests.sha256(data), "skip": [{"id": 7}]}))
+    assert [sample["id"] for sample in make(skip_manifest=manifest)] == ["a"]
+    assert len(make.tokenised) == len(entries(tmp_path)) == 9
+    assert [sample["id"] for sample in make(skip_manifest=manifest)] == ["a"]
+    assert len(make.tokenised) == 9
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lost", "info"])
+def test_a_damaged_entry_is_made_again(make, tmp_path, damage, caplog):
+    expected = list(make())
+    (entry,) = entries(tmp_path)
+    samples = entry / tokenized_cache.SAMPLES
+    content = bytearray(samples.read_bytes())
+    content[len(content) // 2] ^= 1
+    {
+        "flip": lambda: samples.write_bytes(content),
+        "cut": lambda: samples.write_bytes(content[:1000]),
+        "lost": samples.unlink,
+        "info": lambda: (entry / tokenized_cache.INFO).write_text("{"),
+    }[damage]()
+    assert list(make()) == expected and "is damaged" in caplog.text
+    caplog.clear()
+    assert list(make()) == expected and "is damaged" not in caplog.text and len(make.tokenised) == 2
+
+
+def test_an_interrupted_or_failed_start_leaves_nothing(make, tmp_path, monkeypatch):
+    def interrupted(*args, **kw):
+        raise KeyboardInterrupt
+
+    with pytest.raises(OverlengthError):
+        make(overlength="error")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            tokenized_cache.skip_manifests,
+            "sha256",
+            lambda path: "x" if path.name != tokenized_cache.SAMPLES else interrupted(),
+        )
+        make()
+    assert entries(tmp_path) == []
+    assert len(make()) == 4
+
+
+def test_a_picture_that_is_gone_is_an_error_all_the_same(make, tmp_path):
+    make()
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(DataError, match=r"data.json\[0\] .*\"b.png\": no such file"):
+        make()
+
+
+def _start(path, vocab, folder, queue):
+    made, original = [], tokenized_cache._make
+    tokenized_cache._make = lambda *args: made.append(1) or original(*args)
+    samples = tokenized_cache.cached(path, QWenTokenizer(vocab), folder=folder, **OPTIONS)
+    queue.put((len(made), [sample["id"] for sample in samples]))
+
+
+def test_of_several_processes_one_makes_it(data, published_vocab, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    arguments = (data, published_vocab, tmp_path / "cache", queue)
+    processes = [context.Process(target=_start, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    made, names = zip(*(queue.get(timeout=60) for _ in processes), strict=True)
+    for process in processes:
+        process.join()
+    assert sum(made) == 1 and all(name == ["a", 7, "data.json[2]", "cut"] for name in names)
+
+
+def test_which_files_are_cached_where(data, tokenizer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("QWEN_VL_CACHE", str(tmp_path / "mine"))
+    assert isinstance(load_file(data, tokenizer, cache=None, **OPTIONS), ConversationDataset)  # too small
+    assert isinstance(load_file(data, tokenizer, cache=str(tmp_path / "c"), **OPTIONS), tokenized_cache.CachedDataset)
+    data.write_bytes(data.read_bytes() + b" " * 2**20)
+    assert isinstance(load_file(data, tokenizer, cache="none", **OPTIONS), ConversationDataset)
+    assert not (tmp_path / "mine").exists()
+    assert isinstance(load_file(data, tokenizer, cache=None, **OPTIONS), tokenized_cache.CachedDataset)
+    assert len(list((tmp_path / "mine").glob("*/samples.arrow"))) == 1
+    monkeypatch.setenv("QWEN_VL_CACHE", str(data))  # a file
+    assert isinstance(load_file(data, tokenizer, cache=None, **OPTIONS), ConversationDataset)
+    assert "cannot be used" in caplog.text
+    with pytest.raises(OSError):
+        load_file(data, tokenizer, cache=str(data), **OPTIONS)
+
+
+def test_several_files_with_their_manifests(data, write, tokenizer, tmp_path, caplog):
+    other = write([talk("x", "q"), talk("y", "q"), talk("z", "q")], "other.jsonl")
+    manifest = tmp_path / "skip.json"
+    manifest.write_text(json.dumps({"sha256": skip_manifests.sha256(other), "skip": [{"id": "y"}]}))
+    sources = parse_sources([str(data), f"{other}:2"])
+    with caplog.at_level(logging.INFO):
+        dataset = load(sources, tokenizer, cache="none", skip_manifests=[manifest], **OPTIONS)
+    assert [sample["id"] for sample in dataset] == ["a", 7, "data.json[2]", "cut", "x", "z", "x", "z"]
+    assert [sample["source"] for sample in dataset] == [0] * 4 + [1] * 4
+    assert dataset.names == ["data.json", "other.jsonl"]
+    assert "2 samples, 4 in an epoch" in caplog.text
+    data.write_text("[]")
+    manifest.write_text(json.dumps({"sha256": "x", "skip": []}))
+    with pytest.raises(DataError, match=r"made for none of .*data\.json, .*other\.jsonl"):
+        load(sources, tokenizer, cache="none", skip_manifests=[manifest], **OPTIONS)

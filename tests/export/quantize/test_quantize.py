@@ -1,0 +1,230 @@
+"""GPTQ export: the published layout, better than rounding, loadable, resumable; nf4."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from helpers import quantized, runs
+from safetensors.torch import load_file
+
+from qwen_vl.checkpoint import int4_layout, loading, quantization
+from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.cli import quantize
+from qwen_vl.cli.run import run
+from qwen_vl.evaluation import quality
+from qwen_vl.export.quantize import gptq, gptq_decoder
+from qwen_vl.export.quantize import quantize as quantize_quantize
+from qwen_vl.export.verify import verify
+
+GROUP = 32
+# Readers of AutoGPTQ's format that have never heard of this project: transformers with optimum, and gptqmodel's own.
+READERS = """
+import importlib.util, sys
+import torch
+assert importlib.util.find_spec("qwen_vl") is None
+from transformers import AutoModelForCausalLM, GPTQConfig
+from gptqmodel import BACKEND, GPTQModel
+folder, inputs = sys.argv[1], torch.load("inputs.pt")
+inputs["pixel_values"] = inputs["pixel_values"].half()
+options = {"trust_remote_code": True, "dtype": torch.float16}
+config = GPTQConfig(bits=4, backend="gptq_torch")
+models = {
+    "transformers": AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, **options),
+    "gptqmodel": GPTQModel.load(folder, backend=BACKEND.GPTQ_TORCH, device="cpu", **options).model,
+}
+for name, model in models.items():
+    assert "TorchLinear" in type(model.transformer.h[0].mlp.w1).__name__
+    with torch.no_grad():
+        torch.save(model.eval()(**inputs).logits.float(), name + ".pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def int4(make_checkpoint, tmp_path_factory):
+    """The folder of a tiny checkpoint that the command quantised, and its lines."""
+    out = tmp_path_factory.mktemp("int4") / "int4"
+    data = runs.write_data(out.parent)
+    words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
+    quantize.main([*words, "--group_size", str(GROUP), "--max_shard_size", "300KB"])
+    return out
+
+
+def correlated(rows, columns, seed=0):
+    """Inputs as real ones are: directions of very different size."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) * torch.logspace(0, -2, columns)
+    return torch.randn(rows, columns, generator=generator) @ mixing.T
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_gptq_keeps_outputs_better_than_rounding(desc_act):
+    inputs, weight = correlated(512, 128), torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    hessian = gptq.Hessian(128)
+    hessian.add(inputs.view(4, 128, 128))
+    codes, zeros, scales, g_idx = gptq.quantize(weight, hessian.mean(), group_size=GROUP, desc_act=desc_act)
+    ours = int4_layout.dequantize(int4_layout.pack(codes, zeros, scales, g_idx))
+    rounded = int4_layout.dequantize(int4_layout.pack(*int4_layout.round_to_nearest(weight, GROUP)))
+    error, plain = (((inputs @ (w - weight).T).norm() / (inputs @ weight.T).norm()).item() for w in (ours, rounded))
+    assert error < 0.5 * plain < 0.1
+    assert gptq.output_error(weight, ours, hessian.mean()) == pytest.approx(error, rel=1e-3)
+    assert g_idx.bincount().tolist() == [GROUP] * 4 and (g_idx.tolist() != sorted(g_idx.tolist())) == desc_act
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_gptq_is_as_good_as_that_of_the_library(desc_act):
+    quantization.quiet_gptqmodel()
+    library = import_module("gptqmodel.quantization")
+    inputs, weight = correlated(512, 128), torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    layer = torch.nn.Linear(128, 64, bias=False)
+    layer.weight.data = weight.clone()
+    theirs = library.GPTQ(layer, qcfg=library.QuantizeConfig(bits=4, group_size=GROUP, desc_act=desc_act, sym=True))
+    theirs.quantizer.configure(perchannel=True)
+    theirs.add_batch(inputs[None], layer(inputs[None]))
+    theirs.hf_quantize(percdamp=0.01, group_size=GROUP, actorder=desc_act)
+    hessian = gptq.Hessian(128)
+    hessian.add(inputs)
+    parts = gptq.quantize(weight, hessian.mean(), group_size=GROUP, desc_act=desc_act)
+    ours = int4_layout.dequantize(int4_layout.pack(*parts))
+    errors = [gptq.output_error(weight, found, hessian.mean()) for found in (ours, layer.weight.data)]
+    assert errors[0] < 1.05 * errors[1]
+
+
+def test_calibration_that_says_nothing_is_an_error():
+    """Where gptqmodel rounds to nearest or takes another damping, with a line in its log."""
+    inputs = correlated(16, 128)
+    with pytest.raises(ValueError, match="no finite inputs"):
+        gptq.Hessian(128).mean()
+    for value in (float("nan"), float("inf")):
+        seen = gptq.Hessian(128)
+        seen.add(inputs)
+        seen.add(torch.full_like(inputs, value))
+        with pytest.raises(ValueError, match="no finite inputs"):
+            seen.mean()
+    alike = gptq.Hessian(128)
+    alike.add(inputs)  # fewer rows than columns
+    with pytest.raises(ValueError, match=r"too much alike .*give more calibration data or a larger --damp"):
+        gptq.quantize(torch.randn(64, 128), alike.mean(), group_size=GROUP, damp=0)
+
+
+def test_packing_is_the_published_layout():
+    """Against the test suite's own packer, which is written from the description of the layout."""
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))
+    codes, zeros, scales, g_idx = int4_layout.round_to_nearest(weight, GROUP)
+    ours, theirs = int4_layout.pack(codes, zeros, scales, g_idx), quantized.pack(codes, zeros, scales, g_idx)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[part], theirs[part]) for part in ours)
+    expected = quantized.dequantized(codes, zeros, scales, g_idx).half().float()
+    assert torch.equal(int4_layout.dequantize(ours), expected)
+    assert torch.equal(int4_layout.dequantize(ours | {"qzeros": int4_layout.to_words(zeros)}, version=2), expected)
+
+
+def test_the_export_has_the_published_names_shapes_and_settings(int4, make_int4_checkpoint):
+    ours, published = runs.weights(int4), load_file(make_int4_checkpoint() / "model.safetensors")
+    outline = {name: (tensor.dtype, tensor.shape) for name, tensor in published.items()}
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in ours.items()} == outline
+    assert (int4 / "model.safetensors.index.json").is_file()
+    settings = [json.loads((folder / "config.json").read_text()) for folder in (int4, make_int4_checkpoint())]
+    assert settings[0]["quantization_config"] == settings[1]["quantization_config"]
+    assert settings[0]["quantization_config"] == json.loads((int4 / "quantize_config.json").read_text())
+    assert settings[0]["dtype"] == "float16"
+
+
+def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, make_int4_checkpoint):
+    inputs = verify.picture_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    before = verify.logits(loading.load_model(make_checkpoint()), inputs)
+    loaded = verify.logits(loading.load_model(int4), inputs)
+    assert verify.compare(loaded, verify.logits(DiskModel(int4).stream(dtype=torch.float32), inputs)).largest < 1e-4
+    rounded = verify.logits(loading.load_model(make_int4_checkpoint()), inputs)
+    assert verify.compare(before, loaded).mean < verify.compare(before, rounded).mean
+
+
+@pytest.mark.slow
+def test_readers_of_others_load_the_export(int4, tmp_path):
+    """In a process without this project; a zero point that is off by one would move each weight by a whole step."""
+    inputs = verify.picture_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    torch.save(dict(inputs), tmp_path / "inputs.pt")
+    runs.python_elsewhere(tmp_path, "-c", READERS, int4)
+    ours = verify.logits(loading.load_model(int4, dtype=torch.float32), inputs)
+    for name in ("transformers", "gptqmodel"):
+        difference = verify.compare(ours, torch.load(tmp_path / f"{name}.pt"))
+        print(name, difference)
+        assert difference.largest < 1e-2, name
+
+
+def test_an_interrupted_run_goes_on_with_the_blocks_that_are_done(int4, make_checkpoint, tmp_path, monkeypatch, capsys):
+    data, out = runs.write_data(tmp_path), tmp_path / "out"
+    words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
+    words += ["--group_size", str(GROUP)]
+    whole, done = gptq_decoder.quantize_block, []
+
+    def once(*args, **kwargs):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(gptq_decoder, "quantize_block", once)
+    with pytest.raises(KeyboardInterrupt):
+        quantize.main(words)
+    assert not out.exists()
+    done.clear()
+    with pytest.raises(SystemExit) as ended:
+        run(quantize.main, [*words, "--damp", "0.1"])
+    assert ended.value.code == 1 and "begun with another damp" in capsys.readouterr().err
+    quantize.main(words)  # one block may be quantised, and one is all that is left
+    assert "block 1/2: done before" in capsys.readouterr().err
+    assert runs.equal(runs.weights(out), runs.weights(int4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "out"]
+
+
+def test_nf4_and_the_quality_report(make_checkpoint, tmp_path, capsys):
+    data, out = runs.write_data(tmp_path), tmp_path / "nf4"
+    words = ["--method", "nf4", "--evaluate", str(data), "--max_evaluated", "4", "--image_folder", str(runs.GOLDEN)]
+    quantize.main([str(make_checkpoint()), str(out), *words])
+    said = capsys.readouterr().out
+    assert "| perplexity of the recorded answers |" in said and "of 4 (" in said
+    loaded = loading.load_model(out)
+    assert type(loaded.transformer.h[0].mlp.w1).__name__ == "Linear4bit"
+    assert type(loaded.lm_head) is torch.nn.Linear
+    assert type(loaded.transformer.visual.attn_pool.kv_proj) is torch.nn.Linear
+
+
+def test_perplexity_is_that_of_all_targets(make_checkpoint, tmp_path):
+    folder = make_checkpoint()
+    samples = quality.samples_of(
+        runs.write_data(tmp_path), loading.load_tokenizer(folder), 64, image_folder=runs.GOLDEN, limit=3
+    )
+    assert len(samples) == 3
+    model, losses = loading.load_model(folder).eval(), []
+    for sample in samples:
+        logits = model(sample["input_ids"], pixel_values=sample.get("pixel_values")).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, sample["labels"][0, 1:], reduction="none"))
+    kept = torch.cat(losses)[torch.cat([sample["labels"][0, 1:] for sample in samples]) != -100]
+    assert quality.perplexity(model, samples) == pytest.approx(kept.mean().exp().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--bits", "3"], "--bits 3: only 4 bits"),
+        ([], "--calibration: GPTQ needs conversations"),
+        (["--calibration", "text.json"], "no pictures in it"),
+        (["--calibration", "data.json"], "no groups of 128: give a --group_size that divides 64"),
+    ],
+)
+def test_what_cannot_be_quantised_is_one_error(make_checkpoint, tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    runs.write_data(tmp_path, [(None, "1+1?", "2")]).rename("text.json")
+    runs.write_data(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run(quantize.main, [str(make_checkpoint()), "out", "--image_folder", str(runs.GOLDEN), *flags])
+    assert ended.value.code == 1 and said in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "text.json"]
+
+
+def test_neither_adapters_nor_quantised_models_are_quantised(make_int4_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="is quantised already"):
+        quantize_quantize.open_float(make_int4_checkpoint())
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="merge it first"):
+        quantize_quantize.open_float(tmp_path)

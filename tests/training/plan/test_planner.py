@@ -1,0 +1,173 @@
+"""The plan: one truth about parameters, the published table, what fits, and commands that exist."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import runs
+
+from qwen_vl.adapters import build
+from qwen_vl.checkpoint import loading
+from qwen_vl.cli import main
+from qwen_vl.families import v1_costs
+from qwen_vl.model import QWenConfig
+from qwen_vl.model.decoder_qwen import QWenBlock, rotary_tables
+from qwen_vl.training import tuning
+from qwen_vl.training.plan import memory_model, planner
+
+ROOT = Path(__file__).resolve().parents[3]
+PUBLISHED_PARAMETERS = 9_656_935_168
+
+
+def planned(setup, config=None, **options):
+    config = config or QWenConfig()
+    weights = memory_model.weigh(config, setup, **{"lora": planner.LORA, **options})
+    return planner.need(config, setup, planner.Machine(), weights)
+
+
+def test_weights_are_those_of_the_real_model(make_checkpoint):
+    """What is counted without storage equals what a run prepares, part by part."""
+    config = loading.load_config(make_checkpoint())
+    for method in ("full", "lora"):
+        found = memory_model.weigh(
+            config, memory_model.Setup(method=method, half=False), base_model=True, lora=planner.LORA
+        )
+        model = loading.load_model(make_checkpoint())
+        if method == "full":
+            model = tuning.freeze_for_full(model, fix_vit=True)
+        else:
+            model = build.add_adapters(model, **planner.LORA, modules_to_save=["wte", "lm_head"])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert found.parameters == sum(p.numel() for p in trained)
+        assert found.trained == sum(p.nbytes for p in trained)
+        assert found.frozen == sum(p.nbytes for p in model.parameters()) - found.trained
+    published = memory_model.weigh(QWenConfig(), memory_model.Setup(method="lora"), lora=planner.LORA)
+    assert published.frozen == 2 * PUBLISHED_PARAMETERS and published.adapters == 112_197_632
+    # The Int4 checkpoint as published: 9,731,786,240 bytes, one of which counts 32 blocks' packed linears.
+    assert (
+        memory_model.weigh(QWenConfig(), memory_model.Setup(method="qlora"), lora=planner.LORA).frozen == 9_731_786_240
+    )
+
+
+def test_the_model_explains_what_was_published(capsys):
+    """scripts/published_memory.py: twelve cells within 5%, as README says, and both tables of docs/plan.md."""
+    published = runs.script("published_memory")
+    published.main([])
+    memory_table, time_table = capsys.readouterr().out.strip().split("\n\n")
+    differences = [float(number) for number in re.findall(r"\(([+-][\d.]+)%\)", memory_table)]
+    assert len(differences) == 12 and max(map(abs, differences)) < 5, memory_table
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/plan.md"))
+    assert memory_table in page
+    for name, row in {"LoRA (chat)": "the reference, as published: LoRA, chat", "LoRA (base)": "LoRA, base"}.items():
+        assert f"| *{row}* | {' | '.join(f'{size} GB' for size in published.PUBLISHED_GB[name])} |" in readme
+    assert f"| *Q-LoRA* | {' | '.join(f'{size} GB' for size in published.PUBLISHED_GB['Q-LoRA'])} |" in readme
+    lora, _, qlora = (re.findall(r"\(([\d.]+) times\)", line) for line in time_table.splitlines()[2:])
+    times = "{3}, {2}, {1} and {0}".format(*lora)
+    told = f"the published LoRA runs took {times} times the planned time at 2048, 1024, 512 and 384 tokens, Q-LoRA"
+    assert f"{told} {qlora[-1]} to {qlora[0]} times" in " ".join(page.split())
+
+
+def test_the_readme_shows_what_is_planned():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {
+        "LoRA on a chat model": (memory_model.Setup(method="lora"), {}),
+        "LoRA on a base model": (memory_model.Setup(method="lora"), {"base_model": True}),
+        "Q-LoRA": (memory_model.Setup(method="qlora"), {}),
+        "full, 8 GPUs, ZeRO-3": (memory_model.Setup(method="full", gpus=8, zero=3), {}),
+    }
+    for name, (setup, options) in rows.items():
+        cells = [f"{planned(setup._replace(length=n), **options).total / 1e9:.1f} GB" for n in planner.LENGTHS]
+        assert f"| {name} | {' | '.join(cells)} |" in text, cells
+
+
+def test_what_must_cost_more_does():
+    base = memory_model.Setup(method="lora")
+    assert planned(base._replace(length=4096)).total > planned(base).total
+    assert planned(base._replace(checkpointing=False)).total > planned(base).total
+    assert planned(base, base_model=True).total > planned(base).total
+    assert planned(base._replace(attention="eager")).total > planned(base).total
+    assert (
+        planned(base._replace(method="qlora")).total < planned(base).total < planned(base._replace(method="full")).total
+    )
+    many = memory_model.Setup(method="full", gpus=8)
+    totals = [planned(many._replace(zero=stage)).total for stage in (0, 1, 2, 3)]
+    assert totals == sorted(totals, reverse=True)
+    assert planned(many._replace(zero=3, offload=True)).total < totals[-1]
+    assert planned(base._replace(targets=1.0)).seconds > planned(base).seconds
+    for setup in (base, many._replace(zero=3)):
+        found = planned(setup)
+        assert found.total == pytest.approx(sum(found.parts.values())) and min(found.parts.values()) >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_keeps_what_is_counted(dtype):
+    """Bytes that autograd really keeps of a block in full training, all but weights and tables of positions."""
+    visual = QWenConfig().visual | {"output_dim": 256}
+    config = QWenConfig(hidden_size=256, num_attention_heads=4, kv_channels=64, intermediate_size=1024, visual=visual)
+    config._attn_implementation = "sdpa"
+    block, length = QWenBlock(config, 0).to(dtype), 512
+    rotary = rotary_tables(config, torch.arange(length)[None], alpha=None, scale_queries=False)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), rotary.cos, rotary.sin)}
+    hidden, kept = torch.randn(1, length, 256, dtype=dtype, requires_grad=True), {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage.nbytes(), storage)  # held here, so that its place is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(hidden, None, rotary)
+    found = sum(size for place, (size, _) in kept.items() if place not in shared)
+    setup = memory_model.Setup(method="full", length=length, half=dtype != torch.float32, on_cpu=True)
+    counted = v1_costs.block_bytes(config, memory_model.block_run(setup, dtype.itemsize, dtype.itemsize))
+    assert found == pytest.approx(counted, rel=0.05)
+
+
+def test_the_loss_does_not_grow_with_positions_without_a_target():
+    config, setup = QWenConfig(), memory_model.Setup(targets=0.01)
+    assert memory_model.loss_bytes(config, setup._replace(length=8192)) <= 1.5 * memory_model.CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("--gpu_memory 24", "It fits 24 GiB"),
+        ("--method full --gpus 8 --gpu_memory 24", "NPROC=8 sh finetune/finetune_ds.sh"),
+        ("--method full --gpus 4 --gpu_memory 24", "zero3_offload.json"),
+        ("--method full --gpu_memory 20", "finetune_qlora_single_gpu.sh -m Qwen/Qwen-VL-Chat-Int4"),
+        ("--method full --gpu_memory 2", "Nothing here does"),
+        ("--gpu_memory 16 --zero 2 --gpus 8", "NPROC=8 sh finetune/finetune_lora_ds.sh"),
+    ],
+)
+def test_what_fits_and_the_command_for_it(words, expected, capsys):
+    main.main(["plan", *words.split()])
+    shown = capsys.readouterr().out
+    assert expected in shown, shown
+    for path in re.findall(r"(?:finetune|configs)/[\w./]+", shown):
+        assert (ROOT / path).is_file(), path
+    assert "| full" in shown and "| qlora" in shown and "2048 tokens" in shown
+
+
+def test_quantised_checkpoints_are_planned_as_they_are_stored(make_checkpoint, tmp_path, capsys):
+    settings = json.loads((make_checkpoint() / "config.json").read_text(encoding="utf-8"))
+    settings["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    main.main(["plan", "--model", str(tmp_path), "--method", "qlora"])
+    assert f"finetune_qlora_single_gpu.sh -m {tmp_path}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="weights are quantised"):
+        main.main(["plan", "--model", str(tmp_path)])
+    setup = memory_model.Setup(method="qlora")
+    sizes = [planned(setup._replace(packing=kind)).parts["weights"] for kind in ("nf4", "gptq", "int8")]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_plan_reads_a_folder_and_refuses_contradictions(make_checkpoint, capsys):
+    main.main(["plan", "--model", str(make_checkpoint("raw")), "--cpu", "--max_length", "128", "--probe"])
+    shown = capsys.readouterr().out
+    assert "measured on cpu" in shown and "--use_cpu True" in shown and "| process |" in shown
+    for words in ("--offload", "--cpu --zero 2", "--cpu --method qlora", "--method qlora --zero 3", "--targets 2"):
+        with pytest.raises(SystemExit) as end:
+            main.entry(["plan", *words.split()])
+        assert end.value.code == 1

@@ -1,0 +1,94 @@
+"""Runs in which nothing would be trained: one error before the model is loaded, and nothing is left behind."""
+
+import json
+
+import pytest
+from helpers import runs
+
+from qwen_vl.cli import run as cli_run
+from qwen_vl.training.resume import resumable_trainer
+
+VISION = ("--use_lora", "--lora_target_modules", "vision")
+
+
+@pytest.fixture
+def refused(make_checkpoint, tmp_path, monkeypatch, capsys):
+    """A function that runs training, expects exit code 1 before a weight is loaded, and gives the one line of why."""
+
+    def run(*flags, **settings):
+        monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+        with pytest.raises(SystemExit) as ended:
+            cli_run.run(lambda argv: runs.train(make_checkpoint(), tmp_path / "out", *flags, **settings), [])
+        assert ended.value.code == 1 and not (tmp_path / "out").exists()
+        return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+
+    return run
+
+
+def texts(tmp_path, **fields):
+    """Paths of a data file without pictures, as JSON and as JSON Lines; fields: of every record."""
+    path = runs.write_data(tmp_path, [text for text in runs.TEXTS if text[0] is None])
+    records = [record | fields for record in json.loads(path.read_text())]
+    lines = tmp_path / "data.jsonl"
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path, lines
+
+
+@pytest.mark.parametrize("flags", [(), ("--packing", "auto")], ids=["samples", "rows"])
+def test_fewer_samples_than_a_batch(refused, flags):
+    said = refused(*flags, "--dataloader_drop_last", "True", per_device_train_batch_size=9, max_steps=-1)
+    number = "1 packed rows" if flags else "8 samples"
+    assert "nothing would be trained: --dataloader_drop_last" in said and f"{number} do not fill one of 9 x 1" in said
+
+
+@pytest.mark.parametrize("steps", [0, -5])
+def test_no_steps(refused, steps):
+    assert f"--max_steps {steps}: nothing would be trained; use a number above 0" in refused(max_steps=steps)
+
+
+def test_only_vision_and_no_picture(refused, tmp_path):
+    said = refused(*VISION, data_path=texts(tmp_path)[0])
+    assert "nothing would be trained: only the vit would, and no sample has a picture" in said
+
+
+def test_a_stream_of_which_no_record_is_taken(refused, tmp_path):
+    stream = texts(tmp_path)[1]
+    said = refused("--streaming", data_path=stream, model_max_length=9)
+    assert f"{stream}: no record that fits" in said
+    said = refused("--streaming", data_path=texts(tmp_path, weight=0)[1])
+    assert ".weight: 0; use a number above 0" in said
+
+
+def test_rates_of_zero_are_said(make_checkpoint, tmp_path, caplog):
+    out = runs.train(make_checkpoint(), tmp_path / "out", "--use_lora", learning_rate=0, max_steps=1)
+    assert "every learning rate is 0, so no weight will change" in caplog.text and len(runs.losses(out)) == 1
+
+
+def test_a_batch_in_which_nothing_trains_is_passed_over(make_checkpoint, tmp_path):
+    """Adapters in the ViT, and a batch without pictures: no gradient and no update, instead of an error of torch."""
+    settings = {"per_device_train_batch_size": 1, "max_steps": 2, "train_sampling_strategy": "sequential"}
+    settings |= {"save_strategy": "steps", "save_steps": 1}
+    data = runs.write_data(tmp_path, [runs.TEXTS[1], runs.TEXTS[0]])
+    out = runs.train(make_checkpoint(), tmp_path / "out", *VISION, data_path=data, **settings)
+    first, second = (runs.weights(out / f"checkpoint-{step}") for step in (1, 2))
+    moved = {name for name in first if not bool((first[name] == second[name]).all())}
+    assert {name for name in first if ".lora_B" in name and not first[name].any()} == moved
+    assert runs.losses(out, "grad_norm")[0] == 0 < runs.losses(out, "grad_norm")[1]
+
+
+def test_data_that_give_no_batch_after_all(make_checkpoint, tmp_path, monkeypatch):
+    """Whatever the reason: no result is written."""
+    monkeypatch.setattr(resumable_trainer.RankBatches, "__iter__", lambda self: iter(()))
+    with pytest.raises(ValueError, match="no step was trained, as the data gave no batch; nothing is saved"):
+        runs.train(make_checkpoint(), tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists() and not (tmp_path / "out" / "run.json").exists()
+
+
+def test_other_data_than_the_checkpoint_was_made_on_are_noticed_before_a_weight_is_loaded(
+    make_checkpoint, tmp_path, monkeypatch
+):
+    out = runs.train(make_checkpoint(), tmp_path / "out", max_steps=1, save_strategy="steps")
+    data = runs.write_data(tmp_path, runs.TEXTS[:-1])
+    monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+    with pytest.raises(ValueError, match="the number of samples in the data"):
+        runs.train(make_checkpoint(), out, "--resume", "auto", max_steps=2, data_path=data)
