@@ -184,7 +184,17 @@ def rehearse(name, config, lora, training, resume_from=None):
     """
     import torch
 
-    from qwen_vl.training import adapters, arguments, engines, loading, quantization, resume_settings, saving, tuning
+    from qwen_vl.training import (
+        adapters,
+        arguments,
+        engines,
+        loading,
+        outset,
+        quantization,
+        resume_settings,
+        saving,
+        tuning,
+    )
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     adapters.check_base(
@@ -213,6 +223,7 @@ def rehearse(name, config, lora, training, resume_from=None):
         else:
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     lines = tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
+    outset.check_optimizer(training, model)
     base = base_of(name, kind, lora.lora_weight_path, training.cache_dir)
     if resume_from:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
