@@ -39,7 +39,7 @@ def main(argv=None):
     tokenizer = tokenizer_for(name, config, lora_args.lora_weight_path, train_args)
     kind, rates, base, lines = rehearse(name, config, lora_args, train_args, resume_from)
     settings = arguments.changed(*parsed)
-    if is_finished(resume_from, train_args, settings):
+    if is_finished(resume_from, train_args, settings, settled):
         return
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
     outset.check(train_data, train_args, lines, checkpoint=resume_from)
@@ -231,8 +231,8 @@ def rehearse(name, config, lora, training, resume_from=None):
     return kind, rates, base, lines
 
 
-def is_finished(resume_from, training, settings):
-    """Whether the run that a checkpoint belongs to has its result already; says so."""
+def is_finished(resume_from, training, settings, settled):
+    """Whether the run that a checkpoint belongs to has its result already; says so, and which settings do nothing."""
     from qwen_vl.training import checkpoints, resume_settings
 
     newest = checkpoints.is_automatic(training.resume_from_checkpoint)
@@ -248,7 +248,8 @@ def is_finished(resume_from, training, settings):
         print(
             f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
-            "--resume false or another --output_dir begins a new one",
+            "--resume false or another --output_dir begins a new one"
+            + (f". Without effect: {settled.said()}" if settled.applied else ""),
             file=sys.stderr,
         )
     return True
