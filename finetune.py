@@ -45,7 +45,7 @@ def main(argv=None):
         name, config, lora_args, train_args, resume_from=resume_from, cache_folder=data_args.vision_cache
     )
     settings = arguments.changed(*parsed)
-    if is_finished(resume_from, train_args, settings):
+    if is_finished(resume_from, train_args, settings, settled):
         return
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
     preflight.check(train_data, train_args, lines, checkpoint=resume_from)
@@ -196,7 +196,7 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
 
     from qwen_vl.adapters import bases, build, lora_targets
     from qwen_vl.checkpoint import loading, quantization
-    from qwen_vl.training import param_groups, tuning
+    from qwen_vl.training import param_groups, preflight, tuning
     from qwen_vl.training.distributed import engines
     from qwen_vl.training.flags import arguments
     from qwen_vl.training.resume import settings as resume_settings
@@ -231,6 +231,7 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     lines = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
     cache.check_frozen(cache_folder, model, is_sharded=engines.is_sharded(training))
+    preflight.check_optimizer(training, model)
     base = base_of(name, kind, lora.lora_weight_path, training.cache_dir)
     if resume_from:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
@@ -238,8 +239,8 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
     return kind, rates, base, lines
 
 
-def is_finished(resume_from, training, settings):
-    """Whether the run that a checkpoint belongs to has its result already; says so."""
+def is_finished(resume_from, training, settings, settled):
+    """Whether the run that a checkpoint belongs to has its result already; says so, and which settings do nothing."""
     from qwen_vl.training.resume import checkpoints
     from qwen_vl.training.resume import settings as resume_settings
 
@@ -256,7 +257,8 @@ def is_finished(resume_from, training, settings):
         print(
             f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
-            "--resume false or another --output_dir begins a new one",
+            "--resume false or another --output_dir begins a new one"
+            + (f". Without effect: {settled.said()}" if settled.applied else ""),
             file=sys.stderr,
         )
     return True

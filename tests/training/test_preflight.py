@@ -16,7 +16,7 @@ def refused(make_checkpoint, tmp_path, monkeypatch, capsys):
     """A function that runs training, expects exit code 1 before a weight is loaded, and gives the one line of why."""
 
     def run(*flags, **settings):
-        monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+        monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
         with pytest.raises(SystemExit) as ended:
             cli_run.run(lambda argv: runs.train(make_checkpoint(), tmp_path / "out", *flags, **settings), [])
         assert ended.value.code == 1 and not (tmp_path / "out").exists()
@@ -44,6 +44,10 @@ def test_fewer_samples_than_a_batch(refused, flags):
 @pytest.mark.parametrize("steps", [0, -5])
 def test_no_steps(refused, steps):
     assert f"--max_steps {steps}: nothing would be trained; use a number above 0" in refused(max_steps=steps)
+
+
+def test_an_optimizer_that_is_not_installed(refused):
+    assert "need to install `schedulefree`" in refused(optim="schedule_free_adamw")
 
 
 def test_only_vision_and_no_picture(refused, tmp_path):
@@ -89,6 +93,6 @@ def test_other_data_than_the_checkpoint_was_made_on_are_noticed_before_a_weight_
 ):
     out = runs.train(make_checkpoint(), tmp_path / "out", max_steps=1, save_strategy="steps")
     data = runs.write_data(tmp_path, runs.TEXTS[:-1])
-    monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+    monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
     with pytest.raises(ValueError, match="the number of samples in the data"):
         runs.train(make_checkpoint(), out, "--resume", "auto", max_steps=2, data_path=data)

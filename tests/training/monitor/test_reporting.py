@@ -59,6 +59,11 @@ def refusal(capsys, monkeypatch, tmp_path):
         (["--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
         (["--optim_args", "foo"], "--optim_args foo: write name=value"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: use 0 or more"),
+        (["--learning_rate", "nan"], "--learning_rate nan: use 0 or more"),
+        (["--num_train_epochs", "inf"], "--num_train_epochs inf: use a number above 0"),
+        (["--adam_beta1", "2"], "--adam_beta1, --adam_beta2, --adam_epsilon: Invalid beta parameter at index 0"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: use 0 or more"),
+        ([*EVALUATED, "--label_names", "answers"], "--label_names: an evaluation finds its loss by the labels alone"),
         (["--deepspeed", "gone.json"], "--deepspeed gone.json: no such file"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -172,7 +177,7 @@ def test_errors_of_services_are_one_line_in_every_command(capsys):
 
 def test_a_metric_that_an_evaluation_lacks_is_one_line(make_checkpoint, tmp_path, monkeypatch):
     """Where it was not known at the start."""
-    monkeypatch.setattr("qwen_vl.training.selection.MEASURED", ("accuracy",))
+    monkeypatch.setattr("qwen_vl.training.monitor.selection.MEASURED", ("accuracy",))
     settings = {"eval_data_path": runs.write_data(tmp_path), "eval_strategy": "steps", "eval_steps": 1}
     with pytest.raises(ValueError, match="--metric_for_best_model accuracy: evaluation measured eval_loss, "):
         runs.train(make_checkpoint(), tmp_path / "out", **settings, metric_for_best_model="accuracy")
