@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import transformers
+import wandb
 from helpers import runs
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.integrations import TensorBoardCallback
@@ -35,7 +36,8 @@ def refusal(capsys, monkeypatch, tmp_path):
         assert ended.value.code == 2
         return capsys.readouterr().err.partition("error: ")[2].strip()
 
-    return refused
+    yield refused
+    wandb.teardown()  # it keeps the settings that it was first asked with
 
 
 @pytest.mark.parametrize(
