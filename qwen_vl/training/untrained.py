@@ -51,8 +51,8 @@ class UntrainedCheck(TrainerCallback):
         self._has_picture = any(key in batch for batch in batches for key in PICTURES)
         self._had_picture |= self._has_picture
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        self._began, data = state.global_step, train_dataloader.dataset
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._began = state.global_step
         self._trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._waiting = dict(self._trains)
         if self._by_hooks:
