@@ -12,6 +12,7 @@ from torch import nn
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 
+from . import fit
 from .folder import ModelFolder
 
 
@@ -28,29 +29,13 @@ def build(folder: ModelFolder) -> QWenLMHeadModel:
         model = QWenLMHeadModel(config).eval()
     if folder.generation_config is not None:
         model.generation_config = copy.deepcopy(folder.generation_config)
-    wanted = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    there = weights.names()
-    left_over = [name for name in sorted(set(there) - set(wanted)) if not is_zero_bias(name, weights)]
-    problems = {
-        "missing": sorted(set(wanted) - set(there)),
-        "left over": left_over,
-        "of another shape": [n for n in wanted if n in there and weights.shape(n) not in (None, wanted[n])],
-    }
-    wrong = [f"{len(names)} {what} ({', '.join(names[:3])} ..)" for what, names in problems.items() if names]
-    if wrong:
-        raise ValueError(
-            f"{folder}: the weights do not fit config.json: {'; '.join(wrong)}; use the files of one checkpoint"
-        )
+    misfit = fit.compare(fit.shapes(model.named_parameters()), {name: weights.shape(name) for name in weights.names()})
+    fit.check(folder, fit.without_zero_biases(misfit, weights.read) if weights.is_quantized else misfit)
     for module in model.modules():
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[leaf] = placeholder(parameter.shape)
     return model
-
-
-def is_zero_bias(name, weights):
-    """Whether a tensor is the zero bias that AutoGPTQ's layout gives each linear that has none."""
-    return weights.is_quantized and family.may_be_zero_bias(name) and not weights.read(name).any()
 
 
 def placeholder(shape):

@@ -21,7 +21,6 @@ QUESTION = "Picture 1: <img></img>\nWhat is in the picture? 图中有什么？"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 QUANTIZED = 0.5  # the same where one of the two is quantised: broken, and not only coarse
 LAST_POSITIONS = 64  # of a prompt, whose logits are compared; all of them stand behind its pictures
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JSON_FILES = ("generation_config.json", "tokenizer_config.json")
 PASSING = {"transformers_version", "_from_model_config", "processor_class", "added_tokens_decoder"}  # of no effect
 
