@@ -18,7 +18,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
-from qwen_vl.families.v1 import FLOAT_MODULES, may_be_zero_bias
+from qwen_vl.families.v1 import FLOAT_MODULES
 
 PACKAGES = {"gptq": ("optimum", "gptqmodel"), "nf4": ("bitsandbytes",), "int8": ("bitsandbytes",)}
 GPTQ_BITS = (2, 3, 4, 8)
@@ -181,10 +181,3 @@ def packed_paths(model, kind):
 def linear_kinds(model):
     """The classes of the linear layers of a model, packed ones included."""
     return (torch.nn.Linear, *{type(layer) for layer in quantized_linears(model).values()})
-
-
-def zero_biases(names, config):
-    """Those of the left-over tensor `names` that may be there if they are zero: biases of GPTQ layers without any."""
-    if kind_of(config) != "gptq":
-        return set()
-    return {name for name in names if may_be_zero_bias(name)}

@@ -1,60 +1,62 @@
 """The tensors of a checkpoint by name, read from its mapped files when they are asked for, and always as floats."""
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from safetensors import safe_open
 
-from . import int4_layout, loading
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+from . import int4_layout
+from .dtypes import STORED
+from .files import Folder, read_json, reading_weights, weight_files
 
 
 class Weights:
     """What a checkpoint holds, as the float model's tensors; nothing stays in memory between two reads.
 
     Linears that are stored in 4 bits (AutoGPTQ's layout, or bitsandbytes nf4) appear as the weight that they stand for.
-    `is_quantized` says whether there are any. Raises ValueError for another kind of quantisation or a damaged file.
+    `is_quantized` says whether there are any. Raises ValueError for another kind of quantization or a damaged file.
     """
 
-    def __init__(self, path, cache_dir=None):
+    def __init__(self, path: Folder, cache_dir: str | None = None) -> None:
         self.path = path
-        settings = (loading.read_json(path, "config.json", cache_dir) or {}).get("quantization_config") or {}
+        settings = (read_json(path, "config.json", cache_dir) or {}).get("quantization_config") or {}
         self.is_quantized = bool(settings)
         method = settings.get("quant_method", "bitsandbytes" if self.is_quantized else None)
         is_packed = method == "gptq" and settings.get("bits") == int4_layout.BITS
         if self.is_quantized and not is_packed and not settings.get("load_in_4bit"):
             raise ValueError(
-                f"{path}: quantised as {method} with {settings.get('bits', 8)} bits, which cannot be read here; "
+                f"{path}: quantized as {method} with {settings.get('bits', 8)} bits, which cannot be read here; "
                 "4-bit GPTQ and bitsandbytes nf4 can"
             )
         form = settings.get("checkpoint_format") or settings.get("format") or "gptq"
         self._version = 2 if form == "gptq_v2" else 1
-        self._stored = {}  # stored name: what gives its tensor
-        with loading.reading_weights(path):
-            for file in loading.weight_files(path, cache_dir):
+        self._stored: dict[str, Stored] = {}
+        with reading_weights(path):
+            for file in weight_files(path, cache_dir):
                 self._stored |= open_file(file)
 
-    def names(self):
-        """Names of the tensors, those of 4-bit linears as `.weight`."""
+    def names(self) -> list[str]:
+        """Return the names of the tensors, those of 4-bit linears as `.weight`."""
         inside = {f"{stem}.{part}" for stem in self._packed_stems() for part in int4_layout.PARTS}
         states = {name for name in self._stored if any(mark in name for mark in (".weight.", ".SCB", ".weight_format"))}
         packed = {f"{stem}.weight" for stem in self._packed_stems()}
         return sorted((set(self._stored) - inside - states) | packed)
 
-    def _packed_stems(self):
+    def _packed_stems(self) -> list[str]:
         return [name.removesuffix(int4_layout.SUFFIX) for name in self._stored if name.endswith(int4_layout.SUFFIX)]
 
-    def dtype(self, name):
-        """The dtype that a tensor is stored in; that of its scales for a 4-bit linear, float32 for an nf4 one."""
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the stored dtype of a tensor: that of its scales for a 4-bit linear, float32 for an nf4 one."""
         stem = name.removesuffix(".weight")
         if f"{stem}.scales" in self._stored:
             return self._stored[f"{stem}.scales"].dtype
         stored = self._stored[name].dtype
         return stored if stored.is_floating_point else torch.float32
 
-    def shape(self, name):
-        """The shape of a tensor as a list; None for an nf4 one, which has no shape before it is read."""
+    def shape(self, name: str) -> list[int] | None:
+        """Return the shape of a tensor as a list; None for an nf4 one, which has no shape before it is read."""
         stem = name.removesuffix(".weight")
         if f"{stem}.qweight" in self._stored:
             words, out = self._stored[f"{stem}.qweight"].shape
@@ -62,17 +64,17 @@ class Weights:
         entry = self._stored[name]
         return list(entry.shape) if entry.dtype.is_floating_point else None
 
-    def read(self, name):
-        """One float tensor; a view of the mapped file where it is stored as it is."""
+    def read(self, name: str) -> torch.Tensor:
+        """Return one float tensor; a view of the mapped file if it is stored as it is."""
         stem = name.removesuffix(".weight")
-        with loading.reading_weights(self.path):
+        with reading_weights(self.path):
             if f"{stem}.qweight" in self._stored:
                 parts = {part: self._stored[f"{stem}.{part}"].read() for part in int4_layout.PARTS}
                 return int4_layout.dequantize(parts, version=self._version)
             tensor = self._stored[name].read()
             return tensor if tensor.is_floating_point() else self._from_nf4(name, tensor)
 
-    def _from_nf4(self, name, codes):
+    def _from_nf4(self, name: str, codes: torch.Tensor) -> torch.Tensor:
         from bitsandbytes import functional
 
         state = {other: entry.read() for other, entry in self._stored.items() if other.startswith(f"{name}.")}
@@ -80,15 +82,17 @@ class Weights:
         return functional.dequantize_4bit(codes, state).float()
 
 
+@dataclass(frozen=True)
 class Stored:
     """One tensor of a file: its shape and dtype, and `read()`."""
 
-    def __init__(self, shape, dtype, read):
-        self.shape, self.dtype, self.read = shape, dtype, read
+    shape: Sequence[int]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
 
 
-def open_file(file):
-    """{name: Stored} of one weight file."""
+def open_file(file: str) -> dict[str, Stored]:
+    """Return {name: Stored} of one weight file."""
     if not file.endswith(".safetensors"):
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return {name: Stored(tensor.shape, tensor.dtype, lambda t=tensor: t) for name, tensor in tensors.items()}
@@ -96,12 +100,11 @@ def open_file(file):
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     header.pop("__metadata__", None)
 
-    def reader(name):
-        def read():  # opened anew each time, so that the mapping goes when the tensor goes
+    def reader(name: str) -> Callable[[], torch.Tensor]:
+        def read() -> torch.Tensor:  # opened each time, so that the mapping goes when the tensor goes
             with safe_open(file, framework="pt") as handle:
                 return handle.get_tensor(name)
 
         return read
 
-    dtype_of = {"I32": torch.int32, "U8": torch.uint8, "I64": torch.int64, "I8": torch.int8} | DTYPES
-    return {name: Stored(entry["shape"], dtype_of[entry["dtype"]], reader(name)) for name, entry in header.items()}
+    return {name: Stored(entry["shape"], STORED[entry["dtype"]], reader(name)) for name, entry in header.items()}

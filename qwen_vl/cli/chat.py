@@ -5,10 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.image_loading_qwen import open_picture
 from qwen_vl.serving.engine import load
-from qwen_vl.serving.terminal_chat import BOX_FILE, DTYPES, Session, converse, free_path, local_path
+from qwen_vl.serving.terminal_chat import BOX_FILE, Session, converse, free_path, local_path
 
 
 def make_parser():
@@ -26,7 +27,7 @@ def make_parser():
     )
     parser.add_argument("--system", default=SYSTEM, help="the system message (default: %(default)s)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the weights (default: the file's)")
+    parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
     parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

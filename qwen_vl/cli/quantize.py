@@ -5,9 +5,10 @@ import sys
 
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.dtypes import DTYPES
 from qwen_vl.evaluation import quality
 from qwen_vl.export import card
-from qwen_vl.export.quantize.quantize import DTYPES, METHODS, quantize_gptq, quantize_nf4
+from qwen_vl.export.quantize.quantize import METHODS, quantize_gptq, quantize_nf4
 from qwen_vl.families import v1 as family
 
 

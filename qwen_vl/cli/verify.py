@@ -2,15 +2,16 @@
 
 import argparse
 
+from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.evaluation import probe_prompts
-from qwen_vl.export.verify.verify import DTYPES, QUANTIZED, compare, different_files, outcome, tolerance_for
+from qwen_vl.export.verify.verify import QUANTIZED, compare, different_files, outcome, tolerance_for
 
 
 def main(argv=None):
     """Compare the two models of the command line; ValueError, and so exit code 1, where they are not the same."""
     args = make_parser().parse_args(argv)
     records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
-    options = {"dtype": DTYPES[args.dtype], "device": args.device, "from_disk": args.from_disk}
+    options = {"dtype": dtype_or_auto(args.dtype), "device": args.device, "from_disk": args.from_disk}
     options |= {"search_dirs": search_dirs, "max_new_tokens": args.max_new_tokens}
     files = different_files(args.first, args.second)
     first = outcome(args.first, records, **options)
@@ -46,7 +47,7 @@ def make_parser():
         help="largest difference of logits, as a share of the largest (default: what rounding in their dtype explains; "
         f"{QUANTIZED} where one is quantised)",
     )
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype to compute in (default: the files')")
+    parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype to compute in (default: the files')")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
     parser.add_argument("--from_disk", action="store_true", help="read weights block by block: memory of one block")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

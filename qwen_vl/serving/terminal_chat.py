@@ -10,7 +10,6 @@ from qwen_vl.model.image_loading_qwen import open_picture
 from qwen_vl.model.logits_qwen import LogitsError
 from qwen_vl.model.memory_qwen import ChatMemory
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 BOX_FILE = "answer_boxes.png"
 COMMANDS = """\
 /image PATH   show a picture with the next question (a path or an http(s) address)

@@ -8,6 +8,7 @@ import torch
 from qwen_vl.adapters import bases
 from qwen_vl.checkpoint import int4_layout, loading, quantization, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.dtypes import DTYPES
 from qwen_vl.export import card
 from qwen_vl.export.verify import verify
 from qwen_vl.families import v1 as family
@@ -15,7 +16,6 @@ from qwen_vl.families import v1 as family
 from . import gptq_decoder
 
 METHODS = ("gptq", "nf4")
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def quantize_gptq(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from qwen_vl.checkpoint.files import read_json_or_none
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -48,12 +50,8 @@ def _entry(path):
 
 
 def read_json(folder, name):
-    """The object in a JSON file of a checkpoint; None where the file is missing or no JSON object."""
-    try:
-        content = json.loads(Path(folder, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    """Return the object in a JSON file of a checkpoint, None if the file is missing or damaged."""
+    return read_json_or_none(folder, name)
 
 
 def run_state(folder):

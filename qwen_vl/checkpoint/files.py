@@ -1,0 +1,140 @@
+"""The files of a model folder or hub name: which there are, JSON among them, and damage as one clear error."""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
+
+Folder = str | os.PathLike[str]  # a model folder or a hub name
+StoredTensor = Any  # a tensor or a safetensors slice: both have a dtype, a shape and indexing
+
+
+@contextmanager
+def reading_weights(path: Folder) -> Iterator[None]:
+    """Turn every error of a damaged weight file within this block into one clear ValueError that names `path`."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: a file is damaged or holds more than tensors, and code in it is never run; get it again"
+        ) from error
+    except (SafetensorError, RuntimeError, KeyError, EOFError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{path}: the weights cannot be read ({reason}); if a file is damaged, get it again"
+        ) from error
+
+
+def read_json(path: Folder, name: str, cache_dir: str | None = None) -> dict[str, Any] | None:
+    """Return the content of a JSON file of a model folder as a dict, None if there is no such file.
+
+    Raise ValueError if the file is damaged or holds no object, FileNotFoundError if there is no such folder.
+    """
+    file = find_file(path, name, cache_dir)
+    if file is None:
+        return None
+    with open(file, encoding="utf-8") as handle:
+        try:
+            content = json.load(handle)
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); download the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: holds a {type(content).__name__}, not an object; download the checkpoint again")
+    return content
+
+
+def read_json_or_none(folder: Folder, name: str) -> dict[str, Any] | None:
+    """Return what `read_json` does of a local folder, and None as well if the file is damaged.
+
+    For files whose damage is part of the answer, such as those of a checkpoint that was not written to its end.
+    """
+    if not os.path.isdir(folder):
+        return None
+    try:
+        return read_json(folder, name)
+    except (OSError, ValueError):
+        return None
+
+
+def find_file(path: Folder, name: str, cache_dir: str | None = None) -> str | None:
+    """Return the local path of a file of a model folder or hub name, downloaded if need be; None if it has none.
+
+    Raise FileNotFoundError if there is no such folder.
+    """
+    if os.path.isdir(path):
+        file = Path(path) / name
+        return str(file) if file.is_file() else None
+    if os.path.exists(path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint folder; give a folder or a hub name such as Qwen/Qwen-VL-Chat"
+        )
+    try:
+        file = cached_file(path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{path}: no folder here, and not to be had from the hub ({reason}); check the name and the network, "
+            "or download it elsewhere and give the folder"
+        ) from error
+    if file is None and name == "config.json":
+        raise FileNotFoundError(
+            f"{path}: no folder here, not downloaded yet, and the hub cannot be reached or has no such checkpoint; "
+            "check the name and the network, or download it elsewhere and give the folder"
+        )
+    return file
+
+
+def weight_files(path: Folder, cache_dir: str | None = None) -> list[str]:
+    """Return the local paths of all weight files of a model folder; raise FileNotFoundError if one is missing."""
+    for name in WEIGHT_FILES:
+        whole, index = find_file(path, name, cache_dir), read_json(path, f"{name}.index.json", cache_dir)
+        if whole is not None:
+            return [whole]
+        if index is not None:
+            return [find_shard(path, shard, name, cache_dir) for shard in sorted(set(index["weight_map"].values()))]
+    refuse_adapter(path)
+    raise FileNotFoundError(f"{path}: no model.safetensors and no pytorch_model.bin; give a complete checkpoint folder")
+
+
+def find_shard(path: Folder, shard: str, whole: str, cache_dir: str | None) -> str:
+    """Return the local path of a shard; raise FileNotFoundError if it is missing."""
+    file = find_file(path, shard, cache_dir)
+    if file is None:
+        raise FileNotFoundError(
+            f"{path}: {shard} is listed in {whole}.index.json but missing; download the checkpoint again"
+        )
+    return file
+
+
+def refuse_adapter(path: Folder) -> None:
+    """Raise ValueError for a folder that holds an adapter, where a model is needed."""
+    if Path(path, "adapter_config.json").is_file():
+        base = (read_json(path, "base.json") or {}).get("name", "MODEL")
+        raise ValueError(
+            f"{path}: is an adapter: merge it first (qwen-vl merge {path} MERGED) and give the merged model. To train "
+            f"it further, give it as --lora_weight_path with --use_lora, and its base: --model_name_or_path {base}"
+        )
+
+
+def open_tensors(file: str) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield (name, object with dtype, shape and slices) of one weight file, without reading it whole."""
+    if file.endswith(".safetensors"):
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 (not a dict)
+                yield name, handle.get_slice(name)
+        return
+    yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+def shape_of(tensor: StoredTensor) -> list[int]:
+    """Return the shape of a tensor or a safetensors slice, as a list."""
+    return list(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
