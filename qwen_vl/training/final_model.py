@@ -1,10 +1,13 @@
-"""The trained model or adapter as a folder."""
+"""The trained model or adapter as a folder, which a kill at any moment leaves old, new, or refused by every loader."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from qwen_vl.adapters import lora_targets
 from qwen_vl.adapters.bases import BASE_FILE
@@ -14,25 +17,37 @@ from qwen_vl.families import v1 as family
 
 # Weights that an earlier run may have left in an output folder, and that would be loaded in place of the new ones.
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", "adapter_config.json", BASE_FILE)
+CONFIGS = ("config.json", "adapter_config.json")  # without one of them a folder loads as nothing
+COMPLETE = ".complete"  # in the output folder: the final model, until all of its files are in place
+FILES = "files.json"  # in there: the names of its files
 
 
-def write_folder(model, tokenizer, folder, *, base=None, **options):
+def write_folder(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizer,
+    folder: str | Path,
+    *,
+    base: dict | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a model into `folder` with its configs, tokenizer, processor and code, or an adapter with base.json.
 
-    base: {"name", "fingerprint"} of the weights under an adapter. options: those of `save_pretrained`.
+    base: {"name", "fingerprint"} of the weights under an adapter. state_dict: weights to write instead of the model's.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder, **options)
+        model.save_pretrained(folder, state_dict=state_dict)
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     else:
         family.mark_as_chat(model.generation_config)
         with saving.own_class(model):
-            model.save_pretrained(folder, **options)
+            model.save_pretrained(folder, state_dict=state_dict)
     shard_writer.write_processor(folder, model, tokenizer)
 
 
-def write_companions(model, tokenizer, folder, *, base=None):
-    """Write what stands beside the weights into `folder`, for weights that another writes there in parts."""
+def write_companions(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: dict | None = None
+) -> None:
+    """Write all files of a model but its weights into `folder`, for weights that an engine writes there in parts."""
     if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(folder)
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
@@ -43,14 +58,25 @@ def write_companions(model, tokenizer, folder, *, base=None):
     shard_writer.write_processor(folder, model, tokenizer)
 
 
-def save_final(model, tokenizer, output_dir, *, dtype, base=None, weights=None, start=None):
+def save_final(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizer,
+    output_dir: str | Path,
+    *,
+    dtype: torch.dtype,
+    base: dict | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+    start: dict | None = None,
+) -> None:
     """Write the trained model in `dtype`, or the adapter as it is, into `output_dir`; other files there stay.
 
-    weights: all of the model's by name, where it holds only a part of each (`engines.whole_weights`).
-    start: `adapters.starting_point`, of which the adapter is freed.
-    Weights of an earlier run are replaced. Raises OSError when the folder cannot be written.
+    A model of an earlier run is replaced, as `put_in_place` has it. Raises OSError if the folder cannot be written.
+
+    weights: all weights of the model by name, if each process holds a part of them (`engines.whole_weights`).
+    start: the `lora_targets.starting_point` that is removed from the adapter.
     """
     output_dir = Path(output_dir)
+    put_in_place(output_dir)  # what a run that was killed here has left
     if weights is None and not base:
         model = model.to(dtype)
     elif not base:
@@ -59,7 +85,36 @@ def save_final(model, tokenizer, output_dir, *, dtype, base=None, weights=None, 
         write_folder(model, tokenizer, staging, base=base, state_dict=weights)
         if start:
             lora_targets.make_plain(staging, start)
+        names = sorted(file.name for file in staging.iterdir())
+        (staging / FILES).write_text(json.dumps(names) + "\n", encoding="utf-8")
+        os.replace(staging, output_dir / COMPLETE)
+    put_in_place(output_dir)
+
+
+def put_in_place(output_dir: str | Path) -> None:
+    """Move the model that `save_final` has completed into `output_dir`, in place of the one there; nothing if none.
+
+    Can be interrupted and called again. In between, the folder has no config and loads as no model: the old config
+    goes first, the new one comes last.
+    """
+    complete, output_dir = Path(output_dir, COMPLETE), Path(output_dir)
+    if not (complete / FILES).is_file():  # all moved, or nothing there
+        shutil.rmtree(complete, ignore_errors=True)
+        return
+    names = json.loads((complete / FILES).read_text(encoding="utf-8"))
+    try:
+        if any((complete / name).exists() for name in names):
+            for name in CONFIGS:
+                (output_dir / name).unlink(missing_ok=True)
         for old in {path for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern)}:
-            old.unlink()
-        for file in staging.iterdir():
-            os.replace(file, output_dir / file.name)
+            if old.name not in names:
+                old.unlink()
+        for name in sorted(names, key=lambda name: name in CONFIGS):
+            if (complete / name).exists():
+                os.replace(complete / name, output_dir / name)
+    except OSError as error:
+        raise OSError(
+            f"{output_dir}: the trained model is complete, but could not be put in place ({error}); it is in part in "
+            f"{complete}. Mend that and start the same command again, which moves the rest"
+        ) from error
+    shutil.rmtree(complete)

@@ -13,29 +13,61 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate.utils import DeepSpeedPlugin
 from torch import distributed
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import TrainingArguments
+from transformers.dependency_versions_check import dep_version_check
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, is_deepspeed_zero3_enabled
 from transformers.utils import is_torch_distributed_available
 
 POLL_SECONDS = 0.2
 
 
-def prepare(*, use_cpu, deepspeed, fsdp, timeout, ddp_timeout):
-    """None; the processes of this run have met, and what DeepSpeed must know is set. Before TrainingArguments settle.
+def is_launched() -> bool:
+    """Return whether a launcher such as torchrun started this process as a rank of a run."""
+    return "RANK" in os.environ
 
-    Raises ValueError where --deepspeed or --fsdp is not started by torchrun, OSError where a process is missing.
+
+def check_launched(deepspeed: str | None, fsdp: bool | str | list | None) -> None:
+    """Raise ValueError if --deepspeed or --fsdp is not started by torchrun, ImportError without DeepSpeed."""
+    if not is_launched() and (deepspeed or fsdp):
+        raise ValueError(
+            f"--{'deepspeed' if deepspeed else 'fsdp'} needs processes that torchrun started: "
+            "use a launcher such as finetune/finetune_ds.sh (NPROC=1 for one GPU)"
+        )
+    if deepspeed:
+        dep_version_check("deepspeed")
+
+
+def prepare(
+    *,
+    use_cpu: bool,
+    deepspeed: str | None,
+    fsdp: bool | str | list | None,
+    timeout: float,
+    ddp_timeout: int,
+) -> None:
+    """Connect the processes of this run and set what DeepSpeed must know, before transformers sets up its devices.
+
+    Raises ValueError if --deepspeed or --fsdp is not started by torchrun, OSError if a process is missing.
     """
-    if "RANK" not in os.environ:
-        if deepspeed or fsdp:
-            raise ValueError(
-                f"--{'deepspeed' if deepspeed else 'fsdp'} needs processes that torchrun started: "
-                "use a launcher such as finetune/finetune_ds.sh (NPROC=1 for one GPU)"
-            )
+    check_launched(deepspeed, fsdp)
+    if not is_launched():
         return
     if int(os.environ["WORLD_SIZE"]) > 1 or deepspeed or fsdp:
         meet(use_cpu=use_cpu, timeout=timeout, ddp_timeout=ddp_timeout)
     if deepspeed and use_cpu:
         use_deepspeed_on_cpu()
+
+
+def deepspeed_settings(training: TrainingArguments) -> tuple[HfTrainerDeepSpeedConfig, DeepSpeedPlugin]:
+    """Return DeepSpeed's config, filled in from the flags, and its plugin, as transformers' TrainingArguments do."""
+    try:
+        config = HfTrainerDeepSpeedConfig(training.deepspeed)
+        config.trainer_config_process(training)
+    except ValueError as error:  # of several lines
+        raise ValueError(f"--deepspeed {training.deepspeed}: {' '.join(str(error).split())}") from error
+    return config, DeepSpeedPlugin(hf_ds_config=config)
 
 
 def check_config(deepspeed, fsdp_config):

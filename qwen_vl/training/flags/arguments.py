@@ -3,8 +3,9 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from math import inf
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -12,37 +13,18 @@ from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from qwen_vl.data.chatml import LOSS_ON
-from qwen_vl.data.dataset import POLICIES
-from qwen_vl.data.mixing import MIXES, parse_sources
-from qwen_vl.data.packing import PACKINGS
 from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
 from qwen_vl.training.distributed import engines
-from qwen_vl.training.monitor import reporting, selection
 
-from . import adapter_checks, optimizers
+from . import adapter_checks, checks, optimizers
 from .spelling import is_flag, suggestion
 
-CHOICES = {"mix": MIXES, "overlength": POLICIES, "loss_on": LOSS_ON, "packing": PACKINGS}
-POSITIVE = (  # flags that make no sense at 0
-    "model_max_length",
-    "lora_r",
-    "lora_alpha",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "meeting_timeout",
-    "shuffle_buffer",
-)
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "dataloader_num_workers")
 
-
-def option(default, text, **metadata):
-    """A dataclass field with a default and the help text that `--help` shows."""
+def option(default: Any, text: str) -> Any:
+    """Return a dataclass field with a default and the help text that `--help` shows."""
     if isinstance(default, (list, tuple)):
-        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
-    return field(default=default, metadata={"help": text, **metadata})
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -176,7 +158,7 @@ class TrainingArguments(HfTrainingArguments):
     save_safetensors: bool = option(True, "Accepted: weights are always safetensors.")
     overwrite_output_dir: bool = option(False, "Accepted: without --resume_from_checkpoint a run starts anew.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
         if self.resume is not None:
@@ -203,14 +185,10 @@ class TrainingArguments(HfTrainingArguments):
             self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
         if self.early_stopping_patience:
             self.load_best_model_at_end = True
-        engines.prepare(
-            use_cpu=self.use_cpu,
-            deepspeed=self.deepspeed,
-            fsdp=self.fsdp,
-            timeout=self.meeting_timeout,
-            ddp_timeout=self.ddp_timeout,
-        )
+        engines.check_launched(self.deepspeed, self.fsdp)
+        self._is_built, deepspeed, self.deepspeed = False, self.deepspeed, None  # both begin in `start`
         super().__post_init__()
+        self._is_built, self.deepspeed = True, deepspeed
         if self.activation_checkpointing and self.checkpoint_every_n_blocks > 1:
             kwargs = self.activation_checkpointing_kwargs or {"use_reentrant": False}
             self.activation_checkpointing_kwargs = kwargs | {"every_n_layers": self.checkpoint_every_n_blocks}
@@ -219,22 +197,57 @@ class TrainingArguments(HfTrainingArguments):
             # adapters, which PEFT would not find below the wrappers that it puts around blocks.
             self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing and not self.use_lora
             self.activation_checkpointing = self.activation_checkpointing and self.use_lora
-            if self.use_cpu:
-                engines.use_fsdp_on_cpu(self.distributed_state)
-        if self.n_gpu > 1:  # else transformers would split batches by rows, and pictures do not split like that
-            self._n_gpu = 1
+        if not engines.is_launched():
+            self.start()  # one process: nothing to connect
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of this process; while the flags are parsed a placeholder, as choosing connects ranks."""
+        return super().device if self._is_built else torch.device("cpu")
+
+    @property
+    def n_gpu(self) -> int:
+        """Return 1 for several GPUs, whose batches transformers would split by rows: images do not split like that."""
+        return min(super().n_gpu, 1)
+
+    def start(self) -> None:
+        """Connect the processes of the run, choose the device and set up DeepSpeed; needed before training.
+
+        Raises ValueError if DeepSpeed's file contradicts the flags, OSError if a process is missing.
+        """
+        engines.prepare(
+            use_cpu=self.use_cpu,
+            deepspeed=self.deepspeed,
+            fsdp=self.fsdp,
+            timeout=self.meeting_timeout,
+            ddp_timeout=self.ddp_timeout,
+        )
+        _ = self.device
+        if self.fsdp and self.use_cpu:
+            engines.use_fsdp_on_cpu(self.distributed_state)
+        if self.deepspeed:
+            self.hf_deepspeed_config, self.deepspeed_plugin = engines.deepspeed_settings(self)
 
 
-def make_parser():
-    """The parser of `finetune.py`; its help lists every flag."""
+class TrainFlags(NamedTuple):
+    """The flags of a run, parsed and checked: model, data, adapter and training."""
+
+    model: ModelArguments
+    data: DataArguments
+    lora: LoraArguments
+    training: TrainingArguments
+
+
+def make_parser() -> HfArgumentParser:
+    """Return the parser of `finetune.py`; its help lists every flag."""
     kinds = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
     return HfArgumentParser(
         kinds, prog="finetune.py", allow_abbrev=False, usage="%(prog)s [config.yaml] [--flag value ..]"
     )
 
 
-def parse(argv=None):
-    """(ModelArguments, DataArguments, LoraArguments, TrainingArguments) from a command line, a leading YAML first.
+def parse(argv: Sequence[str] | None = None) -> TrainFlags:
+    """Return the flags of a command line, which may begin with a YAML file; no process is connected to another.
 
     The command line wins over the YAML. What is wrong exits with code 2: an unknown flag or key with a suggestion,
     everything wrong with the values in one list.
@@ -251,8 +264,8 @@ def parse(argv=None):
         meant = [suggestion(word, parser, mark="--") if is_flag(word) else "" for word in unknown]
         parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
     settings.use_lora = settings.use_lora or settings.q_lora
-    problems = check(settings)
-    if problems and "RANK" in os.environ:  # before the processes of a run meet; one a machine says it
+    problems = checks.check(settings)
+    if problems and engines.is_launched():  # before the processes of a run meet; one a machine says it
         sys.exit(2) if os.environ.get("LOCAL_RANK", "0") != "0" else parser.error("\n  ".join(problems))
     try:
         parsed = parser.parse_dict(vars(settings))
@@ -260,11 +273,11 @@ def parse(argv=None):
         problems.append(" ".join(str(error).split()))
     if problems:
         parser.error("\n  ".join(problems))
-    return parsed
+    return TrainFlags(*parsed)
 
 
-def changed(*parsed):
-    """{flag: value} of what `parse` gave, where it is not the default; access tokens are left out."""
+def changed(*parsed: Any) -> dict[str, Any]:
+    """Return {flag: value} of the groups of `TrainFlags`, where it is not the default; access tokens are left out."""
     found = {}
     for group in parsed:
         for flag in fields(group):
@@ -275,10 +288,10 @@ def changed(*parsed):
     return found
 
 
-def read_yaml(path, parser):
-    """The settings of a YAML file as a dict whose keys are flags without dashes; what is wrong exits with code 2.
+def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    """Return the settings of a YAML file as a dict whose keys are flags without dashes.
 
-    A key without a value keeps its default.
+    A key without a value keeps its default. What is wrong exits with code 2.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -306,8 +319,8 @@ def read_yaml(path, parser):
     return values
 
 
-def as_text(value, *, is_switch):
-    """A YAML value as the text that the command line would carry; lists and mappings stay what they are.
+def as_text(value: Any, *, is_switch: bool) -> Any:
+    """Return a YAML value as the text that the command line would carry; lists and mappings stay what they are.
 
     YAML reads 1e-5 as text and `no` as false, so the type of a value says little; argparse knows the type.
     """
@@ -316,8 +329,8 @@ def as_text(value, *, is_switch):
     return str(value) if isinstance(value, (bool, int, float)) else value
 
 
-def with_numbers(settings):
-    """A mapping in which what YAML has read as text, as it does 1e-5, is a number."""
+def with_numbers(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping in which what YAML has read as text, as it does 1e-5, is a number."""
     found = {}
     for key, value in settings.items():
         found[key] = with_numbers(value) if isinstance(value, dict) else value
@@ -325,75 +338,3 @@ def with_numbers(settings):
             with contextlib.suppress(ValueError):
                 found[key] = float(value)
     return found
-
-
-def check(settings):
-    """A line for everything that is wrong with the values of the flags, or with their combination."""
-    problems = [f"--{name} {value}: use {what}" for name, what, value in out_of_range(settings)]
-    output_dir, name = settings.output_dir, settings.model_name_or_path
-    if not output_dir:
-        problems.append("--output_dir is missing; say where the result goes")
-    elif os.path.isdir(output_dir) and os.path.realpath(output_dir) == os.path.realpath(name):
-        problems.append(f"--output_dir {output_dir}: the model that is trained lies there; give another folder")
-    if not settings.data_path:
-        problems.append("--data_path is missing; give a conversation file")
-    problems += check_streaming(settings) if settings.streaming else []
-    problems += engines.check_config(settings.deepspeed, settings.fsdp_config)
-    if settings.packing != "none" and (settings.group_by_length or settings.train_sampling_strategy != "random"):
-        problems.append("--group_by_length is for samples that are padded, --packing leaves no padding; choose one")
-    if settings.train_sampling_strategy == "batch_rebalance":
-        problems.append("--train_sampling_strategy batch_rebalance cannot be resumed; use group_by_length")
-    if settings.packing == "none" and settings.max_pictures_per_row is not None:
-        problems.append("--max_pictures_per_row needs --packing auto")
-    try:
-        parse_sources(settings.data_path or [])
-    except ValueError as error:
-        problems.append(str(error))
-    if (settings.evaluation_strategy or settings.eval_strategy) != "no" and not settings.eval_data_path:
-        problems.append("--eval_strategy needs --eval_data_path")
-    problems += adapter_checks.check(settings) + optimizers.check(settings) + selection.check(settings)
-    problems += reporting.check(settings)
-    if settings.vision_cache and not settings.fix_vit and not settings.use_lora:
-        problems.append("--vision_cache needs a frozen ViT; leave it or --fix_vit False out")
-    if settings.fp16 and not torch.accelerator.is_available():
-        problems.append("--fp16 needs a GPU; use --bf16, or neither of them")
-    if settings.checkpoint_every_n_blocks > 1 and not (
-        settings.gradient_checkpointing or settings.activation_checkpointing
-    ):
-        problems.append("--checkpoint_every_n_blocks needs --gradient_checkpointing True")
-    if settings.checkpoint_every_n_blocks > 1 and settings.fsdp:
-        problems.append("--checkpoint_every_n_blocks has no effect with --fsdp, which recomputes every block or none")
-    if settings.remove_unused_columns:
-        problems.append("--remove_unused_columns True would remove the pictures; leave the flag out")
-    if not settings.save_safetensors:
-        problems.append("--save_safetensors False: this tool writes safetensors only; leave the flag out")
-    return problems
-
-
-def check_streaming(settings):
-    """A line for every flag that does not go with --streaming, or is missing."""
-    problems = []
-    if settings.max_steps <= 0:
-        problems.append("--streaming needs --max_steps: how many steps an epoch has is not known")
-    if settings.group_by_length or settings.train_sampling_strategy == "group_by_length":
-        problems.append("--group_by_length needs all lengths, which --streaming does not know; leave one of them out")
-    if settings.tokenized_cache not in (None, "none"):
-        problems.append("--tokenized_cache holds all of the data, --streaming never; leave one of them out")
-    return problems
-
-
-def out_of_range(settings):
-    """Yields (flag, what it takes, value) for every value that no run can use."""
-    for name in POSITIVE:
-        if not 0 < getattr(settings, name) < inf:  # nor is it NaN
-            yield name, "a number above 0", getattr(settings, name)
-    if not 0 <= settings.lora_dropout < 1:
-        yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
-    for name in NOT_NEGATIVE:
-        if not 0 <= getattr(settings, name) < inf:
-            yield name, "0 or more", getattr(settings, name)
-    for name, choices in CHOICES.items():
-        if getattr(settings, name) not in choices:
-            yield name, f"one of {', '.join(choices)}", getattr(settings, name)
-    if settings.label_smoothing_factor:
-        yield "label_smoothing_factor", "0, as transformers' smoothing does not fit", settings.label_smoothing_factor

@@ -208,11 +208,13 @@ def listed(problems, most=3):
     return "; ".join(problems[:most]) + more
 
 
-def drop_old_checkpoints(newest, limit, *, best=None):
-    """Delete the oldest folders beside the checkpoint `newest` until `limit` are left; neither it nor `best` goes."""
+def drop_old_checkpoints(newest: str | Path, limit: int, *, best: str | Path | None = None) -> None:
+    """Delete the oldest checkpoints of a run until `limit` are left, in the order in which `found` has them.
+
+    newest: path of the checkpoint that was just written. It stays, and so does `best`.
+    """
     newest = Path(newest)
-    found = [path for path in newest.parent.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    # By age and not by number: those of an earlier run may have larger numbers.
-    removable = sorted(set(found) - {newest, Path(best or newest)}, key=lambda path: path.stat().st_mtime_ns)
-    for path in removable[: max(len(found) - limit, 0)]:
+    folders = found(newest.parent)
+    removable = [path for path in reversed(folders) if path not in (newest, Path(best or newest))]
+    for path in removable[: max(len(folders) - limit, 0)]:
         shutil.rmtree(path)

@@ -137,7 +137,7 @@ def refuse(checkpoint, problems):
 def check(checkpoint, model, *, dtype, base):
     """Raise ValueError where a checkpoint is one of another base, other adapters or another precision than this run.
 
-    model: as `finetune.rehearse` has it, on the meta device. dtype: what this run computes in. base: {"name",
+    model: as `recipe.rehearse` has it, on the meta device. dtype: what this run computes in. base: {"name",
     "fingerprint", "quantization"}. What a checkpoint does not say, as one of an older version, is not compared.
     """
     state, problems = checkpoints.run_state(checkpoint), []

@@ -172,7 +172,8 @@ SHARES = """
 import os, pathlib, sys
 from qwen_vl.checkpoint import loading
 from qwen_vl.training.flags import arguments
-kept = arguments.parse(sys.argv[2:])  # DeepSpeed is on as long as these arguments live
+kept = arguments.parse(sys.argv[2:])
+kept.training.start()  # DeepSpeed is on as long as these arguments live
 parameters = list(loading.load_model(sys.argv[1]).parameters())
 counts = [sum(p.ds_numel for p in parameters), sum(p.ds_tensor.numel() for p in parameters)]
 counts.append(sum(p.numel() for p in parameters))

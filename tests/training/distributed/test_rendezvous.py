@@ -15,7 +15,7 @@ from qwen_vl.training.flags import arguments
 # Two machines of one process each: what torchrun sets, without the seconds that its start takes.
 MEET = """
 import os, sys
-from qwen_vl.training import engines
+from qwen_vl.training.distributed import engines
 engines.meet(use_cpu=True, timeout=float(sys.argv[1]), ddp_timeout=60)
 print("met", os.environ["RANK"])
 """

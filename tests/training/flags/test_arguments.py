@@ -1,11 +1,17 @@
 """The command line of training: the reference's flags, a YAML first, everything wrong in one list."""
 
+import socket
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments as HfTrainingArguments
 
+from qwen_vl.training.distributed import engines
 from qwen_vl.training.flags import arguments
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 REFERENCE_LINE = """
     --model_name_or_path MODEL --data_path DATA.json --bf16 True --fix_vit True --output_dir OUT
@@ -210,3 +216,38 @@ def test_the_trained_model_may_not_overwrite_its_origin(capsys, make_checkpoint)
 def test_data_flags_that_do_not_fit(capsys, flags, said):
     message = refusal(capsys, *NEEDED, *flags)
     assert all(part in message for part in said), message
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Forbid sockets and process groups, in a process that looks like rank 1 of 2."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("parsing flags connects nothing")
+
+    for name, value in (("RANK", 1), ("LOCAL_RANK", 1), ("WORLD_SIZE", 2), ("MASTER_ADDR", "x"), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(socket, "socket", refuse)
+    for name in ("init_process_group", "rendezvous", "TCPStore", "new_group"):
+        monkeypatch.setattr(torch.distributed, name, refuse)
+    monkeypatch.setattr("accelerate.PartialState.__init__", refuse)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([str(path), *NEEDED] for path in sorted((CONFIGS / "train").glob("*.yaml"))),
+        *([*NEEDED, "--deepspeed", str(path)] for path in sorted((CONFIGS / "deepspeed").glob("*.json"))),
+        *([*NEEDED, "--fsdp", "--fsdp_config", str(path)] for path in sorted((CONFIGS / "fsdp").glob("*.json"))),
+    ],
+    ids=lambda words: Path(next(word for word in words if "/" in word)).stem,
+)
+def test_parsing_a_shipped_config_connects_no_process(offline, monkeypatch, words):
+    flags = arguments.parse([*words, "--use_cpu", "True"])
+    assert not torch.distributed.is_initialized()
+    assert flags.training.output_dir == "OUT" and flags.data.data_path == ["DATA.json"]
+    connected = []
+    monkeypatch.setattr(engines, "meet", lambda **how: connected.append(how) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        flags.training.start()
+    assert connected == [{"use_cpu": True, "timeout": 300, "ddp_timeout": 1800}]

@@ -1,0 +1,362 @@
+"""The steps of a training run, in the order in which finetune.py takes them: prepare, data, model, trainer, results."""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import set_seed
+
+from qwen_vl.adapters import bases, build, lora_targets
+from qwen_vl.checkpoint import loading, quantization, saving
+from qwen_vl.data import build as data_build
+from qwen_vl.data import mixing
+from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.sources import streaming
+from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
+
+from . import final_model, param_groups, preflight, tuning
+from .distributed import engines
+from .flags import arguments
+from .flags.arguments import DataArguments, LoraArguments, TrainFlags, TrainingArguments
+from .monitor import html_report, run_record
+from .resume import checkpoints
+from .resume import settings as resume_settings
+from .trainer import QWenTrainer
+from .vision_cache import cache
+
+
+class Prepared(NamedTuple):
+    """What is known of a run before its data are read and its weights are loaded."""
+
+    name: str  # folder or hub name of the checkpoint that is trained
+    config: QWenConfig
+    tokenizer: QWenTokenizer
+    quantization: str | None  # of the base's weights while they are loaded
+    rates: param_groups.Rates
+    base: dict[str, Any]  # "name", "fingerprint" and "quantization" of the base
+    rows: list[param_groups.Row]  # what trains and how
+    checkpoint: str | None  # from which the run resumes
+    settled: resume_settings.Settled
+    settings: dict[str, Any]  # flags that are not the default
+
+
+class RunData(NamedTuple):
+    """The datasets of a run."""
+
+    train: Dataset
+    evaluation: Dataset | None
+
+
+class Loaded(NamedTuple):
+    """The model of a run, ready to train."""
+
+    model: QWenLMHeadModel | PeftModel
+    dtype: torch.dtype  # of frozen weights, and of the final model
+    start: dict[str, Any] | None  # `lora_targets.starting_point` of its adapters
+    rows: list[param_groups.Row]
+
+
+def log_to_stderr(training: TrainingArguments) -> None:
+    """Print what our modules log: everything on rank 0, errors alone on the others."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("qwen_vl").setLevel(logging.INFO if training.process_index == 0 else logging.ERROR)
+
+
+def prepare(flags: TrainFlags) -> Prepared:
+    """Check everything that can be checked without the data and the weights; then return what is known of the run.
+
+    Raises ValueError or OSError if flags, checkpoint, adapter and output folder do not go together.
+    """
+    lora, training, name = flags.lora, flags.training, flags.model.model_name_or_path
+    name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
+    preflight.check_steps(training.max_steps)
+    saving.check_writable(training.output_dir)
+    if training.process_index == 0:
+        final_model.put_in_place(training.output_dir)  # of a run that was killed while it replaced its model
+    checkpoint = checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
+    settled = resume_settings.settle(checkpoint, flags, anew=training.ignore_data_skip)
+    config = loading.load_config(name, training.cache_dir)
+    tokenizer = load_tokenizer(name, config, lora.lora_weight_path, training)
+    kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
+    rates = param_groups.Rates(
+        training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
+    )
+    check_adapter_flags(kind, lora, training)
+    loading.check_files(name, training.cache_dir)
+    model = rehearse(loading.skeleton(name, config, training.cache_dir), kind, lora, training)
+    rows = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
+    cache.check_frozen(flags.data.vision_cache, model, is_sharded=engines.is_sharded(training))
+    preflight.check_optimizer(training, model)
+    base = describe_base(name, kind, lora.lora_weight_path, training.cache_dir)
+    if checkpoint:
+        dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
+        resume_settings.check(checkpoint, model, dtype=dtype, base=base)
+    return Prepared(
+        name, config, tokenizer, kind, rates, base, rows, checkpoint, settled, settings=arguments.changed(*flags)
+    )
+
+
+def load_tokenizer(
+    name: str, config: QWenConfig, adapter_dir: str | None, training: TrainingArguments
+) -> QWenTokenizer:
+    """Return the tokenizer of a checkpoint, or of the adapter that continues on it, with the new tokens of this run."""
+    if adapter_dir:
+        return bases.load_tokenizer(adapter_dir, name, config, training.cache_dir)
+    return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
+
+
+def check_adapter_flags(kind: str | None, lora: LoraArguments, training: TrainingArguments) -> None:
+    """Raise ValueError if these adapters cannot train on a base of this quantization and engine."""
+    lora_targets.check_base(
+        kind,
+        lora=training.use_lora,
+        use_dora=lora.use_dora,
+        start=lora.init_lora_weights,
+        bias=lora.lora_bias,
+        in_parts=engines.is_sharded(training),
+        recast=training.fp16_full_eval or training.bf16_full_eval,
+    )
+
+
+def rehearse(
+    model: QWenLMHeadModel, kind: str | None, lora: LoraArguments, training: TrainingArguments
+) -> QWenLMHeadModel | PeftModel:
+    """Return a model of the meta device as it will be trained; no weight is loaded.
+
+    Raises ValueError or OSError if the flags do not fit the model or the adapter folder.
+    """
+    with torch.device("meta"):
+        if lora.lora_weight_path:
+            bases.recorded_base(lora.lora_weight_path)  # an error without an adapter
+            asked = None if lora.lora_r == LoraArguments.lora_r else lora.lora_r
+            return lora_targets.rehearsed(lora.lora_weight_path, model, r=asked)
+        if not training.use_lora:
+            return tuning.freeze_for_full(model, fix_vit=training.fix_vit)
+        whole = build.whole_modules(model, lora.modules_to_save) or ()
+        lora_targets.check_whole(model, whole, kind)
+        model = add_adapters(model, replace(lora, init_lora_weights="default"))  # the others need the weights
+        lora_targets.check_rows(lora_targets.trained_rows(training.new_special_tokens or (), whole), model)
+        return model
+
+
+def describe_base(name: str, kind: str | None, adapter_dir: str | None, cache_dir: str | None) -> dict[str, Any]:
+    """Return "name", "fingerprint" and "quantization" of a base. Raise ValueError if `adapter_dir` has another base."""
+    base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}
+    if adapter_dir:
+        bases.check_base(adapter_dir, **base)
+    return base | {"quantization": kind}
+
+
+def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
+    """Return whether the run that the checkpoint belongs to already has its result, and print so."""
+    newest, checkpoint = checkpoints.is_automatic(training.resume_from_checkpoint), prepared.checkpoint
+    last = checkpoint or next(iter(checkpoints.found(training.output_dir) if newest else ()), None)
+    if last is None or not resume_settings.is_finished(
+        training.output_dir,
+        last,
+        prepared.settings,
+        max_steps=training.max_steps,
+        num_train_epochs=training.num_train_epochs,
+        newest=newest,
+        resumable=checkpoint is not None,
+    ):
+        return False
+    if training.process_index == 0:
+        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE)
+        print(
+            f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
+            f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
+            "--resume false or another --output_dir begins a new one"
+            + (f". Without effect: {prepared.settled.said()}" if prepared.settled.applied else ""),
+            file=sys.stderr,
+        )
+    return True
+
+
+def load_data(
+    data: DataArguments, training: TrainingArguments, tokenizer: QWenTokenizer, checkpoint: str | None
+) -> RunData:
+    """Return the training data and the evaluation data; the checkpoint says where a stream continues.
+
+    OUT/overlength.jsonl lists the samples that the length limit changed; there is no such file if there are none.
+    """
+    reading = {
+        "image_folder": data.image_folder,
+        "max_length": training.model_max_length,
+        "overlength": data.overlength,
+        "loss_on": data.loss_on,
+        "control_tokens": data.allow_control_tokens,
+    }
+    caching = {"cache": data.tokenized_cache, "lazy": data.lazy_preprocess}
+    seed = training.seed if training.data_seed is None else training.data_seed
+    mixing_as = {"mix": data.mix, "seed": seed, "skip_manifests": data.skip_manifest or ()}
+    packing = {"max_length": training.model_max_length, "max_pictures": data.max_pictures_per_row}
+    packing = packing if data.packing == "auto" else None
+    sources, overlength = mixing.parse_sources(data.data_path), Path(training.output_dir, "overlength.jsonl")
+    if training.process_index == 0:
+        overlength.unlink(missing_ok=True)  # of an earlier run
+    evaluation = None
+    if data.eval_data_path:
+        evaluation = data_build.load_file(data.eval_data_path, tokenizer, **caching, **reading)
+    if data.streaming:
+        train = data_build.stream(
+            sources,
+            tokenizer,
+            **mixing_as,
+            **reading,
+            rank=training.process_index,
+            world_size=training.world_size,
+            buffer_size=data.shuffle_buffer,
+            overlength_path=overlength,
+            packing=packing,
+            batch_size=training.train_batch_size,
+            num_seen=0 if training.ignore_data_skip else num_samples_seen(checkpoint, training),
+        )
+        return RunData(train, evaluation)
+    train = data_build.load(sources, tokenizer, **mixing_as, **caching, **reading)
+    if train.overlength and training.process_index == 0:
+        write_overlength(train.overlength, overlength)
+    return RunData(PackedDataset(train, **packing, seed=seed) if packing else train, evaluation)
+
+
+def write_overlength(entries: list[dict[str, Any]], path: Path) -> None:
+    """Write one line for each sample that the length limit changed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    path.write_text(text, encoding="utf-8")
+
+
+def num_samples_seen(checkpoint: str | None, training: TrainingArguments) -> int:
+    """Return how many samples (or packed rows) all ranks had taken from a stream before a checkpoint; 0 without one."""
+    if checkpoint is None:
+        return 0
+    state = checkpoints.run_state(checkpoint)
+    per_step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    return state["data"]["seen"] if "data" in state else state["step"] * per_step
+
+
+def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
+    """Return the model with its weights, with adapters or unfrozen, and print what trains."""
+    lora, training = flags.lora, flags.training
+    set_seed(training.seed)
+    dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
+    model = loading.load_model(
+        prepared.name,
+        dtype=dtype,
+        attn_implementation=flags.model.attn_implementation,
+        cache_dir=training.cache_dir,
+        quantization=prepared.quantization,
+        device=training.device,
+    )
+    start = None
+    if training.use_lora:
+        new_tokens = prepared.tokenizer.convert_tokens_to_ids(training.new_special_tokens or [])
+        model = add_adapters(model, lora, new_tokens)
+        if training.activation_checkpointing:
+            model.enable_input_require_grads()
+        start = lora_targets.starting_point(model)
+    else:
+        model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
+    # DeepSpeed keeps float32 copies itself.
+    model = tuning.train_in(model, dtype) if training.deepspeed else tuning.train_in_float32(model)
+    rows = param_groups.rows(model, rates=prepared.rates, weight_decay=training.weight_decay)
+    if training.process_index == 0:
+        print(param_groups.table(rows), file=sys.stderr)
+    return Loaded(model, dtype, start, rows)
+
+
+def add_adapters(
+    model: QWenLMHeadModel, lora: LoraArguments, new_tokens: list[int] | tuple[int, ...] = ()
+) -> PeftModel:
+    """Return the model with the adapters of --lora_weight_path, or with new ones."""
+    if lora.lora_weight_path:
+        return build.load_adapters(model, lora.lora_weight_path, trainable=True)
+    return build.add_adapters(
+        model,
+        r=lora.lora_r,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        targets=lora.lora_target_modules,
+        bias=lora.lora_bias,
+        modules_to_save=build.whole_modules(model, lora.modules_to_save),
+        new_tokens=new_tokens,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
+    )
+
+
+def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: Loaded) -> QWenTrainer:
+    """Return the trainer of a run, with the vision cache if there is one."""
+    training = flags.training
+    features = cache.opened(
+        flags.data.vision_cache,
+        loaded.model,
+        name=prepared.name,
+        dtype=loaded.dtype,
+        cache_dir=training.cache_dir,
+        is_sharded=engines.is_sharded(training),
+    )
+    settled = prepared.settled
+    return QWenTrainer(
+        model=loaded.model,
+        args=training,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        data_collator=ConversationCollator(
+            prepared.tokenizer, family.image_size(prepared.config), vision_cache=features
+        ),
+        vision_cache=features,
+        tokenizer=prepared.tokenizer,
+        base=prepared.base if training.use_lora else None,
+        made_with={"base": prepared.base, "settings": settled.settings, "resumed": settled.resumed},
+        rates=prepared.rates,
+        source_names=data.train.names,
+        is_weighted=data.train.is_weighted or bool(data.evaluation and data.evaluation.is_weighted),
+    )
+
+
+def write_results(prepared: Prepared, flags: TrainFlags, loaded: Loaded, trainer: QWenTrainer) -> None:
+    """Write the trained model or adapter and the records of the run; every rank has to call this, rank 0 writes."""
+    weights = engines.whole_weights(trainer)
+    if not trainer.is_world_process_zero():
+        return
+    output_dir, base = flags.training.output_dir, prepared.base if flags.training.use_lora else None
+    with saving.naming(output_dir):
+        trainer.save_state()
+        final_model.save_final(
+            loaded.model,
+            prepared.tokenizer,
+            output_dir,
+            dtype=loaded.dtype,
+            base=base,
+            weights=weights,
+            start=loaded.start,
+        )
+        write_records(prepared, flags.data, output_dir, base=base or {"name": prepared.name}, trained=loaded.rows)
+    print(f"saved to {output_dir}", file=sys.stderr)
+
+
+def write_records(
+    prepared: Prepared,
+    data: DataArguments,
+    output_dir: str,
+    *,
+    base: dict[str, Any],
+    trained: list[param_groups.Row],
+) -> None:
+    """Write report.html, and run.json last, which marks the run as finished."""
+    made_with = {"settings": prepared.settings, "resumed": prepared.settled.resumed, "base": base}
+    if data.streaming:
+        streaming.report(Path(output_dir, "overlength.jsonl"))
+    html_report.write(output_dir, settings=prepared.settings | run_record.earlier(made_with), trained=trained)
+    run_record.write(output_dir, data_path=data.data_path, eval_data_path=data.eval_data_path, **made_with)
