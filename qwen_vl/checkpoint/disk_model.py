@@ -3,26 +3,31 @@
 So a forward pass, a merge or a quantisation needs the memory of about one block, whatever the model's size.
 """
 
+import copy
+import os
+
 import torch
 from torch import nn
 
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 
-from . import loading
-from .tensors import Weights
+from .folder import ModelFolder
 
 
-def build(path, weights):
-    """A QWenLMHeadModel in evaluation mode with the float architecture of a checkpoint, all its weights placeholders.
+def build(folder: ModelFolder) -> QWenLMHeadModel:
+    """Return a model in evaluation mode with the float architecture of a folder, all its weights placeholders.
 
-    Raises ValueError where the names or shapes in `weights` are not those of the configuration.
+    Its generation settings are those of the folder. Raise ValueError if the weights do not fit the configuration.
     """
-    config = loading.load_config(path)
+    weights = folder.tensors
+    config = copy.deepcopy(folder.config)
     if weights.is_quantized:
         del config.quantization_config
     with torch.device("meta"):
         model = QWenLMHeadModel(config).eval()
+    if folder.generation_config is not None:
+        model.generation_config = copy.deepcopy(folder.generation_config)
     wanted = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     there = weights.names()
     left_over = [name for name in sorted(set(there) - set(wanted)) if not is_zero_bias(name, weights)]
@@ -34,7 +39,7 @@ def build(path, weights):
     wrong = [f"{len(names)} {what} ({', '.join(names[:3])} ..)" for what, names in problems.items() if names]
     if wrong:
         raise ValueError(
-            f"{path}: the weights do not fit config.json: {'; '.join(wrong)}; use the files of one checkpoint"
+            f"{folder}: the weights do not fit config.json: {'; '.join(wrong)}; use the files of one checkpoint"
         )
     for module in model.modules():
         for leaf, parameter in module._parameters.items():
@@ -59,14 +64,15 @@ def is_placeholder(tensor):
 
 
 class DiskModel:
-    """The float model of a checkpoint folder or hub name. `model` runs once `stream` was called, or `fill` for a part.
+    """The float model of a model folder. `model` runs once `stream` was called, or `fill` for a part.
 
-    Raises ValueError where the weights do not fit the configuration, OSError where there are none.
+    Raises ValueError if the weights do not fit the configuration, OSError if there are none.
     """
 
-    def __init__(self, path):
-        self.weights = Weights(path)
-        self.model = build(path, self.weights)
+    def __init__(self, path: str | os.PathLike[str] | ModelFolder) -> None:
+        self.folder = ModelFolder.open(path)
+        self.weights = self.folder.tensors
+        self.model = build(self.folder)
         modules = dict(self.model.named_modules())
         # Kept from before adapters are wrapped around: {name: (module, leaf)} and {block: module}.
         split = {name: name.rpartition(".")[::2] for name, _ in self.model.named_parameters()}

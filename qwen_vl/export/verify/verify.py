@@ -10,6 +10,7 @@ from PIL import Image
 from qwen_vl.adapters import attach, bases, on_disk
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.evaluation import generation, probe_prompts
 from qwen_vl.families import v1 as family
 from qwen_vl.model.chat_qwen import make_context
@@ -23,6 +24,8 @@ LAST_POSITIONS = 64  # of a prompt, whose logits are compared; all of them stand
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JSON_FILES = ("generation_config.json", "tokenizer_config.json")
 PASSING = {"transformers_version", "_from_model_config", "processor_class", "added_tokens_decoder"}  # of no effect
+
+ModelInputs = dict[str, torch.Tensor]  # input_ids [1, length] and, with images, pixel_values [images, 3, size, size]
 
 
 class Difference(NamedTuple):
@@ -66,8 +69,18 @@ def logits(model, inputs, last=0):
     return model.eval()(**inputs, logits_to_keep=last).logits.float().cpu()
 
 
-def logits_from_disk(path, all_inputs, *, dtype, adapter_dir=None, device="cpu"):
-    """The `logits` of a checkpoint, or of a base and an adapter, for each of some inputs; memory is that of a block."""
+def logits_from_disk(
+    path: str | Path | ModelFolder,
+    all_inputs: list[ModelInputs],
+    *,
+    dtype: torch.dtype,
+    adapter_dir: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> list[torch.Tensor]:
+    """Return the `logits` of a model folder, or of it and an adapter, for each of some inputs, block by block.
+
+    Memory is that of one block. A ModelFolder that is open already is not read again.
+    """
     disk = DiskModel(path)
     if adapter_dir:
         on_disk.adapt(disk, adapter_dir, dtype=dtype)

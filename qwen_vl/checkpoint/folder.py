@@ -1,0 +1,91 @@
+"""An opened model folder: what a checkpoint says about itself, read once and passed on as a value."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenConfig
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
+
+from . import loading, quantization
+from .tensors import Weights
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder, an adapter folder or a hub name; each property is read when it is first used and then kept.
+
+    It stands for its path wherever a path is expected. Its values are shared: copy a config before changing it.
+    """
+
+    path: str
+    cache_dir: str | None = None
+
+    @classmethod
+    def open(cls, path: "str | os.PathLike[str] | ModelFolder", cache_dir: str | None = None) -> "ModelFolder":
+        """Return the ModelFolder of a folder or a hub name; one that is open already is returned as it is.
+
+        Raise FileNotFoundError if `path` is neither a folder nor a hub name.
+        """
+        if isinstance(path, ModelFolder):
+            return path
+        folder = cls(str(path), cache_dir)
+        if not os.path.isdir(folder.path):
+            loading.find_file(folder.path, "config.json", cache_dir)
+        return folder
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return the content of a JSON file in the folder, None if there is none; raise ValueError if damaged."""
+        return loading.read_json(self.path, name, self.cache_dir)
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter and not a whole model."""
+        return Path(self.path, "adapter_config.json").is_file()
+
+    @cached_property
+    def config(self) -> QWenConfig:
+        """The configuration; ValueError for another architecture or an adapter."""
+        return loading.load_config(self.path, self.cache_dir)
+
+    @cached_property
+    def quantization(self) -> str | None:
+        """The kind of quantization of the stored weights ("gptq", "nf4", "int8"), None for float weights."""
+        return quantization.kind_of(self.config, self.path)
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig | None:
+        """The settings for generation, None if the folder has none."""
+        settings = self.read_json("generation_config.json")
+        return None if settings is None else GenerationConfig.from_dict(settings)
+
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether the model answers in the chat format, so far as its folder says."""
+        return family.is_chat(self.read_json("generation_config.json") or {})
+
+    @cached_property
+    def tokenizer(self) -> QWenTokenizer:
+        """The tokenizer, checked to fit the configuration."""
+        return loading.load_tokenizer(self.path, self.config, self.cache_dir)
+
+    @cached_property
+    def tensors(self) -> Weights:
+        """The weights as float tensors by name, read from disk one at a time."""
+        return Weights(self.path, self.cache_dir)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hex digest that identifies the weights, the same however they are sharded."""
+        return loading.fingerprint(self.path, self.cache_dir)
