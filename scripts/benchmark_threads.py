@@ -35,7 +35,7 @@ def build(folder: Path, pictures: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in (
         [ROOT / "scripts/quickstart/make_data.py", folder / "data", "--limit", pictures],
-        ["-m", "qwen_vl.checkpoint.random_model", ROOT / "configs/model/tiny.json", folder / "tiny"],
+        ["-m", "qwen_vl.cli.random_model", ROOT / "configs/model/tiny.json", folder / "tiny"],
     ):
         command = [sys.executable, *map(str, words)]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)

@@ -21,7 +21,7 @@ step() {
 
 step data "conversations from easy-vqa's pictures, and a tiny model with random weights"
 "$PYTHON" scripts/quickstart/make_data.py "$OUT/data"
-"$PYTHON" -m qwen_vl.checkpoint.random_model configs/model/tiny.json "$OUT/tiny"
+"$PYTHON" -m qwen_vl.cli.random_model configs/model/tiny.json "$OUT/tiny"
 
 step boxes "full training from nothing: what is where"
 "$PYTHON" finetune.py configs/train/quickstart_boxes.yaml \

@@ -1,19 +1,13 @@
 """A tiny Qwen-VL with random weights: the real classes, a small configuration, a prefix of the published vocabulary.
 
-`python -m qwen_vl.checkpoint.random_model CONFIG.json OUT` writes the checkpoint folder OUT.
+`python -m qwen_vl.cli.random_model CONFIG.json OUT` writes the checkpoint folder OUT.
 """
 
-import argparse
 import json
 import tempfile
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-
-from qwen_vl.startup import prepare
-
-if __name__ == "__main__":
-    prepare()  # before torch is imported
 
 import torch
 from transformers import GenerationConfig
@@ -67,19 +61,3 @@ def build_tokenizer(config):
             str(ranks), image_span_tokens=config.image_span_tokens, model_max_length=config.seq_length
         )
     return tokenizer
-
-
-def main(argv=None):
-    """Build what the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qwen_vl.checkpoint.random_model", description="Build a tiny Qwen-VL."
-    )
-    parser.add_argument("config", help="JSON file with the configuration, such as configs/model/tiny.json")
-    parser.add_argument("output", help="checkpoint folder to write")
-    args = parser.parse_args(argv)
-    model, tokenizer = build(args.config, args.output)
-    print(f"{model.num_parameters():,} random parameters, {len(tokenizer):,} tokens: {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,17 @@
 """`qwen-vl checkpoint show|export`: what a checkpoint holds, and its model alone."""
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl.adapters import bases
 from qwen_vl.export.checkpoint import DTYPES, export, show
 from qwen_vl.training.resume import checkpoints
 
+from .parsers import Parser
 
-def main(argv=None):
-    """Show or export as the command line says; showing an incomplete checkpoint ends with exit code 1."""
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Show or export as the command line says. Exit with code 1 if a checkpoint that is shown is incomplete."""
     args = make_parser().parse_args(argv)
     if args.action == "export":
         export(args.folder, args.output, dtype=args.dtype)
@@ -23,9 +25,9 @@ def main(argv=None):
         raise SystemExit(1)
 
 
-def make_parser():
-    """The parser of `qwen-vl checkpoint`."""
-    parser = argparse.ArgumentParser(prog="qwen-vl checkpoint", description="Look into a checkpoint of a run.")
+def make_parser() -> Parser:
+    """Build the parser of `qwen-vl checkpoint`."""
+    parser = Parser(prog="qwen-vl checkpoint", description="Look into a checkpoint of a run.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="show|export")
     show = actions.add_parser("show", help="what is in it, and is it complete")
     show.add_argument("folder", help="a checkpoint-N folder, or the output folder of a run for all of them")
@@ -33,6 +35,4 @@ def make_parser():
     take.add_argument("folder", help="a checkpoint-N folder of one process, of DeepSpeed or of FSDP")
     take.add_argument("output", help="folder to write; must not exist or be empty")
     take.add_argument("--dtype", choices=DTYPES, help="of a model's weights (default: what the run computed in)")
-    for action in (show, take):
-        action.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

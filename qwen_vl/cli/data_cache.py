@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -17,14 +18,16 @@ from qwen_vl.training import tuning
 from qwen_vl.training.vision_cache import cache as vision_cache_cache
 from qwen_vl.training.vision_cache.fill import fill, load_tower, references_of
 
+from .parsers import Parser
 
-def parse(argv):
-    """The arguments; what is wrong with them exits with code 2."""
-    parser = argparse.ArgumentParser(
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments. Exit with code 2 if they are wrong."""
+    parser = Parser(
         prog="qwen-vl data cache",
-        description="Encode the pictures of conversation files with the frozen vision tower of a model, once, into the "
+        description="Encode the images of conversation files with the frozen vision tower of a model, once, into the "
         "folder that training takes as --vision_cache. Give the flags that training is given.",
-        epilog="Several GPUs: torchrun --nproc_per_node 8 -m qwen_vl.cli data cache ..",
+        epilog="Several GPUs: torchrun --nproc_per_node 8 -m qwen_vl.cli.main data cache ..",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -33,11 +36,11 @@ def parse(argv):
     add("--vision_cache", required=True, metavar="DIR", help="folder of the features")
     add("--use_lora", action="store_true", help="for LoRA: the whole tower is frozen, and its output is kept; without "
         "it that of the ViT, as full training trains the resampler")  # fmt: skip
-    add("--image_folder", metavar="DIR", help="where relative pictures are looked for after the file's own folder")
+    add("--image_folder", metavar="DIR", help="where relative images are looked for after the file's own folder")
     add("--bf16", action="store_true", help="for training with --bf16")
     add("--fp16", action="store_true", help="for training with --fp16")
-    add("--batch_size", type=int, default=16, help="pictures at once (%(default)s)")
-    add("--workers", type=int, default=usable_cores(), help="processes that open pictures (%(default)s)")
+    add("--batch_size", type=int, default=16, help="images at once (%(default)s)")
+    add("--workers", type=int, default=usable_cores(), help="processes that open images (%(default)s)")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch_size is at least 1, --workers at least 0")
@@ -46,8 +49,8 @@ def parse(argv):
     return args
 
 
-def main(argv):
-    """Fill the cache with this process's share of the pictures; a line on stderr says what was done."""
+def main(argv: Sequence[str]) -> None:
+    """Fill the cache with this process's share of the images, and say on stderr what was done."""
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -74,6 +77,6 @@ def main(argv):
         counts = [sum(pair) for pair in zip(counts, done, strict=True)]
     made, there, unstable = counts
     seconds = time.perf_counter() - started
-    text = f"{made} pictures encoded in {seconds:.1f} s, {there} were there already: {cache.folder}"
+    text = f"{made} images encoded in {seconds:.1f} s, {there} were there already: {cache.folder}"
     unread = f"; {unstable} on the web, whose content may change, are not cached" if unstable else ""
     print(text + unread, file=sys.stderr)

@@ -4,24 +4,28 @@ import argparse
 import contextlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 
 from qwen_vl.data import skip_manifests
 from qwen_vl.data.chatml import LOSS_ON
 from qwen_vl.data.check import summary
 from qwen_vl.data.check.check import Check, load_tokenizer, open_report, printable
 from qwen_vl.data.check.cleaning import write_cleaned
+from qwen_vl.data.check.summary import FileSummary
 from qwen_vl.data.conversations import convert_hint, search_dirs
 from qwen_vl.data.sources.opening import plain_name
 from qwen_vl.data.sources.readers import is_among
-from qwen_vl.data.validation import ERRORS, WARNINGS, DataError
+from qwen_vl.data.validation import ERRORS, WARNINGS, DataError, Problem
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import Bars
+
+from .parsers import Parser, positive
 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def main(argv):
-    """Check the files, print what was found; DataError (exit code 1) where there are errors."""
+def main(argv: Sequence[str]) -> None:
+    """Check the files and print what was found. Raise DataError (exit code 1) if there are errors."""
     args = parse(argv)
     tokenizer = load_tokenizer(args.model) if args.model else None
     with contextlib.ExitStack() as stack:
@@ -46,23 +50,23 @@ def main(argv):
     finish(check.files)
 
 
-def parse(argv):
-    """The arguments; what is wrong with them exits with code 2."""
-    parser = argparse.ArgumentParser(
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments. Exit with code 2 if they are wrong."""
+    parser = Parser(
         prog="qwen-vl data check",
-        description="Check conversation files (data/README.md): records, pictures, lengths, duplicates.",
+        description="Check conversation files (data/README.md): records, images, lengths, duplicates.",
         epilog="Exit code 0: nothing that would stop a run; 1: errors; 2: wrong arguments.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="JSON, JSON Lines, Parquet, Arrow, or a folder of them")
-    add("--image_folder", metavar="DIR", help="where relative pictures are looked for after the file's own folder")
+    add("--image_folder", metavar="DIR", help="where relative images are looked for after the file's own folder")
     add("--model", "--tokenizer", metavar="DIR", help="checkpoint (or its tokenizer) that counts tokens; without it, "
         "lengths are left out")  # fmt: skip
     add("--max_length", "--model_max_length", type=positive, default=2048, help="most tokens of a sample (2048)")
     add("--allow_control_tokens", action="store_true", help="count markers such as <|im_end|> in texts as one token")
     add("--loss_on", choices=LOSS_ON, default="reference", help="which tokens count as learned, as in training")
-    add("--pictures", choices=("open", "exist"), default="open", help="open every picture once, or only look for files")
+    add("--pictures", choices=("open", "exist"), default="open", help="open every image once, or only look for files")
     add("--workers", type=positive, default=usable_cores(), help="processes (all processors: %(default)s)")
     add("--report", metavar="OUT.jsonl", help="write one JSON line for each problem")
     add("--fix", metavar="OUT.json", help="write the file without its bad records, and OUT.skip.json, which names them")
@@ -77,23 +81,15 @@ def parse(argv):
     return args
 
 
-def positive(text):
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def as_line(path, problem):
-    """A Problem as a line of the report."""
+def as_line(path: str, problem: Problem) -> str:
+    """Return a Problem as a line of the report."""
     fields = {"file": path, "record": problem.place, "id": problem.id, "field": problem.field, "kind": problem.kind}
     fields |= {"level": "error" if problem.is_error else "warning", "message": problem.message}
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
-def lines(check, args):
-    """The lines of the printed summary."""
+def lines(check: Check, args: argparse.Namespace) -> Iterator[str]:
+    """Yield the lines of the printed summary."""
     yield from summary.files_table(check.files)
     yield from summary.kinds_lines(check.files, {"the file"} | ERRORS, "errors")
     missing = [file.path for file in check.files if file.kinds["missing picture"]]
@@ -110,8 +106,8 @@ def lines(check, args):
         yield "lengths: left out; give --model CHECKPOINT for them"
 
 
-def fix(found, out):
-    """Write the file without its bad records to `out`, and the skip manifest beside it; says so."""
+def fix(found: FileSummary, out: str) -> None:
+    """Write the file without its bad records to `out`, with the skip manifest next to it, and say so."""
     if found.unusable:
         raise DataError(f"{found.path}: {found.unusable}; --fix only leaves out records")
     if len(found.bad) == found.num_records:
@@ -127,8 +123,8 @@ def fix(found, out):
         print(f"relative pictures were looked for beside {found.path}: use {out} with --image_folder {folder}")
 
 
-def finish(files):
-    """Say that all is well, or raise DataError."""
+def finish(files: Sequence[FileSummary]) -> None:
+    """Print that there are no errors. Raise DataError if there are any."""
     errors = sum(count for file in files for kind, count in file.kinds.items() if kind not in WARNINGS)
     if errors:
         bad, num_records = sum(len(file.bad) for file in files), sum(file.num_records for file in files)

@@ -1,7 +1,7 @@
 """`qwen-vl data convert`: other formats to conversation files, and back."""
 
-import argparse
 import os
+from collections.abc import Sequence
 
 from qwen_vl.data.check.check import printable
 from qwen_vl.data.convert.convert import FORMATS, _json, convert
@@ -9,11 +9,13 @@ from qwen_vl.data.files import whole_file
 from qwen_vl.data.sources.opening import plain_name
 from qwen_vl.data.sources.readers import is_among
 
+from .parsers import Parser
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def main(argv):
-    """Convert the file that the arguments name, and say what became of it."""
+def main(argv: Sequence[str]) -> None:
+    """Convert the file that the command line names, and print what became of it."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.source_format == arguments.target_format:
@@ -28,9 +30,18 @@ def main(argv):
         parser.error("OUT: COCO's annotations are one JSON object; name it .json")
     if arguments.prompt is not None and "{phrase}" not in arguments.prompt:
         parser.error('--prompt: put {phrase} where the phrase belongs, as in "Where is {phrase}?"')
-    options = vars(arguments)
-    source, out, pictures = options.pop("source"), options.pop("out"), options.pop("pictures")
-    result = convert(source, out, check_pictures=pictures == "exist", **options)
+    source, out = arguments.source, arguments.out
+    result = convert(
+        source,
+        out,
+        source_format=arguments.source_format,
+        target_format=arguments.target_format,
+        image_folder=arguments.image_folder,
+        check_pictures=arguments.pictures == "exist",
+        skip_errors=arguments.skip_errors,
+        prompt=arguments.prompt,
+        box_format=arguments.box_format,
+    )
     unit = "boxes" if arguments.target_format == "coco" else "records"
     print(printable(f"{out}: {result.num_written:,} {unit} from {result.num_read:,} records of {source}"))
     for note, count in result.notes.most_common():
@@ -45,8 +56,8 @@ def main(argv):
         print(printable(f"  {len(result.problems):,} problems, whose records are left out: {skipped}"))
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="qwen-vl data convert",
         description="Convert a file to the conversation format (data/README.md), or from it to another one.",
         epilog="SOURCE is JSON, JSON Lines, Parquet, Arrow or a folder of them; OUT a JSON list, or JSON Lines if it "
@@ -57,9 +68,9 @@ def _parser():
     add("out", metavar="OUT")
     add("--from", dest="source_format", choices=FORMATS, required=True, help="what SOURCE is")
     add("--to", dest="target_format", choices=FORMATS, default="ours", help="what OUT becomes (default: ours)")
-    add("--image_folder", metavar="DIR", help="where relative pictures are looked for, after the folder of OUT")
-    add("--pictures", choices=("exist", "any"), default="exist", help="whether local pictures must exist (default)")
+    add("--image_folder", metavar="DIR", help="where relative images are looked for, after the folder of OUT")
+    add("--pictures", choices=("exist", "any"), default="exist", help="whether local images must exist (default)")
     add("--prompt", metavar="TEXT", help='question for coco and refcoco, such as "框出图中的{phrase}"')
     add("--box_format", choices=("xywh", "xyxy"), default="xywh", help="of refcoco boxes in pixels (default: xywh)")
-    add("--skip_errors", action="store_true", help="leave out what cannot be converted, and list it beside OUT")
+    add("--skip_errors", action="store_true", help="leave out what cannot be converted, and list it next to OUT")
     return parser

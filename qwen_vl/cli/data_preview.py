@@ -1,6 +1,6 @@
 """`qwen-vl data preview`: a page that shows conversations as they are trained on."""
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl.data.chatml import LOSS_ON
@@ -8,9 +8,11 @@ from qwen_vl.data.check.check import printable
 from qwen_vl.data.files import whole_file
 from qwen_vl.data.preview.preview import WRITERS, preview
 
+from .parsers import Parser, positive
 
-def main(argv):
-    """Write the page that the arguments ask for."""
+
+def main(argv: Sequence[str]) -> None:
+    """Write the page that the command line asks for."""
     arguments = _parser().parse_args(argv)
     out, form = _output(arguments.out, arguments.format)
     page = preview(
@@ -29,8 +31,8 @@ def main(argv):
     print(printable(f"{out}: " + ", ".join(f"{what} {number}" for what, number in page.totals())))
 
 
-def _output(out, form):
-    """(path, "html" or "png") of what --out and --format say, each from the other where it is missing."""
+def _output(out: str | None, form: str | None) -> tuple[Path, str]:
+    """Return the path and the format (html or png) of the page. Either follows from the other if it is not given."""
     suffix = Path(out).suffix.lower().lstrip(".") if out else ""
     form = form or (suffix if suffix in WRITERS else "html")
     if suffix and suffix != form:
@@ -38,27 +40,20 @@ def _output(out, form):
     return Path(out or f"preview.{form}"), form
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="qwen-vl data preview",
-        description="Write a page that shows conversations as they are trained on: pictures with their boxes, the "
+        description="Write a page that shows conversations as they are trained on: images with their boxes, the "
         "turns, and every token with its loss mask.",
     )
     parser.add_argument("file", help="conversation file (data/README.md)")
     parser.add_argument("--model", required=True, help="checkpoint whose tokenizer is used: a folder or a hub name")
     parser.add_argument("--out", help="the page to write (default: preview.html or preview.png)")
     parser.add_argument("--format", choices=WRITERS, help="html or png (default: what --out ends with, else html)")
-    parser.add_argument("--num", type=_positive, default=20, help="conversations shown, from the start (default: 20)")
+    parser.add_argument("--num", type=positive, default=20, help="conversations shown, from the start (default: 20)")
     parser.add_argument("--ids", nargs="+", help="show the conversations with these ids instead")
-    parser.add_argument("--image_folder", help="where relative pictures lie, if not beside the file")
-    parser.add_argument("--max_length", "--model_max_length", type=_positive, help="as in a run: marks what it cuts")
+    parser.add_argument("--image_folder", help="where relative images are, if not next to the file")
+    parser.add_argument("--max_length", "--model_max_length", type=positive, help="as in a run: marks what it cuts")
     parser.add_argument("--loss_on", choices=LOSS_ON, default=LOSS_ON[0], help="as in a run (default: %(default)s)")
     parser.add_argument("--allow_control_tokens", action="store_true", help="markers such as <|im_end|> become tokens")
     return parser
-
-
-def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: use a number above 0")
-    return number

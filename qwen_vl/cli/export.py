@@ -1,18 +1,20 @@
 """`qwen-vl export SOURCE OUT`: a standalone folder with a card, of a model, a checkpoint of a run or an adapter."""
 
-import argparse
+from collections.abc import Sequence
 
 from qwen_vl.adapters import bases
 from qwen_vl.export.export import export
 
 from . import merge
+from .parsers import Parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Export as the command line says; an adapter is merged as `qwen-vl merge` does it."""
     args = make_parser().parse_args(argv)
     if bases.is_adapter(args.adapter):
-        return merge.run(args)
+        merge.run(args)
+        return
     wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: for an adapter, which {args.adapter} is not")
@@ -20,9 +22,9 @@ def main(argv=None):
     print(f"model and card in {args.output}")
 
 
-def make_parser():
-    """The parser of `qwen-vl export`."""
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """Build the parser of `qwen-vl export`."""
+    parser = Parser(
         prog="qwen-vl export", description="Write a standalone model with a model card.", allow_abbrev=False
     )
     parser.add_argument("adapter", metavar="source", help="folder of a model, of a checkpoint-N, or of an adapter")

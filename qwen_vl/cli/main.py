@@ -1,13 +1,14 @@
 """The command `qwen-vl`: one verb for each thing to do."""
 
-import argparse
-from importlib import import_module, metadata
+from collections.abc import Sequence
+from importlib import metadata
 
+from .parsers import Verbs
 from .run import run
 
 VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "plan": ("qwen_vl.cli.plan", "memory and time of a training run before it starts, and what fits"),
-    "train": ("finetune", "fine-tune a checkpoint on conversations with pictures"),
+    "train": ("finetune", "fine-tune a checkpoint on conversations with images"),
     "data": ("qwen_vl.cli.data", "check, look at and convert conversation files"),
     "merge": ("qwen_vl.cli.merge", "merge a LoRA adapter into its base: one standalone checkpoint"),
     "export": ("qwen_vl.cli.export", "write a standalone model with a model card"),
@@ -18,30 +19,21 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
 }
 
 
-def entry(argv=None):
-    """Run `qwen-vl VERB ..`; ends the process as every command of this project does."""
+def entry(argv: Sequence[str] | None = None) -> None:
+    """Run `qwen-vl VERB ..` and end the process as every command of this project does."""
     run(main, argv)
 
 
-def main(argv):
-    """Hand the arguments behind the verb to its module; without a known verb exits with code 2."""
-    verbs = "\n".join(f"  {verb:12}{text}" for verb, (_, text) in VERBS.items())
-    parser = argparse.ArgumentParser(
-        prog="qwen-vl",
-        description=f"Fine-tune, export and chat with Qwen-VL checkpoints.\n\n{verbs}",
-        epilog="`qwen-vl VERB --help` lists the options of a verb.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="qwen-vl [-h] [--version] VERB ..",
-    )
-    parser.add_argument("--version", action="version", version=f"qwen-vl {version()}")
-    parser.add_argument("verb", metavar="VERB", choices=VERBS, help="one of the above")
-    verb = parser.parse_args(argv[:1]).verb
-    module, _ = VERBS[verb]
-    import_module(module).main(argv[1:])
+def main(argv: Sequence[str]) -> None:
+    """Do what the command line says. Exit with code 2 if its first word is not a verb."""
+    verbs = Verbs("qwen-vl", "Fine-tune, export and chat with Qwen-VL checkpoints.", VERBS)
+    verbs.parser.usage = "qwen-vl [-h] [--version] VERB .."
+    verbs.parser.add_argument("--version", action="version", version=f"qwen-vl {version()}")
+    verbs.main(argv)
 
 
-def version():
-    """The version of the installed package."""
+def version() -> str:
+    """Return the version of the installed package."""
     try:
         return metadata.version("qwen-vl")
     except metadata.PackageNotFoundError:

@@ -2,17 +2,20 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from qwen_vl.checkpoint import shard_writer
 from qwen_vl.export.merge import DTYPES, merge
 
+from .parsers import Parser
 
-def main(argv=None):
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Merge as the command line says and print where the result is."""
     run(make_parser().parse_args(argv))
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Merge as parsed arguments say."""
     done = merge(
         args.adapter,
@@ -32,25 +35,22 @@ def run(args):
     print(f"merged model in {args.output}")
 
 
-def make_parser():
-    """The parser of `qwen-vl merge`."""
-    parser = argparse.ArgumentParser(
-        prog="qwen-vl merge", description="Merge a LoRA adapter into its base: one standalone checkpoint."
-    )
+def make_parser() -> Parser:
+    """Build the parser of `qwen-vl merge`."""
+    parser = Parser(prog="qwen-vl merge", description="Merge a LoRA adapter into its base: one standalone checkpoint.")
     parser.add_argument("adapter", help="folder of the trained adapter")
     parser.add_argument("output", help="folder to write; must not exist or be empty")
     add_options(parser)
     return parser
 
 
-def add_options(parser):
-    """What `qwen-vl merge` and `qwen-vl export` both take."""
+def add_options(parser: Parser) -> None:
+    """Add the options that `qwen-vl merge` and `qwen-vl export` share."""
     parser.add_argument("--base", help="folder or hub name of the base, if it has moved since training")
     parser.add_argument("--onto", help="for an adapter on a quantised base: the float model to merge into instead")
     parser.add_argument("--dequantize", action="store_true", help="the same: merge into the base's dequantised weights")
     parser.add_argument("--prompts", help="conversations on which a change of base is measured (default: built in)")
-    parser.add_argument("--image_folder", help="where its relative picture paths are looked up as well")
+    parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
     parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the result (default: the base's)")
     parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,6 +1,6 @@
 """`qwen-vl plan`: memory and time of a training run before it starts."""
 
-import argparse
+from collections.abc import Sequence
 
 from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.families import v1 as family
@@ -8,10 +8,12 @@ from qwen_vl.model import QWenConfig
 from qwen_vl.training.plan import memory_model
 from qwen_vl.training.plan.planner import GIB, LORA, METHODS, assumed, check, default_zero, is_base, probed, report
 
+from .parsers import Parser, positive
 
-def make_parser():
-    """The parser of `qwen-vl plan`."""
-    parser = argparse.ArgumentParser(
+
+def make_parser() -> Parser:
+    """Build the parser of `qwen-vl plan`."""
+    parser = Parser(
         prog="qwen-vl plan",
         description="Memory and time of a training run from the configuration alone; docs/plan.md has the model.",
         allow_abbrev=False,
@@ -19,37 +21,28 @@ def make_parser():
     add = parser.add_argument
     add("--model", help="folder or hub name of a checkpoint (default: the published configuration, as a chat model)")
     add("--method", choices=METHODS, default="lora", help="how it trains (default: %(default)s)")
-    add("--max_length", type=count, default=2048, help="tokens of a sample (default: %(default)s)")
-    add("--batch", type=count, default=1, help="samples of a micro-batch on each GPU (default: %(default)s)")
-    add("--accumulation", type=count, default=8, help="micro-batches of a step (default: %(default)s)")
-    add("--pictures", type=int, default=1, help="pictures of a sample (default: %(default)s)")
+    add("--max_length", type=positive, default=2048, help="tokens of a sample (default: %(default)s)")
+    add("--batch", type=positive, default=1, help="samples of a micro-batch on each GPU (default: %(default)s)")
+    add("--accumulation", type=positive, default=8, help="micro-batches of a step (default: %(default)s)")
+    add("--pictures", type=int, default=1, help="images of a sample (default: %(default)s)")
     add("--targets", type=float, default=0.25, help="share of the tokens that are learned (default: %(default)s)")
-    add("--gpus", type=count, default=1, help="GPUs (default: %(default)s)")
+    add("--gpus", type=positive, default=1, help="GPUs (default: %(default)s)")
     add("--gpu_memory", type=float, help="GiB of each GPU: says what fits, and how")
     add("--zero", type=int, choices=(0, 1, 2, 3), help="DeepSpeed stage (default with several GPUs: full 3, LoRA 2)")
     add("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the memory of the machine")
     whole = " and ".join(family.WHOLE_ON_A_BASE)
     add("--base_model", action="store_true", help=f"LoRA also trains {whole}; a checkpoint folder says itself")
     add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
-    add("--lora_r", type=count, default=LORA["r"], help="LoRA rank (default: %(default)s)")
+    add("--lora_r", type=positive, default=LORA["r"], help="LoRA rank (default: %(default)s)")
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
     add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
     add("--optim", default="adamw_torch_fused", help="optimizer, as of training (default: %(default)s)")
     add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
     add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def count(text):
-    """A whole number from 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan that the command line asks for, as Markdown."""
     args = make_parser().parse_args(argv)
     config = QWenConfig() if args.model is None else loading.load_config(args.model)

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
@@ -11,9 +13,11 @@ from qwen_vl.export import card
 from qwen_vl.export.quantize.quantize import METHODS, quantize_gptq, quantize_nf4
 from qwen_vl.families import v1 as family
 
+from .parsers import Parser
 
-def main(argv=None):
-    """Quantise as the command line says and print what it cost."""
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Quantize as the command line says and print what it cost."""
     args = make_parser().parse_args(argv)
     check(args)
     if args.method == "nf4":
@@ -33,28 +37,28 @@ def main(argv=None):
         )
     print(f"written and loaded model agree: {differences[0]}", file=sys.stderr)
     print(f"against the model before: {differences[1]}", file=sys.stderr)
-    print(f"quantised model in {args.output}")
+    print(f"quantized model in {args.output}")
     if args.evaluate:
         report = evaluation(args)
         print(report)
         card.add(args.output, "Quality before and after", report)
 
 
-def check(args):
-    """None, or a ValueError with everything that is wrong with the command line."""
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError with everything that is wrong with the command line."""
     wrong = []
     if args.bits != int4_layout.BITS:
         wrong.append(f"--bits {args.bits}: only {int4_layout.BITS} bits are written")
     if args.method == "gptq" and not args.calibration:
-        wrong.append("--calibration: GPTQ needs conversations, some with pictures; nf4 (--method nf4) needs none")
+        wrong.append("--calibration: GPTQ needs conversations, some with images; nf4 (--method nf4) needs none")
     if args.group_size < 1 or not 0 < args.damp < 1 or args.max_samples < 1:
         wrong.append("--group_size and --max_samples must be at least 1, --damp between 0 and 1")
     if wrong:
         raise ValueError("; ".join(wrong))
 
 
-def calibration(args):
-    """The calibration samples of the command line; ValueError for data without a single picture."""
+def calibration(args: argparse.Namespace) -> list[Any]:
+    """Return the encoded calibration samples. Raise ValueError for data without a single image."""
     shard_writer.check_free(args.output)
     config = loading.load_config(args.model)
     samples = quality.samples_of(
@@ -65,33 +69,33 @@ def calibration(args):
         limit=args.max_samples,
         max_length=args.model_max_length,
     )
-    pictures = sum(len(sample.get("pixel_values", ())) for sample in samples)
-    if not pictures:
+    num_images = sum(len(sample.get("pixel_values", ())) for sample in samples)
+    if not num_images:
         raise ValueError(f"{args.calibration}: no pictures in it; calibrate with data like that of later use")
     tokens = sum(sample["input_ids"].shape[1] for sample in samples)
-    print(f"calibration: {len(samples)} conversations, {pictures} pictures, {tokens:,} tokens", file=sys.stderr)
+    print(f"calibration: {len(samples)} conversations, {num_images} images, {tokens:,} tokens", file=sys.stderr)
     return samples
 
 
-def evaluation(args):
-    """The table of quality before and after."""
+def evaluation(args: argparse.Namespace) -> str:
+    """Return the table of quality before and after."""
     options = {"image_folder": args.image_folder, "limit": args.max_evaluated, "device": args.device}
     options["dtype"] = DiskModel(args.model).weights.dtype(family.HEAD_WEIGHT)
     before, after = (quality.measure(folder, args.evaluate, **options) for folder in (args.model, args.output))
     return quality.table(before, after)
 
 
-def make_parser():
-    """The parser of `qwen-vl quantize`."""
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """Build the parser of `qwen-vl quantize`."""
+    parser = Parser(
         prog="qwen-vl quantize", description="Store the decoder of a checkpoint in 4 bits.", allow_abbrev=False
     )
     parser.add_argument("model", help="folder or hub name of a float checkpoint")
     parser.add_argument("output", help="folder to write; must not exist or be empty")
     parser.add_argument("--bits", type=int, default=int4_layout.BITS, help="bits of a weight (only %(default)s)")
     parser.add_argument("--method", default="gptq", choices=METHODS, help="gptq (calibrated) or nf4 (not)")
-    parser.add_argument("--calibration", help="conversation file, with pictures: what GPTQ keeps the outputs of")
-    parser.add_argument("--image_folder", help="where relative picture paths are looked up as well")
+    parser.add_argument("--calibration", help="conversation file, with images: what GPTQ keeps the outputs of")
+    parser.add_argument("--image_folder", help="where relative image paths are looked up as well")
     parser.add_argument("--max_samples", type=int, default=128, help="conversations for calibration (%(default)s)")
     parser.add_argument("--model_max_length", type=int, default=2048, help="most tokens of one (default %(default)s)")
     parser.add_argument("--group_size", type=int, default=128, help="inputs that share a scale (default %(default)s)")
@@ -104,5 +108,4 @@ def make_parser():
     parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")
     parser.add_argument("--evaluate", help="conversation file: print perplexity and answers on it, before and after")
     parser.add_argument("--max_evaluated", type=int, default=200, help="at most so many of its records (%(default)s)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -3,27 +3,30 @@
 import atexit
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 from qwen_vl.startup import prepare
 
-# Libraries that talk to a service: what they raise is a matter of accounts and networks, and no error in a program.
+from .parsers import DEBUG
+
+# Libraries that talk to a service. Their errors come from accounts and networks, not from bugs in this program.
 SERVICES = (
     *("wandb", "huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "tensorboard", "tensorboardX"),
     *("mlflow", "comet_ml", "clearml", "neptune", "swanlab", "trackio", "dvclive", "codecarbon", "azureml", "dagshub"),
 )
 
 
-def run(main, argv=None):
-    """Call `main(argv)`; what the user can mend (ValueError, OSError, SERVICES) becomes one message and exit code 1.
+def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Call `main(argv)`. What the user can fix (ValueError, OSError, SERVICES) becomes one message and exit code 1.
 
-    With `--debug` among the arguments the traceback is shown. Interrupts exit with 130, argparse's usage errors with 2.
+    With `--debug` among the arguments the traceback is shown. An interrupt exits with 130, a usage error with 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     prepare(arguments)
     try:
         main(arguments)
     except Exception as error:
-        if "--debug" in arguments or not is_mendable(error):
+        if DEBUG in arguments or not is_mendable(error):
             raise
         print(f"error: {message(error)}", file=sys.stderr)
         leave(1)
@@ -37,22 +40,22 @@ def run(main, argv=None):
     leave(0, together=True)
 
 
-def is_mendable(error):
-    """Whether an exception tells a user something, where others are errors of this program and need their traceback."""
+def is_mendable(error: BaseException) -> bool:
+    """Return whether the user can act on an exception. Others are bugs of this program and need their traceback."""
     return isinstance(error, (ValueError, OSError, ImportError)) or is_of_service(error)
 
 
-def is_of_service(error):
-    """Whether an exception comes from one of SERVICES."""
+def is_of_service(error: BaseException) -> bool:
+    """Return whether an exception comes from one of SERVICES."""
     return any(kind.__module__.partition(".")[0] in SERVICES for kind in type(error).__mro__)
 
 
-def leave(code, together=False):
-    """End the process with an exit code; returns if that is 0 and the process is not one of several of a run.
+def leave(code: int, together: bool = False) -> None:
+    """End the process with an exit code. Return if it is 0 and the run has no other processes.
 
-    together: whether all of several end so; what they sent last then arrives. One of several leaves out Python's own
-    end, but for what is registered in `atexit`: a thread of gloo that lets go of a tensor meanwhile would abort the
-    process ("terminate called without an active exception"), now and then.
+    together: whether all ranks end now, so the process group can be destroyed and pending messages arrive. A rank of
+    several runs the `atexit` functions but skips the rest of Python's shutdown: a gloo thread that frees a tensor
+    during it sometimes aborts the process ("terminate called without an active exception").
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -66,8 +69,8 @@ def leave(code, together=False):
         sys.exit(code)
 
 
-def message(error):
-    """What an error says to a user, without the traceback that a data worker wraps around it."""
+def message(error: BaseException) -> str:
+    """Return what an error says to a user, without the traceback that a data worker wraps around it."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     text, name = str(error).strip(), type(error).__name__

@@ -1,14 +1,16 @@
 """`qwen-vl verify FIRST SECOND`: are two models the same."""
 
-import argparse
+from collections.abc import Sequence
 
 from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.evaluation import probe_prompts
 from qwen_vl.export.verify.verify import QUANTIZED, compare, different_files, outcome, tolerance_for
 
+from .parsers import Parser
 
-def main(argv=None):
-    """Compare the two models of the command line; ValueError, and so exit code 1, where they are not the same."""
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare the two models of the command line. Raise ValueError (exit code 1) if they differ."""
     args = make_parser().parse_args(argv)
     records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
     options = {"dtype": dtype_or_auto(args.dtype), "device": args.device, "from_disk": args.from_disk}
@@ -30,25 +32,24 @@ def main(argv=None):
     print(f"the same within {tolerance:g}")
 
 
-def make_parser():
-    """The parser of `qwen-vl verify`."""
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """Build the parser of `qwen-vl verify`."""
+    parser = Parser(
         prog="qwen-vl verify", description="Compare two models: logits, greedy answers, files.", allow_abbrev=False
     )
     parser.add_argument("first", help="folder of a checkpoint or an adapter, or a hub name")
     parser.add_argument("second", help="the other one")
     parser.add_argument("--prompts", help="conversation file whose last questions are asked (default: three built in)")
-    parser.add_argument("--image_folder", help="where its relative picture paths are looked up as well")
+    parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
     parser.add_argument("--max_prompts", type=int, default=16, help="at most so many of them (default %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="length of the answers (default %(default)s)")
     parser.add_argument(
         "--tolerance",
         type=float,
         help="largest difference of logits, as a share of the largest (default: what rounding in their dtype explains; "
-        f"{QUANTIZED} where one is quantised)",
+        f"{QUANTIZED} where one is quantized)",
     )
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype to compute in (default: the files')")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
     parser.add_argument("--from_disk", action="store_true", help="read weights block by block: memory of one block")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
