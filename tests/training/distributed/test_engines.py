@@ -170,7 +170,8 @@ def test_what_gets_no_gradient_ends_the_run_under_every_engine(make_checkpoint, 
 
 SHARES = """
 import os, pathlib, sys
-from qwen_vl.training import arguments, loading
+from qwen_vl.checkpoint import loading
+from qwen_vl.training.flags import arguments
 kept = arguments.parse(sys.argv[2:])  # DeepSpeed is on as long as these arguments live
 parameters = list(loading.load_model(sys.argv[1]).parameters())
 counts = [sum(p.ds_numel for p in parameters), sum(p.ds_tensor.numel() for p in parameters)]
