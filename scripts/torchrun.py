@@ -1,7 +1,7 @@
 """torchrun for the launchers of finetune/, with failures of one line: python scripts/torchrun.py [flags] PROGRAM ..
 
 With `--rdzv_backend machines --rdzv_endpoint ADDRESS:PORT --rdzv_conf rank=N` each machine starts its processes without
-waiting for the others: PROGRAM does that (`engines.meet`), as it can say which rank is missing.
+waiting for the others: PROGRAM does that (`engines.initialize`), as it can say which rank is missing.
 """
 
 import os

@@ -26,7 +26,20 @@ def test_benchmark_data(make_checkpoint, tmp_path, capsys):
 def test_measure_streaming(capsys):
     """scripts/measure_streaming.py"""
     script("measure_streaming").main(["--records", "300", "--read", "100"])
-    assert "MiB" in capsys.readouterr().out
+    assert "memory grew by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("used", "fits"), [((400, 464, 300), True), ((400, 465, 400), False), ((400, 900), False)])
+def test_measure_streaming_fails_beyond_its_bound(monkeypatch, used, fits):
+    streaming = script("measure_streaming")
+    monkeypatch.setattr(streaming, "measure", lambda path, num_read: enumerate(used))
+    words = ["--records", "1", "--bound", "64"]
+    if fits:
+        streaming.main(words)
+    else:
+        with pytest.raises(SystemExit, match=f"grew by {max(used) - used[0]} MiB") as ended:
+            streaming.main(words)
+        assert ended.value.code not in (0, None)
 
 
 def test_chat_with_folder(make_checkpoint, tmp_path):

@@ -1,1 +1,1 @@
-"""Several processes: DDP, DeepSpeed and FSDP."""
+"""Distributed training: DDP, DeepSpeed and FSDP."""

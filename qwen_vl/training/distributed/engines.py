@@ -1,7 +1,7 @@
-"""A run of several processes: how they meet, what must be so before transformers sets them up, and whole weights.
+"""Distributed runs: the rendezvous, the setup that precedes that of transformers, and gathered weights.
 
-DDP needs nothing but torchrun; DeepSpeed and FSDP are asked for by --deepspeed and --fsdp. All of them also run as CPU
-processes, for trying and testing; what only those need stands in `use_deepspeed_on_cpu` and `use_fsdp_on_cpu`.
+DDP needs nothing but torchrun; --deepspeed and --fsdp select DeepSpeed and FSDP. All of them also run as CPU processes,
+for trials and tests: see `use_deepspeed_on_cpu` and `use_fsdp_on_cpu`.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DeepSpeedPlugin
@@ -19,6 +20,10 @@ from transformers import TrainingArguments
 from transformers.dependency_versions_check import dep_version_check
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, is_deepspeed_zero3_enabled
 from transformers.utils import is_torch_distributed_available
+
+if TYPE_CHECKING:  # importing either takes seconds
+    from accelerate import PartialState
+    from transformers import Trainer
 
 POLL_SECONDS = 0.2
 
@@ -47,15 +52,16 @@ def prepare(
     timeout: float,
     ddp_timeout: int,
 ) -> None:
-    """Connect the processes of this run and set what DeepSpeed must know, before transformers sets up its devices.
+    """Initialize torch.distributed, and DeepSpeed on a CPU, if this process is a rank of a distributed run.
 
-    Raises ValueError if --deepspeed or --fsdp is not started by torchrun, OSError if a process is missing.
+    Call it before transformers sets up its devices. deepspeed, fsdp: values of the flags, false if not given.
+    Raise ValueError if --deepspeed or --fsdp is given without torchrun, OSError if a rank is missing.
     """
     check_launched(deepspeed, fsdp)
     if not is_launched():
         return
     if int(os.environ["WORLD_SIZE"]) > 1 or deepspeed or fsdp:
-        meet(use_cpu=use_cpu, timeout=timeout, ddp_timeout=ddp_timeout)
+        initialize(use_cpu=use_cpu, timeout=timeout, ddp_timeout=ddp_timeout)
     if deepspeed and use_cpu:
         use_deepspeed_on_cpu()
 
@@ -70,16 +76,16 @@ def deepspeed_settings(training: TrainingArguments) -> tuple[HfTrainerDeepSpeedC
     return config, DeepSpeedPlugin(hf_ds_config=config)
 
 
-def check_config(deepspeed, fsdp_config):
-    """A line for everything in DeepSpeed's or FSDP's JSON file that a run of ours does not take."""
-    problems = []
+def check_config(deepspeed: str | dict[str, Any] | None, fsdp_config: str | dict[str, Any] | None) -> list[str]:
+    """Return a line for each setting in the JSON file of DeepSpeed or FSDP that a run does not accept."""
+    problems: list[str] = []
     for flag, path in (("deepspeed", deepspeed), ("fsdp_config", fsdp_config)):
         if not isinstance(path, str):
             continue
         try:
             config = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError:
-            problems.append(f"--{flag} {path}: no such file; those of this project lie in configs/")
+            problems.append(f"--{flag} {path}: no such file; those of this project are in configs/")
             continue
         except ValueError as error:
             problems.append(f"--{flag} {path}: not JSON ({error})")
@@ -92,10 +98,12 @@ def check_config(deepspeed, fsdp_config):
     return problems
 
 
-def meet(*, use_cpu, timeout, ddp_timeout):
-    """None; torch.distributed is initialised, and every process has sent to every other within `timeout` seconds.
+def initialize(*, use_cpu: bool, timeout: float, ddp_timeout: float) -> None:
+    """Initialize torch.distributed and check that all ranks can communicate within `timeout` seconds.
 
-    Raises TimeoutError, in one process, that names the ranks which did not come; in the others SystemExit.
+    Do nothing if it is initialized already. ddp_timeout: seconds that a later collective operation may take.
+    Raise TimeoutError, naming the missing ranks, on one rank and SystemExit on the others. Raise ConnectionError if the
+    rendezvous or another rank cannot be reached.
     """
     if not is_torch_distributed_available() or distributed.is_initialized():
         return
@@ -103,25 +111,27 @@ def meet(*, use_cpu, timeout, ddp_timeout):
     limit, here = timedelta(seconds=timeout), f"rank {rank} on {socket.gethostname()}"
     try:
         store = next(distributed.rendezvous("env://", rank, world_size, timeout=limit))[0]
-        # A restarted run meets anew in the store of the one before, which torchrun keeps.
+        # torchrun keeps the store when it restarts a run, so each restart uses keys of its own.
         store = distributed.PrefixStore(f"run {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        roll_call(store, rank, world_size, timeout=timeout)
+        wait_for_ranks(store, rank, world_size, timeout=timeout)
     except RuntimeError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ConnectionError(f"{here}: lost, or never reached, the meeting point {address}") from error
-    backend = "gloo"
+        raise ConnectionError(f"{here}: lost, or never reached, the rendezvous at {address}") from error
+    backend, device = "gloo", "cpu"
     if not use_cpu:
-        device = torch.accelerator.current_accelerator().type
+        accelerator = torch.accelerator.current_accelerator()
+        assert accelerator is not None, "without an accelerator a run has --use_cpu"
+        device = accelerator.type
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
         backend = f"{device}:{distributed.get_default_backend_for_device(device)},cpu:gloo"
     try:
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
-        ones = torch.ones(1, device="cpu" if use_cpu else device)
+        ones = torch.ones(1, device=device)
         distributed.all_reduce(ones)
         arrived = int(ones.item())
     except RuntimeError as error:
         raise ConnectionError(
-            f"{here}: all {world_size} processes came but cannot send to each other "
+            f"{here}: all {world_size} ranks started but cannot send to each other "
             f"({str(error).splitlines()[0]}); check firewalls, and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME "
             "where a machine has several networks"
         ) from error
@@ -129,8 +139,11 @@ def meet(*, use_cpu, timeout, ddp_timeout):
     distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=ddp_timeout))
 
 
-def roll_call(store, rank, world_size, *, timeout):
-    """None, once all ranks have signed in; after `timeout` seconds the lowest rank present names the missing ones."""
+def wait_for_ranks(store: distributed.Store, rank: int, world_size: int, *, timeout: float) -> None:
+    """Wait until all ranks have registered in the store.
+
+    After `timeout` seconds, raise TimeoutError with the missing ranks on the lowest rank present, SystemExit elsewhere.
+    """
     store.set(f"here/{rank}", socket.gethostname())
     deadline, missing = time.monotonic() + timeout, list(range(world_size))
     while missing := [other for other in missing if not store.check([f"here/{other}"])]:
@@ -148,20 +161,20 @@ def roll_call(store, rank, world_size, *, timeout):
     )
 
 
-def use_deepspeed_on_cpu():
-    """None; DeepSpeed computes on the CPU and sends by gloo. Nothing of it is compiled, which would take minutes."""
+def use_deepspeed_on_cpu() -> None:
+    """Make DeepSpeed compute on the CPU and communicate by gloo, without compiling its operators (minutes)."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")  # transformers leaves that to DeepSpeed, which would want MPI
+    deepspeed.init_distributed(dist_backend="gloo")  # left to transformers, DeepSpeed would look for MPI
 
 
-def use_fsdp_on_cpu(state):
-    """None; accelerate, which knows FSDP on accelerators alone, takes these CPU processes for some.
+def use_fsdp_on_cpu(state: "PartialState") -> None:
+    """Make accelerate, which supports FSDP on accelerators only, treat these CPU processes as accelerators.
 
-    state: the PartialState of TrainingArguments, before an Accelerator is made. For --use_cpu only.
+    state: that of TrainingArguments, before an Accelerator is built. For --use_cpu only.
     """
     from accelerate import DistributedType
 
@@ -169,15 +182,15 @@ def use_fsdp_on_cpu(state):
     state._shared_state["device"] = torch.device("cpu")
 
 
-def is_sharded(training):
-    """Whether TrainingArguments spread the weights themselves over the ranks."""
+def is_sharded(training: "TrainingArguments") -> bool:
+    """Return whether a run shards the weights themselves across the ranks (FSDP, ZeRO-3)."""
     return bool(training.fsdp) or is_deepspeed_zero3_enabled()
 
 
-def whole_weights(trainer):
-    """All weights that a trainer has trained, by name, gathered on rank 0; None where each process holds them anyway.
+def whole_weights(trainer: "Trainer") -> dict[str, torch.Tensor] | None:
+    """Return all weights of a sharded model by name, gathered on rank 0; None if every rank holds them anyway.
 
-    Every process must call it.
+    Every rank must call it.
     """
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -1,19 +1,19 @@
-"""How a process that trains on a CPU gets its memory from the C library."""
+"""Settings of the C library's memory allocator for training on a CPU."""
 
 import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGEST = 2**30  # what is larger still goes back at once, as a hole of that size would be too dear
+LARGEST = 2**30  # bytes; larger blocks are still returned at once, since holes of that size would waste too much
 NEVER = 2**31 - 1
 
 
-def keep_freed_memory():
-    """Whether memory of large tensors stays with this process when they are freed, to be used by the next ones.
+def keep_freed_memory() -> bool:
+    """Make glibc keep the memory of freed large tensors for the next ones; return whether that worked.
 
-    By default glibc hands anything above some MiB back to the system at once, which then has to clear each page of the
-    next tensor: up to half of the time of a step. The peak is about the same, as the next step needs it again. Other
-    C libraries are left as they are.
+    By default glibc returns blocks above some MiB to the system at once. The system then clears each page of the next
+    tensor, which takes up to half of a step's time. The peak stays about the same, since the next step needs the memory
+    again. Other C libraries keep their settings.
     """
     if not sys.platform.startswith("linux"):
         return False

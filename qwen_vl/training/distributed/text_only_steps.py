@@ -1,23 +1,26 @@
-"""Batches without pictures among several processes: nobody waits for them, and they change nothing.
+"""Batches without images in a distributed run: they block no rank and leave the vision tower unchanged.
 
-Processes gather weights and reduce gradients together, so where one has a picture, all go through the vision tower:
-`QWenModel.embed` does that with a picture of zeros that adds nothing. What is left is a step in which no process has a
-picture: one process alone would leave the vision tower as it is, where an optimizer that is given gradients of zero
-goes on with momentum and weight decay. The same goes for one process where nothing but the vision tower trains: a batch
-without pictures then gives a gradient of zero, without which there is no backward pass.
+Ranks gather weights and reduce gradients together, so if one rank has an image, all run the vision tower:
+`QWenModel.embed` uses an image of zeros that adds nothing. In a step without any image, the tower gets gradients of
+zero. A single process would leave the tower unchanged, but an optimizer still applies momentum and weight decay to such
+gradients; `VisionKeeper` prevents that. It also serves a single process that trains the vision tower alone: there a
+batch without images needs a gradient of zero to have a backward pass at all.
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import distributed
 
 from qwen_vl.families import v1 as family
 
-PICTURES = ("pixel_values", "vit_features", "image_features")  # keys of a batch that has any
+PICTURES = ("pixel_values", "vit_features", "image_features")  # keys of a batch that has images
 MARK = "is_vision"  # key of an optimizer group that holds parameters of the vision tower alone
 
 
-def run_vision_always(model):
-    """None; afterwards every pass goes through the vision tower, for processes that each hold a part of its weights."""
+def run_vision_always(model: torch.nn.Module) -> None:
+    """Make every forward pass run the vision tower, as sharded weights require."""
     family.inner_model(model).runs_vision_always = True
 
 
@@ -28,23 +31,25 @@ def trains_nothing_else(model: torch.nn.Module) -> bool:
 
 
 def with_zero_gradient(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """Return a loss on which nothing that trains has an effect, with one of 0: its backward pass changes nothing."""
+    """Return the loss with a gradient of zero attached, so that a loss without gradients has a backward pass."""
     return loss + 0 * next(parameter for parameter in model.parameters() if parameter.requires_grad).sum()
 
 
 class VisionKeeper:
-    """Keeps an optimizer's hands off the vision tower in a step in which no process has a picture."""
+    """Excludes the vision tower from the optimizer step if no rank has an image in this step."""
 
-    def __init__(self):
-        self._seen, self._pending, self._kept = None, None, []
+    def __init__(self) -> None:
+        self._seen: torch.Tensor | None = None  # [1]: above 0 if a rank has an image
+        self._pending: distributed.Work | None = None
+        self._kept: list[tuple[dict[str, Any], list[torch.nn.Parameter]]] = []
 
-    def watch(self, optimizer, model):
-        """None; afterwards parameters of the vision tower stand in groups of their own, which such a step passes over.
+    def watch(self, optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+        """Split the optimizer's groups so that those of the vision tower can be skipped, and skip them when needed.
 
-        optimizer: new, over parameters of `model`. The groups are the same for any number of processes.
+        optimizer: new, over parameters of `model`. The groups are the same for any number of ranks.
         """
         of_vision = {id(parameter) for name, parameter in model.named_parameters() if family.is_vision(name)}
-        groups = []
+        groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
             for is_vision in (False, True):
                 parameters = [p for p in group["params"] if (id(p) in of_vision) == is_vision]
@@ -52,19 +57,20 @@ class VisionKeeper:
         optimizer.param_groups[:] = groups
         marks = [group[MARK] for group in groups]
         if all(marks) or (distributed.is_initialized() and any(marks)):
-            self._seen = torch.ones(1)  # until a step begins: torch makes the states that a checkpoint is loaded into
+            self._seen = torch.ones(1)  # torch steps once to create the states that a checkpoint is loaded into
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
 
-    def begin(self, batches):
-        """None; asks all processes whether a batch of this step has a picture, without waiting for the answer."""
+    def begin(self, batches: Iterable[dict[str, Any]]) -> None:
+        """Ask all ranks whether a batch of this step has an image, without blocking."""
         if self._seen is None:
             return
         self._seen.fill_(any(key in batch for batch in batches for key in PICTURES))
         if distributed.is_initialized():
             self._pending = distributed.all_reduce(self._seen, op=distributed.ReduceOp.MAX, async_op=True)
 
-    def _before_step(self, optimizer, args, kwargs):
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        assert self._seen is not None, "`watch` sets it before it registers this hook"
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
@@ -75,7 +81,7 @@ class VisionKeeper:
                 self._kept.append((group, group["params"]))
                 group["params"] = []
 
-    def _after_step(self, optimizer, args, kwargs):
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         for group, parameters in self._kept:
             group["params"] = parameters
         self._kept = []

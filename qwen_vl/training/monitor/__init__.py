@@ -1,1 +1,1 @@
-"""What a run says of itself: log, throughput, loggers, reports and records."""
+"""Monitoring of a run: log, throughput, loggers, reports and records."""

@@ -1,12 +1,13 @@
-"""What a run shows and writes while it goes: one progress bar, and OUT/metrics.jsonl."""
+"""Callbacks that log a run: one progress bar, and OUT/metrics.jsonl."""
 
 import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from qwen_vl.terminal import Bars
@@ -17,10 +18,10 @@ METRICS_FILE = "metrics.jsonl"
 class ProgressBar(TrainerCallback):
     """A bar on a terminal, one line for each log elsewhere: step, loss, learning rate, speed; on rank zero.
 
-    What a log without a loss says, such as an evaluation, is a line on a terminal, too.
+    A log without a loss, such as that of an evaluation, is a line on a terminal too.
     """
 
-    SHOWN = {  # noqa: RUF012 - what is logged: how it is shown
+    SHOWN = {  # noqa: RUF012 - key of a log: its text
         "loss": "loss {:.4f}",
         "eval_loss": "evaluation loss {:.4f}",
         "learning_rate": "lr {:.2e}",
@@ -34,31 +35,42 @@ class ProgressBar(TrainerCallback):
         "train_runtime": "seconds {:.0f}",
     }
 
-    def __init__(self):
-        self._bars = None  # while rank zero trains
+    def __init__(self) -> None:
+        self._bars: Bars | None = None  # while rank zero trains
         self._num_evaluated = 0  # batches
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             self._bars = Bars(hidden=bool(args.disable_tqdm))
             self._show(state)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bars:
             self._show(state)
 
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
         if self._bars:
             self._num_evaluated += 1
             self._bars.show("evaluating", self._num_evaluated, size_of(eval_dataloader))
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bars:
             self._num_evaluated = 0
             self._bars.drop("evaluating")
             self._show(state)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
         if not self._bars:
             return
         shown = [text.format(float(logs[key])) for key, text in self.SHOWN.items() if key in logs]
@@ -68,16 +80,19 @@ class ProgressBar(TrainerCallback):
         if "loss" not in logs or not self._bars.shown:
             self._bars.write(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the line of the bar; also of a run that fails, before its error is printed."""
+        """End the line of the bar. A failing run calls this before its error is printed."""
         if self._bars:
             self._bars.close()
         self._bars = None
 
-    def _show(self, state, *, note=None):
+    def _show(self, state: TrainerState, *, note: str | None = None) -> None:
+        assert self._bars is not None, "the caller checks"
         self._bars.show("training", state.global_step, state.max_steps, note=note)
 
 
@@ -87,13 +102,15 @@ def size_of(loader: DataLoader | None) -> int | None:
 
 
 class MetricsFile(TrainerCallback):
-    """OUT/metrics.jsonl: what is logged, one JSON object a line, with its "step" and the "time" in seconds since 1970.
+    """OUT/metrics.jsonl: the log, one JSON object a line, with its "step" and the "time" in seconds since 1970.
 
-    A run that is resumed goes on in the file: what stands there of later steps than its checkpoint goes away, as these
-    steps are done again. A run that starts anew starts a new file.
+    A resumed run appends to the file. Entries of steps after its checkpoint are removed, since these steps run again.
+    A new run starts a new file.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir, METRICS_FILE)
@@ -104,7 +121,9 @@ class MetricsFile(TrainerCallback):
         staging.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         os.replace(staging, path)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
         if not state.is_world_process_zero:
             return
         entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
@@ -112,9 +131,9 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps(entry) + "\n")
 
 
-def read_metrics(path):
-    """The entries of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
-    entries = []
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the entries of a metrics.jsonl; an unfinished last line of a killed run is skipped."""
+    entries: list[dict[str, Any]] = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             entries.append(json.loads(line))

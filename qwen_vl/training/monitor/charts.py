@@ -1,4 +1,4 @@
-"""Curves over steps as SVG: axes with round numbers, the legend below the plot, every text inside the picture."""
+"""Curves over steps as SVG: axes with round numbers, the legend below the plot, every text inside the image."""
 
 import math
 import unicodedata
@@ -15,9 +15,10 @@ NUM_TICKS = 5  # at the most, of an axis
 DECADES_OF_LOG = 3  # positive values that span more have an axis by powers of ten
 POINTS_SHOWN = 20  # a line of more points shows none of them by itself
 NAME_ROOM = 190  # of a name in the legend; the whole one stands in a tooltip
-SMALLEST, LARGEST = 1e-100, 1e100  # less than the one is 0 here, more than the other is not finite
+SMALLEST, LARGEST = 1e-100, 1e100  # below the first a value counts as 0, above the second as not finite
 
 Line = list[tuple[float, float]]  # (step, value), ..; a value that is not finite is a gap
+Place = Callable[[float, float], tuple[float, float]]  # from (step, value) to a point of the image
 
 
 class Axis(NamedTuple):
@@ -70,7 +71,7 @@ def panel(title: str, lines: dict[str, Line], *, from_zero: bool) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def grid(across: Axis, up: Axis, place: Callable) -> Iterator[str]:
+def grid(across: Axis, up: Axis, place: Place) -> Iterator[str]:
     """Yield the lines and texts of both axes."""
     left, right = place(across.low, up.low)[0], place(across.high, up.low)[0]
     for value, text in up.ticks:
@@ -84,7 +85,7 @@ def grid(across: Axis, up: Axis, place: Callable) -> Iterator[str]:
         yield f'<text x="{x:.1f}" y="{y + LINE_HEIGHT:.1f}" text-anchor="middle">{text}</text>'
 
 
-def drawn(line: Line, place: Callable, stroke: str) -> Iterator[str]:
+def drawn(line: Line, place: Place, stroke: str) -> Iterator[str]:
     """Yield the SVG of a line, in pieces where values are missing; a piece of one point is a dot."""
     shows_points, dots = sum(is_finite(y) for _, y in line) <= POINTS_SHOWN, []
     for has_values, piece in groupby(line, key=lambda point: is_finite(point[1])):
@@ -100,8 +101,8 @@ def drawn(line: Line, place: Callable, stroke: str) -> Iterator[str]:
 def thinned(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the first, lowest, highest and last place of each pixel's width: what can be seen of 100,000 points."""
     kept = []
-    for _, column in groupby(places, key=lambda place: round(place[0])):
-        column = list(column)
+    for _, group in groupby(places, key=lambda place: round(place[0])):
+        column = list(group)
         wanted = {0, len(column) - 1}
         wanted |= {pick(range(len(column)), key=lambda n, column=column: column[n][1]) for pick in (min, max)}
         kept += [column[n] for n in sorted(wanted)]
@@ -110,7 +111,8 @@ def thinned(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def legend_rows(names: list[str], room: float) -> list[list[tuple[float, str, str]]]:
     """Return rows of (x, name, stroke) that hold the names of all lines, in order, within `room` from x = 6."""
-    rows, x = [[]], 6.0
+    rows: list[list[tuple[float, str, str]]] = [[]]
+    x = 6.0
     for index, name in enumerate(names):
         width = 24 + text_width(shortened(name)) + 14
         if rows[-1] and x + width > room:
@@ -122,7 +124,7 @@ def legend_rows(names: list[str], room: float) -> list[list[tuple[float, str, st
 
 
 def legend(names: list[tuple[float, str, str]], y: float) -> Iterator[str]:
-    """Yield the SVG of a row of the legend with its texts on the height `y`."""
+    """Yield the SVG of a row of the legend with its texts at height `y`."""
     for x, name, stroke in names:
         yield f'<path class="key" d="M{x:.1f} {y - 4:.1f}h18" stroke-width="2" {stroke}/>'
         tooltip = f"<title>{escape(name)}</title>"
@@ -130,13 +132,13 @@ def legend(names: list[tuple[float, str, str]], y: float) -> Iterator[str]:
 
 
 def stroke_of(index: int) -> str:
-    """Return the attributes of SVG that tell one of many lines from the others."""
+    """Return the SVG attributes that distinguish a line from the others."""
     dash = DASHES[index // len(COLORS) % len(DASHES)]
     return f'stroke="{COLORS[index % len(COLORS)]}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
 def shortened(name: str) -> str:
-    """Return a name that fits into NAME_ROOM, its middle left out if it must be."""
+    """Return a name shortened in the middle, if necessary, to fit NAME_ROOM."""
     if text_width(name) <= NAME_ROOM:
         return name
     half = next(n for n in range(len(name) // 2, 0, -1) if text_width(f"{name[:n]}..{name[-n:]}") <= NAME_ROOM)
@@ -154,14 +156,14 @@ def step_axis(steps: list[float]) -> Axis:
 
 
 def value_axis(values: list[float], *, from_zero: bool) -> Axis:
-    """Return the axis of finite values: from tick to tick, by powers of ten where they are positive and span many."""
+    """Return the axis of finite values, from tick to tick; logarithmic if they are positive and span many decades."""
     low, high = min(values), max(values)
     if low > 0 and high / low >= 10**DECADES_OF_LOG and not from_zero:
         return log_axis(low, high)
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     largest = max(abs(low), abs(high))
-    if high - low < max(1e-9 * largest, SMALLEST):  # equal, as far as anyone could see
+    if high - low < max(1e-9 * largest, SMALLEST):  # too close to tell apart
         around = largest / 10 if largest > SMALLEST else 1.0
         low, high = (low, low + around) if from_zero else (low - around * (low != 0), high + around)
     step = round_step((high - low) / (NUM_TICKS - 1))
@@ -182,7 +184,7 @@ def log_axis(low: float, high: float) -> Axis:
 
 
 def round_step(step: float) -> float:
-    """Return the next number from `step` on that is 1, 2 or 5 times a power of ten."""
+    """Return the smallest number not below `step` that is 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * (1 - 1e-9))
 
@@ -190,7 +192,7 @@ def round_step(step: float) -> float:
 def number(value: float, step: float, largest: float) -> str:
     """Return the text of a tick, exact and short; its neighbors are `step` away, `largest` is of the whole axis.
 
-    Thousands and millions become k and M, what is very small or very large 2e-5 or 2e15.
+    Thousands and millions become k and M; very small and very large numbers become 2e-5 or 2e15.
     """
     if abs(value) < step / 1e6:
         return "0"
@@ -205,7 +207,7 @@ def number(value: float, step: float, largest: float) -> str:
 
 
 def decimals(step: float) -> int:
-    """Return how many decimals tell multiples of a step that is 1, 2 or 5 times a power of ten."""
+    """Return how many decimals distinguish multiples of a step that is 1, 2 or 5 times a power of ten."""
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
@@ -215,7 +217,7 @@ def is_finite(value: float) -> bool:
 
 
 def text_width(text: str, size: float = FONT_SIZE) -> float:
-    """Return how wide a text may be, in a font as wide as DejaVu Sans, the widest of the usual ones."""
+    """Return an upper bound of a text's width: that in DejaVu Sans, the widest of the common fonts."""
     return sum(
         size * (1.05 if unicodedata.east_asian_width(c) in "WF" or c in "mwMWQO@%" else 0.79 if c.isupper() else 0.67)
         for c in text

@@ -1,9 +1,10 @@
-"""How fast the machine at hand multiplies matrices, and how long a task takes there.
+"""Measured speed of this machine: matrix products, and the time of a task.
 
-The operations that a model needs are counted by `families`.
+`families` counts the operations of a model.
 """
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -13,10 +14,12 @@ PEAK_SIZES = {"cpu": (512, 1024), "other": (4096, 8192)}
 
 
 @cache
-def measured_peak(device, dtype=torch.float32, seconds=PEAK_SECONDS):
-    """Operations a second that this machine reaches in a large product of matrices: the most that training can have.
+def measured_peak(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = PEAK_SECONDS
+) -> float:
+    """Return the operations a second of large matrix products here, an upper bound for training.
 
-    The best of several sizes and repetitions, with the threads that this process uses; measured once.
+    The result is the best of several sizes and repetitions, with this process's threads; measured once.
     """
     device, best, generator = torch.device(device), 0.0, torch.Generator().manual_seed(0)
     for size in PEAK_SIZES.get(device.type, PEAK_SIZES["other"]):
@@ -30,8 +33,8 @@ def measured_peak(device, dtype=torch.float32, seconds=PEAK_SECONDS):
     return best
 
 
-def seconds_of(task, device):
-    """How long a task takes on the device, everything queued before it not counted."""
+def seconds_of(task: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a task takes on the device, excluding work queued before it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     start = time.perf_counter()

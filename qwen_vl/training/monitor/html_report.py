@@ -1,17 +1,21 @@
-"""OUT/report.html: what a training did, on one page that needs nothing beside it."""
+"""OUT/report.html: a summary of a training run on one self-contained page."""
 
 import html
 import math
 import platform
 import re
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .callbacks import METRICS_FILE, read_metrics
-from .charts import panel
+from .charts import Line, panel
+
+Entries = list[dict[str, Any]]  # of metrics.jsonl
 
 REPORT_FILE = "report.html"
 PANELS = (  # title, keys drawn together, whether the axis has a 0
@@ -38,10 +42,10 @@ svg { font: 11px system-ui, sans-serif; max-width: 100%; height: auto; margin: 0
 """
 
 
-def write(output_dir, *, settings, trained):
-    """Write report.html into an output folder, from the metrics.jsonl there; returns its path.
+def write(output_dir: str | Path, *, settings: Mapping[str, Any], trained: Sequence[Any]) -> Path:
+    """Write report.html into an output folder, from the metrics.jsonl there; return its path.
 
-    settings: {flag: value} that the run was given. trained: the rows of `tuning.rows`.
+    settings: {flag: value} of the run. trained: the rows of `tuning.rows`.
     """
     output_dir = Path(output_dir)
     entries = read_metrics(output_dir / METRICS_FILE)
@@ -69,8 +73,8 @@ def write(output_dir, *, settings, trained):
     return path
 
 
-def summary(entries):
-    """[[name, text], ..]: the first lines of a report."""
+def summary(entries: Entries) -> list[list[Any]]:
+    """Return [[name, value], ..], the first lines of a report."""
     steps = [entry for entry in entries if "loss" in entry]
     evaluations = [entry for entry in entries if "eval_loss" in entry]
     lines = [["finished", time.strftime("%Y-%m-%d %H:%M")], ["steps", max((e["step"] for e in entries), default=0)]]
@@ -94,8 +98,8 @@ def summary(entries):
             ["versions", ", ".join([f"Python {platform.python_version()}", *versions])]]  # fmt: skip
 
 
-def curves(entries, keys):
-    """{key: [(step, value), ..]} of the keys that were logged."""
+def curves(entries: Entries, keys: Sequence[str]) -> dict[str, Line]:
+    """Return {key: [(step, value), ..]} of the keys that were logged."""
     found = {
         key: [(entry["step"], entry[key]) for entry in entries if isinstance(entry.get(key), (int, float))]
         for key in keys
@@ -103,14 +107,14 @@ def curves(entries, keys):
     return {key: points for key, points in found.items() if points}
 
 
-def sources(entries: list[dict]) -> dict[str, list[tuple[int, float]]]:
+def sources(entries: Entries) -> dict[str, Line]:
     """Return {name: [(step, loss), ..]} of the sources of the data."""
     found = curves(entries, sorted(_keys(entries, "loss/")))
     return {key.removeprefix("loss/"): points for key, points in found.items()}
 
 
-def phases_table(entries):
-    """A table, with its title, of the mean time of each phase of the sampled steps; "" if no step was sampled."""
+def phases_table(entries: Entries) -> str:
+    """Return a titled table of the mean time of each phase of the sampled steps; "" if no step was sampled."""
     sampled = [entry for entry in entries if "time/other" in entry]
     if not sampled:
         return ""
@@ -123,8 +127,8 @@ def phases_table(entries):
     return f"<h2>Where the time of a step went</h2>\n{table}"
 
 
-def _keys(entries, prefix):
-    """All keys with a prefix, in the order in which they came."""
+def _keys(entries: Entries, prefix: str) -> list[str]:
+    """Return all keys with a prefix, in the order of their first entry."""
     return list(dict.fromkeys(key for entry in entries for key in entry if key.startswith(prefix)))
 
 
@@ -133,16 +137,16 @@ def _loss(value: float) -> str:
     return f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.2e}"
 
 
-def _number(value):
+def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def _shown(value):
+def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _table(head: list[str], rows: list[list]) -> str:
-    """Return an HTML table; columns of numbers are set on the right, but for the two of a list of facts."""
+    """Return an HTML table. Columns of numbers are right-aligned if the table has a heading."""
     numbers = {n for n in range(len(head)) if any(head) and all(_is_number(row[n]) for row in rows)}
 
     def line(cells: list, tag: str) -> str:
@@ -155,5 +159,5 @@ def _table(head: list[str], rows: list[list]) -> str:
 
 
 def _is_number(cell: object) -> bool:
-    """Return whether a cell holds a number, a share of them, or a sign that there is none."""
+    """Return whether a cell holds a number or a percentage, or is empty."""
     return re.fullmatch(r"-|(-?\d[\d,]*(\.\d+)?(e[-+]?\d+)?%?)?", str(cell)) is not None

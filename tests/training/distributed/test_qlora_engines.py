@@ -29,4 +29,4 @@ def test_two_processes_equal_one(make_checkpoint, make_int4_checkpoint, tmp_path
         out = tmp_path / kind / "out"
         assert runs.losses(out) == pytest.approx(runs.losses(one), rel=1e-4), kind
         assert runs.losses(out, "eval_loss") == pytest.approx(runs.losses(one, "eval_loss"), rel=1e-4), kind
-        assert runs.weights(out).keys() == runs.weights(one).keys()
+        assert runs.largest_difference(runs.weights(one), runs.weights(out)) < 1e-4, kind  # of weights up to 0.15

@@ -1,4 +1,4 @@
-"""How the processes of a run meet: all of them, or one error that names the missing ones."""
+"""The rendezvous of a distributed run: all ranks, or one error that names the missing ones."""
 
 import json
 import subprocess
@@ -12,19 +12,20 @@ from torch.distributed import HashStore
 from qwen_vl.training.distributed import engines
 from qwen_vl.training.flags import arguments
 
-# Two machines of one process each: what torchrun sets, without the seconds that its start takes.
+# One rank of a run, without the seconds that torchrun takes to start.
 MEET = """
 import os, sys
 from qwen_vl.training.distributed import engines
-engines.meet(use_cpu=True, timeout=float(sys.argv[1]), ddp_timeout=60)
+engines.initialize(use_cpu=True, timeout=float(sys.argv[1]), ddp_timeout=60)
 print("met", os.environ["RANK"])
 """
 
 
-def test_all_ranks_meet():
+def test_all_ranks_register():
     store = HashStore()
     threads = [
-        threading.Thread(target=engines.roll_call, args=(store, rank, 3), kwargs={"timeout": 20}) for rank in range(3)
+        threading.Thread(target=engines.wait_for_ranks, args=(store, rank, 3), kwargs={"timeout": 20})
+        for rank in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -37,16 +38,16 @@ def test_missing_ranks_are_named_once():
     store = HashStore()
     store.set("here/2", "c")
     with pytest.raises(TimeoutError, match=r"^ranks 0, 3 of 4 did not come within 0.1 seconds"):
-        engines.roll_call(store, 1, 4, timeout=0.1)
+        engines.wait_for_ranks(store, 1, 4, timeout=0.1)
     with pytest.raises(SystemExit):
-        engines.roll_call(store, 2, 4, timeout=0.1)
+        engines.wait_for_ranks(store, 2, 4, timeout=0.1)
 
 
 def test_a_late_rank_is_waited_for():
     store = HashStore()
     late = threading.Timer(0.5, store.set, args=("here/1", "b"))
     late.start()
-    engines.roll_call(store, 0, 2, timeout=20)
+    engines.wait_for_ranks(store, 0, 2, timeout=20)
     late.join()
 
 
@@ -78,8 +79,8 @@ def test_every_config_of_this_project_is_taken():
 
 
 @pytest.mark.slow
-def test_two_processes_meet_without_an_agent(tmp_path):
-    """As other launchers start them: rank 0 holds the meeting point."""
+def test_two_processes_initialize_without_an_agent(tmp_path):
+    """As other launchers start them: rank 0 hosts the rendezvous."""
     processes = []
     for rank in range(2):
         where = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29123}
