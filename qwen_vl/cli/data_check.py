@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from qwen_vl.data import skip_manifests
-from qwen_vl.data.chatml import LOSS_ON
+from qwen_vl.data.chatml import LOSS_ON, EncodeOptions
 from qwen_vl.data.check import summary
 from qwen_vl.data.check.check import Check, load_tokenizer, open_report, printable
 from qwen_vl.data.check.cleaning import write_cleaned
@@ -34,13 +34,13 @@ def main(argv: Sequence[str]) -> None:
         check = Check(
             image_folder=args.image_folder,
             tokenizer=tokenizer,
-            max_length=args.max_length,
+            encoding=EncodeOptions(
+                max_length=args.max_length, loss_on=args.loss_on, control_tokens=args.allow_control_tokens
+            ),
             opens=args.pictures == "open",
             workers=args.workers,
             on_problem=lambda path, problem: report and report.write(as_line(path, problem)),
             progress=bars.show,
-            control_tokens=args.allow_control_tokens,
-            loss_on=args.loss_on,
         )
         for path in args.files:
             check.file(path)

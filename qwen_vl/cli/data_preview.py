@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen_vl.data.chatml import LOSS_ON
+from qwen_vl.data.chatml import LOSS_ON, EncodeOptions
 from qwen_vl.data.check.check import printable
 from qwen_vl.data.files import whole_file
 from qwen_vl.data.preview.preview import WRITERS, preview
@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> None:
         num=arguments.num,
         ids=arguments.ids,
         image_folder=arguments.image_folder,
-        max_length=arguments.max_length,
-        control_tokens=arguments.allow_control_tokens,
-        loss_on=arguments.loss_on,
+        encoding=EncodeOptions(
+            max_length=arguments.max_length, loss_on=arguments.loss_on, control_tokens=arguments.allow_control_tokens
+        ),
     )
     content = WRITERS[form](page)
     with whole_file(out) as file:

@@ -1,39 +1,67 @@
-"""The data set of a run: its files read and checked, encoded or taken from the cache, and mixed."""
+"""The data set of a run: files are read and checked, then encoded or taken from the cache, then mixed."""
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 from qwen_vl.data.sources.readers import DataFile, data_files, open_files
-from qwen_vl.data.sources.streaming import StreamingDataset
-from qwen_vl.data.sources.tokenized_cache import cached, default_folder
+from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions
+from qwen_vl.data.sources.tokenized_cache import CachedDataset, cached, default_folder
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import conversations
+from .chatml import EncodeOptions
 from .dataset import ConversationDataset
 from .markup import ImageCount, images_of
-from .mixing import MixedDataset
+from .mixing import MixedDataset, Source
 from .skip_manifests import SkipManifest, sha256
 from .validation import DataError
 
 logger = logging.getLogger(__name__)
 
-NUM_HEAD = 1000  # records of a stream that are looked at before it begins
-MIN_CACHED_BYTES = 2**20  # a smaller file is tokenised faster than anyone can look
+FileDataset = ConversationDataset | CachedDataset
+
+NUM_HEAD = 1000  # records of a stream that are inspected before it begins
+MIN_CACHED_BYTES = 2**20  # a smaller file is tokenized so fast that a cache gains nothing
 
 
-def load(sources, tokenizer, *, mix="concat", seed=0, cache=None, skip_manifests=(), **options):
-    """The map-style data set of one or more `mixing.Source`s; a MixedDataset if there are several.
+@dataclass(frozen=True)
+class SourceOptions:
+    """How the files of map-style data sets are read.
 
     cache: a folder for encoded samples, "none", or None for the user's own cache, which takes files of 1 MiB or more.
-    skip_manifests: paths; each file takes the one that was made for it. options: see `load_file`.
+    lazy: encode a file that is not cached on access, as ConversationDataset does. image_folder: see
+    `conversations.search_dirs`.
+    """
+
+    cache: str | None = None
+    lazy: bool = False
+    image_folder: str | None = None
+
+
+def load(
+    sources: Sequence[Source],
+    tokenizer: QWenTokenizer,
+    encoding: EncodeOptions,
+    reading: SourceOptions,
+    *,
+    mix: str = "concat",
+    seed: int = 0,
+    skip_manifests: Sequence[str] = (),
+) -> FileDataset | MixedDataset:
+    """Return the map-style data set of one or more sources; a MixedDataset if there are several.
+
+    skip_manifests: paths; each file takes the manifest that was made for it.
     Raises what reading and encoding raise.
     """
     manifests = manifests_by_file([source.path for source in sources], skip_manifests)
     datasets = [
-        load_file(source.path, tokenizer, cache=cache, skip_manifest=manifests.get(source.path), **options)
+        load_file(source.path, tokenizer, encoding, reading, skip_manifest=manifests.get(source.path))
         for source in sources
     ]
     if len(sources) == 1 and sources[0].weight == 1:
@@ -44,19 +72,26 @@ def load(sources, tokenizer, *, mix="concat", seed=0, cache=None, skip_manifests
     return mixed
 
 
-def stream(sources, tokenizer, *, skip_manifests=(), **options):
-    """The StreamingDataset of one or more `mixing.Source`s, its skip manifests read; options: as it takes them."""
+def stream(
+    sources: Sequence[Source],
+    tokenizer: QWenTokenizer,
+    encoding: EncodeOptions,
+    options: StreamOptions,
+    *,
+    skip_manifests: Sequence[str] = (),
+) -> StreamingDataset:
+    """Return the StreamingDataset of one or more sources, each with the skip manifest that was made for it."""
     manifests = manifests_by_file([source.path for source in sources], skip_manifests)
     skips = {path: SkipManifest(manifest, path) for path, manifest in manifests.items()}
     for path, manifest in manifests.items():
         logger.warning("%s: records are left out as %s says", path, manifest)
     for source in sources:
         _look_at_head(source.path)
-    return StreamingDataset(sources, tokenizer, skips=skips, **options)
+    return StreamingDataset(sources, tokenizer, encoding, options, skips=skips)
 
 
 def _look_at_head(path: str) -> None:
-    """Log what the first records of a stream deserve a warning for; raise DataError if all their images are lost."""
+    """Log a warning for what is odd in the first records of a stream; raise DataError if all their images are lost."""
     images, notes = ImageCount(), Counter()
     for _, record in islice(chain.from_iterable(map(_all_of, open_files(path))), NUM_HEAD):
         images.add(images_of(record))
@@ -72,35 +107,40 @@ def _all_of(file: DataFile) -> Iterator[tuple[Callable[[], str], object]]:
     return chain.from_iterable(map(file.read, file.blocks(1)))
 
 
-def load_file(path, tokenizer, *, cache, lazy=False, image_folder=None, skip_manifest=None, **options):
-    """The data set of one file: from the cache (see `load`), or in memory.
-
-    options: `max_length`, `overlength` and the label options of ConversationDataset.
-    """
-    reading = {"image_folder": image_folder, "skip_manifest": skip_manifest}
-    if cache not in (None, "none"):
-        return cached(path, tokenizer, folder=cache, **reading, **options)
-    if cache is None and sum(file.stat().st_size for file, _ in data_files(path)) >= MIN_CACHED_BYTES:
+def load_file(
+    path: str,
+    tokenizer: QWenTokenizer,
+    encoding: EncodeOptions,
+    reading: SourceOptions,
+    *,
+    skip_manifest: str | None = None,
+) -> FileDataset:
+    """Return the data set of one file, from the cache (see SourceOptions) or in memory."""
+    image_folder = reading.image_folder
+    from_cache = partial(cached, path, tokenizer, encoding, image_folder=image_folder, skip_manifest=skip_manifest)
+    if reading.cache not in (None, "none"):
+        return from_cache(folder=reading.cache)
+    if reading.cache is None and sum(file.stat().st_size for file, _ in data_files(path)) >= MIN_CACHED_BYTES:
         folder = default_folder()
         try:
-            return cached(path, tokenizer, folder=folder, **reading, **options)
+            return from_cache(folder=folder)
         except OSError as error:
             logger.warning("cache %s cannot be used (%s); set QWEN_VL_CACHE or --tokenized_cache", folder, error)
     return ConversationDataset(
-        conversations.read(path, **reading),
+        conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest),
         tokenizer,
-        lazy=lazy,
+        encoding,
+        lazy=reading.lazy,
         search_dirs=conversations.search_dirs(path, image_folder),
-        **options,
     )
 
 
-def manifests_by_file(paths, manifests):
-    """{data file: skip manifest}; DataError for a manifest that was made for none of the files."""
+def manifests_by_file(paths: Sequence[str], manifests: Sequence[str]) -> dict[str, str]:
+    """Return {data file: skip manifest}; raise DataError for a manifest that was made for none of the files."""
     if len(paths) == len(manifests) == 1:
         return dict(zip(paths, manifests, strict=True))  # reading says what does not fit
     digests = {sha256(path): path for path in paths} if manifests else {}
-    found = {}
+    found: dict[str, str] = {}
     for manifest in manifests:
         try:
             content = json.loads(Path(manifest).read_text(encoding="utf-8-sig"))

@@ -1,62 +1,173 @@
 """ChatML: the one place where a conversation becomes ids and labels (docs/checkpoint_format.md section 6)."""
 
+import contextlib
+from collections import UserDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-
-from transformers import BatchEncoding
+from typing import Any, NamedTuple, TypedDict
 
 from qwen_vl.model.chat_qwen import SYSTEM
+from qwen_vl.model.image_loading_qwen import find_picture, is_local
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 IGNORE_INDEX = -100  # the label of a position that is no target
 ROLES = ("user", "assistant")
 LOSS_ON = ("reference", "answers")
+POLICIES = ("trim", "drop", "error")
+
+Record = Mapping[str, Any]  # a conversation as data/README.md describes it: {"id", "conversations": [turn, ..], ..}
 
 
 class OverlengthError(ValueError):
     """A conversation whose first exchange does not fit into the maximum length."""
 
 
-def encode(conversation, tokenizer, *, max_length=None, system=None, control_tokens=False, loss_on="reference"):
-    """BatchEncoding of a conversation: "input_ids", "labels" (ints, equally long), "images" (references), "weight".
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How conversations become samples; two runs with equal options make equal samples.
+
+    max_length: the most tokens of a sample, or None. overlength: what happens to a longer conversation; it is shortened
+    by whole turns ("trim", dropped if its first answer does not fit), dropped ("drop"), or ends the run ("error").
+    loss_on, control_tokens: see `encode`. Raises ValueError for a value that is not known.
+    """
+
+    max_length: int | None = None
+    overlength: str = "trim"
+    loss_on: str = "reference"
+    control_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("loss_on", self.loss_on, LOSS_ON)
+        check_choice("overlength", self.overlength, POLICIES)
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError if an option has a value that is not one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{option}: {value!r}; use one of {', '.join(choices)}")
+
+
+class Sample(UserDict[str, Any]):
+    """One encoded conversation, read like a dict.
+
+    Keys: "input_ids" and "labels" (lists of ints, equally long), "images" (a reference or path for each image span),
+    "weight" (float). A data set adds "id" and, when it mixes several sources, "source" (the index of the sample's own).
+    Not a dict, because transformers' Trainer removes all keys that `forward` does not name from dicts.
+    """
+
+    @property
+    def input_ids(self) -> list[int]:
+        return self["input_ids"]
+
+    @property
+    def labels(self) -> list[int]:
+        return self["labels"]
+
+    @property
+    def images(self) -> list[str]:
+        return self["images"]
+
+    @property
+    def weight(self) -> float:
+        return self["weight"]
+
+    def named(self, name: str | int, search_dirs: Iterable[str]) -> "Sample":
+        """Return the sample with its conversation's id and with paths for its local images.
+
+        An image that lies in none of the search_dirs keeps its reference, as all do if there are no search_dirs.
+        """
+        folders, images = list(search_dirs), self.images
+        if folders:
+            images = [find_picture(image, folders) or image if is_local(image) else image for image in images]
+        return Sample({**self.data, "id": name, "images": images})
+
+
+class _Overlength(TypedDict):
+    id: str | int
+    length: int
+    kept_length: int
+    action: str  # "trimmed" or "dropped"
+
+
+class Overlength(_Overlength, total=False):
+    """What the length limit did to one conversation: a line of overlength.jsonl."""
+
+    source: str  # the name of its source, if there are several
+
+
+class EncodedTurn(NamedTuple):
+    """The ids of a turn, a label for each of them, and the references of its images."""
+
+    input_ids: list[int]
+    labels: list[int]
+    images: list[str]
+
+
+def fit(
+    conversation: Record, tokenizer: QWenTokenizer, options: EncodeOptions
+) -> tuple[Sample | None, Overlength | None]:
+    """Return (sample, what the limit did): the sample within `max_length` or None, and None if it fits as it is.
+
+    The policy "error" is for the caller, who knows the other conversations; here it drops the sample.
+    """
+    labeling: dict[str, Any] = {"control_tokens": options.control_tokens, "loss_on": options.loss_on}
+    whole = encode(conversation, tokenizer, **labeling)
+    length = len(whole.input_ids)
+    if options.max_length is None or length <= options.max_length:
+        return whole, None
+    sample = None
+    if options.overlength == "trim":
+        with contextlib.suppress(OverlengthError):
+            sample = encode(conversation, tokenizer, max_length=options.max_length, **labeling)
+    kept_length, action = (len(sample.input_ids), "trimmed") if sample else (0, "dropped")
+    return sample, Overlength(id=conversation["id"], length=length, kept_length=kept_length, action=action)
+
+
+def encode(
+    conversation: Record | Sequence[Record],
+    tokenizer: QWenTokenizer,
+    *,
+    max_length: int | None = None,
+    system: str | None = None,
+    control_tokens: bool = False,
+    loss_on: str = "reference",
+) -> Sample:
+    """Return the Sample of a conversation, without "id" and with the references of its images as they are written.
 
     conversation: {"id", "conversations": [{"from", "value"}, ..]} or its turns alone; it is never changed. A leading
     assistant turn is dropped. `system` replaces the default system message, and the record's own "system" replaces
     both. "weight" is the record's, or 1.0.
-    Of a system or user turn the targets are <|im_start|>, <|im_end|> and the newline after it; of an assistant turn
-    <|im_start|>, the text, <|im_end|> and the newline, but never the ids between <img> and </img>. With
+    The targets of a system or user turn are <|im_start|>, <|im_end|> and the newline after it. Those of an assistant
+    turn are <|im_start|>, the text, <|im_end|> and the newline, but never the ids between <img> and </img>. With
     `loss_on="answers"` the targets are the text, <|im_end|> and the newline of assistant turns, and nothing else. A
     turn with "loss": false has no targets.
     Markers written in a text are plain text, apart from the image, ref, box and quad tags; `control_tokens=True`
     turns all of them into tokens. With `max_length`, whole turns are dropped from the end until the rest fits and
-    ends with an answer: a picture is never cut.
-    Raises OverlengthError where not even the first exchange fits, ValueError for a turn that cannot be encoded.
+    ends with an answer; an image is never cut.
+    Raises OverlengthError if not even the first exchange fits, ValueError for a turn that cannot be encoded.
     """
-    if loss_on not in LOSS_ON:
-        raise ValueError(f"loss_on: {loss_on!r}; use one of {', '.join(LOSS_ON)}")
-    record = conversation if isinstance(conversation, dict) else {"conversations": conversation}
+    check_choice("loss_on", loss_on, LOSS_ON)
+    record = conversation if isinstance(conversation, Mapping) else {"conversations": conversation}
     name, turns = record.get("id"), _turns_of(record)
     if turns[0]["from"] == "assistant":
         turns = turns[1:]
     system = record.get("system", SYSTEM if system is None else system)
-    pieces = []
+    encoded = []
     for turn in [{"from": "system", "value": system}, *turns]:
         try:
-            pieces.append(_encode_turn(turn, tokenizer, control_tokens, loss_on))
+            encoded.append(_encode_turn(turn, tokenizer, control_tokens, loss_on))
         except ValueError as error:
             raise ValueError(f"sample {name!r}, a {turn['from']} turn: {error}") from error
     if max_length is not None:
-        pieces = pieces[: _num_fitting(name, turns, pieces, max_length)]
-    input_ids, labels, images = (list(chain.from_iterable(parts)) for parts in zip(*pieces, strict=True))
+        encoded = encoded[: _num_fitting(name, turns, encoded, max_length)]
+    input_ids, labels, images = (list(chain.from_iterable(parts)) for parts in zip(*encoded, strict=True))
     weight = float(record.get("weight", 1))
-    return BatchEncoding({"input_ids": input_ids, "labels": labels, "images": images, "weight": weight})
+    return Sample({"input_ids": input_ids, "labels": labels, "images": images, "weight": weight})
 
 
-def is_learned(turn):
-    """Whether a turn is an answer that the model learns."""
-    return turn["from"] == "assistant" and turn.get("loss", True)
-
-
-def _turns_of(record):
-    """The turns of a record, checked as far as encoding needs it."""
+def _turns_of(record: Record) -> Sequence[Record]:
+    """Return the turns of a record; raise ValueError for what encoding cannot do without."""
     name, turns = record.get("id"), record.get("conversations")
     if not isinstance(turns, list | tuple) or not turns:
         raise ValueError(f"sample {name!r}: no turns; give a list of at least one {{'from', 'value'}}")
@@ -69,44 +180,45 @@ def _turns_of(record):
     return turns
 
 
-def _encode_turn(turn, tokenizer, control_tokens, loss_on):
-    """(ids, labels, references) of <|im_start|>ROLE newline TEXT<|im_end|> newline."""
+def _encode_turn(turn: Record, tokenizer: QWenTokenizer, control_tokens: bool, loss_on: str) -> EncodedTurn:
+    """Return <|im_start|>ROLE newline TEXT<|im_end|> newline as ids, the label of each, and the image references."""
     newline, _ = tokenizer.encode_message("\n")
     role, _ = tokenizer.encode_message(turn["from"])
-    text, references = tokenizer.encode_message(turn["value"], control_tokens=control_tokens)
+    text, images = tokenizer.encode_message(turn["value"], control_tokens=control_tokens)
     head = [tokenizer.im_start_id, *role, *newline]
     tail = [tokenizer.im_end_id, *newline]
     ids, is_answer = head + text + tail, turn["from"] == "assistant"
     if not turn.get("loss", True) or (loss_on == "answers" and not is_answer):
-        return ids, [IGNORE_INDEX] * len(ids), references
+        return EncodedTurn(ids, [IGNORE_INDEX] * len(ids), images)
     targets = list(text) if is_answer else [IGNORE_INDEX] * len(text)
-    if references:
-        _ignore_pictures(targets, tokenizer)
-    start = IGNORE_INDEX if loss_on == "answers" else tokenizer.im_start_id
-    return ids, [start] + [IGNORE_INDEX] * (len(head) - 1) + targets + tail, references
-
-
-def _ignore_pictures(labels, tokenizer):
-    """Ignore the ids between <img> and </img>, in place: they carry a path, which no model should learn to write."""
+    # The ids between <img> and </img> carry a path, which no model should learn to write.
     span = tokenizer.image_span_tokens
-    for position in [position for position, label in enumerate(labels) if label == tokenizer.img_start_id]:
-        labels[position + 1 : position + 1 + span] = [IGNORE_INDEX] * span
+    for position, token in enumerate(text if images else ()):
+        if is_answer and token == tokenizer.img_start_id:
+            targets[position + 1 : position + 1 + span] = [IGNORE_INDEX] * span
+    start = IGNORE_INDEX if loss_on == "answers" else tokenizer.im_start_id
+    return EncodedTurn(ids, [start] + [IGNORE_INDEX] * (len(head) - 1) + targets + tail, images)
 
 
-def _num_fitting(name, turns, pieces, max_length):
-    """How many of the pieces (system, then one a turn) to keep: all, or up to the last answer within max_length.
+def is_learned(turn: Record) -> bool:
+    """Return whether a turn is an answer that the model learns."""
+    return turn["from"] == "assistant" and turn.get("loss", True)
 
-    Raises OverlengthError where no answer that is learned would be kept.
+
+def _num_fitting(name: object, turns: Sequence[Record], encoded: Sequence[EncodedTurn], max_length: int) -> int:
+    """Return how many encoded turns (the system message first) to keep: all, or up to the last answer that fits.
+
+    Raises OverlengthError if no learned answer would be kept.
     """
     total, fitting, shortest = 0, 0, None
-    for index, (ids, _, _) in enumerate(pieces):
+    for index, (ids, _, _) in enumerate(encoded):
         total += len(ids)
         if index and turns[index - 1]["from"] == "assistant":
             if shortest is None and is_learned(turns[index - 1]):
                 shortest = total
             fitting = index + 1 if total <= max_length and shortest else fitting
     if total <= max_length:
-        return len(pieces)
+        return len(encoded)
     if not fitting:
         raise OverlengthError(
             f"sample {name!r}: up to its first answer it has {shortest or total} tokens, more than the limit of "

@@ -1,4 +1,7 @@
-"""Samples to one batch. Pictures are opened here, which is to say in the data workers."""
+"""Samples to one batch. Images are opened here, in the data workers."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypedDict
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -8,44 +11,75 @@ from qwen_vl.model.image_loading_qwen import open_picture
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.model.modeling_qwen import picture_spans
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from .chatml import IGNORE_INDEX
+from .chatml import IGNORE_INDEX, Sample
 
 PADDING = {"loss_weights": 0.0, "sources": -1}
-HOST_KEYS = (
-    "ids",
-    "lengths",
-    "picture_keys",
-)  # of a batch, for messages and meters: lists that the model does not take
+HOST_KEYS = ("ids", "lengths", "picture_keys")  # lists of a batch for messages and meters; the model does not take them
+
+
+class Batch(TypedDict, total=False):
+    """A batch; keys that nothing in it needs are left out.
+
+    Padded batches have "attention_mask", packed ones "position_ids" and "segment_lengths".
+    """
+
+    ids: list[str | int | None]  # of the samples, for messages
+    lengths: list[int]  # tokens of each row
+    input_ids: torch.Tensor  # [batch, longest]
+    labels: torch.Tensor  # [batch, longest], IGNORE_INDEX where there is no target
+    attention_mask: torch.Tensor  # [batch, longest]
+    position_ids: torch.Tensor  # [1, tokens], from 0 in each sample
+    segment_lengths: list[int]  # tokens of each sample of a packed row
+    target_index: torch.Tensor  # [targets], where the labels are
+    picture_spans: torch.Tensor  # [spans, 2], where the images are
+    picture_index: torch.Tensor  # [spans], which image each span shows, if one occurs again
+    pixel_values: torch.Tensor  # float32 [images, 3, image_size, image_size]
+    picture_keys: list[str | None]  # of the images that the vision cache lacks, None for the others
+    loss_weights: torch.Tensor  # [batch, longest], if a sample has another weight than 1
+    sources: torch.Tensor  # [batch, longest], if samples name their sources
+
+
+class FeatureCache(Protocol):
+    """The features of images by key (`VisionCache`). `kind` is the key of a batch that takes them."""
+
+    kind: str
+
+    def key(self, reference: str, search_dirs: Sequence[str]) -> str | None: ...
+
+    def get(self, key: str) -> torch.Tensor | None: ...
 
 
 class ConversationCollator:
-    """collator(samples) -> {"ids", "lengths", "input_ids", "labels", "attention_mask", "target_index"}, and pictures.
+    """collator(samples) -> Batch. samples: what ConversationDataset yields, or rows of them (PackedDataset).
 
-    samples: what `ConversationDataset` yields; "ids" are their names, for messages, and "lengths" their numbers of
-    tokens. Tensors are [batch, longest]. "target_index" [targets] and, with pictures, "picture_spans" [spans, 2] say
-    where labels and pictures are, so that a step on a device need not wait to find out.
-    Rows are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a text counts.
-    Lists of samples (`PackedDataset`) become one row without padding instead. No samples at all, as a rank may get at
-    the end of an epoch, become a row of padding in which nothing is learned.
-    What concerns each token is in the batch only where it is needed: "loss_weights" if a sample has another weight
-    than 1 (padding weighs 0), "sources" if the samples name theirs (padding has -1).
-    pixel_values: float32 [pictures, 3, image_size, image_size], row after row; a batch without pictures has none. Where
-    a picture occurs again in the batch, it is there once, and "picture_index" [spans] says which one each span shows.
-    vision_cache: features of pictures by key (`VisionCache`). Where it has all of a batch's, these stand in place of
-    the pictures, which are not opened; else "picture_keys" names those that it lacks, None for the others.
+    Samples become rows that are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a
+    text counts. Rows of samples become one row without padding instead. An empty list, as a rank may get at the end of
+    an epoch, becomes a row of padding in which nothing is learned.
+    "target_index" and "picture_spans" tell a step on a device where labels and images are, so it need not synchronize
+    to find out. In "loss_weights" padding has 0, in "sources" -1.
+    An image that occurs several times in a batch is opened once, and "picture_index" says which spans show it.
+    vision_cache: if it has the features of all images of a batch, these replace "pixel_values", and no image is opened.
+    Otherwise "picture_keys" names those that it lacks.
     Raises PictureError with the id of the sample.
     """
 
-    def __init__(self, tokenizer, image_size, search_dirs=(), vision_cache=None):
+    def __init__(
+        self,
+        tokenizer: QWenTokenizer,
+        image_size: int,
+        search_dirs: Iterable[str] = (),
+        vision_cache: FeatureCache | None = None,
+    ):
         self.pad_id = tokenizer.pad_token_id
         self._span = tokenizer.img_start_id, tokenizer.image_span_tokens
         self.image_size, self.search_dirs, self.vision_cache = image_size, tuple(search_dirs), vision_cache
 
-    def __call__(self, samples):
+    def __call__(self, samples: Sequence[Sample] | Sequence[list[Sample]]) -> Batch:
         if not samples:
-            samples = [{"id": None, "input_ids": [self.pad_id], "labels": [IGNORE_INDEX], "images": [], "weight": 1}]
-            return self(samples) | {"ids": []}
+            nothing = Sample(id=None, input_ids=[self.pad_id], labels=[IGNORE_INDEX], images=[], weight=1)
+            return self([nothing]) | {"ids": []}
         if isinstance(samples[0], list):
             return self._packed([checked(sample) for row in samples for sample in row])
         samples = [checked(sample) for sample in samples]
@@ -62,10 +96,10 @@ class ConversationCollator:
         batch |= {key: pad_sequence(parts, True, PADDING[key]) for key, parts in _details(samples).items()}
         return self._completed(batch, samples)
 
-    def _packed(self, samples):
-        """One row without padding: {"ids", "input_ids", "labels", "position_ids"} [1, tokens], "segment_lengths".
+    def _packed(self, samples: Sequence[Sample]) -> Batch:
+        """Return one row without padding; its tensors are [1, tokens].
 
-        The first token of a sample is never predicted, as nothing of its own stands before it.
+        The first token of a sample is never predicted, because no token of the same sample precedes it.
         """
         lengths = [len(sample["input_ids"]) for sample in samples]
         labels = [label for sample in samples for label in [IGNORE_INDEX, *sample["labels"][1:]]]
@@ -79,16 +113,18 @@ class ConversationCollator:
         batch |= {key: torch.cat(parts)[None] for key, parts in _details(samples).items()}
         return self._completed(batch, samples)
 
-    def _completed(self, batch, samples):
-        """The batch with its pictures, and the places of targets and pictures."""
-        batch |= {"target_index": target_index(batch["labels"])} | self._pictures(samples)
+    def _completed(self, batch: Batch, samples: Sequence[Sample]) -> Batch:
+        """Return the batch with its images and the positions of targets and images."""
+        batch |= {"target_index": target_index(batch["labels"])} | self._images(samples)
         if any(sample["images"] for sample in samples):
             batch["picture_spans"] = picture_spans(batch["input_ids"], *self._span)
         return batch
 
-    def _pictures(self, samples):
-        """{"pixel_values", "picture_index", ..} of the samples, as far as they are needed."""
-        index, places, owners = [], {}, {}  # by reference: its place among the pictures, the sample it is first in
+    def _images(self, samples: Sequence[Sample]) -> Batch:
+        """Return what a batch has of the images of its samples: their pixels or features, "picture_index", .."""
+        index: list[int] = []
+        places: dict[str, int] = {}  # reference: its index among the images
+        owners: dict[str, str | int] = {}  # reference: the first sample that has it
         for sample in samples:
             for reference in sample["images"]:
                 index.append(places.setdefault(reference, len(places)))
@@ -106,15 +142,16 @@ class ConversationCollator:
         found["pixel_values"] = torch.stack([self._open(reference, owners[reference]) for reference in places])
         return found
 
-    def _open(self, reference, name):
+    def _open(self, reference: str, name: str | int) -> torch.Tensor:
+        """Return the pixels of an image; raise PictureError with the name of its sample."""
         try:
             return pixels(open_picture(reference, search_dirs=self.search_dirs), self.image_size)
         except PictureError as error:
             raise PictureError(f"sample {name!r}: {error}") from error
 
 
-def checked(sample):
-    """The sample; ValueError for one that has lost what the collator needs."""
+def checked(sample: Sample) -> Sample:
+    """Return the sample; raise ValueError if it has lost a key that the collator needs."""
     missing = [key for key in ("id", "input_ids", "labels", "images", "weight") if key not in sample]
     if missing:
         raise ValueError(
@@ -124,8 +161,8 @@ def checked(sample):
     return sample
 
 
-def _details(samples):
-    """{"loss_weights", "sources"}: a tensor [tokens] for each sample; a key that says nothing is left out."""
+def _details(samples: Sequence[Sample]) -> dict[str, list[torch.Tensor]]:
+    """Return {"loss_weights", "sources"}, a tensor [tokens] for each sample; a key without information is left out."""
     lengths, details = [len(sample["input_ids"]) for sample in samples], {}
     if any(sample["weight"] != 1 for sample in samples):
         weights = zip(lengths, samples, strict=True)

@@ -3,11 +3,15 @@
 import math
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
+
+from .chatml import Overlength, Sample, check_choice
+from .dataset import SampleDataset
 
 MIXES = ("concat", "interleave")
 NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
@@ -21,11 +25,11 @@ class Source(NamedTuple):
     name: str
 
 
-def parse_sources(texts):
-    """Sources for the words of --data_path, each PATH or PATH:WEIGHT; a path may hold colons itself if it exists.
+def parse_sources(texts: Iterable[str]) -> list[Source]:
+    """Return the Sources for the values of --data_path, each PATH or PATH:WEIGHT; an existing path may contain colons.
 
-    Names are the files' names, or their paths where two names are the same. Raises ValueError for a weight that is
-    not above 0, and for a file that is given twice.
+    A source is named after its file, or after its path if two files share a name. Raises ValueError for a weight that
+    is not above 0, and for a file that is given twice.
     """
     pairs = [_path_and_weight(text) for text in texts]
     paths = [os.path.realpath(path) for path, _ in pairs]
@@ -37,7 +41,7 @@ def parse_sources(texts):
     return [Source(path, weight, name) for (path, weight), name in zip(pairs, names, strict=True)]
 
 
-def _path_and_weight(text):
+def _path_and_weight(text: str) -> tuple[str, float]:
     path, colon, weight = text.rpartition(":")
     if os.path.exists(text) or not colon or not NUMBER.fullmatch(weight):
         return text, 1.0
@@ -47,20 +51,21 @@ def _path_and_weight(text):
 
 
 class MixedDataset(Dataset):
-    """Map-style: the samples of several data sets, with "source", the index of theirs, added to each.
+    """Map-style: the samples of several data sets, each with the index of its own data set added as "source".
 
-    mix="concat": all samples of each data set, times its weight; of a fraction, that share of them, chosen by the seed.
-    mix="interleave": as many samples as all data sets hold together, of which each gives its share by weight, evenly
-    spread; one that is smaller than its share starts again, of a larger one the seed chooses.
-    What is drawn depends on the sizes, the weights and the seed alone, so it is the same for every rank, worker and
-    epoch; in which order it is trained on is the sampler's matter. `lengths`, `num_pictures`, `overlength` and
-    `is_weighted` are as in ConversationDataset; `names` has one name for each source. Of one data set alone, samples
-    have no "source".
+    mix="concat": all samples of each data set, times its weight. For the fraction of a weight, the seed chooses that
+    share of them.
+    mix="interleave": as many samples as all data sets hold together. Each gives its share by weight, evenly spread. A
+    data set that is smaller than its share starts again; from a larger one the seed chooses.
+    The choice depends on the sizes, the weights and the seed alone, so it is the same for every rank, worker and epoch.
+    The sampler decides the order of training. `lengths`, `num_pictures`, `overlength` and `is_weighted` are as in
+    ConversationDataset; `names` has one name for each source. With a single data set, samples have no "source".
     """
 
-    def __init__(self, datasets, sources, *, mix="concat", seed=0):
-        if mix not in MIXES:
-            raise ValueError(f"mix: {mix!r}; use one of {', '.join(MIXES)}")
+    def __init__(
+        self, datasets: Iterable[SampleDataset], sources: Sequence[Source], *, mix: str = "concat", seed: int = 0
+    ):
+        check_choice("mix", mix, MIXES)
         self.datasets, self.names = list(datasets), [source.name for source in sources]
         sizes, weights = [len(dataset) for dataset in self.datasets], [source.weight for source in sources]
         counts = [size * weight for size, weight in zip(sizes, weights, strict=True)]
@@ -77,28 +82,30 @@ class MixedDataset(Dataset):
         self.num_pictures = self._gather([dataset.num_pictures for dataset in self.datasets])
         self.is_weighted = any(dataset.is_weighted for dataset in self.datasets)
         pairs = zip(self.names, self.datasets, strict=True)
-        self.overlength = [{**entry, "source": name} for name, dataset in pairs for entry in dataset.overlength]
+        self.overlength: list[Overlength] = [
+            {**entry, "source": name} for name, dataset in pairs for entry in dataset.overlength
+        ]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Sample:
         source = int(self._source[index])
         sample = self.datasets[source][int(self._index[index])]
         return sample | {"source": source} if len(self.datasets) > 1 else sample
 
-    def counts(self):
-        """How many samples each source gives to an epoch."""
+    def counts(self) -> list[int]:
+        """Return how many samples each source gives to an epoch."""
         return np.bincount(self._source, minlength=len(self.datasets)).tolist()
 
-    def _gather(self, values):
-        """A list with the entry of each drawn sample, from one list for each data set."""
+    def _gather(self, values: Sequence[Sequence[int]]) -> list[int]:
+        """Return the entry of each drawn sample, from one list for each data set."""
         starts = np.cumsum([0, *map(len, values)])[:-1]
         return np.concatenate(values)[starts[self._source] + self._index].tolist()
 
 
-def _rounded(counts):
-    """The counts as whole numbers, at least 1, whose sum is that of the counts as near as can be."""
+def _rounded(counts: Sequence[float]) -> list[int]:
+    """Return the counts as whole numbers of at least 1 whose sum is as close as possible to that of the counts."""
     whole = [math.floor(count) for count in counts]
     missing = round(sum(counts)) - sum(whole)
     by_rest = sorted(range(len(counts)), key=lambda place: whole[place] - counts[place])
@@ -107,13 +114,13 @@ def _rounded(counts):
     return [max(count, 1) for count in whole]
 
 
-def _draw(size, count, generator):
-    """`count` indices of a data set of `size`: every index equally often, in order, then a choice of the rest."""
+def _draw(size: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Return `count` indices of a data set of `size`: all of them as often as they fit, then a choice for the rest."""
     passes, rest = divmod(count, size)
     chosen = np.sort(generator.choice(size, rest, replace=False))
     return np.concatenate([np.tile(np.arange(size), passes), chosen])
 
 
-def _spread(drawn):
-    """The order in which sources that lie one behind the other come evenly spread over the whole."""
+def _spread(drawn: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the order that spreads the samples of each source evenly over the concatenation of all sources."""
     return np.argsort(np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in drawn]), kind="stable")

@@ -1,24 +1,46 @@
-"""Whole samples into rows of a fixed length, so that hardly a token of a batch is padding."""
+"""Packing: whole samples side by side in rows of a fixed length, so that a batch has almost no padding."""
 
 import bisect
 import itertools
 import logging
 import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from torch.utils.data import Dataset
+
+from .chatml import Sample
+from .dataset import SampleDataset
 
 logger = logging.getLogger(__name__)
 
 PACKINGS = ("none", "auto")
 WINDOW = 8192  # samples that are fitted together; more fill rows no better and mix the data less
 STREAM_WINDOW = 1024  # of a stream, as these are all in memory
+Item = TypeVar("Item")
 
 
-def pack(lengths, *, max_length, num_pictures=None, max_pictures=None, seed=0):
-    """Rows of sample indices, each of at most `max_length` tokens: every index occurs once, no sample is cut.
+@dataclass(frozen=True)
+class PackOptions:
+    """How samples are packed into rows: the tokens of a row, and the most images in it (None: any number)."""
+
+    max_length: int
+    max_pictures: int | None = None
+
+
+def pack(
+    lengths: Sequence[int],
+    *,
+    max_length: int,
+    num_pictures: Sequence[int] | None = None,
+    max_pictures: int | None = None,
+    seed: int | str = 0,
+) -> list[list[int]]:
+    """Return rows of sample indices, each of at most `max_length` tokens: every index occurs once, no sample is cut.
 
     Best fit over windows of shuffled samples: the longest first, each into the fullest row that still takes it. With
-    `max_pictures`, a row holds at most that many pictures (`num_pictures`: one count a sample). Rows come in random
+    `max_pictures`, a row holds at most that many images (`num_pictures`: one count a sample). Rows come in random
     order, the same for the same seed. Raises ValueError for a sample that is longer than a row.
     """
     counts = num_pictures if num_pictures is not None else [0] * len(lengths)
@@ -38,9 +60,17 @@ def pack(lengths, *, max_length, num_pictures=None, max_pictures=None, seed=0):
     return rows
 
 
-def _best_fit(window, lengths, counts, max_length, max_pictures):
-    """Rows for the indices of `window`, taken in the given order."""
-    rows, pictures, open_rows = [], [], []  # open_rows: sorted (space left, row)
+def _best_fit(
+    window: Sequence[int],
+    lengths: Sequence[int],
+    counts: Sequence[int],
+    max_length: int,
+    max_pictures: int | None,
+) -> list[list[int]]:
+    """Return rows for the indices of `window`, taken in the given order."""
+    rows: list[list[int]] = []
+    pictures: list[int] = []  # images of each row
+    open_rows: list[tuple[int, int]] = []  # sorted (space left, row)
     for index in window:
         at = bisect.bisect_left(open_rows, (lengths[index], -1))
         if max_pictures is not None and counts[index]:
@@ -59,52 +89,60 @@ def _best_fit(window, lengths, counts, max_length, max_pictures):
     return rows
 
 
-def fill_rate(rows, lengths, max_length):
-    """Share of the tokens of all rows that are no padding, 0 to 1."""
+def fill_rate(rows: Sequence[Sequence[int]], lengths: Sequence[int], max_length: int) -> float:
+    """Return the share of the positions of all rows that hold a token and not padding, 0 to 1."""
     return sum(lengths[index] for row in rows for index in row) / (len(rows) * max_length)
 
 
 class PackedDataset(Dataset):
     """dataset[i] is a list of samples that together fill a row; `lengths` and `num_pictures` are those of each row.
 
-    Rows are made once, from the known lengths and without opening a picture; their order is the sampler's matter.
-    `names`, `overlength` and `is_weighted` are those of the data set that is packed.
+    Rows are built once, from the known lengths and without opening an image. The sampler decides their order.
+    `names`, `overlength` and `is_weighted` are those of the packed data set.
     """
 
-    def __init__(self, dataset, *, max_length, max_pictures=None, seed=0):
+    def __init__(self, dataset: SampleDataset, options: PackOptions, *, seed: int = 0):
         self.dataset = dataset
         self.names, self.overlength, self.is_weighted = dataset.names, dataset.overlength, dataset.is_weighted
         self.rows = pack(
             dataset.lengths,
-            max_length=max_length,
+            max_length=options.max_length,
             num_pictures=dataset.num_pictures,
-            max_pictures=max_pictures,
+            max_pictures=options.max_pictures,
             seed=seed,
         )
         self.lengths = [sum(dataset.lengths[index] for index in row) for row in self.rows]
         self.num_pictures = [sum(dataset.num_pictures[index] for index in row) for row in self.rows]
-        self.fill_rate = fill_rate(self.rows, dataset.lengths, max_length)
+        self.fill_rate = fill_rate(self.rows, dataset.lengths, options.max_length)
         logger.info(
             "packed %d samples into %d rows of %d tokens, %.1f%% full",
-            len(dataset), len(self.rows), max_length, 100 * self.fill_rate,
+            len(dataset), len(self.rows), options.max_length, 100 * self.fill_rate,
         )  # fmt: skip
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> list[Sample]:
         return [self.dataset[sample] for sample in self.rows[index]]
 
 
-def packed_stream(samples, *, max_length, max_pictures=None, seed="", sample_of=lambda item: item):
-    """Yields rows, lists of what a stream yields, endless or not; see `pack`. `sample_of`: the sample in an item."""
+def packed_stream(
+    samples: Iterable[Item], packing: PackOptions, *, seed: str, sample_of: Callable[[Item], Sample]
+) -> Iterator[list[Item]]:
+    """Yield rows of the items of a stream, which may be endless, as `pack` fills them.
+
+    sample_of: returns the Sample in an item.
+    """
     samples = iter(samples)
     for number in itertools.count():
         window = list(itertools.islice(samples, STREAM_WINDOW))
         if not window:
             return
-        lengths = [len(sample_of(item)["input_ids"]) for item in window]
-        pictures = [len(sample_of(item)["images"]) for item in window]
-        limits = {"max_length": max_length, "max_pictures": max_pictures}
-        rows = pack(lengths, num_pictures=pictures, seed=f"{seed} {number}", **limits)
+        rows = pack(
+            [len(sample_of(item).input_ids) for item in window],
+            max_length=packing.max_length,
+            num_pictures=[len(sample_of(item).images) for item in window],
+            max_pictures=packing.max_pictures,
+            seed=f"{seed} {number}",
+        )
         yield from ([window[index] for index in row] for row in rows)

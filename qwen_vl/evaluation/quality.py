@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from qwen_vl.checkpoint import loading
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.families import v1 as family
@@ -30,7 +31,7 @@ def samples_of(path, tokenizer, image_size, *, image_folder=None, limit=None, ma
     Raises DataError and OSError as reading does.
     """
     records, folders = probe_prompts.load(path, image_folder=image_folder, limit=limit)
-    data = ConversationDataset(records, tokenizer, max_length=max_length, search_dirs=folders, loss_on=loss_on)
+    data = ConversationDataset(records, tokenizer, EncodeOptions(max_length, loss_on=loss_on), search_dirs=folders)
     collate = ConversationCollator(tokenizer, image_size)
     return [collate([data[index]]) for index in range(len(data))]
 

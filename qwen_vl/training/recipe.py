@@ -17,9 +17,11 @@ from qwen_vl.adapters import bases, build, lora_targets
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.data import build as data_build
 from qwen_vl.data import mixing
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import ConversationCollator
-from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.data.sources import streaming
+from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
 
@@ -189,30 +191,29 @@ def load_data(
 
     OUT/overlength.jsonl lists the samples that the length limit changed; there is no such file if there are none.
     """
-    reading = {
-        "image_folder": data.image_folder,
-        "max_length": training.model_max_length,
-        "overlength": data.overlength,
-        "loss_on": data.loss_on,
-        "control_tokens": data.allow_control_tokens,
-    }
-    caching = {"cache": data.tokenized_cache, "lazy": data.lazy_preprocess}
     seed = training.seed if training.data_seed is None else training.data_seed
-    mixing_as = {"mix": data.mix, "seed": seed, "skip_manifests": data.skip_manifest or ()}
-    packing = {"max_length": training.model_max_length, "max_pictures": data.max_pictures_per_row}
-    packing = packing if data.packing == "auto" else None
+    encoding = EncodeOptions(
+        max_length=training.model_max_length,
+        overlength=data.overlength,
+        loss_on=data.loss_on,
+        control_tokens=data.allow_control_tokens,
+    )
+    reading = data_build.SourceOptions(
+        cache=data.tokenized_cache, lazy=data.lazy_preprocess, image_folder=data.image_folder
+    )
+    manifests = data.skip_manifest or ()
+    packing = PackOptions(training.model_max_length, data.max_pictures_per_row) if data.packing == "auto" else None
     sources, overlength = mixing.parse_sources(data.data_path), Path(training.output_dir, "overlength.jsonl")
     if training.process_index == 0:
         overlength.unlink(missing_ok=True)  # of an earlier run
     evaluation = None
     if data.eval_data_path:
-        evaluation = data_build.load_file(data.eval_data_path, tokenizer, **caching, **reading)
+        evaluation = data_build.load_file(data.eval_data_path, tokenizer, encoding, reading)
     if data.streaming:
-        train = data_build.stream(
-            sources,
-            tokenizer,
-            **mixing_as,
-            **reading,
+        options = StreamOptions(
+            mix=data.mix,
+            seed=seed,
+            image_folder=data.image_folder,
             rank=training.process_index,
             world_size=training.world_size,
             buffer_size=data.shuffle_buffer,
@@ -221,11 +222,12 @@ def load_data(
             batch_size=training.train_batch_size,
             num_seen=0 if training.ignore_data_skip else num_samples_seen(checkpoint, training),
         )
+        train = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
         return RunData(train, evaluation)
-    train = data_build.load(sources, tokenizer, **mixing_as, **caching, **reading)
+    train = data_build.load(sources, tokenizer, encoding, reading, mix=data.mix, seed=seed, skip_manifests=manifests)
     if train.overlength and training.process_index == 0:
         write_overlength(train.overlength, overlength)
-    return RunData(PackedDataset(train, **packing, seed=seed) if packing else train, evaluation)
+    return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation)
 
 
 def write_overlength(entries: list[dict[str, Any]], path: Path) -> None:

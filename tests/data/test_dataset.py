@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from qwen_vl.data import conversations
-from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, OverlengthError, encode
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.model.download_qwen import PictureError
@@ -30,7 +30,7 @@ HUGE = {"id": "huge", "conversations": turns("<img>a.png</img>", "q")}
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_every_length_is_known_and_nothing_is_lost_silently(lazy, tokenizer, caplog):
-    dataset = ConversationDataset([LONG, HUGE, SHORT], tokenizer, max_length=100, lazy=lazy)
+    dataset = ConversationDataset([LONG, HUGE, SHORT], tokenizer, EncodeOptions(100), lazy=lazy)
     short, long, huge = (encode(record, tokenizer) for record in (SHORT, LONG, HUGE))
     one = len(short["input_ids"])
     assert dataset.lengths == [len(sample["input_ids"]) for sample in dataset] == [one, one]
@@ -47,15 +47,15 @@ def test_every_length_is_known_and_nothing_is_lost_silently(lazy, tokenizer, cap
 
 def test_the_other_policies(tokenizer):
     records = [LONG, HUGE, SHORT]
-    dropping = ConversationDataset(records, tokenizer, max_length=100, overlength="drop")
+    dropping = ConversationDataset(records, tokenizer, EncodeOptions(100, "drop"))
     assert [sample["id"] for sample in dropping] == ["short"] and len(dropping.overlength) == 2
     with pytest.raises(OverlengthError, match=r"2 of 3 conversations exceed 100.*'huge'"):
-        ConversationDataset(records, tokenizer, max_length=100, overlength="error")
+        ConversationDataset(records, tokenizer, EncodeOptions(100, "error"))
     with pytest.raises(OverlengthError, match="raise --model_max_length"):
-        ConversationDataset(records, tokenizer, max_length=10)
+        ConversationDataset(records, tokenizer, EncodeOptions(10))
     with pytest.raises(ValueError, match="use one of trim, drop, error"):
-        ConversationDataset(records, tokenizer, max_length=10, overlength="cut")
-    assert ConversationDataset(records, tokenizer, max_length=None).overlength == []
+        EncodeOptions(overlength="cut")
+    assert ConversationDataset(records, tokenizer, EncodeOptions()).overlength == []
 
 
 def test_a_batch_is_padded_to_its_longest_row(tokenizer):
@@ -64,7 +64,7 @@ def test_a_batch_is_padded_to_its_longest_row(tokenizer):
     Decided difference: docs/checkpoint_format.md section 8.
     """
     ending = {"id": "e", "conversations": turns("tell <|endoftext|> me")}
-    dataset = ConversationDataset([SHORT, ending], tokenizer, max_length=None, control_tokens=True)
+    dataset = ConversationDataset([SHORT, ending], tokenizer, EncodeOptions(control_tokens=True))
     batch = ConversationCollator(tokenizer, 28)(list(dataset))
     short, long = dataset.lengths
     assert set(batch) == {"ids", "lengths", "input_ids", "labels", "attention_mask", "target_index"}
@@ -88,7 +88,7 @@ def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, t
     path = write(records, "set/data.json")
     monkeypatch.chdir("/")
     dirs = conversations.search_dirs(path)
-    dataset = ConversationDataset(conversations.read(path), tokenizer, max_length=None, search_dirs=dirs)
+    dataset = ConversationDataset(conversations.read(path), tokenizer, EncodeOptions(), search_dirs=dirs)
     assert dataset[0]["images"] == [str(tmp_path / "set" / name) for name in ("a.png", "b.png")]
     loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=ConversationCollator(tokenizer, 28))
     batch = next(iter(loader))
@@ -97,7 +97,7 @@ def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, t
     assert torch.equal(batch["pixel_values"], torch.stack([a, b, b]))  # the URI is a picture of its own
     assert batch["picture_index"].tolist() == [0, 1, 2, 0]
     assert (batch["input_ids"] == tokenizer.img_start_id).sum() == 4
-    plain = ConversationDataset(conversations.read(path), tokenizer, max_length=None)
+    plain = ConversationDataset(conversations.read(path), tokenizer, EncodeOptions())
     assert plain[0]["images"] == ["a.png", "b.png"]
     same = ConversationCollator(tokenizer, 28, dirs)([plain[i] for i in range(4)])
     assert torch.equal(same["pixel_values"], batch["pixel_values"])
@@ -107,7 +107,7 @@ def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, t
 def test_a_broken_picture_names_its_sample(tmp_path, tokenizer):
     (tmp_path / "broken.png").write_text("no picture")
     record = {"id": "s7", "conversations": turns("<img>broken.png</img>")}
-    dataset = ConversationDataset([record], tokenizer, max_length=None)
+    dataset = ConversationDataset([record], tokenizer, EncodeOptions())
     collate = ConversationCollator(tokenizer, 28, [tmp_path])
     with pytest.raises(PictureError, match=r"sample 's7': .*broken\.png"):
         collate([dataset[0]])

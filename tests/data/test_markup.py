@@ -10,10 +10,12 @@ from PIL import Image
 from qwen_vl.cli import data
 from qwen_vl.data import markup
 from qwen_vl.data.build import stream
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.check import check
 from qwen_vl.data.conversations import read
 from qwen_vl.data.convert.convert import convert
 from qwen_vl.data.mixing import parse_sources
+from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.data.validation import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "data" / "examples" / "conversations.json"
@@ -94,7 +96,7 @@ def test_a_file_whose_images_are_all_lost(text, name, form, write, tokenizer, ca
     message = error_of(read, path)
     assert "all images are lost" in message and name in message and "<img>PATH</img>" in message
     assert (f"--from {form}" in message) is (form is not None)
-    assert name in error_of(stream, parse_sources([str(path)]), tokenizer, max_length=None)
+    assert name in error_of(stream, parse_sources([str(path)]), tokenizer, EncodeOptions(), StreamOptions())
     error_of(data.main, ["check", str(path), "--workers", "1"])
     assert name in capsys.readouterr().out
     log = log_of(caplog, read, write([OURS, talk(text)], "mixed.json"), check_pictures=False)
@@ -107,7 +109,7 @@ def test_boxes_of_other_formats_are_warned_of(text, name, form, write, tokenizer
     path = write(lines([OURS, talk("Where is it?", text)]), "data.jsonl")
     log = log_of(caplog, read, path, check_pictures=False)
     assert f"data.jsonl: {name} (" in log and "no box" in log and (f"--from {form}" in log) is (form is not None)
-    assert name in log_of(caplog, stream, parse_sources([str(path)]), tokenizer, max_length=None)
+    assert name in log_of(caplog, stream, parse_sources([str(path)]), tokenizer, EncodeOptions(), StreamOptions())
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
     data.main(["check", str(path), "--workers", "1"])
     assert "foreign markup" in (shown := capsys.readouterr().out) and name in shown and "no errors" in shown

@@ -6,8 +6,10 @@ import unicodedata
 import pytest
 
 from qwen_vl.data.build import stream
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.conversations import read
 from qwen_vl.data.mixing import parse_sources
+from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.data.validation import DataError
 
 Q, A = {"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}
@@ -148,7 +150,7 @@ def test_paths_that_look_right(file, reference, words, write, tmp_path, tokenize
     turn = {"from": "user", "value": f"<img>{reference}</img>?"}
     path = write(json.dumps({"conversations": [turn, A]}).encode(), "data.jsonl")
     with pytest.raises(DataError) as caught:
-        list(stream(parse_sources([str(path)]), tokenizer, max_length=None, epochs=1))
+        list(stream(parse_sources([str(path)]), tokenizer, EncodeOptions(), StreamOptions(epochs=1)))
     for message in (error_of(path), str(caught.value)):
         assert "no such file" in message and all(word in message for word in words), message
         assert words or message.split("no such file")[1].startswith("\n")

@@ -12,8 +12,9 @@ from transformers import Trainer, TrainingArguments
 
 from qwen_vl.checkpoint import loading as checkpoints
 from qwen_vl.data import build
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import ConversationCollator
-from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.training import tuning
 
 OPTIMIZER = {"learning_rate": 1e-3, "adam_beta2": 0.95, "lr_scheduler_type": "cosine", "max_steps": 4}
@@ -28,8 +29,8 @@ def parts(make_checkpoint, tmp_path):
 
 
 def samples_of(path, tokenizer):
-    reading = {"cache": "none", "max_length": 2048, "overlength": "trim", "loss_on": "reference"}
-    return build.load_file(path, tokenizer, image_folder=runs.GOLDEN, control_tokens=False, **reading)
+    reading = build.SourceOptions(cache="none", image_folder=runs.GOLDEN)
+    return build.load_file(path, tokenizer, EncodeOptions(2048), reading)
 
 
 def trained(tmp_path, model, dataset, collator, **settings):
@@ -64,7 +65,7 @@ def test_transformers_trainer_with_its_defaults_trains_as_ours(make_checkpoint, 
 def test_packed_rows_train_there_too(tmp_path, parts):
     model, dataset, collator = parts
     losses, _ = trained(
-        tmp_path, model, PackedDataset(dataset, max_length=300), collator, per_device_train_batch_size=1
+        tmp_path, model, PackedDataset(dataset, PackOptions(300)), collator, per_device_train_batch_size=1
     )
     assert len(losses) == 4 and losses[-1] < losses[0]
 

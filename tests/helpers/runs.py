@@ -15,6 +15,7 @@ import finetune
 from qwen_vl.adapters import build
 from qwen_vl.checkpoint import loading
 from qwen_vl.data import build as data_loading
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import ConversationCollator
 
 ROOT = Path(__file__).parents[2]
@@ -100,8 +101,8 @@ def evaluate(folder, data, *, base=None):
     model = loading.load_model(base or folder).eval()
     model = build.load_adapters(model, folder) if base else model
     tokenizer = loading.load_tokenizer(base or folder)
-    reading = {"overlength": "error", "loss_on": "reference", "control_tokens": False, "cache": "none", "lazy": False}
-    samples = data_loading.load_file(data, tokenizer, image_folder=GOLDEN, max_length=2048, **reading)
+    reading = data_loading.SourceOptions(cache="none", image_folder=GOLDEN)
+    samples = data_loading.load_file(data, tokenizer, EncodeOptions(2048, "error"), reading)
     batch = ConversationCollator(tokenizer, model.config.visual["image_size"])(
         [samples[i] for i in range(len(samples))]
     )

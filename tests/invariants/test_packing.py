@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader
 
 from qwen_vl.adapters import build
 from qwen_vl.checkpoint import loading
-from qwen_vl.data.chatml import IGNORE_INDEX
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
-from qwen_vl.data.packing import PackedDataset, fill_rate, pack
+from qwen_vl.data.packing import PackedDataset, PackOptions, fill_rate, pack
 from qwen_vl.training import tuning
 
 
@@ -65,10 +65,10 @@ def test_packed_equals_unpacked(method, kind, attention, make_checkpoint, in_gol
         for name, parameter in model.named_parameters():  # a fresh adapter has a zero half and teaches nothing
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
-    dataset = ConversationDataset(KINDS[kind], tokenizer, max_length=512)
+    dataset = ConversationDataset(KINDS[kind], tokenizer, EncodeOptions(512))
     collator = ConversationCollator(tokenizer, model.config.visual["image_size"])
     alone_loss, alone = gradients(model, [collator([sample]) for sample in dataset])
-    packed = PackedDataset(dataset, max_length=512, seed=3)
+    packed = PackedDataset(dataset, PackOptions(512), seed=3)
     packed_loss, together = gradients(model, [collator([packed[i] for i in range(len(packed))])])
     assert abs(packed_loss - alone_loss) < 1e-5 * abs(alone_loss)
     assert together.keys() == alone.keys()
@@ -102,7 +102,7 @@ def test_pictures_of_a_row_are_capped():
 
 def test_rows_come_through_data_workers(make_checkpoint, in_golden_dir):
     tokenizer = loading.load_tokenizer(make_checkpoint())
-    dataset = PackedDataset(ConversationDataset(KINDS["several"], tokenizer, max_length=512), max_length=512)
+    dataset = PackedDataset(ConversationDataset(KINDS["several"], tokenizer, EncodeOptions(512)), PackOptions(512))
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=ConversationCollator(tokenizer, 64))
     (batch,) = loader
     assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (1, sum(dataset.lengths))

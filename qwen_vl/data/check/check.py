@@ -4,6 +4,7 @@ import os
 import sys
 
 from qwen_vl.data import markup
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.conversations import check_folder, entries, is_repeated, search_dirs
 from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.data.validation import DataError, Problem
@@ -13,13 +14,14 @@ from . import summary
 from .inspect_record import Inspector
 
 RECORDS_A_CHUNK, PICTURES_A_CHUNK = 256, 32
+ENCODING = EncodeOptions(max_length=2048)
 
 
 class Check:
     """Files one after the other; `files` has the FileSummary of each, `pictures` every Picture by its key.
 
     tokenizer: None to leave out lengths. opens: whether pictures are opened. on_problem(path, problem) is called for
-    each Problem, progress(text, num_done, num_all or None) now and then; options are those of `chatml.encode`.
+    each Problem, progress(text, num_done, num_all or None) now and then.
     """
 
     def __init__(
@@ -27,16 +29,15 @@ class Check:
         *,
         image_folder=None,
         tokenizer=None,
-        max_length=2048,
+        encoding: EncodeOptions = ENCODING,
         opens=True,
         workers=1,
         on_problem=lambda path, problem: None,
         progress=lambda text, num_done, num_all: None,
-        **options,
     ):
         check_folder(image_folder)
         self.image_folder, self.opens, self.workers = image_folder, opens, workers
-        self._settings = {"tokenizer": tokenizer, "max_length": max_length, "opens": opens, **options}
+        self._tokenizer, self._encoding = tokenizer, encoding
         self._on_problem, self._progress = on_problem, progress
         self._digests, self.pictures, self.files = {}, {}, []
 
@@ -44,7 +45,8 @@ class Check:
         """The FileSummary of one file, whatever is wrong with it."""
         found = summary.FileSummary(path)
         self.files.append(found)
-        inspector = Inspector(path, search_dirs(path, self.image_folder), **self._settings)
+        folders = search_dirs(path, self.image_folder)
+        inspector = Inspector(path, folders, self._encoding, tokenizer=self._tokenizer, opens=self.opens)
         try:
             uses = self._records(found, inspector)
         except (DataError, OSError) as error:

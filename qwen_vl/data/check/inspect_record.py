@@ -6,18 +6,19 @@ import re
 import warnings
 from typing import NamedTuple
 
-from qwen_vl.data.chatml import IGNORE_INDEX
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Record, fit
 from qwen_vl.data.conversations import FOREIGN_KINDS, check_entry, named
-from qwen_vl.data.dataset import fit
 from qwen_vl.data.markup import Images, convertible, images_of
 from qwen_vl.data.skip_manifests import own_id
 from qwen_vl.data.validation import Problem, is_address
 from qwen_vl.model.download_qwen import PictureError
 from qwen_vl.model.image_loading_qwen import SCALED, find_picture, is_local, open_picture
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 PICTURE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 SMALLEST_SIDE = 10  # pixels; a smaller side looks like a placeholder
 LARGEST_RATIO = 10  # of the sides; pictures are squeezed to a square
+Finding = tuple[str, str]  # (kind of a Problem, message)
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
@@ -47,13 +48,22 @@ class Inspector:
     """Checks the records of one file. Pickles, so that it can go to worker processes.
 
     path, folders: the file, and where its relative pictures are looked for. tokenizer: None to leave out lengths.
-    opens: whether pictures are opened, or only looked for. options: those of `chatml.encode`.
+    opens: whether images are opened, or only looked for.
     """
 
-    def __init__(self, path, folders, *, tokenizer=None, max_length=None, opens=True, **options):
-        self.path, self.folders, self.opens = path, folders, opens
-        self.tokenizer, self.max_length, self.options = tokenizer, max_length, options
-        self._found, self._opened = {}, {}  # reference -> path or None; key -> Picture
+    def __init__(
+        self,
+        path: str,
+        folders: list[str],
+        encoding: EncodeOptions,
+        *,
+        tokenizer: QWenTokenizer | None = None,
+        opens: bool = True,
+    ):
+        self.path, self.folders, self.encoding, self.opens = path, folders, encoding, opens
+        self.tokenizer = tokenizer
+        self._found: dict[str, str | None] = {}  # reference: its path, or None
+        self._opened: dict[str, Picture] = {}  # by key
 
     def records(self, entries):
         """[Inspected, ..] of [(place, record), ..], as `conversations.entries` yields them."""
@@ -68,7 +78,7 @@ class Inspector:
         is_good = not any(problem.is_error for problem in problems)
         length, num_targets = None, None
         if is_good and self.tokenizer:
-            length, num_targets, found = self._encoded(place, record)
+            length, num_targets, found = self._encoded(place, record, self.tokenizer)
             problems += [Problem(place, own_id(record), "conversations", *found)] if found else []
         uses = list(self._uses(record)) if isinstance(record, dict) else []
         opened = {key: self._opened[key] for _, key in uses if key in self._opened}
@@ -77,24 +87,24 @@ class Inspector:
         seen = (uses, opened, images_of(record), form)
         return Inspected(place, own_id(record), problems, digest, length, num_targets, *seen)
 
-    def _encoded(self, place, record):
-        """(tokens, learned labels of what is kept, (kind, message) or None)."""
+    def _encoded(
+        self, place: str, record: Record, tokenizer: QWenTokenizer
+    ) -> tuple[int | None, int | None, Finding | None]:
+        """Return (tokens, number of targets that are kept, what the length limit or an error is worth saying)."""
         conversation = named(self.path, place, record)
         try:
-            sample, entry = fit(
-                conversation, self.tokenizer, max_length=self.max_length, overlength="trim", **self.options
-            )
+            sample, entry = fit(conversation, tokenizer, self.encoding)
         except ValueError as error:
             return None, None, ("wrong value", str(error))
-        num_targets = len(sample["labels"]) - sample["labels"].count(IGNORE_INDEX) if sample else 0
+        num_targets = len(sample.labels) - sample.labels.count(IGNORE_INDEX) if sample else 0
         if entry is None:
-            return len(sample["input_ids"]), num_targets, None
+            return len(sample.input_ids) if sample else 0, num_targets, None
         kept = (
             f"whole turns at its end are left out, {entry['kept_length']} tokens stay" if sample else "it is left out"
         )
         return entry["length"], num_targets, (
             "over length",
-            f"{entry['length']} tokens, the limit is {self.max_length}: {kept}",
+            f"{entry['length']} tokens, the limit is {self.encoding.max_length}: {kept}",
         )  # fmt: skip
 
     def _find(self, reference):

@@ -1,18 +1,22 @@
 """`qwen-vl data preview`: look at what will be trained on, token by token, before it is."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Record, encode, fit
 from qwen_vl.data.check.check import load_tokenizer
 from qwen_vl.data.conversations import read, search_dirs
 from qwen_vl.data.validation import DataError
 from qwen_vl.model.chat_qwen import SYSTEM
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import html_page, png_page
 from .overlays import draw_on, mark
 
 WRITERS = {"html": html_page.render, "png": png_page.render}  # format: (page) -> bytes
+ENCODING = EncodeOptions()
 
 
 @dataclass
@@ -89,22 +93,24 @@ class Page:
 # ---- from a conversation to what is shown ---------------------------------------------------------------------------
 
 
-def look(conversation, tokenizer, *, max_length=None, search_dirs=(), **options):
-    """The Preview of a conversation; ids, labels and what is cut come from `chatml.encode`, which gets the options."""
-    whole = encode(conversation, tokenizer, **options)
-    kept, status = whole, "whole"
-    if max_length is not None:
-        try:
-            kept = encode(conversation, tokenizer, max_length=max_length, **options)
-            status = "whole" if len(kept["input_ids"]) == len(whole["input_ids"]) else "trimmed"
-        except OverlengthError:
-            kept, status = {"input_ids": [], "labels": []}, "dropped"
-    labels = kept["labels"] + whole["labels"][len(kept["labels"]) :]
-    tokens = list(_tokens(whole["input_ids"], labels, len(kept["input_ids"]), tokenizer))
+def look(
+    conversation: Record,
+    tokenizer: QWenTokenizer,
+    encoding: EncodeOptions = ENCODING,
+    *,
+    search_dirs: Sequence[str] = (),
+) -> Preview:
+    """Return the Preview of a conversation, with the ids, labels and cut that training has."""
+    whole = encode(conversation, tokenizer, control_tokens=encoding.control_tokens, loss_on=encoding.loss_on)
+    kept, overlength = fit(conversation, tokenizer, encoding)
+    labels, status = kept.labels if kept else [], overlength["action"] if overlength else "whole"
+    num_kept = len(labels)
+    labels = labels + whole.labels[num_kept:]
+    tokens = list(_tokens(whole.input_ids, labels, num_kept, tokenizer))
     turns, shapes = mark(_turns(conversation))
     references = [piece.text for _, pieces in turns for piece in pieces if piece.kind == "img"]
     pictures = [draw_on(text, shapes[index], search_dirs) for index, text in enumerate(references)]
-    return Preview(str(conversation["id"]), turns, pictures, tokens, status, whole["weight"])
+    return Preview(str(conversation["id"]), turns, pictures, tokens, status, whole.weight)
 
 
 def _tokens(ids, labels, num_kept, tokenizer):
@@ -141,20 +147,27 @@ def _turns(conversation):
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def preview(path, model, *, num=20, ids=None, image_folder=None, max_length=None, **options):
-    """The Page of the first `num` conversations of a file, or of those with the given ids.
+def preview(
+    path: str | Path,
+    model: str | Path,
+    *,
+    num: int = 20,
+    ids: Sequence[str] | None = None,
+    image_folder: str | None = None,
+    encoding: EncodeOptions = ENCODING,
+) -> Page:
+    """Return the Page of the first `num` conversations of a file, or of those with the given ids.
 
-    `model` is the folder or hub name of the checkpoint whose tokenizer is used; the options are
-    those of `chatml.encode`. Pictures that are missing or damaged
-    are shown as their error. Raises DataError for a broken file or an unknown id.
+    model: the folder or hub name of the checkpoint whose tokenizer is used. An image that is missing or damaged is
+    shown as its error. Raises DataError for a broken file or an unknown id.
     """
     records = read(path, image_folder=image_folder, check_pictures=False)
     chosen = records[:num] if ids is None else _with_ids(path, records, ids)
     tokenizer = load_tokenizer(model)
-    page = Page(str(path), str(model), len(records), max_length)
+    page = Page(str(path), str(model), len(records), encoding.max_length)
     folders = search_dirs(path, image_folder)
     for record in chosen:
-        page.samples.append(look(record, tokenizer, max_length=max_length, search_dirs=folders, **options))
+        page.samples.append(look(record, tokenizer, encoding, search_dirs=folders))
     return page
 
 

@@ -1,24 +1,28 @@
-"""Data that does not fit into memory: read in blocks, shuffled through a buffer, dealt out to ranks and workers."""
+"""Data that does not fit into memory: read in blocks, shuffled through a buffer, divided among ranks and workers."""
 
 import hashlib
 import json
 import logging
 import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from qwen_vl.data.chatml import OverlengthError
+from qwen_vl.data.chatml import EncodeOptions, Overlength, OverlengthError, Sample, check_choice, fit
 from qwen_vl.data.conversations import check_columns, check_entry, check_folder, named, search_dirs
-from qwen_vl.data.dataset import as_item, check_policy, fit
-from qwen_vl.data.mixing import MIXES
-from qwen_vl.data.packing import packed_stream
+from qwen_vl.data.mixing import MIXES, Source
+from qwen_vl.data.packing import PackOptions, packed_stream
+from qwen_vl.data.skip_manifests import SkipManifest
 from qwen_vl.data.validation import DataError
 from qwen_vl.model.image_loading_qwen import find_picture
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from .readers import open_files
+from .readers import Block, DataFile, open_files
 
 logger = logging.getLogger(__name__)
 
@@ -26,107 +30,127 @@ MIN_BLOCKS = 16  # of a stream, so that also small files are shuffled; of a row 
 MAX_EMPTY_EPOCHS = 20  # by chance, as of a few records with a weight below 1
 
 
-class StreamingDataset(IterableDataset):
-    """Yields samples as ConversationDataset has them, without end: an epoch follows the other, each in another order.
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream is mixed, shuffled, packed, and divided among the ranks.
 
-    sources: `mixing.Source`s, each JSON Lines, Parquet, Arrow or a folder of them (`shards.open_files`). In each epoch
-    the blocks of all files are shuffled and read one after the other, through a buffer in which their records are
-    shuffled. Every record comes once in an epoch ("concat"; by weight more often or, for a fraction, by chance), or
-    each source is an endless stream of its own, drawn from by weight ("interleave").
-    The order depends on the seed alone. All workers of all ranks go through the same stream, and each gives what is
-    its own: of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on, in
-    batches that its workers make in turn. So a run goes on exactly with another number of workers or ranks. What is
-    not its own costs a process reading and tokenising, and no look at a picture.
-    Records are checked as `conversations.read` does. One that is wrong is a DataError that names file and line,
-    unless a skip manifest in `skips` ({path: SkipManifest}) takes it.
-    options: `max_length`, `overlength` and label options as for ConversationDataset. What the limit did in the first
-    epoch is appended to the file `overlength_path`, one JSON object a line.
-    packing: None, or the arguments of `packing.packed_stream`; what is yielded are then rows, lists of samples.
-    num_seen: samples or rows that a resumed run has seen already, over all ranks; they are passed over.
-    epochs: how many to yield, None for no end.
+    mix: "concat" or "interleave", see StreamingDataset. buffer_size: records that are shuffled together.
+    packing: None to yield samples, or how rows of them are packed. num_seen: samples or rows that a resumed run has
+    seen over all ranks; they are skipped. batch_size: of one rank. epochs: how many to yield, None for no end.
+    overlength_path: a file to which each Overlength of the first epoch is appended, one JSON object a line.
+    """
+
+    mix: str = "concat"
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    buffer_size: int = 1000
+    image_folder: str | None = None
+    overlength_path: Path | None = None
+    packing: PackOptions | None = None
+    num_seen: int = 0
+    batch_size: int = 1
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("mix", self.mix, MIXES)
+
+
+class StreamedRecord(NamedTuple):
+    """A record of a stream, the index of its source, and a function that raises DataError if an image is missing."""
+
+    record: dict[str, Any]
+    source: int
+    check_images: Callable[[], None]
+
+
+class StreamedSample(NamedTuple):
+    """A record of a stream and its encoding."""
+
+    streamed: StreamedRecord
+    sample: Sample
+
+
+class StreamingDataset(IterableDataset):
+    """Yields samples as ConversationDataset has them, epoch after epoch without end, each epoch in another order.
+
+    sources: each JSON Lines, Parquet, Arrow or a folder of them (`readers.open_files`). In each epoch the blocks of all
+    files are shuffled and read one after the other, through a buffer in which their records are shuffled. With
+    mix="concat" every record comes once in an epoch; by weight more often or, for a fraction, by chance. With
+    "interleave" each source is an endless stream of its own, drawn from by weight.
+    The order depends on the seed alone. All workers of all ranks go through the same stream, and each yields its own
+    part: of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on, in
+    batches that its workers make in turn. So a run resumes exactly, also with another number of workers or ranks. A
+    process reads and tokenizes the samples of the others, and those of before a resume, without opening their images.
+    Records are checked as `conversations.read` does. A wrong one raises a DataError that names file and line, unless a
+    skip manifest takes it. skips: {path of a source: its SkipManifest}.
     """
 
     is_weighted = True  # it may be: nobody has read all records
 
     def __init__(
         self,
-        sources,
-        tokenizer,
+        sources: Sequence[Source],
+        tokenizer: QWenTokenizer,
+        encoding: EncodeOptions,
+        options: StreamOptions,
         *,
-        max_length,
-        overlength="trim",
-        mix="concat",
-        seed=0,
-        rank=0,
-        world_size=1,
-        buffer_size=1000,
-        image_folder=None,
-        skips=None,
-        overlength_path=None,
-        packing=None,
-        num_seen=0,
-        batch_size=1,
-        epochs=None,
-        **options,
+        skips: Mapping[str, SkipManifest] | None = None,
     ):
-        check_policy(overlength)
-        check_folder(image_folder)
-        if mix not in MIXES:
-            raise ValueError(f"mix: {mix!r}; use one of {', '.join(MIXES)}")
+        check_folder(options.image_folder)
         self.names = [source.name for source in sources]
         self._sources, self._files = sources, [open_files(source.path) for source in sources]
         for file in chain.from_iterable(self._files):
             check_columns(file)
-        self._search_dirs = [search_dirs(source.path, image_folder) for source in sources]
-        self._tokenizer, self._mix, self._seed, self._skips = tokenizer, mix, seed, skips or {}
-        self._rank, self._world_size, self._buffer_size = rank, world_size, buffer_size
-        self._options = {"max_length": max_length, "overlength": overlength, **options}
-        self._overlength_path, self._epochs = overlength_path, epochs
-        self._packing, self._num_seen, self._batch_size = packing, num_seen, batch_size
+        self._search_dirs = [search_dirs(source.path, options.image_folder) for source in sources]
+        self._tokenizer, self._encoding, self._options, self._skips = tokenizer, encoding, options, skips or {}
 
     @property
-    def unit(self):
-        """What is yielded: "samples", or "rows" of them."""
-        return "rows" if self._packing else "samples"
+    def unit(self) -> str:
+        """Return what is yielded: "samples", or "rows" of them."""
+        return "rows" if self._options.packing else "samples"
 
     @property
-    def fingerprint(self):
-        """A digest of what the order depends on beside the seed: other data or settings have another one."""
+    def fingerprint(self) -> str:
+        """Return a digest of what the order depends on, apart from the seed: it differs for other data or options."""
         files = [[(file.path.name, file.blocks(1)[-1:]) for file in files] for files in self._files]
         weights = [source.weight for source in self._sources]
-        seen = [files, weights, self._mix, self._buffer_size, self._options, self._packing]
+        packing = self._options.packing and asdict(self._options.packing)
+        seen = [files, weights, self._options.mix, self._options.buffer_size, asdict(self._encoding), packing]
         return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
-    def probe(self):
-        """None; a DataError where no record fits, or the first ones are wrong, before anybody reads the stream."""
+    def probe(self) -> None:
+        """Raise DataError if no record fits or one of the first is wrong, before workers read the stream."""
         next(self._units(notes=False))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Sample | list[Sample]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        units = self._units(notes=self._rank == worker == 0)
-        for index, unit in enumerate(islice(units, self._num_seen, None)):
-            batch, place = divmod(index, self._batch_size * self._world_size)
-            if place // self._batch_size == self._rank and batch % workers == worker:
-                yield [self._item(*sample) for sample in unit] if self._packing else self._item(*unit)
+        options, units = self._options, self._rows(notes=self._options.rank == worker == 0)
+        for index, row in enumerate(islice(units, options.num_seen, None)):
+            batch, place = divmod(index, options.batch_size * options.world_size)
+            if place // options.batch_size == options.rank and batch % workers == worker:
+                samples = [self._finished(sample) for sample in row]
+                yield samples if options.packing else samples[0]
 
-    def _units(self, *, notes):
-        """Samples as `_epoch` gives them, or rows of them, epoch after epoch; rows do not reach over its end."""
-        places = list(range(len(self._sources)))
-        if self._mix == "interleave":
+    def _rows(self, *, notes: bool) -> Iterator[list[StreamedSample]]:
+        """Yield rows of samples, or each sample as a row, epoch after epoch; no row reaches into the next epoch."""
+        places, packing = list(range(len(self._sources))), self._options.packing
+        if self._options.mix == "interleave":
             parts = [self._interleaved([chain.from_iterable(self._epochs_of([p], notes=notes)) for p in places])]
         else:
             parts = self._epochs_of(places, notes=notes)
         for number, samples in enumerate(parts):
-            if self._packing:
-                seed = f"{self._seed} {number}"
-                samples = packed_stream(samples, sample_of=lambda unit: unit[1], seed=seed, **self._packing)
-            yield from samples
+            if packing is None:
+                yield from ([sample] for sample in samples)
+                continue
+            seed = f"{self._options.seed} {number}"
+            yield from packed_stream(samples, packing, seed=seed, sample_of=lambda item: item.sample)
 
-    def _epochs_of(self, places, *, notes):
-        """Yields an iterator over the samples of each epoch; DataError where these stay empty."""
+    def _epochs_of(self, places: Sequence[int], *, notes: bool) -> Iterator[Iterator[StreamedSample]]:
+        """Yield an iterator over the samples of each epoch; raise DataError if the epochs stay empty."""
         num_empty = 0
-        for epoch in count() if self._epochs is None else range(self._epochs):
+        for epoch in count() if self._options.epochs is None else range(self._options.epochs):
             samples = self._epoch(places, epoch, notes=notes and epoch == 0)
             first = next(samples, None)
             if first is not None:
@@ -138,33 +162,33 @@ class StreamingDataset(IterableDataset):
                 names = ", ".join(self._sources[place].path for place in places)
                 raise DataError(f"{names}: no record that fits; look at it with `qwen-vl data check`")
 
-    def _epoch(self, places, epoch, *, notes):
-        """(record, encoding, place of the source, function that checks the pictures) for each record that fits."""
-        for record, place, check in self._shuffled(self._records(places, epoch), f"{places} {epoch}"):
-            sample, entry = fit(record, self._tokenizer, **self._options)
-            if entry and self._options["overlength"] == "error":
+    def _epoch(self, places: Sequence[int], epoch: int, *, notes: bool) -> Iterator[StreamedSample]:
+        """Yield the samples of an epoch that the length limit keeps, in shuffled order."""
+        for streamed in self._shuffled(self._records(places, epoch), f"{places} {epoch}"):
+            sample, entry = fit(streamed.record, self._tokenizer, self._encoding)
+            if entry and self._encoding.overlength == "error":
                 raise OverlengthError(
-                    f"{self._sources[place].path}: {entry['id']!r} has {entry['length']} tokens, more than "
-                    f"{self._options['max_length']}; shorten it, use fewer pictures, or raise --model_max_length"
+                    f"{self._sources[streamed.source].path}: {entry['id']!r} has {entry['length']} tokens, more than "
+                    f"{self._encoding.max_length}; shorten it, use fewer pictures, or raise --model_max_length"
                 )
-            if entry and notes and self._overlength_path:
-                self._note(entry | ({"source": self.names[place]} if len(self.names) > 1 else {}))
+            if entry and notes:
+                self._note(entry, streamed.source)
             if sample:
-                yield record, sample, place, check
+                yield StreamedSample(streamed, sample)
 
-    def _records(self, places, epoch):
-        """(record, place of the source, function that checks its pictures) for each record of an epoch."""
+    def _records(self, places: Sequence[int], epoch: int) -> Iterator[StreamedRecord]:
+        """Yield the records of an epoch in the order in which they are read."""
         files = [(place, file) for place in places for file in self._files[place]]
         per_file = -(-MIN_BLOCKS // len(files))
         blocks = [(place, file, block) for place, file in files for block in file.blocks(per_file)]
-        random.Random(f"{self._seed} {epoch} {places}").shuffle(blocks)
+        random.Random(f"{self._options.seed} {epoch} {places}").shuffle(blocks)
         for place, file, block in blocks:
             yield from self._read(place, file, block, epoch)
 
-    def _read(self, place, file, block, epoch):
-        """The records of a block as `_records` has them, each as often as the weight of its source says."""
-        weight = 1.0 if self._mix == "interleave" else self._sources[place].weight
-        chance = random.Random(f"{self._seed} {epoch} {file.path} {block}")
+    def _read(self, place: int, file: DataFile, block: Block, epoch: int) -> Iterator[StreamedRecord]:
+        """Yield the records of a block of source number `place`, each as often as the weight of the source says."""
+        weight = 1.0 if self._options.mix == "interleave" else self._sources[place].weight
+        chance = random.Random(f"{self._options.seed} {epoch} {file.path} {block}")
         source = self._sources[place].path
         skips, dirs = self._skips.get(source), self._search_dirs[place]
         for where, record in file.read(block):
@@ -175,11 +199,11 @@ class StreamingDataset(IterableDataset):
             _check(record, file, where, source, lambda reference: True)
             check = partial(_check, record, file, where, source, partial(_is_there, dirs))
             for _ in range(int(weight) + (chance.random() < weight % 1)):
-                yield record, place, check
+                yield StreamedRecord(record, place, check)
 
-    def _interleaved(self, streams):
-        """Samples of several streams, drawn by the weights of the sources, until one of them ends."""
-        generator = random.Random(f"{self._seed} interleave")
+    def _interleaved(self, streams: Sequence[Iterator[StreamedSample]]) -> Iterator[StreamedSample]:
+        """Yield samples of several streams, drawn by the weights of the sources, until one of them ends."""
+        generator = random.Random(f"{self._options.seed} interleave")
         weights = [source.weight for source in self._sources]
         while True:
             (stream,) = generator.choices(streams, weights)
@@ -188,32 +212,42 @@ class StreamingDataset(IterableDataset):
                 return
             yield sample
 
-    def _shuffled(self, records, seed):
-        """The records in another order: each gives way to a later one at a random place of the buffer."""
-        generator, buffer = random.Random(f"{self._seed} shuffle {seed}"), []
+    def _shuffled(self, records: Iterable[StreamedRecord], seed: str) -> Iterator[StreamedRecord]:
+        """Yield the records in another order: each is replaced by a later one at a random position of the buffer."""
+        generator, size = random.Random(f"{self._options.seed} shuffle {seed}"), self._options.buffer_size
+        buffer: list[StreamedRecord] = []
         for record in records:
-            if len(buffer) < self._buffer_size:
+            if len(buffer) < size:
                 buffer.append(record)
                 continue
-            place = generator.randrange(self._buffer_size)
+            place = generator.randrange(size)
             buffer[place], record = record, buffer[place]
             yield record
         generator.shuffle(buffer)
         yield from buffer
 
-    def _item(self, record, sample, place, check):
-        """What a data set gives for a sample, whose pictures are looked for now."""
-        check()
-        item = as_item(record["id"], sample, self._search_dirs[place])
-        return item | {"source": place} if len(self.names) > 1 else item
+    def _finished(self, encoded: StreamedSample) -> Sample:
+        """Return a sample as data sets do, after a check that its images exist."""
+        record, source, check_images = encoded.streamed
+        check_images()
+        sample = encoded.sample.named(record["id"], self._search_dirs[source])
+        return sample | {"source": source} if len(self.names) > 1 else sample
 
-    def _note(self, entry):
-        with open(self._overlength_path, "a", encoding="utf-8") as file:  # one write: readers do not mix their lines
+    def _note(self, entry: Overlength, source: int) -> None:
+        """Append an entry to the file of the options, if there is one."""
+        if self._options.overlength_path is None:
+            return
+        if len(self.names) > 1:
+            entry = {**entry, "source": self.names[source]}
+        # One write: several processes that append do not mix their lines.
+        with open(self._options.overlength_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _check(record, file, where, source, is_there):
-    """None, or a DataError if the record is wrong."""
+def _check(
+    record: object, file: DataFile, where: Callable[[], str], source: str, is_there: Callable[[str], bool]
+) -> None:
+    """Raise DataError if a record is wrong. where: returns its place in the file."""
     for problem in check_entry("", record, is_there):
         if problem.is_error:
             problem = problem._replace(place=where())
@@ -223,13 +257,13 @@ def _check(record, file, where, source, is_there):
             )
 
 
-def _is_there(dirs, reference):
+def _is_there(dirs: Sequence[str], reference: str) -> bool:
     return find_picture(reference, dirs) is not None
 
 
-def report(path):
-    """Log how many samples a run over a stream has listed in the file at `path`; {"trimmed", "dropped"}."""
-    actions = []
+def report(path: str | Path) -> dict[str, int]:
+    """Log and return how many samples a run over a stream lists in an overlength file: {"trimmed", "dropped"}."""
+    actions: list[str] = []
     if Path(path).is_file():
         with open(path, encoding="utf-8") as file:
             actions = [json.loads(line)["action"] for line in file]

@@ -1,4 +1,4 @@
-"""Encoded samples on disk, mapped into memory: a second start on the same data needs no tokenizer."""
+"""The tokenized cache: encoded samples on disk, mapped into memory, so that a second start tokenizes nothing."""
 
 import json
 import logging
@@ -6,10 +6,13 @@ import os
 import shutil
 import time
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256 as new_sha256
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +20,11 @@ from filelock import FileLock
 from torch.utils.data import Dataset
 
 from qwen_vl.data import chatml, conversations, dataset, skip_manifests, validation
-from qwen_vl.data.chatml import IGNORE_INDEX
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Overlength, Record, Sample
 from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.model import chat_qwen, tokenization_qwen
 from qwen_vl.model.image_loading_qwen import find_picture, is_local
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import progress
 
@@ -47,22 +51,31 @@ class CacheError(ValueError):
     """An entry of the cache that is damaged."""
 
 
-def default_folder():
-    """Where caches go unless a flag says otherwise: $QWEN_VL_CACHE, else ~/.cache/qwen-vl."""
+def default_folder() -> Path:
+    """Return the folder of caches when no flag names one: $QWEN_VL_CACHE, else ~/.cache/qwen-vl."""
     return Path(os.environ.get("QWEN_VL_CACHE") or "~/.cache/qwen-vl").expanduser()
 
 
-def cached(path, tokenizer, *, folder, image_folder=None, skip_manifest=None, workers=None, **options):
-    """A CachedDataset of the conversations in a file, from `folder` if they are there, else made and put there.
+def cached(
+    path: str | Path,
+    tokenizer: QWenTokenizer,
+    encoding: EncodeOptions,
+    *,
+    folder: str | Path,
+    image_folder: str | None = None,
+    skip_manifest: str | Path | None = None,
+    workers: int | None = None,
+) -> "CachedDataset":
+    """Return a CachedDataset of the conversations in a file, from `folder` if it is there, else written there first.
 
-    options: `max_length`, `overlength` and the label options of ConversationDataset. An entry belongs to one content
-    of the data file (and skip manifest), one tokenizer, these options and this code; whatever changes, another entry
-    is made. Of several processes one makes it and the others wait. A damaged entry is made again, with a warning.
+    An entry belongs to one content of the data file (and skip manifest), one tokenizer, one EncodeOptions and this
+    code. If any of them changes, another entry is written. If several processes need an entry, one writes it and the
+    others wait. A damaged entry is written again, with a warning.
     Raises what `conversations.read` and ConversationDataset raise, and OSError if the folder cannot be written.
     """
     conversations.check_folder(image_folder)
     dirs = conversations.search_dirs(path, image_folder)
-    inputs = _inputs(path, tokenizer, skip_manifest, options)
+    inputs = _inputs(path, tokenizer, skip_manifest, encoding)
     entry = Path(folder) / new_sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
     samples = _opened(entry, dirs)
     if samples is None:
@@ -71,15 +84,15 @@ def cached(path, tokenizer, *, folder, image_folder=None, skip_manifest=None, wo
             samples = _opened(entry, dirs)
             if samples is None:
                 records = conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest)
-                _make(entry, path, records, tokenizer, inputs, options, workers)
+                _make(entry, path, records, tokenizer, inputs, encoding, workers)
                 return CachedDataset(entry, dirs)
-    if not samples.has_all_pictures():
+    if not samples.has_all_images():
         conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest)  # names the missing ones
     logger.info("%s: %d samples from the cache in %s", path, len(samples), entry)
     if skip_manifest:
         left_out = len(json.loads(Path(skip_manifest).read_text(encoding="utf-8-sig"))["skip"])
         logger.warning("%s: %d records left out, as %s says", path, left_out, skip_manifest)
-    dataset.report(samples.overlength, len(samples), options["max_length"], options["overlength"])
+    dataset.report(samples.overlength, len(samples), encoding)
     return samples
 
 
@@ -89,55 +102,55 @@ class CachedDataset(Dataset):
     Raises CacheError for an entry that is not what was written.
     """
 
-    names = ()  # of sources, where there are several
+    names: Sequence[str] = ()
 
-    def __init__(self, entry, search_dirs=()):
+    def __init__(self, entry: str | Path, search_dirs: Iterable[str] = ()):
         self.entry, self.search_dirs = Path(entry), tuple(search_dirs)
         try:
             info = json.loads((self.entry / INFO).read_text(encoding="utf-8"))
             if skip_manifests.sha256(self.entry / SAMPLES) != info["sha256"]:
                 raise CacheError(f"{self.entry / SAMPLES}: other bytes than were written")
             reader = pa.ipc.open_file(pa.memory_map(str(self.entry / SAMPLES)))
-            self.overlength = info["overlength"]
+            self.overlength: list[Overlength] = info["overlength"]
         except (ValueError, KeyError, TypeError, FileNotFoundError, pa.ArrowInvalid) as error:
             raise CacheError(str(error)) from error
-        self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self._batches: list[pa.RecordBatch] = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
         self.lengths, self.num_pictures = self._sizes("input_ids"), self._sizes("images")
         self.is_weighted = any((batch["weight"].to_numpy() != 1).any() for batch in self._batches)
 
-    def __reduce__(self):  # a data worker that is spawned maps the file itself
+    def __reduce__(self) -> tuple[type, tuple[Path, tuple[str, ...]]]:  # a spawned data worker maps the file itself
         return CachedDataset, (self.entry, self.search_dirs)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]  # as a list: negative from the end, IndexError beyond
         place = bisect_right(self._starts, index) - 1
         batch, row = self._batches[place], index - self._starts[place]
         ids = batch["input_ids"][row].values.to_numpy()
         is_target = batch["is_target"][row].values.to_numpy(zero_copy_only=False)
-        sample = {
-            "input_ids": ids.tolist(),
-            "labels": np.where(is_target, ids, IGNORE_INDEX).tolist(),
-            "images": batch["images"][row].as_py(),
-            "weight": batch["weight"][row].as_py(),
-        }
-        return dataset.as_item(json.loads(batch["id"][row].as_py()), sample, self.search_dirs)
+        sample = Sample(
+            input_ids=ids.tolist(),
+            labels=np.where(is_target, ids, IGNORE_INDEX).tolist(),
+            images=batch["images"][row].as_py(),
+            weight=batch["weight"][row].as_py(),
+        )
+        return sample.named(json.loads(batch["id"][row].as_py()), self.search_dirs)
 
-    def has_all_pictures(self):
-        """Whether every local picture is still there."""
+    def has_all_images(self) -> bool:
+        """Return whether every local image still exists."""
         references = {picture for batch in self._batches for picture in batch["images"].flatten().unique().to_pylist()}
         return all(find_picture(picture, self.search_dirs) for picture in references if is_local(picture))
 
-    def _sizes(self, key):
-        """How many values each sample has under a key."""
+    def _sizes(self, key: str) -> list[int]:
+        """Return how many values each sample has under a key."""
         return list(chain.from_iterable(np.diff(batch[key].offsets.to_numpy()).tolist() for batch in self._batches))
 
 
-def _opened(entry, search_dirs):
-    """The CachedDataset of an entry; None if there is none, or if it is damaged, which a warning says."""
+def _opened(entry: Path, search_dirs: Iterable[str]) -> CachedDataset | None:
+    """Return the CachedDataset of an entry; None, with a warning, if it is damaged; None if there is no entry."""
     if not entry.exists():
         return None
     try:
@@ -147,8 +160,10 @@ def _opened(entry, search_dirs):
         return None
 
 
-def _inputs(path, tokenizer, skip_manifest, options):
-    """All that an entry depends on, as JSON values."""
+def _inputs(
+    path: str | Path, tokenizer: QWenTokenizer, skip_manifest: str | Path | None, encoding: EncodeOptions
+) -> dict[str, Any]:
+    """Return everything that an entry depends on, as JSON values."""
     vocabulary = new_sha256(repr((list(tokenizer.special_tokens.items()), tokenizer.image_span_tokens)).encode())
     for token, rank in tokenizer.mergeable_ranks.items():
         vocabulary.update(b"%d %d " % (rank, len(token)) + token)
@@ -161,23 +176,33 @@ def _inputs(path, tokenizer, skip_manifest, options):
         "skip_manifest": skip_manifest and skip_manifests.sha256(skip_manifest),
         "tokenizer": vocabulary.hexdigest(),
         "code": code.hexdigest(),
-        "options": options,
+        "options": asdict(encoding),
     }
 
 
-def _make(entry, path, records, tokenizer, inputs, options, workers):
-    """Encode the records into `entry`, which appears when it is complete and not before."""
+def _make(
+    entry: Path,
+    path: str | Path,
+    records: Sequence[Record],
+    tokenizer: QWenTokenizer,
+    inputs: dict[str, Any],
+    encoding: EncodeOptions,
+    workers: int | None,
+) -> None:
+    """Encode the records into `entry`, a folder that appears only when it is complete."""
     started, staging = time.perf_counter(), entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
     for left_over in entry.parent.glob(f".{entry.name}.*.tmp"):  # by a process that was killed: we hold the lock
         shutil.rmtree(left_over, ignore_errors=True)
     staging.mkdir()
     workers = workers or (usable_cores() if len(records) > 2 * CHUNK else 1)
-    encode, entries, num_kept = partial(_encode, tokenizer=tokenizer, options=options), [], 0
+    encode = partial(_encode, tokenizer=tokenizer, encoding=encoding)
+    entries: list[Overlength] = []
+    num_kept = 0
     try:
         with (
             pa.OSFile(str(staging / SAMPLES), "wb") as file,
             pa.ipc.new_file(file, SCHEMA) as writer,
-            progress(f"tokenising {path}", len(records)) as advance,
+            progress(f"tokenizing {path}", len(records)) as advance,
         ):
             chunks = list(chunked(records, CHUNK))
             encoded = process_map(encode, chunks, workers=workers)
@@ -187,7 +212,7 @@ def _make(entry, path, records, tokenizer, inputs, options, workers):
                 entries += affected
                 num_kept += batch.num_rows
                 advance(len(chunk))
-        dataset.report(entries, num_kept, options["max_length"], options["overlength"])
+        dataset.report(entries, num_kept, encoding)
         info = {"sha256": skip_manifests.sha256(staging / SAMPLES), "overlength": entries, "made_from": inputs}
         (staging / INFO).write_text(json.dumps(info), encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)  # a damaged one
@@ -195,28 +220,30 @@ def _make(entry, path, records, tokenizer, inputs, options, workers):
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     seconds = time.perf_counter() - started
-    logger.info("%s: %d samples tokenised in %.1f s, kept in %s", path, num_kept, seconds, entry)
+    logger.info("%s: %d samples tokenized in %.1f s, kept in %s", path, num_kept, seconds, entry)
 
 
-def _encode(records, *, tokenizer, options):
-    """(pyarrow.RecordBatch of the samples, what the limit did to others) for a chunk of records."""
-    fitted = [(record["id"], *dataset.fit(record, tokenizer, **options)) for record in records]
+def _encode(
+    records: Iterable[Record], *, tokenizer: QWenTokenizer, encoding: EncodeOptions
+) -> tuple[pa.RecordBatch, list[Overlength]]:
+    """Return the samples of a chunk of records as a batch, and what the length limit did to some of the records."""
+    fitted = [(record["id"], *chatml.fit(record, tokenizer, encoding)) for record in records]
     kept = [(name, sample) for name, sample, _ in fitted if sample]
     samples = [sample for _, sample in kept]
-    ids = [np.array(sample["input_ids"], dtype=np.int32) for sample in samples]
-    targets = [np.array(sample["labels"], dtype=np.int32) != IGNORE_INDEX for sample in samples]
-    images = [sample["images"] for sample in samples]
+    ids = [np.array(sample.input_ids, dtype=np.int32) for sample in samples]
+    targets = [np.array(sample.labels, dtype=np.int32) != IGNORE_INDEX for sample in samples]
+    images = [sample.images for sample in samples]
     columns = [
         pa.array([json.dumps(name) for name, _ in kept], pa.string()),
         _lists(ids, pa.int32()),
         _lists(targets, pa.bool_()),
         pa.array(images, pa.list_(pa.string())),
-        pa.array([sample["weight"] for sample in samples], pa.float64()),
+        pa.array([sample.weight for sample in samples], pa.float64()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), [entry for _, _, entry in fitted if entry]
 
 
-def _lists(arrays, kind):
-    """A pyarrow list array of numpy arrays."""
+def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
+    """Return a pyarrow list array of numpy arrays."""
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays) if arrays else [], kind))

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 
 from qwen_vl.cli import data as cli_data
 from qwen_vl.data.boxes import numbers, segments
-from qwen_vl.data.chatml import IGNORE_INDEX, encode
+from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, encode
 from qwen_vl.data.preview import html_page, png_page, preview
 from qwen_vl.model.box_drawing_qwen import COLORS
 
@@ -77,7 +77,7 @@ def data(write, tmp_path):
 
 def test_every_token_of_the_page_is_what_is_encoded(data, make_checkpoint):
     """Ids, targets and what is cut, position by position; a picture span is one chip with its count."""
-    page = preview.preview(data, make_checkpoint(), max_length=90)
+    page = preview.preview(data, make_checkpoint(), encoding=EncodeOptions(90))
     parsed = Page(html_page.render(page))
     tokenizer = preview.load_tokenizer(make_checkpoint())
     span = tokenizer.image_span_tokens + 2
@@ -105,13 +105,13 @@ def test_what_is_cut_follows_the_policy_of_training(write, tokenizer):
     """Trimmed: the tokens of the kept turns, then the others, marked; their targets do not count."""
     record = {"id": "x", "conversations": turns_of("one", "two", "three", "four", "five")}
     whole, kept = encode(record, tokenizer), encode(record, tokenizer, max_length=30)
-    sample = preview.look(record, tokenizer, max_length=30)
+    sample = preview.look(record, tokenizer, EncodeOptions(30))
     assert (sample.status, sample.length, sample.kept_length) == ("trimmed", len(whole["input_ids"]), 23)
     assert [token.id for token in sample.tokens] == whole["input_ids"]
     assert [token.id for token in sample.tokens if token.kept] == kept["input_ids"]
     assert sample.num_targets == sum(label != IGNORE_INDEX for label in kept["labels"])
     assert html_page.badges(sample)[0][0] == f"23 of {sample.length} tokens"
-    answers = preview.look(record, tokenizer, loss_on="answers")
+    answers = preview.look(record, tokenizer, EncodeOptions(loss_on="answers"))
     learned = "".join(token.text for token in answers.tokens if token.num_targets)
     assert learned == "two<|im_end|>\nfour<|im_end|>\n" and answers.status == "whole"
 

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,11 +18,13 @@ from pyarrow import parquet
 
 from qwen_vl.cli import data as cli_data
 from qwen_vl.data import skip_manifests
-from qwen_vl.data.build import load, load_file, stream
+from qwen_vl.data.build import SourceOptions, load, load_file, stream
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.check import check as check_check
 from qwen_vl.data.conversations import read
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.sources import json_lists, readers, tokenized_cache
+from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.data.validation import DataError
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
@@ -31,7 +34,8 @@ FULL = [
     {"id": "b", "system": "Be brief.", "weight": 2, "conversations": [Q, {**A, "loss": False}, Q, A]},
     {"id": "c", "weight": 0.5, "conversations": [{**Q, "value": "Picture 1: <img>a.png</img>\n狗?"}, A]},
 ]
-OPTIONS = {"max_length": 600, "overlength": "trim", "loss_on": "reference", "control_tokens": False}
+ENCODING = EncodeOptions(max_length=600)
+ONE_EPOCH = StreamOptions(epochs=1)
 
 
 def table(records):
@@ -117,10 +121,13 @@ def hf_json(tmp_path):
 
 def samples(path, tokenizer, tmp_path, **options):
     """The samples of a file from memory, from the cache and from a stream, which must be the same; by id."""
-    options = {"image_folder": str(tmp_path)} | OPTIONS | options
-    plain = list(load_file(path, tokenizer, cache="none", **options))
-    cached = list(load_file(path, tokenizer, cache=str(tmp_path / "cache"), **options))
-    streamed = stream(parse_sources([str(path)]), tokenizer, epochs=1, **options)
+    encoding, image_folder = replace(ENCODING, **options), str(tmp_path)
+    plain = list(load_file(path, tokenizer, encoding, SourceOptions("none", image_folder=image_folder)))
+    cache = str(tmp_path / "cache")
+    cached = list(load_file(path, tokenizer, encoding, SourceOptions(cache, image_folder=image_folder)))
+    streamed = stream(
+        parse_sources([str(path)]), tokenizer, encoding, StreamOptions(epochs=1, image_folder=image_folder)
+    )
     by_id = {sample["id"]: sample for sample in plain}
     assert cached == plain and {sample["id"]: sample for sample in streamed} == by_id
     return by_id
@@ -151,7 +158,7 @@ def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, picture):
     for name in ("data.jsonl.gz", "data.parquet"):
         FILES[name](tmp_path / name, FULL)
     sources = parse_sources([f"{tmp_path}/*.parquet:2", str(tmp_path / "data.jsonl.gz")])
-    mixed = load(sources, tokenizer, cache="none", **OPTIONS)
+    mixed = load(sources, tokenizer, ENCODING, SourceOptions(cache="none"))
     assert [sample["id"] for sample in mixed] == [*"abcabc", *"abc"]
     assert Path(mixed[2]["images"][0]).is_file()
     hub(tmp_path / "hub")
@@ -261,9 +268,9 @@ def test_check_fix_and_skip(name, tokenizer, tmp_path, capsys):
     assert read(clean) == kept
     manifest = clean.with_suffix("").with_suffix(".skip.json")
     assert read(path, skip_manifest=manifest) == kept
-    streamed = stream(parse_sources([str(path)]), tokenizer, skip_manifests=[manifest], epochs=1, **OPTIONS)
+    streamed = stream(parse_sources([str(path)]), tokenizer, ENCODING, ONE_EPOCH, skip_manifests=[manifest])
     assert sorted(sample["id"] for sample in streamed) == sorted(record["id"] for record in kept)
-    unskipped = stream(parse_sources([str(path)]), tokenizer, epochs=1, **OPTIONS)
+    unskipped = stream(parse_sources([str(path)]), tokenizer, ENCODING, ONE_EPOCH)
     message = error_of(list, unskipped)
     assert (
         f'{place[-3:] if name != "data.jsonl.gz" else place} (id "r2")' in message and f"data check {path}`" in message
@@ -307,11 +314,11 @@ def test_a_changed_shard_makes_another_cache_and_refuses_the_manifest(tokenizer,
     made, encode = [], tokenized_cache._encode
     monkeypatch.setattr(tokenized_cache, "_encode", lambda *args, **options: made.append(1) or encode(*args, **options))
     for _ in range(2):
-        load_file(tmp_path / "folder", tokenizer, cache=str(tmp_path / "cache"), **OPTIONS)
+        load_file(tmp_path / "folder", tokenizer, ENCODING, SourceOptions(cache=str(tmp_path / "cache")))
     assert len(made) == 1
     skip_manifests.write_manifest(tmp_path / "folder", tmp_path / "skip.json", {"/1.jsonl:1": ("a", ["x"])})
     (tmp_path / "folder" / "1.jsonl").write_bytes(lines(FULL[1:2]))
-    load_file(tmp_path / "folder", tokenizer, cache=str(tmp_path / "cache"), **OPTIONS)
+    load_file(tmp_path / "folder", tokenizer, ENCODING, SourceOptions(cache=str(tmp_path / "cache")))
     assert len(made) == 2
     assert "make it again" in error_of(read, tmp_path / "folder", skip_manifest=tmp_path / "skip.json")
 
@@ -397,7 +404,7 @@ def test_a_file_that_cannot_be_read_says_why(name, tokenizer, tmp_path):
         return
 
     def streamed():
-        list(stream(parse_sources([str(path)]), tokenizer, epochs=1, **OPTIONS))
+        list(stream(parse_sources([str(path)]), tokenizer, ENCODING, ONE_EPOCH))
 
     assert words in error_of(streamed)
 

@@ -11,10 +11,10 @@ from pyarrow import parquet
 from torch.utils.data import DataLoader
 
 from qwen_vl.data import packing, skip_manifests
-from qwen_vl.data.chatml import OverlengthError, encode
+from qwen_vl.data.chatml import EncodeOptions, OverlengthError, encode
 from qwen_vl.data.mixing import Source
 from qwen_vl.data.sources import readers
-from qwen_vl.data.sources.streaming import StreamingDataset, report
+from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions, report
 from qwen_vl.data.validation import DataError
 
 
@@ -30,9 +30,11 @@ RECORDS = [talk(f"r{index}", "q" * random.Random(index).randint(1, 200)) for ind
 def stream(tokenizer):
     """A function that makes a stream of one epoch over paths or Sources."""
 
-    def make(*sources, **options):
+    def make(*sources, skips=None, **options):
         sources = [source if isinstance(source, Source) else Source(str(source), 1, str(source)) for source in sources]
-        return StreamingDataset(sources, tokenizer, **{"max_length": None, "epochs": 1, "buffer_size": 20} | options)
+        encoding = EncodeOptions(**{key: options.pop(key) for key in ("max_length", "overlength") if key in options})
+        streaming = StreamOptions(**{"epochs": 1, "buffer_size": 20} | options)
+        return StreamingDataset(sources, tokenizer, encoding, streaming, skips=skips)
 
     return make
 
@@ -239,7 +241,7 @@ def test_mixes(stream, lines, tmp_path):
 
 def test_rows_of_a_stream(stream, lines, monkeypatch):
     monkeypatch.setattr(packing, "STREAM_WINDOW", 100)
-    options = {"packing": {"max_length": 400}, "max_length": 400}
+    options = {"packing": packing.PackOptions(400), "max_length": 400}
     rows = list(stream(lines(), **options))
     assert sorted(sample["id"] for row in rows for sample in row) == sorted(record["id"] for record in RECORDS)
     filled = [sum(len(sample["input_ids"]) for sample in row) for row in rows]

@@ -1,23 +1,24 @@
-"""The tokenised cache: the same samples from disk, made again when anything changes, never half."""
+"""The tokenized cache: the same samples from disk, made again when anything changes, never half."""
 
 import json
 import logging
 import multiprocessing
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from qwen_vl.data import conversations, skip_manifests
-from qwen_vl.data.build import load, load_file
-from qwen_vl.data.chatml import OverlengthError
+from qwen_vl.data.build import SourceOptions, load, load_file
+from qwen_vl.data.chatml import EncodeOptions, OverlengthError
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.data.validation import DataError
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-OPTIONS = {"max_length": 600, "overlength": "trim", "loss_on": "reference", "control_tokens": False}
+ENCODING = EncodeOptions(max_length=600)
 
 
 def talk(name, question, answer="An answer.", **more):
@@ -45,14 +46,15 @@ def data(write, tmp_path, golden_images):
 
 @pytest.fixture
 def make(data, tokenizer, tmp_path, monkeypatch):
-    """A function that opens the cache as a start of training does; `make.tokenised` counts the times it was made."""
+    """A function that opens the cache as a start of training does; `make.tokenized` counts the times it was made."""
 
-    def start(path=data, tokenizer=tokenizer, **options):
-        return tokenized_cache.cached(path, tokenizer, folder=tmp_path / "cache", workers=1, **OPTIONS | options)
+    def start(path=data, tokenizer=tokenizer, skip_manifest=None, **options):
+        where = {"folder": tmp_path / "cache", "skip_manifest": skip_manifest, "workers": 1}
+        return tokenized_cache.cached(path, tokenizer, replace(ENCODING, **options), **where)
 
-    original, start.tokenised = tokenized_cache._encode, []
+    original, start.tokenized = tokenized_cache._encode, []
     monkeypatch.setattr(
-        tokenized_cache, "_encode", lambda *args, **kw: start.tokenised.append(1) or original(*args, **kw)
+        tokenized_cache, "_encode", lambda *args, **kw: start.tokenized.append(1) or original(*args, **kw)
     )
     return start
 
@@ -64,7 +66,7 @@ def entries(tmp_path):
 def test_the_same_samples_as_without_it(make, data, tokenizer, monkeypatch, caplog):
     monkeypatch.setattr(tokenized_cache, "CHUNK", 2)
     plain = ConversationDataset(
-        conversations.read(data), tokenizer, search_dirs=conversations.search_dirs(data), **OPTIONS
+        conversations.read(data), tokenizer, ENCODING, search_dirs=conversations.search_dirs(data)
     )
     first = make()
     for dataset in (first, make(), pickle.loads(pickle.dumps(first))):
@@ -74,7 +76,7 @@ def test_the_same_samples_as_without_it(make, data, tokenizer, monkeypatch, capl
         with pytest.raises(IndexError):
             dataset[len(plain)]
     assert [entry["action"] for entry in plain.overlength] == ["dropped", "trimmed"]
-    assert len(make.tokenised) == 3 and "1 trimmed, 1 dropped" in caplog.text  # said on every start
+    assert len(make.tokenized) == 3 and "1 trimmed, 1 dropped" in caplog.text  # said on every start
 
 
 def test_whatever_changes_makes_another_entry(make, data, tmp_path, published_vocab):
@@ -90,9 +92,9 @@ def test_whatever_changes_makes_another_entry(make, data, tmp_path, published_vo
     manifest = tmp_path / "skip.json"
     manifest.write_text(json.dumps({"sha256": skip_manifests.sha256(data), "skip": [{"id": 7}]}))
     assert [sample["id"] for sample in make(skip_manifest=manifest)] == ["a"]
-    assert len(make.tokenised) == len(entries(tmp_path)) == 9
+    assert len(make.tokenized) == len(entries(tmp_path)) == 9
     assert [sample["id"] for sample in make(skip_manifest=manifest)] == ["a"]
-    assert len(make.tokenised) == 9
+    assert len(make.tokenized) == 9
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lost", "info"])
@@ -110,7 +112,7 @@ def test_a_damaged_entry_is_made_again(make, tmp_path, damage, caplog):
     }[damage]()
     assert list(make()) == expected and "is damaged" in caplog.text
     caplog.clear()
-    assert list(make()) == expected and "is damaged" not in caplog.text and len(make.tokenised) == 2
+    assert list(make()) == expected and "is damaged" not in caplog.text and len(make.tokenized) == 2
 
 
 def test_an_interrupted_or_failed_start_leaves_nothing(make, tmp_path, monkeypatch):
@@ -140,7 +142,7 @@ def test_a_picture_that_is_gone_is_an_error_all_the_same(make, tmp_path):
 def _start(path, vocab, folder, queue):
     made, original = [], tokenized_cache._make
     tokenized_cache._make = lambda *args: made.append(1) or original(*args)
-    samples = tokenized_cache.cached(path, QWenTokenizer(vocab), folder=folder, **OPTIONS)
+    samples = tokenized_cache.cached(path, QWenTokenizer(vocab), ENCODING, folder=folder)
     queue.put((len(made), [sample["id"] for sample in samples]))
 
 
@@ -159,18 +161,19 @@ def test_of_several_processes_one_makes_it(data, published_vocab, tmp_path):
 
 def test_which_files_are_cached_where(data, tokenizer, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("QWEN_VL_CACHE", str(tmp_path / "mine"))
-    assert isinstance(load_file(data, tokenizer, cache=None, **OPTIONS), ConversationDataset)  # too small
-    assert isinstance(load_file(data, tokenizer, cache=str(tmp_path / "c"), **OPTIONS), tokenized_cache.CachedDataset)
+    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions()), ConversationDataset)  # too small
+    named = SourceOptions(cache=str(tmp_path / "c"))
+    assert isinstance(load_file(data, tokenizer, ENCODING, named), tokenized_cache.CachedDataset)
     data.write_bytes(data.read_bytes() + b" " * 2**20)
-    assert isinstance(load_file(data, tokenizer, cache="none", **OPTIONS), ConversationDataset)
+    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions(cache="none")), ConversationDataset)
     assert not (tmp_path / "mine").exists()
-    assert isinstance(load_file(data, tokenizer, cache=None, **OPTIONS), tokenized_cache.CachedDataset)
+    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions()), tokenized_cache.CachedDataset)
     assert len(list((tmp_path / "mine").glob("*/samples.arrow"))) == 1
     monkeypatch.setenv("QWEN_VL_CACHE", str(data))  # a file
-    assert isinstance(load_file(data, tokenizer, cache=None, **OPTIONS), ConversationDataset)
+    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions()), ConversationDataset)
     assert "cannot be used" in caplog.text
     with pytest.raises(OSError):
-        load_file(data, tokenizer, cache=str(data), **OPTIONS)
+        load_file(data, tokenizer, ENCODING, SourceOptions(cache=str(data)))
 
 
 def test_several_files_with_their_manifests(data, write, tokenizer, tmp_path, caplog):
@@ -179,7 +182,7 @@ def test_several_files_with_their_manifests(data, write, tokenizer, tmp_path, ca
     manifest.write_text(json.dumps({"sha256": skip_manifests.sha256(other), "skip": [{"id": "y"}]}))
     sources = parse_sources([str(data), f"{other}:2"])
     with caplog.at_level(logging.INFO):
-        dataset = load(sources, tokenizer, cache="none", skip_manifests=[manifest], **OPTIONS)
+        dataset = load(sources, tokenizer, ENCODING, SourceOptions(cache="none"), skip_manifests=[manifest])
     assert [sample["id"] for sample in dataset] == ["a", 7, "data.json[2]", "cut", "x", "z", "x", "z"]
     assert [sample["source"] for sample in dataset] == [0] * 4 + [1] * 4
     assert dataset.names == ["data.json", "other.jsonl"]
@@ -187,4 +190,4 @@ def test_several_files_with_their_manifests(data, write, tokenizer, tmp_path, ca
     data.write_text("[]")
     manifest.write_text(json.dumps({"sha256": "x", "skip": []}))
     with pytest.raises(DataError, match=r"made for none of .*data\.json, .*other\.jsonl"):
-        load(sources, tokenizer, cache="none", skip_manifests=[manifest], **OPTIONS)
+        load(sources, tokenizer, ENCODING, SourceOptions(cache="none"), skip_manifests=[manifest])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qwen_vl.checkpoint import loading
+from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.training.monitor.throughput import SourceMeter
@@ -27,7 +28,7 @@ def parts(make_checkpoint):
     return (
         loading.load_model(folder),
         collate,
-        lambda *records: list(ConversationDataset(records, tokenizer, max_length=None)),
+        lambda *records: list(ConversationDataset(records, tokenizer, EncodeOptions())),
     )
 
 
