@@ -16,7 +16,7 @@ def refused(make_checkpoint, tmp_path, monkeypatch, capsys):
     """A function that runs training, expects exit code 1 before a weight is loaded, and gives the one line of why."""
 
     def run(*flags, **settings):
-        monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+        monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
         with pytest.raises(SystemExit) as ended:
             cli_run.run(lambda argv: runs.train(make_checkpoint(), tmp_path / "out", *flags, **settings), [])
         assert ended.value.code == 1 and not (tmp_path / "out").exists()
@@ -89,6 +89,6 @@ def test_other_data_than_the_checkpoint_was_made_on_are_noticed_before_a_weight_
 ):
     out = runs.train(make_checkpoint(), tmp_path / "out", max_steps=1, save_strategy="steps")
     data = runs.write_data(tmp_path, runs.TEXTS[:-1])
-    monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+    monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
     with pytest.raises(ValueError, match="the number of samples in the data"):
         runs.train(make_checkpoint(), out, "--resume", "auto", max_steps=2, data_path=data)

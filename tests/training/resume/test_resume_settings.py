@@ -112,7 +112,7 @@ def test_what_applies_is_named_and_recorded(stopped, make_checkpoint, caplog):
 def test_what_would_be_another_run_is_refused(stopped, make_checkpoint, flags, said, monkeypatch):
     """Before a weight is loaded, with the flag and both values; nothing is written."""
     before = content(stopped)
-    monkeypatch.setattr("qwen_vl.training.loading.load_model", None)
+    monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
     with pytest.raises(ValueError, match="made with other flags than this run's: ") as raised:
         runs.train(make_checkpoint(), stopped, *LORA, *AUTO, *flags, **STEPS)
     assert said in str(raised.value) and "checkpoint-2" in str(raised.value) and "\n" not in str(raised.value)
