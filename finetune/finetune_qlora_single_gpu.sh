@@ -3,7 +3,7 @@
 set -eu
 
 # shellcheck disable=SC2034 # read by common.sh
-WHAT="Q-LoRA fine-tuning: adapters train on an Int4 checkpoint, or on a float one that is quantised while it loads (nf4). A GPU computes in fp16; --fp16 False --bf16 True changes that."
+WHAT="Q-LoRA fine-tuning: adapters train on an Int4 checkpoint, or on a float one that is quantized while it loads (nf4). A GPU computes in fp16; --fp16 False --bf16 True changes that."
 # shellcheck disable=SC2034
 OUTPUT_DEFAULT=output/qlora
 # shellcheck disable=SC2034

@@ -19,6 +19,7 @@ SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("scripts/**/*.py"), *ROOT.glob("finetu
 KNOW_THE_NETWORK = (PACKAGE / "model", PACKAGE / "families")
 OTHER_MEANINGS = {"weight", "bias", "query", "drop", "h", "mlp"}  # the last is a word of --lora_target_modules as well
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS])
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "golden" not in path.parts)
 
 # What each room of the package may import from the others. Downward only, so the table has no circle.
 LAYERS = (  # a room may import those of earlier layers, and nothing of its own layer but itself
@@ -41,8 +42,18 @@ MAY_IMPORT = {
 }
 # Its CPU runs, and its checkpoints, whose parts only its own functions can join; else it is reached by transformers.
 KNOW_DEEPSPEED = {PACKAGE / "training" / "distributed" / "engines.py", PACKAGE / "export" / "checkpoint.py"}
-MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 80  # the aim is 50; the story of a run in finetune.py is the longest
+LONGER = {  # file, or file and function: lines that it may have for now. Delete a line when it is no longer needed.
+    "finetune.py main": 79,
+    "qwen_vl/model/chat_qwen.py make_context": 51,
+    "qwen_vl/model/modeling_qwen.py": 487,
+    "qwen_vl/model/modeling_qwen.py QWenModel.forward": 66,
+    "qwen_vl/model/modeling_qwen.py QWenLMHeadModel.forward": 68,
+    "qwen_vl/model/tokenization_qwen.py": 450,
+    "scripts/benchmark_training.py": 464,
+    "tests/data/convert/test_convert.py": 436,
+    "tests/data/convert/test_convert.py test_whatever_stands_in_a_file_it_is_converted_or_named": 56,
+    "tests/data/sources/test_readers.py": 454,
+}
 
 
 def name_of(path):
@@ -64,6 +75,28 @@ def room_of(path):
     return first.removesuffix(".py")
 
 
+def documented(tree):
+    """Return the nodes of all docstrings of a syntax tree."""
+    with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, with_docstring)]
+    return {node.body[0].value for node in nodes if ast.get_docstring(node) is not None}
+
+
+def modules_in_strings(text):
+    """Return [(line number, module)] of the modules that strings name, as for `import_module` and `monkeypatch`.
+
+    A name with a computed part, such as f"qwen_vl.{room}", is returned as "qwen_vl.?". Docstrings are skipped.
+    """
+    tree, found = ast.parse(text), []
+    said = documented(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in said:
+            names = re.findall(r"(?<![\w./])qwen_vl\.(?:\w+(?:\.\w+)*|(?=$))", node.value)
+            names += [node.value] if re.fullmatch(r"finetune(\.\w+)?", node.value) else []
+            found += [(node.lineno, name + "?" * name.endswith(".")) for name in names if name != "finetune.py"]
+    return found
+
+
 def imported_rooms(path):
     """(line number, room) for every import of this project by a file; `finetune` counts as a room."""
     for line, module, level, names in imports(path):
@@ -75,18 +108,80 @@ def imported_rooms(path):
             yield line, "finetune"
         if parts[0] == "qwen_vl":
             yield from ((line, room) for room in (parts[1:2] or names))
+    for line, module in modules_in_strings(path.read_text(encoding="utf-8")):
+        room = module.removeprefix("qwen_vl.").split(".")[0]
+        if room in {"?", "finetune"} or (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file():
+            yield line, room
 
 
 def test_imports_point_downward():
-    wrong = []
+    wrong, checked = [], 0
     for path in PACKAGE.rglob("*.py"):
-        room = room_of(path)
+        room, checked = room_of(path), checked + 1
         if room == "__init__":
             continue
         assert room in MAY_IMPORT, f"{name_of(path)}: give the new room {room!r} its row in MAY_IMPORT"
         above = [(line, other) for line, other in imported_rooms(path) if other not in MAY_IMPORT[room] | {room}]
         wrong += [f"{name_of(path)}:{line} imports {other}" for line, other in above]
     assert not wrong, "\n".join(wrong)
+    assert checked > 100
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('import_module("qwen_vl.training.trainer").main()', ["qwen_vl.training.trainer"]),
+        ('V = {"plan": ("qwen_vl.cli.plan", "all"), "train": ("finetune", "it")}', ["qwen_vl.cli.plan", "finetune"]),
+        ('monkeypatch.setattr("qwen_vl.cli.run.entry", None)', ["qwen_vl.cli.run.entry"]),
+        ('import_module(f"qwen_vl.{room}")', ["qwen_vl.?"]),
+        ('import_module("qwen_vl." + room)', ["qwen_vl.?"]),
+        ('"""See qwen_vl.training.trainer."""', []),
+        ('open("qwen_vl/training/trainer.py"); open("finetune.py")', []),
+        ('version("qwen_vl")', []),
+    ],
+)
+def test_modules_in_strings_are_seen(text, expected):
+    assert [name for _, name in modules_in_strings(text)] == expected
+
+
+def defined(path):
+    """Return the names that a module binds at its top level, in `if` and `try` as well."""
+    tree, names = ast.parse(path.read_text(encoding="utf-8")), set()
+    inside = [node for node in tree.body if isinstance(node, (ast.If, ast.Try))]
+    for node in [*tree.body, *(part for block in inside for part in ast.walk(block))]:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names
+
+
+def is_known(name):
+    """Check whether a dotted name stands for a module of this project, or for something that one defines."""
+    place, parts = ROOT, name.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place = place / parts.pop(0)
+    file = place / "__init__.py"
+    if parts and (place / f"{parts[0]}.py").is_file():
+        file = place / f"{parts.pop(0)}.py"
+    return file.is_file() and (not parts or parts[0] in defined(file))
+
+
+def test_strings_name_modules_that_exist():
+    """A string is not followed when a module moves: it must name a module, or something that the module defines."""
+    wrong, checked = [], 0
+    for path in [*SOURCES, *TESTS]:
+        if path == Path(__file__).resolve():
+            continue
+        for line, name in modules_in_strings(path.read_text(encoding="utf-8")):
+            checked += 1
+            is_computed = name.endswith("?") and not path.is_relative_to(PACKAGE)
+            if name != "finetune" and not is_computed and not is_known(name):
+                wrong.append(f"{name_of(path)}:{line} names {name}, which does not exist")
+    assert not wrong, "\n".join(wrong)
+    assert checked >= 10
 
 
 def test_heavy_libraries_stay_in_their_rooms():
@@ -217,10 +312,9 @@ def spelled(text, names):
 
     Docstrings and help texts may say what they like.
     """
-    tree, said = ast.parse(text), set()
+    tree = ast.parse(text)
+    said = documented(tree)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            said.add(node.body[0].value)
         if isinstance(node, ast.Call):
             helps = [keyword.value for keyword in node.keywords if keyword.arg == "help"]
             helps += node.args[1:2] if ast.unparse(node.func) == "option" else []
@@ -271,13 +365,31 @@ def test_the_launchers_folder_is_no_package():
     assert not (ROOT / "finetune" / "__init__.py").exists(), "finetune/__init__.py would shadow finetune.py"
 
 
+def lengths(tree, prefix=""):
+    """Yield (name, lines) of every function of a syntax tree; methods and inner functions with what holds them."""
+    for node in ast.iter_child_nodes(tree):
+        is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        inner = f"{prefix}{node.name}." if is_function or isinstance(node, ast.ClassDef) else prefix
+        if is_function:
+            yield inner[:-1], node.end_lineno - node.lineno + 1
+        yield from lengths(node, inner)
+
+
 def test_files_and_functions_stay_readable():
-    long = []
-    for path in [*SOURCES, *sorted(p for p in (ROOT / "tests").rglob("*.py") if "golden" not in p.parts)]:
+    """The limits are those that CONTRIBUTING.md states."""
+    style = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    ((function_limit, file_limit),) = re.findall(r"at most (\d+) lines; a file at most (\d+)", style)
+    long, found = [], {}
+    for path in [*SOURCES, *TESTS]:
         text = path.read_text(encoding="utf-8")
-        if (lines := len(text.splitlines())) > MAX_FILE_LINES:
-            long.append(f"{name_of(path)}: {lines} lines, at most {MAX_FILE_LINES}")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES:
-                long.append(f"{name_of(path)}:{node.lineno} {node.name}: {lines} lines, at most {MAX_FUNCTION_LINES}")
+        sizes = [(name_of(path), len(text.splitlines()), int(file_limit))]
+        sizes += [(f"{name_of(path)} {name}", size, int(function_limit)) for name, size in lengths(ast.parse(text))]
+        for name, size, limit in sizes:
+            found[name] = max(size, found.get(name, 0))
+            if size > LONGER.get(name, limit):
+                long.append(f"{name}: {size} lines, at most {LONGER.get(name, limit)}")
+            if name in LONGER and size <= limit:
+                long.append(f"{name}: {size} lines are few enough; delete its line in LONGER")
+    long += [f"{name} is gone; delete its line in LONGER" for name in LONGER.keys() - found.keys()]
     assert not long, "\n".join(long)
+    assert len(found) > 1000

@@ -70,7 +70,7 @@ def test_help_version_and_usage_errors(capsys):
     assert all(verb in shown for verb in ("train", "data", "merge", "chat"))
     assert exit_code(["--version"]) == 0
     assert capsys.readouterr().out.startswith("qwen-vl ")
-    assert exit_code([]) == exit_code(["fly"]) == exit_code(["chat"]) == exit_code(["merge", "--colour"]) == 2
+    assert exit_code([]) == exit_code(["fly"]) == exit_code(["chat"]) == exit_code(["merge", "--color"]) == 2
     assert "invalid choice: 'fly'" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """The documents say what is so: files exist, flags and verbs are known, samples run."""
 
+import ast
 import contextlib
 import io
 import re
@@ -33,26 +34,28 @@ FLAGS_OF_OTHERS = {
 }  # the last stands for any
 
 
-@pytest.fixture(params=DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def document(request):
-    """(folder, text) of one document."""
-    return request.param.parent, request.param.read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def documents():
+    """Return [(name, folder, text)] of all documents."""
+    found = [(str(path.relative_to(ROOT)), path.parent, path.read_text(encoding="utf-8")) for path in DOCUMENTS]
+    assert len(found) >= 12
+    return found
 
 
 def blocks(text, language):
-    """The contents of the code blocks of one language."""
+    """Return the contents of the code blocks of one language."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [content for name, content in found if name == language]
 
 
 def flags_of(help_text):
-    """All --flags that a help text lists."""
+    """Return all --flags that a help text lists."""
     return set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", help_text))
 
 
 @pytest.fixture(scope="module")
 def known_flags():
-    """{command: its flags} for train, merge, chat, and "data VERB" for each verb."""
+    """Return {command: its flags} for train, merge, chat, and "data VERB" for each verb."""
     return {
         "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
         "plan": flags_of(plan.make_parser().format_help()),
@@ -66,36 +69,45 @@ def known_flags():
 
 
 def help_of(main, *argv):
-    """What a command prints when asked for help."""
+    """Return what a command prints when asked for help."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
         main(list(argv))
     return shown.getvalue()
 
 
-def test_files_that_are_named_exist(document):
-    folder, text = document
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    lost = [link for link in links if not (folder / link).exists()]
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    quoted = re.findall(rf"`((?:{FOLDERS})/[\w./-]*|{ROOT_FILE})`", prose)
-    lost += [name for name in quoted if not (ROOT / name).exists()]
-    assert not lost, lost
+def prose(text):
+    """Return a document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_files_that_are_named_exist(documents):
+    lost, num_links, num_quoted = [], 0, 0
+    for name, folder, text in documents:
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+        quoted = re.findall(rf"`((?:{FOLDERS})/[\w./-]*|{ROOT_FILE})`", prose(text))
+        num_links, num_quoted = num_links + len(links), num_quoted + len(quoted)
+        lost += [f"{name}: {link}" for link in links if not (folder / link).exists()]
+        lost += [f"{name}: {file}" for file in quoted if not (ROOT / file).exists()]
+    assert not lost, "\n".join(lost)
+    assert num_links >= 20 and num_quoted >= 20
 
 
 def anchors(text):
-    """The names by which headings of a Markdown text are linked, as GitHub makes them."""
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE
-    )
+    """Return the names by which headings of a Markdown text are linked, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(text), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_headings_that_are_linked_exist(document):
-    folder, text = document
-    for link, anchor in re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", text):
-        target = (folder / link).read_text(encoding="utf-8") if link else text
-        assert anchor in anchors(target), f"{link}#{anchor}"
+def test_headings_that_are_linked_exist(documents):
+    lost, checked = [], 0
+    for name, folder, text in documents:
+        for link, anchor in re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", text):
+            checked += 1
+            target = (folder / link).read_text(encoding="utf-8") if link else text
+            lost += [f"{name}: {link}#{anchor}"] * (anchor not in anchors(target))
+    assert not lost, "\n".join(lost)
+    assert checked >= 10
 
 
 def test_sections_of_the_format_that_are_cited_exist():
@@ -119,50 +131,112 @@ def test_sections_of_the_format_that_are_cited_exist():
     assert cited
 
 
+def file_map():
+    """Return {place: what README says of it} for the lines of README's map of files."""
+    maps = [text for text in blocks((ROOT / "README.md").read_text(encoding="utf-8"), "") if "finetune.py" in text]
+    (lines,) = (text.splitlines() for text in maps)
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
 def test_the_map_of_files_is_true():
-    (file_map,) = [block for block in blocks((ROOT / "README.md").read_text(), "") if "finetune.py" in block]
-    for line in file_map.splitlines():
-        place, text = line.split(maxsplit=1)
-        assert (ROOT / place).exists(), line
-        inside = [name for name in re.findall(r"[\w./]+\.(?:py|sh)\b", text) if "/" not in name]
-        assert all((ROOT / place / name).is_file() for name in inside), line
+    places, checked = file_map(), 0
+    for place, text in places.items():
+        assert (ROOT / place).is_dir() == place.endswith("/") and (ROOT / place).exists(), place
+        for name in re.findall(r"(?<![\w/])[\w.]+(?:\.(?:py|sh|md)\b|/)", text):
+            known = (ROOT / place / name) if not name.endswith("/") or (ROOT / place / name).exists() else ROOT / name
+            assert known.is_dir() if name.endswith("/") else known.is_file(), f"{place} {name}"
+            checked += 1
+    assert len(places) >= 15 and checked >= 25
 
 
-def test_functions_that_are_named_exist(document):
-    for name, path in re.findall(r"`([\w.]+)`(?:\s+in|:)\s+`([\w/]+\.py)`", document[1]):
-        assert name.split(".")[-1] in (ROOT / path).read_text(encoding="utf-8"), f"{name} in {path}"
+def test_the_map_of_files_is_whole():
+    """Every room of the package has a line, and every room inside a room is named in it."""
+    places, rooms = file_map(), sorted(path.parent for path in ROOT.glob("qwen_vl/**/__init__.py"))
+    assert len(rooms) > 15
+    for room in rooms[1:]:
+        line = f"{room.relative_to(ROOT)}/"
+        within = places.get(f"{room.parent.relative_to(ROOT)}/", "")
+        assert line in places or f"{room.name}/" in within.split(), f"{line}: README's map does not have it"
 
 
-def test_flags_that_are_named_exist(document, known_flags):
-    unknown = flags_of(document[1]) - set().union(*known_flags.values(), FLAGS_OF_OTHERS)
-    assert not unknown, unknown
+def definitions(tree, prefix=""):
+    """Return the dotted names of everything that a module or class defines in its own body."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(prefix + node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= definitions(node, f"{prefix}{node.name}.")
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names |= {prefix + part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names
 
 
-def test_commands_that_are_shown_exist(document, known_flags):
-    lines = [line for block in blocks(document[1], "sh") for line in block.splitlines() if line.strip()]
+def test_functions_that_are_named_exist(documents):
+    lost, checked = [], 0
+    for document, _, text in documents:
+        for name, path in re.findall(r"`([\w.]+)`(?:\s+in|:)\s+`([\w/]+\.py)`", text):
+            checked += 1
+            if name not in definitions(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+                lost.append(f"{document}: `{name}` in `{path}`")
+    assert not lost, "\n".join(lost)
+    assert checked >= 6
+
+
+def test_new_names_of_moved_modules_exist():
+    """The right column of the table in CHANGELOG names modules; `.name` stands for a sibling of the one before."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^  \| `qwen_vl\.[^|]*\| ([^|]*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) >= 20
+    for row in rows:
+        room = ""
+        for name in re.findall(r"`([\w.]+)`", row):
+            module = room + name if name.startswith(".") else name
+            room = module.rpartition(".")[0]
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_flags_that_are_named_exist(documents, known_flags):
+    known, checked, wrong = set().union(*known_flags.values(), FLAGS_OF_OTHERS), 0, []
+    for name, _, text in documents:
+        checked += len(flags_of(text))
+        wrong += [f"{name}: {flag}" for flag in sorted(flags_of(text) - known)]
+    assert not wrong, "\n".join(wrong)
+    assert checked >= 100
+
+
+def check_command(line, known_flags):
+    """Check that program, file, verb and flags of one line of a shell example exist."""
+    words = shlex.split(line, comments=True)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # the environment of the command
+        words.pop(0)
+    program, *words = words
+    if program == "sbatch":
+        assert (ROOT / words[2]).is_file(), line
+    elif program in ("sh", "python"):
+        assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
+    elif program == "qwen-vl":
+        assert words[0] in cli_main.VERBS, line
+    elif program == ".ci/run":
+        assert (ROOT / program).is_file()
+    else:
+        assert program.startswith(".venv/bin/"), f"{line}: teach this test the program"
+    if words[:1] == ["data"]:
+        assert flags_of(line) <= known_flags[" ".join(words[:2])], line
+        return
+    script = " ".join([program, *words[:1]])
+    named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
+    verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else "train")
+    if not program.startswith(".venv") and program != "sbatch":
+        assert flags_of(line) <= known_flags[verb], line
+
+
+def test_commands_that_are_shown_exist(documents, known_flags):
+    shown = [block for _, _, text in documents for block in blocks(text, "sh")]
+    lines = [line for block in shown for line in block.splitlines() if line.strip()]
+    assert len(lines) >= 40
     for line in lines:
-        words = shlex.split(line, comments=True)
-        while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # the environment of the command
-            words.pop(0)
-        program, *words = words
-        if program == "sbatch":
-            assert (ROOT / words[2]).is_file(), line
-        elif program in ("sh", "python"):
-            assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
-        elif program == "qwen-vl":
-            assert words[0] in cli_main.VERBS, line
-        elif program == ".ci/run":
-            assert (ROOT / program).is_file()
-        else:
-            assert program.startswith(".venv/bin/"), f"{line}: teach this test the program"
-        if words[:1] == ["data"]:
-            assert flags_of(line) <= known_flags[" ".join(words[:2])], line
-            continue
-        script = " ".join([program, *words[:1]])
-        named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
-        verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else "train")
-        if not program.startswith(".venv") and program != "sbatch":
-            assert flags_of(line) <= known_flags[verb], line
+        check_command(line, known_flags)
 
 
 def test_the_data_sample_is_valid(tmp_path):

@@ -218,6 +218,7 @@ def test_every_command_of_the_document_on_several_gpus(recorder, tmp_path):
     job = {"SLURM_JOB_NODELIST": "gpu[1-4]", "SLURM_JOB_NUM_NODES": 4, "SLURM_JOB_ID": 1, "SLURM_SUBMIT_DIR": ROOT}
     job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": recorder, "GPUS": 8}
     (tmp_path / "line.sh").touch()
+    assert len(lines) >= 10
     for line in lines:
         (tmp_path / "line.sh").write_text(f"{line}\n")
         topology, flags = torchrun_flags(launch(tmp_path / "line.sh", cwd=ROOT, **job))
@@ -287,7 +288,7 @@ def test_qlora_training_runs(make_int4_checkpoint, work_dir, name):
 
 
 def free_port():
-    """A port that nobody listens on."""
+    """A port that no process listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

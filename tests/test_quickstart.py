@@ -41,7 +41,9 @@ def tiny(tmp_path_factory):
 def test_records_are_valid_and_fit_the_tiny_model(folder, tiny):
     _, net, tokenizer = tiny
     for name in FILES:
-        for record in conversations.read(folder / f"{name}.json"):
+        records = conversations.read(folder / f"{name}.json")
+        assert records, name
+        for record in records:
             ids = chatml.encode(record, tokenizer)["input_ids"]
             assert max(ids) < net.config.vocab_size
             assert len(ids) < net.config.seq_length
@@ -54,11 +56,12 @@ def test_the_test_file_shows_test_pictures_alone(folder):
         ("lora", "<img>test/"),
         ("test", "<img>train/"),
     ):
-        assert forbidden not in (folder / f"{name}.json").read_text(encoding="utf-8")
+        text = (folder / f"{name}.json").read_text(encoding="utf-8")
+        assert "<img>" in text and forbidden not in text, name
 
 
 def test_boxes_hold_the_shape_and_nothing_else(folder):
-    """Every pixel far from the background's colour lies in the box, and reaches each of its sides."""
+    """Every pixel far from the background's color lies in the box, and reaches each of its sides."""
     seen = 0
     for record in conversations.read(folder / "test.json"):
         _, query, answer = split(record)
@@ -89,7 +92,9 @@ def test_look_reads_color_shape_and_box_from_pixels(tmp_path, shape):
 
 
 def test_pixels_agree_with_the_answers_of_easy_vqa(tmp_path):
-    for scene in make_data.scenes("train", tmp_path, limit=200):
+    scenes = list(make_data.scenes("train", tmp_path, limit=200))
+    assert scenes
+    for scene in scenes:
         said = {answer for _, answer in scene.questions} - {"yes", "no"}
         assert said <= {scene.color, scene.shape}, scene
         kinds = make_data.by_kind(scene)

@@ -79,7 +79,9 @@ def test_threads_of_cpu_runs_sleep_unless_the_user_decided(machine, tmp_path, mo
 
 def test_the_stages_of_the_quickstart_are_cpu_runs(machine):
     machine(**NVIDIA)
-    for config in sorted(ROOT.glob("configs/train/quickstart_*.yaml")):
+    configs = sorted(ROOT.glob("configs/train/quickstart_*.yaml"))
+    assert len(configs) == 3
+    for config in configs:
         assert startup.thread_settings([str(config), "--model_name_or_path", "tiny"]) == SET, config
 
 

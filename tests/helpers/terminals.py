@@ -21,7 +21,7 @@ def on_terminal(**variables):
     main, other = pty.openpty()
     screen, received = Screen(), bytearray()
 
-    def read():  # all the time, as a terminal that nobody reads stops its writers
+    def read():  # all the time, because a terminal that is not read blocks its writers
         try:
             while chunk := os.read(main, 4096):
                 received.extend(chunk)
