@@ -62,6 +62,7 @@ def make_checkpoint(tmp_path_factory, published_vocab):
     """
     from transformers import GenerationConfig
 
+    from qwen_vl.checkpoint import random_model
     from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
 
     @cache
@@ -87,6 +88,7 @@ def make_checkpoint(tmp_path_factory, published_vocab):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = QWenLMHeadModel(config)
+        random_model.weaken_plain_patches(model.transformer.visual.conv1.weight)
         model.generation_config = GenerationConfig(
             chat_format=chat_format,
             eos_token_id=tokenizer.eod_id,

@@ -19,6 +19,7 @@ from qwen_vl.model.tokenization_qwen import SPECIAL_TOKENS, QWenTokenizer
 from . import shard_writer
 
 SEED = 7
+PLAIN_STD = 0.22  # of random embeddings of a plain patch; those of a patch with edges have about 1
 
 
 def build(config_path, out):
@@ -35,6 +36,7 @@ def build(config_path, out):
         )
     torch.manual_seed(SEED)
     model = QWenLMHeadModel(config)
+    weaken_plain_patches(family.patch_filters(model))
     model.generation_config = GenerationConfig(
         chat_format=family.CHAT_FORMAT,
         do_sample=False,
@@ -46,6 +48,15 @@ def build(config_path, out):
     model.save_pretrained(out)
     shard_writer.write_processor(out, model, tokenizer)
     return model, tokenizer
+
+
+@torch.no_grad()
+def weaken_plain_patches(filters: torch.Tensor) -> None:
+    """Change random patch filters [width, 3, patch, patch] in place, so that plain patches have small embeddings.
+
+    A plain patch, above all a white one, must not drown the table of positions; yet shapes are learned from edges.
+    """
+    filters.sub_((1 - PLAIN_STD) * filters.mean((2, 3), keepdim=True))
 
 
 def build_tokenizer(config):

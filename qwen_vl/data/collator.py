@@ -7,10 +7,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.image_embedding_qwen import picture_spans
 from qwen_vl.model.image_loading_qwen import open_picture
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.loss_qwen import target_index
-from qwen_vl.model.modeling_qwen import picture_spans
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from .chatml import IGNORE_INDEX, Sample

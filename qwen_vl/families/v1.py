@@ -150,6 +150,11 @@ def resampler(model: nn.Module) -> nn.Module:
     return tower(model).attn_pool
 
 
+def patch_filters(model: nn.Module) -> nn.Parameter:
+    """Return the weight of the layer that embeds the patches of an image: [width, 3, patch, patch]."""
+    return tower(model).conv1.weight
+
+
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """Return the decoder's blocks of a model, which may have adapters."""
     return inner_model(model).h

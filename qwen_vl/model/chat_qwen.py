@@ -4,17 +4,22 @@ Source: docs/checkpoint_format.md section 6.
 """
 
 import copy
+from collections.abc import Iterable, Iterator
 from queue import Queue
 from threading import Event, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizer, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from .image_loading_qwen import open_picture
-from .image_processing_qwen import pixels
-from .memory_qwen import ChatMemory
+from .configuration_qwen import QWenConfig
+from .generation_qwen import check_stop_words
+from .image_loading_qwen import OpenImage, image_opener
+from .image_processing_qwen import open_pixels
+from .memory_qwen import ChatMemory, Recall
+
+History = list[tuple[str, str | None]]  # (question, answer) pairs
 
 SYSTEM = "You are a helpful assistant."
 MAX_WINDOW_SIZE = 6144
@@ -27,50 +32,14 @@ MADE_BY_CHAT = (  # with a memory, nobody else may say what is computed
 
 
 class Prompt(NamedTuple):
-    """What is sent to the model: the text for the eye, its ids and the pictures that they refer to."""
+    """What is sent to the model: the text for people to read, its ids and the images that they refer to."""
 
     text: str
-    ids: list
-    references: list
+    ids: list[int]
+    references: list[str]
 
 
-class StopWords(LogitsProcessor):
-    """After one of `stop_words_ids` (lists of ids) a row can only continue with `eos_token_id`."""
-
-    def __init__(self, stop_words_ids, eos_token_id):
-        self.stop_words_ids = [list(word) for word in stop_words_ids]
-        self.eos_token_id = eos_token_id
-
-    def __call__(self, input_ids, scores):
-        rows = [row.tolist() for row in input_ids[:, -max(map(len, self.stop_words_ids)) :]]
-        for i, row in enumerate(rows):
-            if any(row[-len(word) :] == word for word in self.stop_words_ids):
-                scores[i] = -float("inf")
-                scores[i, self.eos_token_id] = 0.0
-        return scores
-
-
-def stop_word_processors(stop_words_ids, eos_token_id):
-    """The logits processors, one or none, that end a row after a stop word; ValueError for malformed lists."""
-    words = check_stop_words(stop_words_ids)
-    ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-    words = [word for word in words if word not in [[end] for end in ends]]
-    return [StopWords(words, ends[0])] if words else []
-
-
-def check_stop_words(stop_words_ids) -> list:
-    """Return stop words as new lists of ids; raise ValueError for anything but lists of ids, such as [[13], [9, 8]]."""
-    is_nested = isinstance(stop_words_ids, list | tuple) and all(isinstance(w, list | tuple) for w in stop_words_ids)
-    ids = [i for word in stop_words_ids for i in word] if is_nested else [None]
-    if not ids or not all(stop_words_ids) or not all(type(i) is int and i >= 0 for i in ids):
-        raise ValueError(
-            f"stop_words_ids is {stop_words_ids!r:.80}; pass a non-empty list of non-empty lists of ids, one list a "
-            "word: [tokenizer.encode('Observation:')]"
-        )
-    return [list(word) for word in stop_words_ids]
-
-
-def check_conversation(tokenizer, query, history, system) -> None:
+def check_conversation(tokenizer: Any, query: Any, history: Any, system: Any) -> None:
     """Raise ValueError, which says what to pass, for a prompt of other types than `make_context` reads."""
     if not callable(getattr(tokenizer, "encode_message", None)):
         raise ValueError(
@@ -100,20 +69,27 @@ def check_conversation(tokenizer, query, history, system) -> None:
             )
 
 
-def check_window(max_window_size) -> None:
+def check_window(max_window_size: Any) -> None:
     """Raise ValueError unless `max_window_size` is a positive number."""
     is_number = isinstance(max_window_size, int | float) and not isinstance(max_window_size, bool)
     if not is_number or not max_window_size >= 1:
         raise ValueError(f"max_window_size is {max_window_size!r:.80}; pass a positive number of tokens")
 
 
-def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=MAX_WINDOW_SIZE, chat_format="chatml"):
-    """The Prompt for `query` after `history`, a list of (question, answer) pairs.
+def make_context(
+    tokenizer: PreTrainedTokenizer,
+    query: str,
+    history: History | None = None,
+    system: str = SYSTEM,
+    max_window_size: float = MAX_WINDOW_SIZE,
+    chat_format: str = "chatml",
+) -> Prompt:
+    """Return the Prompt for `query` after `history`, a list of (question, answer) pairs.
 
-    Control markers in anybody's text are plain text. The oldest turns are left out until the prompt has fewer than
+    Control markers in any message are plain text. The oldest turns are left out until the prompt has fewer than
     `max_window_size` ids; system and query always stay. An answer of None leaves an empty line in its place. Only
-    questions name pictures: a picture tag in an answer or in the system message is text, and nothing is opened for it.
-    Raises ValueError for what is no such conversation, for another chat format and for unclosed picture tags.
+    questions name images: an image tag in an answer or in the system message is text, and nothing is opened for it.
+    Raise ValueError for anything but such a conversation, for another chat format and for unclosed image tags.
     """
     check_conversation(tokenizer, query, history, system)
     check_window(max_window_size)
@@ -124,15 +100,15 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
         raise ValueError(f"chat_format is {chat_format!r}; use 'chatml' or 'raw'")
     newline = tokenizer.encode("\n")
 
-    def turn(role, content, encoded=None):
-        """One message as a Prompt: start marker, role, newline, content (`encoded`: ids, references), end marker."""
+    def turn(role: str, content: str, encoded: tuple[list[int], list[str]] | None = None) -> Prompt:
+        """Return one message: start marker, role, newline, content (`encoded`: ids, references), end marker."""
         ids, references = encoded or tokenizer.encode_message(content)
         role_ids = [tokenizer.im_start_id, *tokenizer.encode(role), *newline]
         text = f"<|im_start|>{role}\n{content}<|im_end|>"
         return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
 
-    def without_pictures(role, content):
-        """Return a turn that no user wrote: a picture tag in it is text, whole or half."""
+    def without_pictures(role: str, content: str) -> Prompt:
+        """Return a turn that no user wrote: an image tag in it is text, whole or half."""
         if not any(mark in content for mark in PICTURE_MARKS):
             return turn(role, content)
         tags = tokenizer.text_tags - {*PICTURE_MARKS}
@@ -160,8 +136,10 @@ def make_context(tokenizer, query, history=None, system=SYSTEM, max_window_size=
     )
 
 
-def decode_answer(ids, tokenizer, chat_format="chatml", errors="replace"):
-    """The text of a generated answer: `ids` (without the prompt) up to the first stop token, stripped of white space.
+def decode_answer(
+    ids: Iterable[int], tokenizer: PreTrainedTokenizer, chat_format: str = "chatml", errors: str = "replace"
+) -> str:
+    """Return the text of generated `ids` (without the prompt) up to the first stop token, stripped of white space.
 
     ChatML ends at <|im_end|> or <|im_start|>; a raw answer leaves out every <|endoftext|>.
     """
@@ -177,47 +155,92 @@ def decode_answer(ids, tokenizer, chat_format="chatml", errors="replace"):
     return tokenizer.decode(ids, errors=errors).strip()
 
 
-def first_row(output) -> list:
+def first_row(output: Any) -> list[int]:
     """Return the ids of the first row that `generate` made, whether it returned a tensor or more than that."""
     return (output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist()
 
 
 class TokenQueue(BaseStreamer):
-    """Hands each generated id to another thread; `put` with the prompt is ignored."""
+    """A streamer that hands each generated id to another thread; it ignores the prompt, which is put first."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.items, self.prompt_seen = Queue(), False
 
-    def put(self, value):
+    def put(self, value: torch.Tensor) -> None:
         if self.prompt_seen:  # [rows], or [1, tokens] of an assisted generation
             for token in (value[:1] if value.dim() == 1 else value[0]).tolist():
                 self.items.put(token)
         self.prompt_seen = True
 
-    def end(self):
+    def end(self) -> None:
         self.items.put(None)
 
 
 class Cancelled(StoppingCriteria):
-    """Ends generation when the reader of a stream has gone."""
+    """A criterion that ends generation once the caller has closed the stream."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.event = Event()
 
-    def __call__(self, input_ids, scores, **kwargs):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+
+
+class ChatCall(NamedTuple):
+    """The arguments of one call of `chat` or `chat_stream`."""
+
+    tokenizer: PreTrainedTokenizer
+    query: str
+    history: History | None
+    system: str
+    stop_words_ids: list[list[int]] | None
+    generation_config: GenerationConfig | None
+    memory: ChatMemory | None
+    open_image: OpenImage | None
+    options: dict[str, Any]  # for `generate`, and `max_window_size`
+
+    def check(self, config: QWenConfig) -> None:
+        """Raise ValueError, which says what to pass, for arguments that no model with this config can answer."""
+        check_conversation(self.tokenizer, self.query, self.history, self.system)
+        words = self.stop_words_ids
+        if words is not None and not (isinstance(words, list | tuple) and len(words) == 0):
+            check_stop_words(words)
+        if not isinstance(self.generation_config, GenerationConfig | None):
+            raise ValueError(
+                f"generation_config is a {type(self.generation_config).__name__}; pass a "
+                "transformers.GenerationConfig, or each setting as a keyword argument"
+            )
+        if self.memory is not None and not callable(getattr(self.memory, "recall", None)):
+            raise ValueError(f"memory is a {type(self.memory).__name__}; pass model.new_memory()")
+        image_opener(self.opener)
+        if self.options.get("max_window_size") is not None:
+            check_window(self.options["max_window_size"])
+        twice = [name for name in MADE_BY_CHAT if self.memory is not None and self.options.get(name) is not None]
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: chat makes this itself from query, history and memory; leave it out")
+        if self.tokenizer.image_span_tokens != config.image_span_tokens:
+            raise ValueError(
+                f"the tokenizer writes {self.tokenizer.image_span_tokens} ids a picture, the model has "
+                f"{config.image_span_tokens} queries; load both from the same folder"
+            )
+
+    @property
+    def opener(self) -> OpenImage | None:
+        """What opens images: the call's own function, else that of its memory; None opens any path or address."""
+        if self.open_image is None and self.memory is not None:
+            return self.memory.open_image
+        return self.open_image
 
 
 class ChatMixin:
     """`chat`, `chat_stream` and their memory for the complete model."""
 
-    def _chat_inputs(self, tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs):
-        """Return keyword arguments for `generate`, ready for one conversation, and the Recall of the memory or None.
-
-        Takes `max_window_size` out of `kwargs`.
-        """
-        self._check_chat(tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
-        config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
+    def _chat_inputs(self, call: ChatCall) -> tuple[dict[str, Any], Recall | None]:
+        """Return keyword arguments for `generate`, ready for one conversation, and the Recall of the memory or None."""
+        call.check(self.config)
+        options = dict(call.options)
+        given = self.generation_config if call.generation_config is None else call.generation_config
+        config = copy.deepcopy(given)
         chat_format = config.to_dict().get("chat_format", "chatml")
         if chat_format != "chatml":
             raise ValueError(
@@ -225,50 +248,30 @@ class ChatMixin:
                 "`generate`, or fine-tune it; if these weights were trained in ChatML, set "
                 "model.generation_config.chat_format = 'chatml'"
             )
-        windows = (kwargs.pop("max_window_size", None), config.to_dict().get("max_window_size"), MAX_WINDOW_SIZE)
+        windows = (options.pop("max_window_size", None), config.to_dict().get("max_window_size"), MAX_WINDOW_SIZE)
         window = next(window for window in windows if window is not None)
-        prompt = make_context(tokenizer, query, history, system, window, chat_format)
-        config.eos_token_id = [tokenizer.eod_id, tokenizer.im_end_id, tokenizer.im_start_id]
-        config.pad_token_id = tokenizer.eod_id if config.pad_token_id is None else config.pad_token_id
-        others = config.update(**kwargs)  # what is no generation setting goes to `generate` as it is
+        prompt = make_context(call.tokenizer, call.query, call.history, call.system, window, chat_format)
+        config.eos_token_id = [call.tokenizer.eod_id, call.tokenizer.im_end_id, call.tokenizer.im_start_id]
+        config.pad_token_id = call.tokenizer.eod_id if config.pad_token_id is None else config.pad_token_id
+        others = config.update(**options)  # what is no generation setting goes to `generate` as it is
         inputs = {"input_ids": torch.tensor([prompt.ids], device=self.device), "generation_config": config, **others}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if stop_words_ids is not None and len(stop_words_ids):
-            inputs["stop_words_ids"] = stop_words_ids
-        turns = self._fills_one_row(config, others)
-        recalled = None if memory is None else memory.recall(self, prompt.ids, prompt.references, turns=turns)
+        if call.stop_words_ids is not None and len(call.stop_words_ids):
+            inputs["stop_words_ids"] = call.stop_words_ids
+        if call.opener is not None:  # also for a span that the model writes itself and then reads
+            inputs["open_image"] = call.opener
+        recalled = None
+        if call.memory is not None:
+            turns = self._fills_one_row(config, others)
+            recalled = call.memory.recall(self, prompt.ids, prompt.references, turns=turns, open_image=call.opener)
         if recalled is not None:
             inputs |= recalled.inputs
         elif prompt.references:
-            size = self.config.visual["image_size"]
-            opened = {name: pixels(open_picture(name), size) for name in dict.fromkeys(prompt.references)}
+            opened = open_pixels(prompt.references, self.config.visual["image_size"], call.opener)
             inputs["pixel_values"] = torch.stack([opened[name] for name in prompt.references]).to(self.device)
         return inputs, recalled
 
-    def _check_chat(self, tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs):
-        """Raise ValueError, which says what to pass, for arguments of `chat` that cannot be meant."""
-        check_conversation(tokenizer, query, history, system)
-        if stop_words_ids is not None and not (isinstance(stop_words_ids, list | tuple) and len(stop_words_ids) == 0):
-            check_stop_words(stop_words_ids)
-        if not isinstance(generation_config, GenerationConfig | None):
-            raise ValueError(
-                f"generation_config is a {type(generation_config).__name__}; pass a transformers.GenerationConfig, or "
-                "each setting as a keyword argument"
-            )
-        if memory is not None and not callable(getattr(memory, "recall", None)):
-            raise ValueError(f"memory is a {type(memory).__name__}; pass model.new_memory()")
-        if kwargs.get("max_window_size") is not None:
-            check_window(kwargs["max_window_size"])
-        twice = [name for name in MADE_BY_CHAT if memory is not None and kwargs.get(name) is not None]
-        if twice:
-            raise ValueError(f"{', '.join(twice)}: chat makes this itself from query, history and memory; leave it out")
-        if tokenizer.image_span_tokens != self.config.image_span_tokens:
-            raise ValueError(
-                f"the tokenizer writes {tokenizer.image_span_tokens} ids a picture, the model has "
-                f"{self.config.image_span_tokens} queries; load both from the same folder"
-            )
-
-    def _fills_one_row(self, config, others):
+    def _fills_one_row(self, config: GenerationConfig, others: dict[str, Any]) -> bool:
         """Return whether `generate` fills one row of a plain cache with the prompt and its answer, token by token."""
         settings = copy.deepcopy(config)  # `generate` takes what is not set from the model's own
         settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
@@ -282,35 +285,41 @@ class ChatMixin:
             and others.get("custom_generate") is None
         )
 
-    def new_memory(self):
-        """A ChatMemory for the conversations of this model, to pass to each call of `chat` or `chat_stream`."""
-        return ChatMemory()
+    def new_memory(self, open_image: OpenImage | None = None) -> ChatMemory:
+        """Return a ChatMemory for conversations of this model, to pass to each call of `chat` or `chat_stream`.
+
+        `open_image` is the opener of every answer with this memory, unless the call passes another.
+        """
+        return ChatMemory(open_image=open_image)
 
     def chat(
         self,
-        tokenizer,
-        query,
-        history=None,
-        system=SYSTEM,
-        append_history=True,
-        stream=None,
-        stop_words_ids=None,
-        generation_config=None,
-        memory=None,
-        **kwargs,
-    ):
-        """The answer to `query` and the history with it: (str, list of (question, answer)); `history` is not changed.
+        tokenizer: PreTrainedTokenizer,
+        query: str,
+        history: History | None = None,
+        system: str = SYSTEM,
+        append_history: bool = True,
+        stream: None = None,
+        stop_words_ids: list[list[int]] | None = None,
+        generation_config: GenerationConfig | None = None,
+        memory: ChatMemory | None = None,
+        open_image: OpenImage | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, History]:
+        """Return the answer to `query` and the history with it, (question, answer) pairs; `history` is not changed.
 
-        Pictures named in the text are opened. With `memory` (`new_memory()`), pictures and turns that it knows are not
-        computed again. `kwargs` go to `generate`, but for `max_window_size`.
-        Raises ValueError for a base model and for arguments of other types, PictureError for a picture that cannot be
-        opened, LogitsError for weights whose logits are not finite.
+        Images named in the text are opened: any path or address, or what `open_image` allows, a function from a
+        reference to a PIL image (`image_loading_qwen.OpenImage`). With `memory` (`new_memory()`), images and turns
+        that it knows are not computed again. `kwargs` go to `generate`, except `max_window_size`.
+        Raise ValueError for a base model and for arguments of other types, PictureError if an image cannot be opened,
+        LogitsError for weights whose logits are not finite.
         """
         if stream is not None:
             raise ValueError("chat has no `stream`; use model.chat_stream(..), which yields the growing answer")
-        inputs, recalled = self._chat_inputs(
-            tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs
+        call = ChatCall(
+            tokenizer, query, history, system, stop_words_ids, generation_config, memory, open_image, kwargs
         )
+        inputs, recalled = self._chat_inputs(call)
         ids = first_row(self.generate(**inputs))
         if recalled is not None:
             memory.remember(self, recalled, ids)
@@ -320,39 +329,42 @@ class ChatMixin:
 
     def chat_stream(
         self,
-        tokenizer,
-        query,
-        history=None,
-        system=SYSTEM,
-        stop_words_ids=None,
-        logits_processor=None,
-        generation_config=None,
-        memory=None,
-        **kwargs,
-    ):
+        tokenizer: PreTrainedTokenizer,
+        query: str,
+        history: History | None = None,
+        system: str = SYSTEM,
+        stop_words_ids: list[list[int]] | None = None,
+        logits_processor: list[LogitsProcessor] | None = None,
+        generation_config: GenerationConfig | None = None,
+        memory: ChatMemory | None = None,
+        open_image: OpenImage | None = None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
         """Return an iterator over the growing answer to `query`, one step a generated token; arguments as in `chat`.
 
         Box and phrase tags are kept; bytes that do not make a character yet are left out. An error during generation
         is raised in the caller.
         """
-        arguments = (tokenizer, query, history, system, stop_words_ids, generation_config, memory, kwargs)
-        self._check_chat(*arguments)  # here and not at the first step: the call is where the mistake is
-        return self._stream(arguments, logits_processor)
+        call = ChatCall(
+            tokenizer, query, history, system, stop_words_ids, generation_config, memory, open_image, kwargs
+        )
+        call.check(self.config)  # here and not at the first step: the call is where the mistake is
+        return self._stream(call, logits_processor)
 
-    def _stream(self, arguments, logits_processor):
-        """Yield the growing answer, once per generated token; `arguments` are those of `_chat_inputs`."""
-        tokenizer, *_, memory, _ = arguments
-        inputs, recalled = self._chat_inputs(*arguments)
+    def _stream(self, call: ChatCall, logits_processor: list[LogitsProcessor] | None) -> Iterator[str]:
+        """Yield the growing answer to a call, once per generated token."""
+        tokenizer = call.tokenizer
+        inputs, recalled = self._chat_inputs(call)
         tokens, cancelled, failure = TokenQueue(), Cancelled(), []
 
-        def generate():
+        def generate() -> None:
             try:
                 criteria = [cancelled, *inputs.pop("stopping_criteria", [])]
                 output = self.generate(
                     **inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria
                 )
                 if recalled is not None:
-                    memory.remember(self, recalled, first_row(output))
+                    call.memory.remember(self, recalled, first_row(output))
             except BaseException as error:
                 failure.append(error)
                 tokens.end()

@@ -6,6 +6,8 @@ import io
 import os
 import struct
 import urllib.parse
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,8 @@ MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 2
 DIM = 32  # of 255: a picture whose highest level is below is nearly black
 SCALED = "scaled"  # key of a picture's `info`: how its levels became 8 bits
 BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of a TIFF file, and a value of the second
+
+OpenImage = Callable[[Any], Image.Image]  # from a reference in a text or a call to an RGB image, or a PictureError
 
 # The EPS reader hands the file to Ghostscript; a picture must never start another program.
 REFUSED_FORMATS = {"EPS"}
@@ -54,6 +58,39 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
     content, content_type = download(reference, timeout, max_bytes)
     origin = f"{_shown(reference)} (the server calls it {content_type})" if content_type else _shown(reference)
     return _decode(io.BytesIO(content), origin, max_pixels)
+
+
+def image_opener(open_image: OpenImage | None) -> OpenImage:
+    """Return the function that opens the images a prompt names: `open_image`, by default `open_picture`.
+
+    A server passes a function that decides what a request may read: it gets a reference (a path, an address or a data
+    URI, as it stands in the text), and returns an RGB PIL image or raises PictureError. `refuse_images` is one.
+    Raise ValueError if `open_image` is not callable; the returned function raises ValueError if it returns no image.
+    """
+    if open_image is None:
+        return open_picture
+    if not callable(open_image):
+        raise ValueError(
+            f"open_image is a {type(open_image).__name__}; pass a function that takes a reference and returns a PIL "
+            "image, or None to open any path and address"
+        )
+
+    def opened(reference: Any) -> Image.Image:
+        image = open_image(reference)
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                f"open_image returned a {type(image).__name__} for {reference!r:.80}; return an RGB PIL image, or "
+                "raise PictureError"
+            )
+        return image
+
+    return opened
+
+
+def refuse_images(reference: Any) -> Image.Image:
+    """Raise PictureError for any reference: the opener of a process in which no text may name what is opened."""
+    name = _shown(reference) if isinstance(reference, str) else f"{reference!r:.60}"
+    raise PictureError(f"picture {name}: images named in a text are not opened here; pass the image itself")
 
 
 def find_picture(reference, search_dirs=()):

@@ -3,6 +3,9 @@
 `pixels` turns an RGB PIL image into a normalized tensor. `QWenImageProcessor` opens and turns the images of a batch.
 """
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,15 +13,15 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from .image_loading_qwen import _in_memory, _to_rgb, open_picture
+from .image_loading_qwen import OpenImage, _in_memory, _to_rgb, image_opener, open_picture
 
 IMAGE_SIZE = 448
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def pixels(picture, image_size=IMAGE_SIZE):
-    """float32 [3, image_size, image_size]: the picture squashed to a square and normalised.
+def pixels(picture: Image.Image, image_size: int = IMAGE_SIZE) -> torch.Tensor:
+    """Return float32 [3, image_size, image_size]: the image resized to a square and normalized.
 
     Source: docs/checkpoint_format.md section 4.
     """
@@ -30,12 +33,23 @@ def pixels(picture, image_size=IMAGE_SIZE):
     return levels.contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def _squash(picture, size):
-    """The picture as size x size, bicubic, the aspect ratio not kept.
+def open_pixels(
+    references: Iterable[str], image_size: int, open_image: OpenImage | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the pixels [3, image_size, image_size] of each different reference, opened once by `open_image`.
 
-    One axis after the other, with rounding to bytes between, so their order shows in the last bits. Pillow 13 shrinks
-    a picture's height first where that saves the most work, Pillow 12 and older nearly never: the order is fixed
-    here to that of Pillow 13, with which the reference was recorded, and the numbers are the same under each.
+    `open_image` is by default `open_picture`. Raise PictureError if it cannot open an image, or refuses to.
+    """
+    opener = image_opener(open_image)
+    return {name: pixels(opener(name), image_size) for name in dict.fromkeys(references)}
+
+
+def _squash(picture: Image.Image, size: int) -> Image.Image:
+    """Return the image as size x size, bicubic; the aspect ratio is not kept.
+
+    Each axis is resized by itself and rounded to bytes, so the order of the axes changes the last bits. Pillow 13
+    resizes the height first if that saves work; Pillow 12 and older hardly ever do. The order here is always that of
+    Pillow 13, with which the reference outputs were recorded, so every Pillow gives the same numbers.
     """
     width, height = picture.size
     height_first = height > size and height - size > 2 * (width - size)
@@ -46,41 +60,58 @@ def _squash(picture, size):
 
 
 class QWenImagesKwargs(ImagesKwargs, total=False):
-    """What `from_pretrained` may override, for transformers."""
+    """Settings that `from_pretrained` may override; transformers reads this."""
 
     image_size: int
 
 
 class QWenImageProcessor(BaseImageProcessor):
-    """`processor(pictures)` -> BatchFeature with pixel_values float32 [N, 3, image_size, image_size].
+    """`processor(images)` -> BatchFeature with pixel_values float32 [N, 3, image_size, image_size].
 
-    Takes one picture or a list (nested lists are flattened, in order) of whatever `open_picture` takes.
+    Takes one image or a list (nested lists are flattened, in order) of whatever `open_picture` takes.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (the base class declares it so)
     valid_kwargs = QWenImagesKwargs
 
-    def __init__(self, image_size=IMAGE_SIZE, **kwargs):
+    def __init__(self, image_size: int = IMAGE_SIZE, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(image_size, int) or image_size < 1:
             raise ValueError(f"image_size: {image_size!r}; use a positive number of pixels, such as {IMAGE_SIZE}")
         self.image_size = image_size
 
-    def preprocess(self, images, *, return_tensors="pt", **options):
-        """BatchFeature(pixel_values); options as in `open_picture`. Raises PictureError, and ValueError if empty."""
-        pictures = list(_flatten(images))
-        if not pictures:
+    def preprocess(
+        self, images: Any, *, return_tensors: str | None = "pt", open_image: OpenImage | None = None, **options: Any
+    ) -> BatchFeature:
+        """Return BatchFeature(pixel_values) of one image or nested lists of them.
+
+        `open_image` opens everything but PIL images, which are only converted; without it, `open_picture` does, with
+        `options`: search_dirs, timeout, max_bytes, max_pixels. Raise PictureError if an image cannot be opened,
+        ValueError if there is none, or if `open_image` comes with options, which it would not know of.
+        """
+        flat = list(_flatten(images))
+        if not flat:
             raise ValueError("no picture given; leave the image processor out for text alone")
+        given = sorted(name for name, value in options.items() if value not in (None, (), []))
+        if open_image is not None and given:
+            raise ValueError(f"{', '.join(given)}: open_image decides what is opened; pass one or the other")
+        opener = image_opener(open_image)
+
+        def opened(image: Any) -> Image.Image:
+            if open_image is None or isinstance(image, Image.Image):
+                return open_picture(image, **options)
+            return opener(image)
+
         # One after another, so that only the small squares of a batch are in memory together.
-        rows = [pixels(open_picture(picture, **options), self.image_size) for picture in pictures]
+        rows = [pixels(opened(image), self.image_size) for image in flat]
         return BatchFeature({"pixel_values": torch.stack(rows)}, tensor_type=return_tensors)
 
 
 QWenImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
-def _flatten(images):
-    """The pictures of arbitrarily nested lists and tuples, in order."""
+def _flatten(images: Any) -> Iterator[Any]:
+    """Yield the images of arbitrarily nested lists and tuples, in order."""
     if not isinstance(images, list | tuple):
         yield images
         return

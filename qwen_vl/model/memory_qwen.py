@@ -6,10 +6,12 @@ from threading import Lock
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from .cache_qwen import GrowingCache
-from .image_loading_qwen import open_picture
-from .image_processing_qwen import pixels
+from .configuration_qwen import QWenConfig
+from .image_loading_qwen import OpenImage
+from .image_processing_qwen import open_pixels
 from .placement_qwen import execution_device
 from .state_qwen import settings_digest, weights_digest
 
@@ -38,28 +40,42 @@ class ChatMemory:
     are forgotten. Earlier turns are used again as far as the new prompt begins with the very ids and pictures of the
     last one; nothing of a prompt beyond the trained length is, where the positions of all its tokens change. The last
     prompt's keys and values stay allocated until `forget_turns`.
+
+    `open_image` opens the images of each answer with this memory, known ones too, unless the call passes another; None
+    opens any path or address.
     """
 
-    def __init__(self, max_pictures=64):
-        self.max_pictures = max_pictures
+    def __init__(self, max_pictures: int = 64, open_image: OpenImage | None = None) -> None:
+        self.max_pictures, self.open_image = max_pictures, open_image
         self.features = OrderedDict()  # digest of the pixels and of the model: [n_queries, hidden]
         self.forget_turns()
 
-    def forget_turns(self):
+    def forget_turns(self) -> None:
         """Keep nothing but the pictures."""
         self.ids, self.digests, self.cache, self.model_state = [], [], None, None
 
-    def recall(self, model, ids: list, references: list, *, turns: bool = True) -> Recall | None:
-        """Return what the prompt `ids` may use: its pictures' features and, with `turns`, a cache; PictureError.
+    def recall(
+        self,
+        model: PreTrainedModel,
+        ids: list[int],
+        references: list[str],
+        *,
+        turns: bool = True,
+        open_image: OpenImage | None = None,
+    ) -> Recall | None:
+        """Return what the prompt `ids` may use: the features of its images and, with `turns`, a cache.
 
         The cache holds the tokens that the last prompt began with, and the features are those of the pictures behind
-        them. None where a model trains, or hides its weights: nothing of it can be used again.
+        them. None if a model trains, or hides its weights: nothing of it can be used again. `open_image` is by default
+        that of the memory. Raise PictureError if an image cannot be opened.
         """
         weights = None if any(module.training for module in model.modules()) else weights_digest(model)
         if weights is None:
             return None
         settings = settings_digest(model)
-        features, digests = self.encode(model, references, settings + weights) if references else (None, [])
+        features, digests = None, []
+        if references:
+            features, digests = self.encode(model, references, settings + weights, open_image or self.open_image)
         if not turns:
             return Recall({"image_features": features} if references else {})
         with EXCHANGE:
@@ -70,7 +86,7 @@ class ChatMemory:
         remaining = {"image_features": features[seen:]} if seen < len(digests) else {}
         return Recall({"past_key_values": cache, **remaining}, ids, digests, cache, settings, weights)
 
-    def remember(self, model, recall: Recall, ids: list) -> None:
+    def remember(self, model: PreTrainedModel, recall: Recall, ids: list[int]) -> None:
         """Keep the turns that the cache of `recall` was filled with: the first of `ids`, prompt and answer.
 
         Nothing is kept beyond the trained length, nor of a model that was changed while it answered.
@@ -88,14 +104,16 @@ class ChatMemory:
             self.model_state = recall.settings, recall.weights
 
     @torch.no_grad()
-    def encode(self, model, references: list, state: str) -> tuple[torch.Tensor, list]:
-        """Return features [pictures, n_queries, hidden] of the named pictures, and a digest of each one's content.
+    def encode(
+        self, model: PreTrainedModel, references: list[str], state: str, open_image: OpenImage | None = None
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Return features [images, n_queries, hidden] of the named images, and a digest of each one's content.
 
         The digests depend on `state` too, which stands for the model. Pictures that are not in memory go through the
         vision tower together.
         """
         size, visual = model.config.visual["image_size"], model.transformer.visual
-        opened = {name: pixels(open_picture(name), size) for name in dict.fromkeys(references)}
+        opened = open_pixels(references, size, open_image)
         digest_of = {
             name: hashlib.sha256(state.encode() + picture.numpy().tobytes()).hexdigest()
             for name, picture in opened.items()
@@ -116,7 +134,7 @@ class ChatMemory:
                 self.features.popitem(last=False)
         return torch.stack([found[digest] for digest in digests]), digests
 
-    def common(self, config, ids, digests):
+    def common(self, config: QWenConfig, ids: list[int], digests: list[str]) -> tuple[int, int]:
         """Return how many tokens, and pictures among them, the prompt `ids` has in common with what is remembered.
 
         At least one token is left to compute, and a picture's span is taken whole or not at all.

@@ -1,63 +1,34 @@
-"""Qwen-VL: a causal decoder in which the embeddings of each picture replace those of its span.
+"""Qwen-VL: a causal decoder in which the features of each image replace the embeddings of its span.
 
 Source: docs/checkpoint_format.md sections 2-4.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .cache_qwen import GrowingCache
-from .chat_qwen import ChatMixin, stop_word_processors
+from .chat_qwen import ChatMixin
 from .configuration_qwen import QWenConfig
-from .decoder_qwen import QWenBlock, RMSNorm, is_flash_attention, ntk_alpha, rotary_tables
-from .image_loading_qwen import open_picture
-from .image_processing_qwen import pixels
+from .decoder_qwen import QWenBlock, RMSNorm, RotaryTables, is_flash_attention, ntk_alpha, rotary_tables
+from .generation_qwen import GenerationInputs
+from .image_embedding_qwen import ImageEmbedding
+from .image_loading_qwen import OpenImage
 from .loading_qwen import LoadingMixin
 from .logits_qwen import CheckedGeneration
 from .loss_qwen import target_index as index_of_targets
 from .loss_qwen import target_losses
-from .placement_qwen import PlacedModel, execution_device
+from .placement_qwen import PlacedModel
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
-
-PLAIN_STD = 0.22  # of random embeddings of a plain patch; those of a patch with edges are of 1
-
-
-def picture_spans(input_ids, start_id, length):
-    """Row and first column of the ids inside each complete picture span, in reading order: [spans, 2].
-
-    `start_id` is that of <img>, the next one that of </img>; `length` is the number of ids between them.
-    Raises ValueError for a span that is cut: its features would have no place.
-    """
-    starts = (input_ids == start_id).nonzero()
-    if input_ids.shape[1] == 1 or len(starts) == 0:  # a lone <img> is a generated token, not a span
-        return starts[:0]
-    ends = starts[:, 1] + length + 1
-    whole = ends < input_ids.shape[1]
-    whole &= input_ids[starts[:, 0], ends.clamp(max=input_ids.shape[1] - 1)] == start_id + 1
-    if not whole.all():
-        row, column = starts[~whole][0].tolist()
-        raise ValueError(
-            f"row {row}: the picture span that starts at token {column} is cut or not closed by </img>; "
-            f"it takes {length + 2} ids, so shorten the text around it and never the picture"
-        )
-    return starts + torch.tensor([0, 1], device=starts.device)
-
-
-def patch_filters(like):
-    """Random filters of patches, of the shape, dtype and device of a tensor [width, 3, patch, patch].
-
-    A plain patch, above all a white one, must not drown the table of positions; yet shapes are learned from edges.
-    """
-    filters = torch.empty_like(like).normal_(std=like[0].numel() ** -0.5)
-    return filters - (1 - PLAIN_STD) * filters.mean((2, 3), keepdim=True)
 
 
 class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
-    """Loading, saving and random initialisation of Qwen-VL weights."""
+    """Loading, saving and random initialization of Qwen-VL weights."""
 
     config_class = QWenConfig
     base_model_prefix = "transformer"
@@ -68,7 +39,8 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def _set_gradient_checkpointing(self, *args, **kwargs):
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """Turn gradient checkpointing on or off. Training only."""
         super()._set_gradient_checkpointing(*args, **kwargs)
         for module in self.modules():  # a frozen ViT has no backward pass to recompute anything for
             if isinstance(module, VisionTower) and not module.vit_trains():
@@ -76,14 +48,14 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
                     block.gradient_checkpointing = False
 
     @classmethod
-    def _can_set_attn_implementation(cls):
-        return True  # transformers guesses from the source text of this file, and the interface is used in visual.py
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers guesses from the source text of this file; attention_qwen.py uses the interface
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, nn.Conv2d):
-            init.copy_(module.weight, patch_filters(module.weight))
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=std)
             if getattr(module, "bias", None) is not None:
@@ -106,112 +78,44 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
             init.copy_(table, sincos_table(table.shape[1], round(table.shape[0] ** 0.5)))
 
 
-class QWenModel(QWenPreTrainedModel):
-    """Embeddings, decoder blocks and vision tower: ids and pictures to hidden states."""
+class QWenModel(ImageEmbedding, QWenPreTrainedModel):
+    """Embeddings, decoder blocks and vision tower: ids and images to hidden states."""
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.emb_dropout_prob)
         self.h = nn.ModuleList(QWenBlock(config, i) for i in range(config.num_hidden_layers))
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = VisionTower(config)
-        self.runs_vision_always = False  # for processes that each hold a part of every weight: also without pictures
+        self.runs_vision_always = False  # training where each rank holds a part of every weight: also without images
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.wte
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.wte = value
 
-    def open_referenced(self, input_ids, spans):
-        """Pixels of the pictures that the ids of `spans` name: [spans, 3, size, size].
-
-        Used only when the caller passed neither `pixel_values` nor `image_features`. Raises ValueError when a span
-        names no picture, PictureError when the picture cannot be opened.
-        """
-        pad_id, opened, pictures = self.config.visual["image_start_id"] + 2, {}, []
-        for row, column in spans.tolist():
-            ids = input_ids[row, column : column + self.config.image_span_tokens].tolist()
-            name = bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
-            if not name or any(i >= 256 and i != pad_id for i in ids):
-                raise ValueError(
-                    f"row {row}: the picture span at token {column - 1} names no picture; pass `pixel_values`, "
-                    "as a reference that is longer than the span travels only there"
-                )
-            if name not in opened:
-                opened[name] = pixels(open_picture(name), self.config.visual["image_size"])
-            pictures.append(opened[name])
-        return torch.stack(pictures).to(input_ids.device)
-
-    def encode_pictures(
-        self,
-        input_ids,
-        pixel_values=None,
-        image_features=None,
-        vit_features=None,
-        picture_index=None,
-        spans=None,
-    ):
-        """Spans [n, 2] of `input_ids` and the features [n, n_queries, hidden] that go there, or None without pictures.
-
-        `spans`, where the caller has them, are not searched for, so that nothing waits for the device.
-        Raises ValueError when the number of pictures is not the number of spans.
-        """
-        if spans is None:
-            spans = picture_spans(input_ids, self.config.visual["image_start_id"], self.config.image_span_tokens)
-        given = [pictures for pictures in (image_features, vit_features, pixel_values) if pictures is not None]
-        if given and (number := len(given[0] if picture_index is None else picture_index)) != len(spans):
-            raise ValueError(
-                f"{number} pictures were passed but the ids hold {len(spans)} picture spans; pass one each"
-            )
-        if len(spans) == 0:
-            return None
-        if image_features is None:
-            if not given:
-                pixel_values = self.open_referenced(input_ids, spans)
-            if vit_features is None:
-                # Not by the name of a weight: ZeRO-3 would gather it here, where processes without pictures do not.
-                pixel_values = pixel_values.to(execution_device(self.visual))
-            image_features = self.visual(pixel_values, vit_features)
-        return spans, image_features if picture_index is None else image_features[picture_index]
-
-    def embed(self, input_ids, **pictures):
-        """Embeddings [batch, length, hidden] of the ids, with the features of each picture in place of its span.
-
-        pictures: what `encode_pictures` takes.
-        """
-        embeds = self.wte(input_ids)
-        pictures = self.encode_pictures(input_ids, **pictures)
-        if pictures is not None:
-            spans, features = pictures
-            spans = spans.to(embeds.device)
-            columns = spans[:, 1:] + torch.arange(self.config.image_span_tokens, device=spans.device)
-            return embeds.index_put((spans[:, :1].expand_as(columns), columns), features.to(embeds))
-        if self.runs_vision_always or self.trains_vision_with_others():
-            # Other processes may have pictures, and wait for this one where they gather weights or reduce gradients.
-            size = self.config.visual["image_size"]
-            embeds = embeds + 0 * self.visual(embeds.new_zeros(1, 3, size, size)).sum()
-        return embeds
-
-    def trains_vision_with_others(self):
-        """Whether this pass is a training step of several processes in which a part of the vision tower trains."""
-        if not self.training or not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return False
-        return any(parameter.requires_grad for parameter in self.visual.parameters())
-
-    def positions(self, attention_mask, past_length, length, device):
-        """Index of each token in its own sequence: [batch | 1, length]; padding on the left counts as not there."""
+    def positions(
+        self, attention_mask: torch.Tensor | None, past_length: int, length: int, device: torch.device
+    ) -> torch.Tensor:
+        """Return the index of each token in its own sequence: [batch | 1, length]; left padding does not count."""
         index = torch.arange(past_length, past_length + length, device=device)[None]
         if attention_mask is None or attention_mask.dim() != 2:
             return index
         first = (attention_mask != 0).int().argmax(dim=1, keepdim=True).to(device)
         return (index - first).clamp(min=0)
 
-    def rotary(self, position_ids, attention_mask, past_key_values, longest):
-        """RotaryTables of this pass; alpha is a function of each sequence's own prefill length, kept with its cache.
+    def rotary(
+        self,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        longest: int,
+    ) -> RotaryTables:
+        """Return the tables of this pass; alpha depends on each sequence's own prefill length, kept with its cache.
 
         `longest` bounds the number of tokens in any sequence, so that short ones cost nothing.
         """
@@ -227,12 +131,18 @@ class QWenModel(QWenPreTrainedModel):
         scale_queries = self.config.use_logn_attn and not self.training and longest > self.config.seq_length
         return rotary_tables(self.config, position_ids, alpha, scale_queries)
 
-    def forward_packed(self, inputs_embeds, position_ids, segment_lengths, **kwargs):
-        """Hidden states [1, length, hidden] of a row of whole samples, each as if it were alone.
+    def forward_packed(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        segment_lengths: list[int],
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return hidden states [1, length, hidden] of a row of whole samples, each as if it were alone.
 
-        `segment_lengths`: ints that add up to the length, on the host, so that nothing waits for the device;
+        `segment_lengths`: ints that add up to the length, on the CPU, so that no transfer from the device is needed;
         `position_ids` [1, length] restart in each segment. Training only: neither a cache nor scaling past the
-        trained length. Raises ValueError for several rows: put all samples of a batch into one.
+        trained length. Raise ValueError for several rows: put all samples of a batch into one.
         """
         if inputs_embeds.shape[0] != 1 or sum(segment_lengths) != inputs_embeds.shape[1] or position_ids is None:
             raise ValueError(
@@ -252,39 +162,35 @@ class QWenModel(QWenPreTrainedModel):
 
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        pixel_values=None,
-        image_features=None,
-        vit_features=None,
-        picture_index=None,
-        picture_spans=None,
-        segment_lengths=None,
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        vit_features: torch.Tensor | None = None,
+        picture_index: torch.Tensor | None = None,
+        picture_spans: torch.Tensor | None = None,
+        open_image: OpenImage | None = None,
+        segment_lengths: list[int] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return hidden states [batch, length, hidden]; arguments as in QWenLMHeadModel."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed(
-                input_ids,
-                pixel_values=pixel_values,
-                image_features=image_features,
-                vit_features=vit_features,
-                picture_index=picture_index,
-                spans=picture_spans,
+                input_ids, pixel_values, image_features, vit_features, picture_index, picture_spans, open_image
             )
         if segment_lengths is not None:
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not self.training:
             past_key_values = GrowingCache(self.config)
-        length, past_length = inputs_embeds.shape[1], 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -292,14 +198,7 @@ class QWenModel(QWenPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        flat_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
-        longest = past_length + length
-        if position_ids is None:
-            position_ids = self.positions(flat_mask, past_length, length, inputs_embeds.device)
-        elif longest <= self.config.seq_length and not self.training:
-            longest = max(longest, int(position_ids.max()) + 1)
-        rotary = self.rotary(position_ids, flat_mask, past_key_values, longest)
-
+        rotary = self.positioned(inputs_embeds, attention_mask, position_ids, past_key_values)
         hidden, every_hidden, every_weights = self.drop(inputs_embeds), [], []
         for block in self.h:
             every_hidden.append(hidden)
@@ -317,66 +216,86 @@ class QWenModel(QWenPreTrainedModel):
             attentions=tuple(every_weights) if wants_weights else None,
         )
 
+    def positioned(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> RotaryTables:
+        """Return the RotaryTables of embeddings [batch, length, hidden], by `position_ids` or by `positions`."""
+        length, past_length = inputs_embeds.shape[1], 0 if past_key_values is None else past_key_values.get_seq_length()
+        flat_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        longest = past_length + length
+        if position_ids is None:
+            position_ids = self.positions(flat_mask, past_length, length, inputs_embeds.device)
+        elif longest <= self.config.seq_length and not self.training:
+            longest = max(longest, int(position_ids.max()) + 1)
+        return self.rotary(position_ids, flat_mask, past_key_values, longest)
 
-class QWenLMHeadModel(ChatMixin, CheckedGeneration, QWenPreTrainedModel, GenerationMixin):
+
+class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTrainedModel, GenerationMixin):
     """The complete Qwen-VL model: next-token logits, loss, generation and chat.
 
     Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
     `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
-    pictures as `pixel_values` [pictures, 3, size, size], the ViT's `vit_features` [pictures, patches, width], or ready
-    `image_features` [pictures, n_queries, hidden], in reading order of their spans; with `picture_index` [spans], in
-    any order, each once. Without any of them, the pictures named by the ids are opened.
-    `picture_spans` [spans, 2] and `target_index` [targets] are what the functions of these names say of ids and labels:
-    given along, they spare a step on a GPU from waiting for what it computes.
+    images as `pixel_values` [images, 3, size, size], the ViT's `vit_features` [images, patches, width], or ready
+    `image_features` [images, n_queries, hidden], in reading order of their spans; with `picture_index` [spans], in
+    any order, each once. Without any of them, the images that the ids name are opened: any path or address, or what
+    `open_image` allows (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
+    For training: `picture_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these
+    names, so a step on a GPU need not wait for them.
     In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
     """
 
     main_input_name = "input_ids"
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
         self.transformer = QWenModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.loss_type = "ForCausalLM"  # the class name alone would select no loss
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = value
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value):
+    def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        pixel_values=None,
-        image_features=None,
-        vit_features=None,
-        picture_index=None,
-        picture_spans=None,
-        segment_lengths=None,
-        token_type_ids=None,  # the tokenizer returns them, the model has none
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-        logits_to_keep=0,
-        target_index=None,
-        per_target_loss=False,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        vit_features: torch.Tensor | None = None,
+        picture_index: torch.Tensor | None = None,
+        picture_spans: torch.Tensor | None = None,
+        segment_lengths: list[int] | None = None,
+        token_type_ids: torch.Tensor | None = None,  # the tokenizer returns them, the model has none
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        target_index: torch.Tensor | None = None,
+        per_target_loss: bool = False,
+        open_image: OpenImage | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Return logits [batch, length, vocabulary] or the loss, or both; see the class for the arguments."""
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
         if "loss_weights" in kwargs:
             raise ValueError(
@@ -394,6 +313,7 @@ class QWenLMHeadModel(ChatMixin, CheckedGeneration, QWenPreTrainedModel, Generat
             vit_features=vit_features,
             picture_index=picture_index,
             picture_spans=picture_spans,
+            open_image=open_image,
             segment_lengths=segment_lengths,
             use_cache=use_cache,
             output_attentions=output_attentions,
@@ -422,12 +342,19 @@ class QWenLMHeadModel(ChatMixin, CheckedGeneration, QWenPreTrainedModel, Generat
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return result if wants_dict else result.to_tuple()
 
-    def loss_of_targets(self, hidden, labels, target_index=None, per_target=False, num_items_in_batch=None):
-        """Cross-entropy where a label is; logits are computed there alone, which is a small part of all positions.
+    def loss_of_targets(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        target_index: torch.Tensor | None = None,
+        per_target: bool = False,
+        num_items_in_batch: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the cross-entropy where a label is. Training only: logits are computed there alone, to save memory.
 
         hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target; target_index:
-        what `loss_qwen.target_index` says of the labels. The sum over the targets divided by `num_items_in_batch`, by
-        default their number; with `per_target`, [targets] in float32.
+        what `loss_qwen.target_index` returns for the labels. The loss is the sum over the targets divided by
+        `num_items_in_batch`, by default their number; with `per_target`, [targets] in float32.
         """
         index = index_of_targets(labels) if target_index is None else target_index
         states, targets = hidden.flatten(0, 1)[index], labels.flatten()[index + 1]
@@ -435,53 +362,6 @@ class QWenLMHeadModel(ChatMixin, CheckedGeneration, QWenPreTrainedModel, Generat
         if per_target:
             return losses
         return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
-
-    def generate(self, inputs=None, *args, stop_words_ids=None, logits_processor=None, **kwargs):
-        """Generated ids, as transformers' `generate`; `stop_words_ids` is a list of id lists after which a row ends."""
-        if stop_words_ids is not None:
-            config = kwargs.get("generation_config") or self.generation_config
-            eos = kwargs.get("eos_token_id", config.eos_token_id)
-            logits_processor = [*(logits_processor or []), *stop_word_processors(stop_words_ids, eos)]
-        return super().generate(inputs, *args, logits_processor=logits_processor, **kwargs)
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        """Positions by the rule of `QWenModel.positions`, where transformers would count the ones of the mask."""
-        past, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
-        past_length = 0 if past is None else past.get_seq_length()
-        length = inputs_tensor.shape[1] if mask is None else mask.shape[1]
-        length = max(length, past_length)
-        return self.transformer.positions(mask, 0, length, inputs_tensor.device).expand(inputs_tensor.shape[0], -1)
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        """The cache that transformers would make; ours where that is the plain dynamic one."""
-        given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        made = model_kwargs.get("past_key_values")
-        if given is None and type(made) is DynamicCache and not made.offloading:
-            model_kwargs["past_key_values"] = GrowingCache(self.config)
-
-    def prepare_inputs_for_generation(self, input_ids, **kwargs):
-        if kwargs.get("past_key_values") is not None and not kwargs.get("is_first_iteration", False):
-            kwargs.pop("image_features", None)  # transformers drops only `pixel_values` after the prefill
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Rows repeated for beams or several answers; each row's pictures are encoded once and repeated with it."""
-        pixel_values, features = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_features", None)
-        if expand_size > 1 and input_ids is not None:
-            pictures = self.transformer.encode_pictures(input_ids, pixel_values, features)
-            if pictures is not None:
-                spans, features = pictures
-                by_row = [features[spans[:, 0] == row] for row in range(input_ids.shape[0])]
-                pixel_values, features = None, torch.cat([part for part in by_row for _ in range(expand_size)])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        if pixel_values is not None:
-            model_kwargs["pixel_values"] = pixel_values
-        if features is not None:
-            model_kwargs["image_features"] = features
-        return input_ids, model_kwargs
 
 
 QWenLMHeadModel.register_for_auto_class("AutoModelForCausalLM")

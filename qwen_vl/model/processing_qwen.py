@@ -36,6 +36,7 @@ class QWenProcessor(ProcessorMixin):
         return_tensors="pt",
         search_dirs=(),
         images_kwargs=None,
+        open_image=None,
     ):
         """BatchFeature with input_ids, attention_mask and pixel_values of one text or a list of texts.
 
@@ -43,8 +44,10 @@ class QWenProcessor(ProcessorMixin):
         the texts, in order. A nested list with one entry a text is compared text by text. Without `images` the
         references in the texts are opened. With `control_tokens` the text is a whole prompt, in which markers such
         as <|im_start|> are tokens; without, they are plain text. padding, padding_side: as in `tokenizer.pad`.
-        search_dirs and images_kwargs (timeout, max_bytes, max_pixels) are those of `open_picture`.
-        Raises ValueError when pictures and spans do not match, PictureError for one that cannot be opened.
+        search_dirs and images_kwargs (timeout, max_bytes, max_pixels) are those of `open_picture`. Instead of it,
+        `open_image` opens everything but PIL images: a function from a reference to a PIL image, for a server that
+        decides what a request may read.
+        Raise ValueError if images and spans do not match, PictureError if an image cannot be opened.
         """
         if text is None and images is None:
             raise ValueError("nothing to process; give text, images or both")
@@ -56,7 +59,9 @@ class QWenProcessor(ProcessorMixin):
             images = _pictures_of([references for _, references in encoded], images)
             features = dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=padding_side))
         if images:
-            features |= self.image_processor(images, search_dirs=search_dirs, **(images_kwargs or {}))
+            features |= self.image_processor(
+                images, search_dirs=search_dirs, open_image=open_image, **(images_kwargs or {})
+            )
         return BatchFeature(features, tensor_type=return_tensors)
 
     @classmethod

@@ -7,11 +7,12 @@ import unicodedata
 import warnings
 
 import tiktoken
+from PIL import Image
 from transformers import PreTrainedTokenizer
 
 from .box_drawing_qwen import draw_boxes
 from .download_qwen import PictureError
-from .image_loading_qwen import open_picture
+from .image_loading_qwen import OpenImage, image_opener
 
 VOCAB_FILES_NAMES = {"vocab_file": "qwen.tiktoken"}
 IMAGE_SPAN_TOKENS = 256  # ids between <img> and </img>, one for each vector of the published vision tower
@@ -410,13 +411,13 @@ class QWenTokenizer(PreTrainedTokenizer):
             )
         return boxes
 
-    def draw_bbox_on_latest_picture(self, response, history=None):
+    def draw_bbox_on_latest_picture(self, response, history=None, open_image=None):
         """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box.
 
         The picture is the last one of the questions in `history`: what an answer names is never opened. Without a
         history the response is a whole text, question and answer, and its last picture that opens is taken.
         Malformed boxes are left out with a warning. A small picture comes back enlarged (`draw_boxes`).
-        Raises PictureError for a picture that cannot be opened.
+        `open_image` opens it, by default any path or address. Raise PictureError if it cannot be opened.
         """
         boxes = self._fetch_all_box_with_ref(response)
         if history is None:
@@ -425,14 +426,14 @@ class QWenTokenizer(PreTrainedTokenizer):
             references = [self._fetch_latest_picture("", history)]
         if not boxes or not references or references[-1] is None:
             return None
-        return draw_boxes(_open_latest(references), boxes)
+        return draw_boxes(_open_latest(references, image_opener(open_image)), boxes)
 
 
-def _open_latest(references):
+def _open_latest(references: list[str], opener: OpenImage) -> Image.Image:
     """Return the last picture that opens, an invented one may stand behind it; raise the first's error if none does."""
     for earlier, reference in reversed(list(enumerate(references))):
         try:
-            return open_picture(reference)
+            return opener(reference)
         except PictureError:
             if not earlier:
                 raise

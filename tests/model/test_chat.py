@@ -68,7 +68,7 @@ WRITTEN = [
 @pytest.mark.parametrize("text", WRITTEN)
 def test_no_picture_is_opened_for_what_no_user_wrote(text, golden_tokenizer, monkeypatch):
     opened = []
-    monkeypatch.setattr("qwen_vl.model.chat_qwen.open_picture", opened.append)
+    monkeypatch.setattr("qwen_vl.model.image_loading_qwen.open_picture", opened.append)
     prompt = make_context(golden_tokenizer, "and?", [("hi", text)], system=f"Rules: {text}")
     marks = {golden_tokenizer.img_start_id, golden_tokenizer.img_end_id, golden_tokenizer.img_pad_id}
     assert not marks & set(prompt.ids) and prompt.references == [] and opened == []

@@ -1,0 +1,127 @@
+"""Image spans in a prompt, and the features of each image in place of the embeddings of its span.
+
+Source: docs/checkpoint_format.md sections 2 and 4.
+"""
+
+import torch
+
+from .image_loading_qwen import OpenImage
+from .image_processing_qwen import open_pixels
+from .placement_qwen import execution_device
+
+
+def picture_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Tensor:
+    """Return row and first column of the ids inside each complete image span, in reading order: [spans, 2].
+
+    `start_id` is the id of <img>, the next id is that of </img>; `length` is the number of ids between them.
+    Raise ValueError if a span is cut: its features would have no place.
+    """
+    starts = (input_ids == start_id).nonzero()
+    if input_ids.shape[1] == 1 or len(starts) == 0:  # a lone <img> is a generated token, not a span
+        return starts[:0]
+    ends = starts[:, 1] + length + 1
+    whole = ends < input_ids.shape[1]
+    whole &= input_ids[starts[:, 0], ends.clamp(max=input_ids.shape[1] - 1)] == start_id + 1
+    if not whole.all():
+        row, column = starts[~whole][0].tolist()
+        raise ValueError(
+            f"row {row}: the picture span that starts at token {column} is cut or not closed by </img>; "
+            f"it takes {length + 2} ids, so shorten the text around it and never the picture"
+        )
+    return starts + torch.tensor([0, 1], device=starts.device)
+
+
+class ImageEmbedding:
+    """The part of a QWenModel that puts images into the embeddings; uses its `config`, `wte` and `visual`."""
+
+    def open_referenced(
+        self, input_ids: torch.Tensor, spans: torch.Tensor, open_image: OpenImage | None = None
+    ) -> torch.Tensor:
+        """Return the pixels of the images that the ids of `spans` name: [spans, 3, size, size].
+
+        Called only if the caller passed neither `pixel_values` nor features. `open_image` opens each image, by default
+        `open_picture`. Raise ValueError if a span names no image, PictureError if an image cannot be opened.
+        """
+        pad_id, names = self.config.visual["image_start_id"] + 2, []
+        for row, column in spans.tolist():
+            ids = input_ids[row, column : column + self.config.image_span_tokens].tolist()
+            name = bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+            if not name or any(i >= 256 and i != pad_id for i in ids):
+                raise ValueError(
+                    f"row {row}: the picture span at token {column - 1} names no picture; pass `pixel_values`, "
+                    "as a reference that is longer than the span travels only there"
+                )
+            names.append(name)
+        opened = open_pixels(names, self.config.visual["image_size"], open_image)
+        return torch.stack([opened[name] for name in names]).to(input_ids.device)
+
+    def encode_pictures(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        vit_features: torch.Tensor | None = None,
+        picture_index: torch.Tensor | None = None,
+        spans: torch.Tensor | None = None,
+        open_image: OpenImage | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return spans [n, 2] of `input_ids` and features [n, n_queries, hidden] to put there; None without images.
+
+        If the caller passes `spans`, they are not searched for, so the CPU need not wait for the device.
+        Raise ValueError if the number of images differs from the number of spans.
+        """
+        if spans is None:
+            spans = picture_spans(input_ids, self.config.visual["image_start_id"], self.config.image_span_tokens)
+        given = [images for images in (image_features, vit_features, pixel_values) if images is not None]
+        if given and (number := len(given[0] if picture_index is None else picture_index)) != len(spans):
+            raise ValueError(
+                f"{number} pictures were passed but the ids hold {len(spans)} picture spans; pass one each"
+            )
+        if len(spans) == 0:
+            return None
+        if image_features is None:
+            if not given:
+                pixel_values = self.open_referenced(input_ids, spans, open_image)
+            if vit_features is None:
+                # Not by the name of a weight: ZeRO-3 would gather it here, where processes without images do not.
+                pixel_values = pixel_values.to(execution_device(self.visual))
+            image_features = self.visual(pixel_values, vit_features)
+        return spans, image_features if picture_index is None else image_features[picture_index]
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        vit_features: torch.Tensor | None = None,
+        picture_index: torch.Tensor | None = None,
+        spans: torch.Tensor | None = None,
+        open_image: OpenImage | None = None,
+    ) -> torch.Tensor:
+        """Return embeddings [batch, length, hidden] of the ids, with the features of each image in place of its span.
+
+        Arguments and errors are those of `encode_pictures`.
+        """
+        embeds = self.wte(input_ids)
+        encoded = self.encode_pictures(
+            input_ids, pixel_values, image_features, vit_features, picture_index, spans, open_image
+        )
+        if encoded is not None:
+            spans, features = encoded
+            spans = spans.to(embeds.device)
+            columns = spans[:, 1:] + torch.arange(self.config.image_span_tokens, device=spans.device)
+            return embeds.index_put((spans[:, :1].expand_as(columns), columns), features.to(embeds))
+        if self.runs_vision_always or self.trains_vision_with_others():
+            # Other ranks may have images, and block in the collectives that gather weights or reduce gradients.
+            size = self.config.visual["image_size"]
+            embeds = embeds + 0 * self.visual(embeds.new_zeros(1, 3, size, size)).sum()
+        return embeds
+
+    def trains_vision_with_others(self) -> bool:
+        """Return whether this is a training step of several ranks in which part of the vision tower trains.
+
+        Training only: inference never runs the tower without an image.
+        """
+        if not self.training or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return False
+        return any(parameter.requires_grad for parameter in self.visual.parameters())
