@@ -33,7 +33,7 @@ from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.random_model import build_tokenizer
 from qwen_vl.cli.run import run
 from qwen_vl.evaluation import generation, probe_prompts
-from qwen_vl.export import merge
+from qwen_vl.export import model_folder
 from qwen_vl.export.quantize import quantize
 from qwen_vl.export.verify import verify
 from qwen_vl.families import v1 as family
@@ -129,7 +129,7 @@ def merge_adapter(base, adapter, merged):
     model, dtypes = disk.model, {name: disk.weights.dtype(name) for name in disk.places}
     on_disk.adapt(disk, adapter)
     shard_writer.write_companions(merged, model, loading.load_tokenizer(base), dtype=torch.bfloat16)
-    merge.write(disk, merged, dtypes, max_shard_size=shard_writer.SHARD_SIZE)
+    model_folder.write_weights(disk, merged, dtypes, max_shard_size=shard_writer.SHARD_SIZE)
     return f"shards of {shard_writer.SHARD_SIZE}"
 
 

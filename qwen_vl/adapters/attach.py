@@ -1,26 +1,39 @@
 """An adapter on its base, in memory."""
 
-from qwen_vl.checkpoint import loading, quantization
+from pathlib import Path
+
+import torch
+
+from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenLMHeadModel
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from . import bases, build
-from .bases import find_base
+from . import build
+from .adapter import Adapter
 
 
-def load_adapted(adapter_dir, *, base=None, dtype="auto", trust_base=False, device=None):
-    """(model, tokenizer) of the base with the adapter: merged into its weights, or beside them if they are quantised.
+def load_adapted(
+    adapter: str | Path | Adapter,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype | str = "auto",
+    trust_base: bool = False,
+    device: torch.device | str | None = None,
+) -> tuple[QWenLMHeadModel, QWenTokenizer]:
+    """Return (model, tokenizer) of the base with the adapter: merged into float weights, or next to quantized ones.
 
-    A base that was quantised while the adapter trained is quantised in the same way. It is the one the adapter names,
-    or `base`, its weights checked as in `bases.find_base`. Quantised weights are loaded onto `device`.
-    Raises FileNotFoundError and ValueError as that does.
+    A base that was quantized while the adapter trained is quantized in the same way, onto `device`.
+    base: where the base is now, if it has moved. Its weights are checked as in `Adapter.find_base`.
     """
-    base, recorded = find_base(adapter_dir, base, trust_base), bases.recorded_base(adapter_dir) or {}
-    config = loading.load_config(base)
-    tokenizer = bases.load_tokenizer(adapter_dir, base, config)
-    kind = quantization.kind_of(config, base) or recorded.get("quantization")
-    kind = None if kind == "gptq" and not quantization.kind_of(config, base) else kind  # the adapter is on another base
-    model = loading.load_model(base, dtype=dtype, quantization=kind, device=device, fast_kernels=True)
-    model = build.load_adapters(model, adapter_dir)
-    model = model.get_base_model() if kind else model.merge_and_unload()
+    adapter = Adapter.open(adapter)
+    folder = adapter.find_base(base, trust=trust_base)
+    tokenizer = adapter.load_tokenizer(folder)
+    stored = folder.quantization
+    # GPTQ is a way to store weights: an adapter that trained on them may have a float base by now.
+    kind = stored or (None if adapter.quantization == "gptq" else adapter.quantization)
+    model = loading.load_model(folder.path, dtype=dtype, quantization=kind, device=device, fast_kernels=True)
+    adapted = build.load_adapters(model, adapter)
+    model = adapted.get_base_model() if kind else adapted.merge_and_unload()
     family.mark_as_chat(model.generation_config)  # adapters are trained in it, whatever the base speaks
     return model, tokenizer

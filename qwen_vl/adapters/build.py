@@ -1,24 +1,35 @@
 """New adapters on a model, and adapters of a folder attached to it."""
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
 from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 
 from qwen_vl.checkpoint.quantization import quiet_gptqmodel
 from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenLMHeadModel
 
 from . import lora_targets
+from .adapter import Adapter
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def freeze_fixed_table(model):
-    """The model with the resampler's position table frozen, wherever adapters may have put a copy of it."""
+def freeze_fixed_table(model: Model) -> Model:
+    """Freeze the resampler's position table, also in copies that adapters made of it, and return the model."""
     for name, parameter in model.named_parameters():
         if without_wrappers(name).endswith(family.FIXED_TABLE):
             parameter.requires_grad_(False)
     return model
 
 
-def whole_modules(model, requested=None):
-    """Names of the modules that train whole beside adapters: as requested, else wte and lm_head on a base model.
+def whole_modules(model: QWenLMHeadModel, requested: Sequence[str] | None = None) -> list[str] | None:
+    """Return the names of modules that train whole next to adapters: those requested, or the default.
+
+    The default is wte and lm_head on a base model, and nothing on a chat model.
 
     A base model, told by its generation_config.chat_format, has never seen the ChatML markers
     (docs/checkpoint_format.md section 7).
@@ -28,11 +39,24 @@ def whole_modules(model, requested=None):
     return None if family.is_chat(model.generation_config.to_dict()) else list(family.WHOLE_ON_A_BASE)
 
 
-def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, new_tokens=(), **variant):
-    """A PeftModel with new LoRA adapters; ValueError for a target or a module that is not in the model.
+def add_adapters(
+    model: QWenLMHeadModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    targets: Sequence[str],
+    bias: Literal["none", "all", "lora_only"],
+    modules_to_save: Sequence[str] | None,
+    new_tokens: Iterable[int] = (),
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    init_lora_weights: bool | str = True,
+) -> PeftModel:
+    """Return a PeftModel with new LoRA adapters. Raise ValueError for a target or module that is not in the model.
 
-    targets: names or words (`adapters.target_modules`). new_tokens: ids whose rows of the embeddings and of lm_head
-    train. variant: fields of PEFT's LoraConfig that choose one, such as use_rslora, use_dora, init_lora_weights.
+    targets: names or words (`lora_targets.target_modules`). new_tokens: ids whose rows of the embeddings and of lm_head
+    train. The last three choose a variant of LoRA, as in PEFT's LoraConfig.
     """
     lora_targets.check_names(model, targets, modules_to_save or ())
     rows = lora_targets.trained_rows(new_tokens, modules_to_save or ())
@@ -45,7 +69,9 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, ne
         bias=bias,
         modules_to_save=lora_targets.modules_to_save(model, modules_to_save),
         trainable_token_indices=rows or None,
-        **variant,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        init_lora_weights=init_lora_weights,
     )
     quiet_gptqmodel()  # which peft imports for any adapter
     try:
@@ -58,18 +84,19 @@ def add_adapters(model, *, r, alpha, dropout, targets, bias, modules_to_save, ne
         ) from error
 
 
-def load_adapters(model, adapter_dir, *, trainable=False):
-    """A PeftModel with the adapter of a folder; ValueError where it does not fit the model or is damaged."""
+def load_adapters(model: QWenLMHeadModel, adapter: str | Path | Adapter, *, trainable: bool = False) -> PeftModel:
+    """Return a PeftModel with the adapter of a folder. Raise ValueError if it is damaged or does not fit the model."""
+    adapter = Adapter.open(adapter)
     quiet_gptqmodel()  # which peft imports for any adapter
     try:
-        model = PeftModel.from_pretrained(model, adapter_dir, is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=trainable)
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{adapter_dir}: the adapter is damaged or does not fit the model: {error}") from error
-    return settle(model) if trainable else model
+        raise ValueError(f"{adapter.folder}: the adapter is damaged or does not fit the model: {error}") from error
+    return settle(adapted) if trainable else adapted
 
 
-def settle(model):
-    """A trainable PeftModel in which what trains is corrected where PEFT's rules do not fit this model."""
+def settle(model: PeftModel) -> PeftModel:
+    """Correct what trains where PEFT's rules do not fit this model, and return the PeftModel."""
     if model.peft_config["default"].bias == "all":  # PEFT sees only parameters that are called `bias`
         for name, parameter in model.named_parameters():
             if name.endswith(family.HIDDEN_BIASES) and ".original_module." not in name:
@@ -77,8 +104,8 @@ def settle(model):
     return freeze_fixed_table(model)
 
 
-def without_wrappers(name):
-    """The name that a parameter has in the model without adapters."""
+def without_wrappers(name: str) -> str:
+    """Return the name that a parameter has in the model without adapters."""
     for wrapper in ("base_model.model.", ".modules_to_save.default", ".original_module"):
         name = name.replace(wrapper, "")
     return name

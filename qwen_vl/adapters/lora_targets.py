@@ -1,27 +1,26 @@
 """Which adapters: targets by name or word, and whether flags, checkpoint and adapter folder fit each other."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
-import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qwen_vl.checkpoint import quantization
 from qwen_vl.families.v1 import ALL_LINEAR, LORA_WORDS, TOKEN_TABLES
+from qwen_vl.model import QWenLMHeadModel
 
-OF_BASE_WEIGHTS = ("pissa", "olora")  # computed from the float weights, which they change
-FACTORS = re.compile(r"\.lora_(embedding_)?[AB]\b")  # in the names of A and B; DoRA's magnitudes are no factors
-WEIGHTS_FILE = "adapter_model.safetensors"
+from .adapter import OF_BASE_WEIGHTS, Adapter
+from .convert import make_plain, starting_point  # noqa: F401 (callers ask for them here)
 
 
-def target_modules(model, targets):
-    """What PEFT's target_modules takes for names and words: the names, or one expression where a word is among them.
+def target_modules(model: nn.Module, targets: Sequence[str]) -> list[str] | str:
+    """Return what PEFT's target_modules takes: the names, or one expression if there is a word among them.
 
     A word stands for every linear of its part in this very model. A name is the end of a module's path.
     """
@@ -37,12 +36,12 @@ def target_modules(model, targets):
     return "|".join(sorted(patterns))
 
 
-def is_end(name, path):
-    """Whether a name is a module's whole path or the end of it that begins after a dot."""
+def is_end(name: str, path: str) -> bool:
+    """Return whether a name is a module's whole path or the end of it that begins after a dot."""
     return path == name or path.endswith(f".{name}")
 
 
-def check_names(model, targets, modules_to_save):
+def check_names(model: nn.Module, targets: Sequence[str], modules_to_save: Sequence[str]) -> None:
     """Raise ValueError naming every target and module that is the end of no path, and modules within one another."""
     kinds = (*quantization.linear_kinds(model), nn.Embedding, nn.Conv2d)
     targets = [target for target in targets if target not in (*LORA_WORDS, ALL_LINEAR)]
@@ -58,10 +57,10 @@ def check_names(model, targets, modules_to_save):
         raise ValueError("\n  ".join(problems))
 
 
-def check_whole(model, modules_to_save, kind):
-    """Raise ValueError if a module that is to train whole holds weights that are, or will be, quantised as `kind`.
+def check_whole(model: nn.Module, modules_to_save: Sequence[str], kind: str | None) -> None:
+    """Raise ValueError if a module that is to train whole holds weights that are, or will be, quantized as `kind`.
 
-    model: of `loading.skeleton`, in which weights that bitsandbytes makes smaller while loading are float ones.
+    model: of `loading.skeleton`, in which weights that bitsandbytes quantizes while loading are still float.
     """
     packed = quantization.packed_paths(model, kind)
     whole = [name for name in modules_to_save if any(f".{path}.".find(f".{name}.") >= 0 for path in packed)]
@@ -69,8 +68,10 @@ def check_whole(model, modules_to_save, kind):
         raise ValueError(f"--modules_to_save {' '.join(whole)}: quantised weights cannot train; train adapters on them")
 
 
-def lost_names(model, flag, names, kinds):
-    """Return a line about the names that end the path of no module of these kinds with weights, in a list."""
+def lost_names(
+    model: nn.Module, flag: str, names: Sequence[str], kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> list[str]:
+    """Return a list of one error line if names are the end of no path of these kinds of modules; [] otherwise."""
     paths = [path for path, module in model.named_modules() if isinstance(module, kinds) and has_weights(module)]
     lost = [name for name in names if not any(is_end(name, path) for path in paths)]
     if not lost:
@@ -80,12 +81,12 @@ def lost_names(model, flag, names, kinds):
     return [f"{flag} {' '.join(lost)}: matches nothing in the model; modules end in {', '.join(ends)}{words}"]
 
 
-def has_weights(module):
+def has_weights(module: nn.Module) -> bool:
     """Return whether a module holds parameters, or the buffers that stand for them in a packed layer."""
     return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
 
 
-def whole_paths(model, names):
+def whole_paths(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Return the paths of the modules with one of these names; of a list of modules, those of its members."""
     modules = dict(model.named_modules())
     paths = [path for path in modules if any(is_end(name, path) for name in names)]
@@ -93,7 +94,7 @@ def whole_paths(model, names):
     return [member for path in paths for member in ([f"{path}.{i}" for i in range(lists.get(path, 0))] or [path])]
 
 
-def modules_to_save(model, names):
+def modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[str] | None:
     """Return what PEFT's modules_to_save takes for names: each as it is, or the whole paths that it stands for.
 
     PEFT compares the ends of paths as texts, so that `attn` would be `c_attn` as well, and takes no lists of modules.
@@ -105,17 +106,17 @@ def modules_to_save(model, names):
     return found or None
 
 
-def trained_rows(new_tokens, modules_to_save):
-    """{module: ids} of the rows that train for new tokens, for modules that do not train whole anyway."""
+def trained_rows(new_tokens: Iterable[int | str], modules_to_save: Sequence[str]) -> dict[str, list[int | str]]:
+    """Return {module: ids} of the rows that train for new tokens, without modules that train whole anyway."""
     ids = list(new_tokens)
     whole = {name for name, path in TOKEN_TABLES.items() if any(is_end(one, path) for one in modules_to_save)}
     return {name: ids for name in TOKEN_TABLES if ids and name not in whole}
 
 
-def check_rows(rows, model=None):
-    """Raise ValueError where rows of embeddings cannot train: under ZeRO-3, or on a module that has an adapter.
+def check_rows(rows: Mapping[str, Sequence[int | str]] | None, model: PeftModel | None = None) -> None:
+    """Raise ValueError if rows of embeddings cannot train: under ZeRO-3, or on a module that has an adapter.
 
-    model: a PeftModel without these rows, or None where the adapter has them already.
+    model: a PeftModel without these rows, or None if the adapter has them already.
     """
     if rows and is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -135,10 +136,19 @@ def check_rows(rows, model=None):
         )
 
 
-def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_parts=False, recast=False):
-    """None, or a ValueError with everything that this training cannot do with its base weights.
+def check_base(
+    kind: str | None,
+    *,
+    lora: bool,
+    use_dora: bool = False,
+    start: str = "default",
+    bias: str = "none",
+    in_parts: bool = False,
+    recast: bool = False,
+) -> None:
+    """Raise ValueError with everything that this training cannot do with its base weights.
 
-    kind: how they are quantised, if they are. start: that of --init_lora_weights. in_parts: whether each process holds
+    kind: how they are quantized, if they are. start: that of --init_lora_weights. in_parts: whether each process holds
     only a part of them (ZeRO-3, FSDP). recast: whether an evaluation casts them all to another dtype.
     """
     problems = []
@@ -176,79 +186,30 @@ def check_base(kind, *, lora, use_dora=False, start="default", bias="none", in_p
         raise ValueError("\n  ".join(problems))
 
 
-def starting_point(model):
-    """{name: tensor} of adapters that started from the base weights and changed these, as they are now; else {}.
+def rehearsed(adapter: str | Path | Adapter, model: QWenLMHeadModel, *, r: int | None = None) -> PeftModel:
+    """Return a model of `loading.skeleton` with the adapters of a folder. Raise ValueError if they do not fit it.
 
-    To be taken before training, for `make_plain`.
+    r: the rank that the caller asked for, if any. Names and shapes are compared; no weights are read.
     """
-    if model.peft_config["default"].init_lora_weights not in OF_BASE_WEIGHTS:
-        return {}
-    state = get_peft_model_state_dict(model)
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items() if FACTORS.search(name)}
-
-
-def make_plain(folder, start):
-    """None; the adapter in a folder becomes one of twice the rank on the unchanged base, without its `start`.
-
-    B A - B' A' is one product of stacked matrices. So no reader has to repeat the start, which not every one can.
-    PEFT's own conversion (`path_initial_model_for_weight_conversion`, peft 0.21) gives the same A and B but writes
-    nothing else: it loses whole modules, rows of new tokens, DoRA's magnitudes and adapters of embeddings, and fails
-    with --lora_bias. It also wants the start on disk, to load it as a second adapter.
-    """
-    file = Path(folder, WEIGHTS_FILE)
-    tensors = load_file(file)
-    for name, first in start.items():
-        is_b = ".lora_B" in name or ".lora_embedding_B" in name
-        stacked = [tensors[name], (-first if is_b else first).to(tensors[name])]
-        tensors[name] = torch.cat(stacked, dim=1 if is_b else 0).contiguous()
-    save_file(tensors, file, metadata={"format": "pt"})
-    config = PeftConfig.from_pretrained(folder)
-    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # the scaling stays what it was
-    config.r, config.init_lora_weights = 2 * config.r, True
-    config.save_pretrained(folder)
-
-
-def check_plain(adapter_dir):
-    """None, or a ValueError for an adapter that goes with changed base weights: a checkpoint, not a final folder."""
-    start = PeftConfig.from_pretrained(adapter_dir).init_lora_weights
-    if start in OF_BASE_WEIGHTS:
-        raise ValueError(
-            f"{adapter_dir}: a checkpoint of a run with --init_lora_weights {start}, which changed the base; take the "
-            "adapter in the output folder of that run, or finish it with --resume_from_checkpoint"
-        )
-
-
-def rehearsed(adapter_dir, model, *, r=None):
-    """A model of `loading.skeleton` with adapters as in a folder; ValueError where these do not fit it.
-
-    r: the rank that the caller asked for, if any. Compares names and shapes; no weights are read.
-    """
-    config = PeftConfig.from_pretrained(adapter_dir)
-    if config.peft_type != "LORA":  # before fields that only LoRA has
-        raise ValueError(f"{adapter_dir}: an adapter of type {config.peft_type}; only LoRA adapters are continued")
-    check_plain(adapter_dir)
+    adapter = Adapter.open(adapter)
+    folder, config = adapter.folder, deepcopy(adapter.config)
+    adapter.check_lora("continued")
     check_rows(config.trainable_token_indices)
     if r is not None and r != config.r:
-        raise ValueError(f"{adapter_dir}: an adapter of rank {config.r}, and --lora_r is {r}; leave --lora_r out")
-    try:
-        with safe_open(Path(adapter_dir, WEIGHTS_FILE), framework="pt") as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{adapter_dir}: has no {WEIGHTS_FILE}; give a complete adapter folder") from error
-    except SafetensorError as error:
-        raise ValueError(f"{adapter_dir}: {WEIGHTS_FILE} is damaged ({error}); get it again") from error
+        raise ValueError(f"{folder}: an adapter of rank {config.r}, and --lora_r is {r}; leave --lora_r out")
+    stored = adapter.shapes()
     config.init_lora_weights, config.inference_mode, config.base_model_name_or_path = True, False, None
     try:
         quantization.quiet_gptqmodel()  # which peft imports for any adapter
         adapted = get_peft_model(model, config)
     except ValueError as error:  # no target is in the model
-        raise ValueError(f"{adapter_dir}: does not fit the model: {error}".splitlines()[0]) from error
+        raise ValueError(f"{folder}: does not fit the model: {error}".splitlines()[0]) from error
     wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
     different = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
     if different:
         name = different[0]
         raise ValueError(
-            f"{adapter_dir}: does not fit the model in {len(different)} tensors; {name} is "
+            f"{folder}: does not fit the model in {len(different)} tensors; {name} is "
             f"{stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} in a new adapter of its settings; "
             "give an adapter of this base"
         )

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen_vl.adapters import bases
-from qwen_vl.export.checkpoint import DTYPES, export, show
+from qwen_vl.adapters.adapter import is_adapter
+from qwen_vl.export.checkpoint import export, show
+from qwen_vl.export.model_folder import DTYPES
 from qwen_vl.training.resume import checkpoints
 
 from .parsers import Parser
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.action == "export":
         export(args.folder, args.output, dtype=args.dtype)
-        print(f"{'adapter' if bases.is_adapter(args.output) else 'model'} in {args.output}")
+        print(f"{'adapter' if is_adapter(args.output) else 'model'} in {args.output}")
         return
     is_one = Path(args.folder, checkpoints.TRAINER_STATE).exists() and Path(args.folder).name.startswith("checkpoint-")
     folders = [] if is_one else checkpoints.found(args.folder)
@@ -34,5 +35,9 @@ def make_parser() -> Parser:
     take = actions.add_parser("export", help="its model or adapter as a folder of its own")
     take.add_argument("folder", help="a checkpoint-N folder of one process, of DeepSpeed or of FSDP")
     take.add_argument("output", help="folder to write; must not exist or be empty")
-    take.add_argument("--dtype", choices=DTYPES, help="of a model's weights (default: what the run computed in)")
+    take.add_argument(
+        "--dtype",
+        choices=[name for name in DTYPES if name != "auto"],
+        help="of a model's weights (default: what the run computed in)",
+    )
     return parser

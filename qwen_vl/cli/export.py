@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qwen_vl.adapters import bases
+from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.export.export import export
 
 from . import merge
@@ -10,9 +10,9 @@ from .parsers import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export as the command line says; an adapter is merged as `qwen-vl merge` does it."""
+    """Export as the command line says. An adapter is merged as `qwen-vl merge` does it."""
     args = make_parser().parse_args(argv)
-    if bases.is_adapter(args.adapter):
+    if is_adapter(args.adapter):
         merge.run(args)
         return
     wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from qwen_vl.checkpoint import shard_writer
-from qwen_vl.export.merge import DTYPES, merge
+from qwen_vl.export.merge import merge
+from qwen_vl.export.model_folder import DTYPES
 
 from .parsers import Parser
 
@@ -47,8 +48,8 @@ def make_parser() -> Parser:
 def add_options(parser: Parser) -> None:
     """Add the options that `qwen-vl merge` and `qwen-vl export` share."""
     parser.add_argument("--base", help="folder or hub name of the base, if it has moved since training")
-    parser.add_argument("--onto", help="for an adapter on a quantised base: the float model to merge into instead")
-    parser.add_argument("--dequantize", action="store_true", help="the same: merge into the base's dequantised weights")
+    parser.add_argument("--onto", help="for an adapter on a quantized base: the float model to merge into instead")
+    parser.add_argument("--dequantize", action="store_true", help="the same: merge into the base's dequantized weights")
     parser.add_argument("--prompts", help="conversations on which a change of base is measured (default: built in)")
     parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
     parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")

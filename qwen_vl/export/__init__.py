@@ -1,3 +1,1 @@
-"""Trained models as standalone checkpoints: merged, quantised, compared. Importing training first quiets libraries."""
-
-import qwen_vl.training  # noqa: F401
+"""Trained models as standalone model folders: exported, merged, quantized, compared."""

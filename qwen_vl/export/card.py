@@ -1,7 +1,9 @@
-"""The README.md of an exported model: what it was made from, how, what was measured, and under which licence."""
+"""The README.md of an exported model: what it was made from, how, what was measured, and its license."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.terminal import markdown_table
@@ -30,46 +32,48 @@ model = AutoModelForCausalLM.from_pretrained("{title}", trust_remote_code=True).
 answer, history = model.chat(tokenizer, "Picture 1: <img>picture.jpg</img>\\nWhat is in the picture?", history=None)
 ```
 """
-LICENCE = """\
-## Licence
+Record = dict[str, Any]  # run.json of a training, with a list "export" of what was done since
 
-The weights stand under the Tongyi Qianwen LICENSE AGREEMENT of Alibaba Cloud where they derive from published Qwen-VL
-weights, and so does `qwen.tiktoken`; read that agreement, which comes with the published weights, before you use this
-model or pass it on. The Python files in this folder stand under the Apache License, Version 2.0.
+LICENSE = """\
+## License
+
+The weights are under the Tongyi Qianwen LICENSE AGREEMENT of Alibaba Cloud where they derive from published Qwen-VL
+weights, and so is `qwen.tiktoken`; read that agreement, which comes with the published weights, before you use this
+model or pass it on. The Python files in this folder are under the Apache License, Version 2.0.
 """
 
 
-def read(folder):
-    """What the run.json of a model or adapter says, or an empty record for a folder without one."""
+def read(folder: str | Path) -> Record:
+    """Return what the run.json of a model or adapter says, or an empty record if there is none."""
     if not Path(folder).is_dir():  # a hub name
         return {}
     return loading.read_json(folder, run_record.FILE) or loading.read_json(Path(folder).parent, run_record.FILE) or {}
 
 
-def extended(found, step, **facts):
-    """A record with one more step of making: a sentence, and {name: value} that goes with it."""
+def extended(found: Record, step: str, **facts: object) -> Record:
+    """Return a record with one more step: a sentence, and {name: value} of what was measured."""
     return found | {"export": [*found.get("export", []), {"step": step, **facts}]}
 
 
-def write(folder, found, *, title, base):
+def write(folder: str | Path, found: Record, *, title: str, base: Mapping[str, Any]) -> None:
     """Write README.md and run.json into the folder of a model.
 
-    found: its record. base: {"name"} of the weights that it derives from; a local folder is shown by its last name.
+    found: its record. base: {"name"} of the weights that it was made from; a local folder is shown by its last part.
     """
-    found = {"base": base} | found
+    found = {"base": dict(base)} | found
     path = Path(folder, run_record.FILE)
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     Path(folder, "README.md").write_text(text(found, title), encoding="utf-8")
 
 
-def add(folder, title, content):
-    """Put a section before the licence of a card that was written."""
+def add(folder: str | Path, title: str, content: str) -> None:
+    """Insert a section before the license in the card of a folder."""
     path = Path(folder, "README.md")
-    path.write_text(path.read_text(encoding="utf-8").replace(LICENCE, f"## {title}\n\n{content}\n\n{LICENCE}"), "utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace(LICENSE, f"## {title}\n\n{content}\n\n{LICENSE}"), "utf-8")
 
 
-def text(found, title):
-    """The page of a record."""
+def text(found: Record, title: str) -> str:
+    """Return the page of a record."""
     base = short(found["base"].get("name", "unknown"))
     parts = [HEAD.format(title=title, base=base, summary=f"A Qwen-VL model, made from `{base}`.")]
     steps = found.get("export", [])
@@ -87,23 +91,23 @@ def text(found, title):
     ):
         if rows:
             parts.append(f"## {title}\n\n" + table(rows))
-    return "\n".join([*parts, LICENCE])
+    return "\n".join([*parts, LICENSE])
 
 
-def trained(found, base):
-    """The sentence on training, or that nothing is known of it."""
+def trained(found: Record, base: str) -> str:
+    """Return the sentence on training, or that nothing is known of it."""
     if "settings" not in found:
         return f"No record of a training came with the weights of `{base}`."
     return f"Trained from `{base}` until {found.get('finished', 'an unknown day')}, as the tables below say."
 
 
-def table(rows):
-    """{name: value} as Markdown."""
+def table(rows: Mapping[str, Any]) -> str:
+    """Return {name: value} as Markdown."""
     return markdown_table(("", ""), [(name, shown(name, value)) for name, value in rows.items()]) + "\n"
 
 
-def shown(name, value):
-    """A value as one cell shows it; paths of the machine that trained by their last part."""
+def shown(name: str, value: object) -> str:
+    """Return the text of a cell. Paths of the machine that trained are cut to their last part."""
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(name, one) for one in value)
     if isinstance(value, float):
@@ -111,6 +115,6 @@ def shown(name, value):
     return short(str(value))
 
 
-def short(name):
-    """The last part of a local path; a hub name and anything else as it is."""
+def short(name: str) -> str:
+    """Return the last part of a local path; a hub name and anything else as it is."""
     return Path(name).name if Path(name).is_absolute() else name

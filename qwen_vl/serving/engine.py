@@ -1,9 +1,8 @@
 """A checkpoint, ready to answer."""
 
-from pathlib import Path
-
 import torch
 
+from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.adapters.attach import load_adapted
 from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.families import v1 as family
@@ -16,7 +15,7 @@ def load(path, *, device=None, dtype="auto", base=None, trust_base=False):
     whose base has moved or was not recorded. Raises OSError and ValueError for what cannot be loaded or cannot chat.
     """
     device = usable_device(device)
-    if (Path(path) / "adapter_config.json").is_file():
+    if is_adapter(path):
         model, tokenizer = load_adapted(path, base=base, dtype=dtype, trust_base=trust_base, device=device)
     else:
         tokenizer = loading.load_tokenizer(path)

@@ -11,6 +11,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
+from qwen_vl.adapters.adapter import CONFIG_FILE
 from qwen_vl.data.collator import HOST_KEYS
 from qwen_vl.training.distributed.host_memory import keep_freed_memory
 from qwen_vl.training.distributed.text_only_steps import (
@@ -249,7 +250,7 @@ class QWenTrainer(ResumableTrainer):
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def save_companions(self, folder):
-        if not any(Path(folder, name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any(Path(folder, name).is_file() for name in ("config.json", CONFIG_FILE)):
             final_model.write_companions(self.model, self._tokenizer, folder, base=self._base)
 
 

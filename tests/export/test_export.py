@@ -39,7 +39,7 @@ def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantised_weight
     assert said.startswith("what the change of base does: largest logit difference")
     assert float(said.split("difference ")[1].split(",")[0]) > 1e-3  # rounding to 4 bits
     card = (tmp_path / "onto" / "README.md").read_text()
-    assert "It was trained on a quantised base" in card and "trained base + adapter against merged" in card
+    assert "It was trained on a quantized base" in card and "trained base + adapter against merged" in card
     merge.main([str(adapter), str(tmp_path / "deq"), "--dequantize", "--dtype", "float32"])
     assert "change of base" not in capsys.readouterr().out
     inputs = verify.picture_prompt(loading.load_tokenizer(tmp_path / "deq"), loading.load_config(tmp_path / "deq"))
@@ -58,7 +58,7 @@ def test_an_adapter_on_weights_that_loading_quantised(make_checkpoint, tmp_path)
 @pytest.mark.parametrize(
     ("quantised", "flags", "said"),
     [
-        (True, ["--onto", "INT4"], "is quantised, too"),
+        (True, ["--onto", "INT4"], "is quantized, too"),
         (True, ["--onto", "FLOAT", "--dequantize"], "give one of them"),
         (False, ["--onto", "FLOAT"], "is a float model: leave --onto"),
     ],

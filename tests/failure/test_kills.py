@@ -7,7 +7,7 @@ import time
 import pytest
 from helpers import runs
 
-from qwen_vl.export import checkpoint
+from qwen_vl.export import checkpoint, parts
 
 ENGINES = {
     "one": (),
@@ -116,7 +116,7 @@ def test_the_model_of_a_checkpoint_is_joined_from_its_parts(warm, make_checkpoin
     ), text
     checkpoint.export(last, tmp_path / "exported")
     assert runs.largest_difference(runs.weights(tmp_path / "exported"), runs.weights(whole)) < 1e-6
-    if not (last / "latest").exists() and not (last / checkpoint.FSDP_WEIGHTS).exists():
+    if not (last / "latest").exists() and not (last / parts.FSDP_WEIGHTS).exists():
         return
     for file in ("manifest.json", "model.safetensors", "adapter_model.safetensors"):
         (last / file).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import shutil
 import torch
 
 from qwen_vl.adapters import bases
+from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint import int4_layout, loading, quantization, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import DTYPES
@@ -68,7 +69,7 @@ def quantize_gptq(
 
 def open_float(path):
     """The DiskModel of a checkpoint; ValueError for an adapter and for what is quantised already."""
-    if bases.is_adapter(path):
+    if is_adapter(path):
         raise ValueError(f"{path}: an adapter; merge it first (qwen-vl merge {path} MERGED), then quantise the result")
     disk = DiskModel(path)
     if disk.weights.is_quantized:

@@ -3,7 +3,7 @@
 import torch
 from peft import PeftModel
 
-from qwen_vl.adapters import bases
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.evaluation import probe_prompts
 from qwen_vl.families import v1 as family
@@ -23,13 +23,14 @@ def logits_in_training(adapter_dir, trained_on, onto, questions, dtype):
 
     Float weights that were quantised while training loaded them, as base.json says, are loaded so again.
     """
-    kind = (bases.recorded_base(adapter_dir) or {}).get("quantization")
+    adapter = Adapter.open(adapter_dir)
+    kind = adapter.quantization
     if onto:
-        return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter_dir=adapter_dir)
+        return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter_dir=adapter)
     if kind in (None, "gptq") or quantization.kind_of(loading.load_config(trained_on)):
         return None
     quantization.quiet_gptqmodel()
     model = loading.load_model(trained_on, dtype=dtype, quantization=kind)
-    model = PeftModel.from_pretrained(model, adapter_dir, torch_device="cpu")
+    model = PeftModel.from_pretrained(model, str(adapter.folder), torch_device="cpu")
     with torch.no_grad():
         return [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in questions]

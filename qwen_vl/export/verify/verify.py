@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from qwen_vl.adapters import attach, bases, on_disk
+from qwen_vl.adapters import attach, on_disk
+from qwen_vl.adapters.adapter import Adapter, is_adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.folder import ModelFolder
@@ -73,7 +74,7 @@ def logits_from_disk(
     all_inputs: list[ModelInputs],
     *,
     dtype: torch.dtype,
-    adapter_dir: str | Path | None = None,
+    adapter_dir: str | Path | Adapter | None = None,
     device: str | torch.device = "cpu",
 ) -> list[torch.Tensor]:
     """Return the `logits` of a model folder, or of it and an adapter, for each of some inputs, block by block.
@@ -127,7 +128,7 @@ def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_d
 
 def open_in_memory(path, dtype, device):
     """(model, tokenizer, whether it is quantised) of a checkpoint or an adapter folder."""
-    if bases.is_adapter(path):
+    if is_adapter(path):
         model, tokenizer = attach.load_adapted(path, dtype=dtype)
     else:
         model, tokenizer = loading.load_model(path, dtype=dtype), loading.load_tokenizer(path)
@@ -137,13 +138,15 @@ def open_in_memory(path, dtype, device):
 
 def open_on_disk(path, dtype, device):
     """The same of a model that stays on disk."""
-    base = bases.find_base(path) if bases.is_adapter(path) else path
+    adapter = Adapter.open(path) if is_adapter(path) else None
+    base = adapter.find_base() if adapter else path
     disk = DiskModel(base)
-    tokenizer = bases.load_tokenizer(path, base, disk.model.config)
-    disk.model.generation_config = bases.generation_of(base, disk.model)
+    tokenizer = (
+        adapter.load_tokenizer(base, disk.model.config) if adapter else loading.load_tokenizer(path, disk.model.config)
+    )
     dtype = disk.weights.dtype(family.HEAD_WEIGHT) if dtype == "auto" else dtype
-    if base != path:
-        on_disk.adapt(disk, path, dtype=dtype)
+    if adapter:
+        on_disk.adapt(disk, adapter, dtype=dtype)
     return disk.stream(dtype=dtype, device=device), tokenizer, disk.weights.is_quantized
 
 
@@ -159,7 +162,7 @@ def different_files(first, second):
 
     Of an adapter, which brings neither code nor settings, the vocabulary alone.
     """
-    lines, has_adapter = [], any(bases.is_adapter(path) for path in (first, second))
+    lines, has_adapter = [], any(is_adapter(path) for path in (first, second))
     for name in () if has_adapter else JSON_FILES:
         one, other = (loading.read_json(path, name) for path in (first, second))
         if one is None or other is None:

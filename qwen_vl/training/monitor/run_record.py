@@ -7,6 +7,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from qwen_vl.adapters.adapter import WEIGHTS_FILE
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.skip_manifests import sha256
 from qwen_vl.data.sources.readers import data_files
@@ -16,7 +17,7 @@ from .callbacks import METRICS_FILE, read_metrics
 
 FILE = "run.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "qwen-vl")
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")  # of a result
+WEIGHTS = ("model*.safetensors", WEIGHTS_FILE)  # of a result
 HERE = (
     "output_dir",
     "logging_dir",

@@ -1,0 +1,89 @@
+"""An adapter folder as a value: what it says, what is wrong with it, and that one place knows what it is."""
+
+import json
+import re
+
+import pytest
+from helpers import runs
+from peft import LoraConfig, get_peft_model
+
+from qwen_vl.adapters import adapter as adapters
+from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.checkpoint import folder as folders
+from qwen_vl.checkpoint import loading
+from qwen_vl.export.merge import merge
+
+
+@pytest.fixture
+def adapter_dir(make_checkpoint, tmp_path):
+    """The folder of a new adapter, as a training leaves it."""
+    config = LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = tmp_path / "adapter"
+    get_peft_model(loading.load_model(make_checkpoint()), config).save_pretrained(folder)
+    record = {"name": str(make_checkpoint()), "fingerprint": loading.fingerprint(make_checkpoint())}
+    (folder / "base.json").write_text(json.dumps(record | {"quantization": "nf4"}))
+    return folder
+
+
+def test_an_opened_adapter_says_what_it_is(adapter_dir, make_checkpoint):
+    adapter = Adapter.open(adapter_dir)
+    assert Adapter.open(adapter) is adapter and Adapter.open(str(adapter_dir)) == adapter
+    assert adapter.config.r == 4 and adapter.start is False and adapter.quantization == "nf4"
+    assert str(adapter.find_base()) == str(make_checkpoint())
+    assert {shape[0] for name, shape in adapter.shapes().items() if "lora_A" in name} == {4}
+    assert adapter.load_tokenizer(make_checkpoint()).vocab_size == loading.load_tokenizer(make_checkpoint()).vocab_size
+    (adapter_dir / "base.json").unlink()
+    alone = Adapter.open(adapter_dir)
+    assert alone.base is None and alone.quantization is None
+    with pytest.raises(ValueError, match="--trust_base"):
+        alone.find_base(make_checkpoint())
+    assert str(alone.find_base(make_checkpoint(), trust=True)) == str(make_checkpoint())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "adapter_config.json: not JSON"), ("[]", "not an object"), ('{"peft_type": "NO"}', "describes no adapter")],
+)
+def test_damaged_settings_are_one_clear_error(adapter_dir, content, said):
+    (adapter_dir / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=said) as refused:
+        Adapter.open(adapter_dir)
+    assert str(adapter_dir) in str(refused.value)
+
+
+def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
+    """The base, the adapter and the merged model; what is open is passed on."""
+    opened = []
+    really_open, really_read = folders.Weights, loading.read_json
+    monkeypatch.setattr(folders, "Weights", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest))
+
+    def read_json(path, name, *rest):
+        if name in (adapters.CONFIG_FILE, adapters.BASE_FILE):
+            opened.append(f"{path}/{name}")
+        return really_read(path, name, *rest)
+
+    monkeypatch.setattr(loading, "read_json", read_json)
+    base = Adapter.open(adapter_dir).base["name"]
+    record = json.loads((adapter_dir / "base.json").read_text())
+    (adapter_dir / "base.json").write_text(json.dumps(record | {"quantization": None}))
+    opened.clear()
+    merge(adapter_dir, output_dir=tmp_path / "merged")
+    wanted = [f"{adapter_dir}/{adapters.CONFIG_FILE}", f"{adapter_dir}/{adapters.BASE_FILE}"]
+    assert sorted(opened) == sorted([*wanted, base, str(tmp_path / ".merged.partial")])
+
+
+# The first two lie below adapters; the others handle the files of any run.
+SPELL_THEM_TOO = {"checkpoint/loading.py", "checkpoint/folder.py", "training/final_model.py"}
+SPELL_THEM_TOO |= {"training/resume/settings.py", "training/resume/checkpoints.py"}
+
+
+def test_one_place_knows_the_files_of_an_adapter():
+    package, names = runs.ROOT / "qwen_vl", (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE, adapters.BASE_FILE)
+    wrong, checked = [], 0
+    for path in sorted(package.rglob("*.py")):
+        place, text = path.relative_to(package).as_posix(), path.read_text(encoding="utf-8")
+        spelled = [name for name in names if re.search(rf'"[^"\n]*\b{re.escape(name)}"', text)]
+        checked += bool(spelled)
+        if spelled and place not in SPELL_THEM_TOO | {"adapters/adapter.py"}:
+            wrong.append(f"{place} spells {', '.join(spelled)}")
+    assert checked and not wrong, "\n".join(wrong)
