@@ -1,10 +1,10 @@
 # shellcheck shell=sh
-# The part that the launchers share; each sources it, then calls `start` with its own flags and "$@". This part reads
-# MODEL, DATA and OUTPUT from the environment or from -m -d -o, finds Python and the devices, and leaves in "$@" the
-# flags of finetune.py: the recipe of Qwen-VL first, then what the caller gave. Of a flag that is there twice
-# finetune.py takes the last, so the caller wins. `start` runs one process, or one for each device.
-# Expects from the launcher: WHAT (a line of help), OUTPUT_DEFAULT, and PROCESSES: "one" or "many"; it may also set
-# MODEL_DEFAULT, and PRECISION_DEFAULT, what a GPU computes in. Sets ROOT, PYTHON.
+# Shared by the launchers: each sources this file, then calls `start` with its own flags and "$@". This file reads MODEL,
+# DATA and OUTPUT from the environment or from -m -d -o, and finds Python and the devices. It leaves the flags of
+# finetune.py in "$@": first the recipe of Qwen-VL, then the caller's flags. finetune.py takes the last of repeated flags,
+# so the caller's win. `start` runs one process, or one per device.
+# The launcher sets WHAT (a line of help), OUTPUT_DEFAULT, and PROCESSES: "one" or "many". Optional: MODEL_DEFAULT, and
+# PRECISION_DEFAULT, the precision on a GPU. Sets ROOT and PYTHON.
 
 MODEL_DEFAULT=${MODEL_DEFAULT:-Qwen/Qwen-VL-Chat}
 PRECISION_DEFAULT=${PRECISION_DEFAULT:-bf16}
@@ -21,26 +21,26 @@ sh $0 -d DATA [-m MODEL] [-o OUTPUT] [--flag value ..]
   -o, --output  OUTPUT   folder for the result (default: $OUTPUT_DEFAULT)
   -h, --help             this text
 
-MODEL, DATA and OUTPUT are also read from the environment, and PYTHON: the Python to use (default: the one of .venv,
-else python3). Everything else goes to finetune.py and wins over the launcher's own flags, for instance
---num_train_epochs 1; \`python finetune.py --help\` lists all of them. Relative paths are seen from where you stand.
+The environment may also set MODEL, DATA, OUTPUT, and PYTHON, the Python to use (default: the one in .venv, else python3).
+All other flags go to finetune.py and override the launcher's own, for instance --num_train_epochs 1;
+\`python finetune.py --help\` lists them. Relative paths start at the current folder.
 END
     [ "$PROCESSES" = one ] || cat <<END
 
-From the environment also: NPROC, processes on this machine (default: one for each GPU; 2 without a GPU or with
---use_cpu True), MAX_RESTARTS, how often all of them start again when one has died (default: 0), and SHUTDOWN_TIMEOUT,
-seconds that they have to write a checkpoint when they are told to stop (default: 600). On several machines give each the
-same command, with NNODES (how many machines, of as many processes each), NODE_RANK (0 to NNODES - 1), MASTER_ADDR
+The environment may also set NPROC, the number of processes on this machine (default: one per GPU; 2 without a GPU or with
+--use_cpu True), MAX_RESTARTS, how often all of them are restarted after one has died (default: 0), and SHUTDOWN_TIMEOUT,
+the seconds for writing a checkpoint after a signal to stop (default: 600). On several machines, run the same command on
+each, with NNODES (number of machines, all with the same number of processes), NODE_RANK (0 to NNODES - 1), MASTER_ADDR
 (address of machine 0) and MASTER_PORT (default: 29500).
 END
 }
 
 bad_usage() {
-    echo "${0##*/}: $1; -h shows how to call it" >&2
+    echo "${0##*/}: $1; see -h for usage" >&2
     exit 2
 }
 
-# One turn over all arguments: ours are taken out, the others move to the end in their order.
+# Go through all arguments once: remove our own, and move the others to the end in their order.
 left=$#
 device=gpu
 while [ "$left" -gt 0 ]; do
@@ -113,7 +113,7 @@ set -- \
     --logging_steps 1 \
     "$@"
 
-# start FLAGS ..: finetune.py with these flags takes the place of this process.
+# start FLAGS ..: replace this process by finetune.py with these flags.
 start() {
     [ "$PROCESSES" = many ] || exec "$PYTHON" "$ROOT/finetune.py" "$@"
     if [ "$device" = cpu ]; then : "${NPROC:=2}"; else : "${NPROC:=$gpus}"; fi
@@ -129,7 +129,7 @@ start() {
         set -- --nnodes "$NNODES" --rdzv_backend machines --rdzv_endpoint "$MASTER_ADDR:${MASTER_PORT:-29500}" \
             --rdzv_conf "rank=$NODE_RANK" --rdzv_id qwen-vl "$ROOT/finetune.py" "$@"
     fi
-    # A process that is told to stop gets the time to write a checkpoint.
+    # The timeout gives a stopped process time to write a checkpoint.
     exec "$PYTHON" "$ROOT/scripts/torchrun.py" --nproc_per_node "$NPROC" --max_restarts "${MAX_RESTARTS:-0}" \
         --shutdown_timeout "${SHUTDOWN_TIMEOUT:-600}" "$@"
 }

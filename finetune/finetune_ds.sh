@@ -1,9 +1,9 @@
 #!/bin/sh
-# Full fine-tuning on several GPUs, or CPU processes, with DeepSpeed ZeRO-3. -h shows how to call it.
+# Full fine-tuning on several GPUs or in several CPU processes, with DeepSpeed ZeRO-3. See -h for usage.
 set -eu
 
 # shellcheck disable=SC2034 # read by common.sh
-WHAT="Full fine-tuning with DeepSpeed ZeRO-3, on several GPUs or machines: everything trains but the vision tower, of which only the resampler does."
+WHAT="Full fine-tuning with DeepSpeed ZeRO-3, on several GPUs or machines: trains everything but the vision tower; of the tower, only the resampler trains."
 # shellcheck disable=SC2034
 OUTPUT_DEFAULT=output/full
 # shellcheck disable=SC2034

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Q-LoRA fine-tuning on several GPUs, or CPU processes, with DeepSpeed ZeRO-2. -h shows how to call it.
+# Q-LoRA fine-tuning on several GPUs or in several CPU processes, with DeepSpeed ZeRO-2. See -h for usage.
 set -eu
 
 # shellcheck disable=SC2034 # read by common.sh
-WHAT="Q-LoRA fine-tuning with DeepSpeed ZeRO-2, on several GPUs or machines: adapters train on an Int4 checkpoint, or on a float one that is quantized while it loads (nf4). A GPU computes in fp16; --fp16 False --bf16 True changes that."
+WHAT="Q-LoRA fine-tuning with DeepSpeed ZeRO-2, on several GPUs or machines: trains adapters on an Int4 checkpoint, or on a float one that is quantized to nf4 during loading. GPUs compute in fp16, or in bf16 with --fp16 False --bf16 True."
 # shellcheck disable=SC2034
 OUTPUT_DEFAULT=output/qlora
 # shellcheck disable=SC2034

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Full fine-tuning in one process: on one GPU in bf16, on the CPU in fp32 where there is none. -h shows how to call it.
+# Full fine-tuning in one process: on one GPU in bf16, or on the CPU in fp32. See -h for usage.
 set -eu
 
 # shellcheck disable=SC2034 # read by common.sh
-WHAT="Full fine-tuning: everything trains but the vision tower, of which only the resampler does."
+WHAT="Full fine-tuning: trains everything but the vision tower; of the tower, only the resampler trains."
 # shellcheck disable=SC2034
 OUTPUT_DEFAULT=output/full
 # shellcheck disable=SC2034

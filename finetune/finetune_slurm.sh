@@ -1,7 +1,7 @@
 #!/bin/sh
-# Slurm: sbatch finetune/finetune_slurm.sh -m MODEL -d DATA -o OUTPUT [--flag value ..]      one task a machine, which
-# starts one process for each of its GPUs. Adapt the lines below; what sbatch is given beside them wins, for instance
-# `sbatch --nodes 4 --partition long finetune/finetune_slurm.sh ..`. LAUNCHER chooses what runs (default: finetune_ds.sh).
+# Slurm: sbatch finetune/finetune_slurm.sh -m MODEL -d DATA -o OUTPUT [--flag value ..]
+# Each machine gets one task, which starts one process per GPU. Adapt the lines below; options of sbatch override them, as in
+# `sbatch --nodes 4 --partition long finetune/finetune_slurm.sh ..`. LAUNCHER selects the launcher (default: finetune_ds.sh).
 #SBATCH --job-name=qwen-vl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -13,7 +13,7 @@
 #SBATCH --requeue
 set -eu
 
-# Slurm runs a copy of this file, so it is told where the repository is: the folder that sbatch was called in.
+# Slurm runs a copy of this file, so the repository is taken from the folder in which sbatch was called.
 ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-.}}
 launcher=$ROOT/finetune/${LAUNCHER:-finetune_ds.sh}
 [ -f "$launcher" ] || {

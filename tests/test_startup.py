@@ -22,7 +22,7 @@ SET = {"GOMP_SPINCOUNT": startup.SPIN_COUNT}
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that makes this machine look like another: its build of torch, device files, environment, system."""
+    """Return a function that imitates another machine: its build of torch, device files, environment, system."""
 
     def pretend(build="2.13.0", files=(), platform="linux", **environment):
         monkeypatch.setattr(metadata, "version", lambda _: build)
@@ -143,7 +143,7 @@ def test_commands_say_nothing_of_other_libraries(make_checkpoint, make_int4_chec
 
 @pytest.fixture
 def levels(monkeypatch):
-    """The loggers that `quiet_libraries` sets, as a fresh process has them, and as they were afterwards."""
+    """Return the loggers that `quiet_libraries` sets, as a fresh process has them, and as they were afterwards."""
     names = (*startup.ERRORS_ONLY, *startup.UNWANTED_LINES)
     before = {name: (logging.getLogger(name).level, list(logging.getLogger(name).filters)) for name in names}
     for name in names:

@@ -27,7 +27,7 @@ class Warm:
         assert json.loads(self._process.stdout.readline()) == "ready"
 
     def run(self, argv, *, ranks=1, limit=120, **request):
-        """The exit code of each process; `said` then has what each wrote. Faults: {rank: fault}, see `warm.arm`."""
+        """Return the exit code of each process; `said` then has their output. Faults: {rank: fault}, see `warm.arm`."""
         request |= {"argv": argv, "ranks": ranks, "limit": limit, "log": str(self._log)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -42,7 +42,7 @@ class Warm:
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
-    """A Warm."""
+    """Return a Warm, closed at the end."""
     process = Warm(tmp_path_factory.mktemp("warm"))
     yield process
     process.close()
@@ -50,7 +50,7 @@ def warm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def survived():
-    """A Counter of the faults that runs of this session have survived, by kind; printed at the end."""
+    """Return a Counter of the faults that runs of this session have survived, by kind; printed at the end."""
     counts = Counter()
     yield counts
     if counts:

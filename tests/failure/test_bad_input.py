@@ -15,7 +15,7 @@ from qwen_vl.cli import run
 
 @pytest.fixture
 def fails(capsys):
-    """A function that runs training, expects exit code 1, and gives the message behind `error: `."""
+    """Return a function that runs training, expects exit code 1, and gives the message behind `error: `."""
 
     def failed_run(*args, **settings):
         with pytest.raises(SystemExit) as ended:
@@ -32,7 +32,7 @@ def fails(capsys):
 
 @contextmanager
 def full_disk(limit=100_000):
-    """No file may grow beyond `limit` bytes, which is how a quota or a full disk looks to a writer."""
+    """Let no file grow beyond `limit` bytes, which is how a quota or a full disk looks to a writer."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -109,7 +109,7 @@ def test_an_output_folder_that_cannot_be_written(make_checkpoint, tmp_path, fail
 
 
 def times(folder):
-    """When each file below a folder was last written, but for the log, which every run writes on."""
+    """Return when each file below a folder was last written, but for the log, which every run writes on."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "metrics.jsonl"}
 
 

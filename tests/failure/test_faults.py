@@ -19,7 +19,7 @@ SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_devi
 
 @pytest.fixture(scope="module")
 def two(make_checkpoint, tmp_path_factory):
-    """A function that gives the command of a run of two processes, whose result goes to FOLDER/NAME."""
+    """Return a function that gives the command of a run of two processes, whose result goes to FOLDER/NAME."""
     folder = tmp_path_factory.mktemp("two")
 
     def command(name, *flags, **settings):
@@ -30,14 +30,14 @@ def two(make_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(warm, two):
-    """The result of a run of two processes to which nothing happens."""
+    """Return the result of a run of two processes to which nothing happens."""
     argv, out = two("whole")
     assert warm.run(argv, ranks=2) == [0, 0], warm.said
     return out
 
 
 def finish(warm, argv, out, whole, **options):
-    """Give a command once more; the run must end as one to which nothing happened."""
+    """Run a command once more; the run must end like one to which nothing happened."""
     assert warm.run(argv, ranks=2, **options) == [0, 0], warm.said
     assert runs.losses(out) == pytest.approx(runs.losses(whole), rel=1e-5)
     assert runs.largest_difference(runs.weights(out), runs.weights(whole)) < 1e-5
@@ -74,7 +74,7 @@ def test_a_late_process_is_waited_for(warm, two, whole, survived):
 
 
 def trained_on(folder):
-    """The ids of all samples that a run has trained on, as often as it has."""
+    """Return the ids of all samples that a run has trained on, as often as it has."""
     lines = [line for file in folder.glob("ids.*") for line in file.read_text().splitlines()]
     return Counter(name for line in lines for name in json.loads(line))
 
@@ -162,7 +162,7 @@ def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint(warm, two, whole, sur
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts a file system of so many KiB, or makes it so large; skipped where that is not allowed."""
+    """Return a function that mounts a file system of so many KiB, or resizes it; skip if that is not allowed."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(warm, make_checkpoint, small_di
 
 @pytest.fixture
 def two_machines():
-    """Two network namespaces that a cable joins: {"names": [..], "cut": function}; skipped where none can be made."""
+    """Return two joined network namespaces, {"names": [..], "cut": function}; skip if none can be made."""
     tag = f"qv{os.getpid() % 10000}"
     names, ends = [f"{tag}a", f"{tag}b"], [f"{tag}x", f"{tag}y"]
 

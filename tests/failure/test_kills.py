@@ -54,7 +54,7 @@ class Trials:
         return self.warm.run(self.command(name), ranks=self.ranks, distributed=self.ranks > 1, **faults)
 
     def survive(self, seed):
-        """Kill a run at a random place once or twice, run it to its end, compare it; what was done to it."""
+        """Kill a run at a random place once or twice, run it to its end, compare it; return the kills."""
         chance, name, done = random.Random(seed), f"killed-{seed}", []
         for _ in range(chance.choice([1, 1, 2])):
             rank = chance.randrange(self.ranks)

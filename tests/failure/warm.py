@@ -81,7 +81,7 @@ def write_ids(file):
 
 
 def arm(fault, output_dir):
-    """What shall happen to this process.
+    """Arm this process with a fault.
 
     {"event": number}: see `count_events`. {"step": n, "after": seconds}: kill -9 that long after a step has begun.
     {"step": n, "do": SIGNAL} or {"step": n, "sleep": seconds, "touch": file}: before a step. {"late": seconds}.
@@ -115,7 +115,7 @@ def arm(fault, output_dir):
 
 
 def child(request, rank, port):
-    """Be one process of a run; ends with its exit code."""
+    """Run as one process of a run; ends with its exit code."""
     output = os.open(f"{request['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -146,7 +146,7 @@ def child(request, rank, port):
 
 
 def serve(request):
-    """The exit codes of the processes of a run, negative for a signal; when one has died, the others are killed.
+    """Return the exit codes of the processes of a run, negative for a signal; when one has died, the others are killed.
 
     "patience": seconds that the others get to end by themselves. "limit": seconds for all of it.
     """

@@ -35,7 +35,7 @@ QUANTIZATION_CONFIG = {  # key by key that of the published checkpoint, but for 
 
 
 def pack(codes, zeros, scales, g_idx):
-    """{"qweight", "qzeros", "scales", "g_idx"} of int codes [in, out], zero points [groups, out], and the others."""
+    """Return {"qweight", "qzeros", "scales", "g_idx"} of int codes [in, out], zeros [groups, out], and the rest."""
     shifts = 4 * torch.arange(CODES_PER_WORD)
     by_word = codes.long().unflatten(0, (-1, CODES_PER_WORD)) << shifts[:, None]  # [in / 8, 8, out]
     zero_words = (zeros.long() - 1).unflatten(1, (-1, CODES_PER_WORD)) << shifts  # [groups, out / 8, 8]
@@ -48,17 +48,17 @@ def pack(codes, zeros, scales, g_idx):
 
 
 def as_int32(words):
-    """Unsigned 32-bit numbers in int64 as the int32 tensor with the same bits."""
+    """Return unsigned 32-bit numbers in int64 as the int32 tensor with the same bits."""
     return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
 def dequantized(codes, zeros, scales, g_idx):
-    """The weight [out, in] in float32 that the packed tensors stand for."""
+    """Return the weight [out, in] in float32 that the packed tensors stand for."""
     return (scales.half().float()[g_idx] * (codes - zeros[g_idx]).float()).T
 
 
 def rounded(weight, group_size=GROUP_SIZE):
-    """(codes [in, out], zeros and scales [groups, out], g_idx [in]) of a weight [out, in]: symmetric, no GPTQ."""
+    """Return (codes [in, out], zeros and scales [groups, out], g_idx [in]) of a weight [out, in], without GPTQ."""
     grouped = weight.float().T.unflatten(0, (-1, group_size))  # [groups, group, out]
     scales = (grouped.abs().amax(1) / 7).clamp(min=1e-6).half()
     codes = (grouped / scales.float()[:, None]).round().clamp(-8, 7) + 8
@@ -67,7 +67,7 @@ def rounded(weight, group_size=GROUP_SIZE):
 
 
 def write_int4_checkpoint(source, target, group_size=GROUP_SIZE):
-    """`target`: the checkpoint `source` with decoder linears in Int4, zero biases where it has none, the rest fp16."""
+    """Write the checkpoint `source` to `target`: decoder linears in Int4, zeros for absent biases, the rest in fp16."""
     target = Path(shutil.copytree(source, target, dirs_exist_ok=True))
     tensors = {}
     for name, tensor in load_file(target / "model.safetensors").items():

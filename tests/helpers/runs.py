@@ -44,7 +44,7 @@ def script(name):
 
 
 def write_data(folder, samples=TEXTS):
-    """Path of a data file with one exchange for each (picture or None, question, answer)."""
+    """Return path of a data file with one exchange for each (picture or None, question, answer)."""
     records = []
     for index, (picture, question, answer) in enumerate(samples):
         picture = f"Picture 1: <img>{picture}</img>\n" if picture else ""
@@ -56,7 +56,7 @@ def write_data(folder, samples=TEXTS):
 
 
 def command(model, output_dir, *flags, **settings):
-    """The command line of a run: 4 steps of 2 samples unless the settings say otherwise."""
+    """Return the command line of a run: 4 steps of 2 samples unless the settings say otherwise."""
     output_dir = Path(output_dir)
     defaults = {
         "model_name_or_path": model,
@@ -75,7 +75,7 @@ def command(model, output_dir, *flags, **settings):
 
 
 def run(argv):
-    """The output folder after a run of finetune.main with these arguments."""
+    """Return the output folder after a run of finetune.main with these arguments."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model only waits for others
     try:
@@ -86,18 +86,18 @@ def run(argv):
 
 
 def train(model, output_dir, *flags, **settings):
-    """The output folder after a run of finetune.main with the `command` of these arguments."""
+    """Return the output folder after a run of finetune.main with the `command` of these arguments."""
     return run(command(model, output_dir, *flags, **settings))
 
 
 def losses(output_dir, key="loss"):
-    """The logged training losses of a run, step by step, or the values of another key of its log."""
+    """Return the logged training losses of a run, step by step, or the values of another key of its log."""
     history = json.loads((Path(output_dir) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [entry[key] for entry in history if key in entry]
 
 
 def evaluate(folder, data, *, base=None):
-    """The mean loss over all targets of a data file, of a saved model or, with `base`, of an adapter."""
+    """Return the mean loss over all targets of a data file, of a saved model or, with `base`, of an adapter."""
     model = loading.load_model(base or folder).eval()
     model = build.load_adapters(model, folder) if base else model
     tokenizer = loading.load_tokenizer(base or folder)
@@ -112,7 +112,7 @@ def evaluate(folder, data, *, base=None):
 
 
 def weights(folder):
-    """All tensors that a model or adapter folder holds, by name."""
+    """Return all tensors that a model or adapter folder holds, by name."""
     tensors = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= load_file(file)
@@ -121,23 +121,23 @@ def weights(folder):
 
 
 def largest_difference(first, second):
-    """Largest absolute difference between two sets of tensors with the same names."""
+    """Return largest absolute difference between two sets of tensors with the same names."""
     assert first.keys() == second.keys()
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
 
 
 def equal(first, second):
-    """Whether two sets of tensors are the same, bit for bit."""
+    """Return whether two sets of tensors are the same, bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def noise(said):
-    """The lines of what a process said that are of imported libraries and concern no user."""
+    """Return the lines of what a process said that are of imported libraries and concern no user."""
     return [line for line in said.splitlines() if NOISE.search(line)]
 
 
 def python_elsewhere(folder, *words):
-    """The finished process of `python WORDS` in a folder, where this project is not installed; it has to succeed."""
+    """Return the finished process of `python WORDS` in a folder without this project; it has to succeed."""
     # -S, and one path instead: the libraries, but no editable installation of this project.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
     site = {"PYTHONPATH": str(Path(torch.__file__).parents[1])}

@@ -17,7 +17,7 @@ class Screen:
 
 @contextmanager
 def on_terminal(**variables):
-    """Within this block stderr is a terminal of 120 columns. Yields its Screen. variables: of the environment."""
+    """Make stderr a terminal of 120 columns within this block. Yield its Screen. variables: of the environment."""
     main, other = pty.openpty()
     screen, received = Screen(), bytearray()
 

@@ -35,7 +35,7 @@ KINDS = {
 
 
 def gradients(model, batches):
-    """Loss over all targets of the batches together, and the gradient of every parameter that has one."""
+    """Return loss over all targets of the batches together, and the gradient of every parameter that has one."""
     model.zero_grad()
     total = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
     loss = 0.0
