@@ -5,6 +5,7 @@ from peft import PeftModel
 
 from qwen_vl.adapters import bases
 from qwen_vl.checkpoint import loading, quantization
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.evaluation import probe_prompts
 from qwen_vl.families import v1 as family
 
@@ -26,7 +27,7 @@ def logits_in_training(adapter_dir, trained_on, onto, questions, dtype):
     kind = (bases.recorded_base(adapter_dir) or {}).get("quantization")
     if onto:
         return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter_dir=adapter_dir)
-    if kind in (None, "gptq") or quantization.kind_of(loading.load_config(trained_on)):
+    if kind in (None, "gptq") or ModelFolder.open(trained_on).quantization:
         return None
     quantization.quiet_gptqmodel()
     model = loading.load_model(trained_on, dtype=dtype, quantization=kind)

@@ -127,22 +127,23 @@ def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_d
 
 def open_in_memory(path, dtype, device):
     """(model, tokenizer, whether it is quantised) of a checkpoint or an adapter folder."""
-    if bases.is_adapter(path):
+    folder = ModelFolder.open(path)
+    if folder.is_adapter:
         model, tokenizer = attach.load_adapted(path, dtype=dtype)
     else:
-        model, tokenizer = loading.load_model(path, dtype=dtype), loading.load_tokenizer(path)
+        model, tokenizer = loading.load_model(path, dtype=dtype), folder.tokenizer
     is_quantized = bool(model.config.to_dict().get("quantization_config"))
     return (model if is_quantized else model.to(device)), tokenizer, is_quantized
 
 
 def open_on_disk(path, dtype, device):
     """The same of a model that stays on disk."""
-    base = bases.find_base(path) if bases.is_adapter(path) else path
+    folder = ModelFolder.open(path)
+    base = ModelFolder.open(bases.find_base(path)) if folder.is_adapter else folder
     disk = DiskModel(base)
-    tokenizer = bases.load_tokenizer(path, base, disk.model.config)
-    disk.model.generation_config = bases.generation_of(base, disk.model)
+    tokenizer = bases.load_tokenizer(path, base, base.config)
     dtype = disk.weights.dtype(family.HEAD_WEIGHT) if dtype == "auto" else dtype
-    if base != path:
+    if folder.is_adapter:
         on_disk.adapt(disk, path, dtype=dtype)
     return disk.stream(dtype=dtype, device=device), tokenizer, disk.weights.is_quantized
 
