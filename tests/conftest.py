@@ -5,7 +5,6 @@ import os
 import sys
 from functools import cache
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -54,25 +53,19 @@ def published_vocab():
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory, published_vocab):
+def make_checkpoint(tmp_path_factory):
     """Return a function `make_checkpoint(chat_format="chatml") -> Path` that makes a tiny random Qwen-VL folder.
 
     0.3 M parameters, 64-pixel pictures of 16 vectors, the first 1000 ranks of the published vocabulary. The folder is
     built once a session for each chat format ("raw": a base model), so tests must not write into it.
     """
-    from transformers import GenerationConfig
-
     from qwen_vl.checkpoint import random_model
-    from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
+    from qwen_vl.model import QWenConfig
 
     @cache
     def build(chat_format):
         folder = tmp_path_factory.mktemp(f"tiny-{chat_format}")
-        ranks = folder / "ranks"
-        with open(published_vocab, "rb") as published:
-            ranks.write_bytes(b"".join(islice(published, 1000)))
-        tokenizer = QWenTokenizer(ranks, image_span_tokens=16, model_max_length=512)
-        ranks.unlink()
+        tokenizer = random_model.cut_tokenizer(1000, image_span_tokens=16, model_max_length=512)
         visual = {"heads": 2, "image_size": 64, "image_start_id": tokenizer.img_start_id, "layers": 2, "width": 32}
         config = QWenConfig(
             vocab_size=len(tokenizer) + 3,  # rows beyond the tokenizer's ids, as in the published checkpoints
@@ -85,20 +78,8 @@ def make_checkpoint(tmp_path_factory, published_vocab):
             max_position_embeddings=1024,
             visual={**visual, "mlp_ratio": 2.0, "output_dim": 64, "patch_size": 8, "n_queries": 16},
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = QWenLMHeadModel(config)
-        random_model.weaken_plain_patches(model.transformer.visual.conv1.weight)
-        model.generation_config = GenerationConfig(
-            chat_format=chat_format,
-            eos_token_id=tokenizer.eod_id,
-            pad_token_id=tokenizer.eod_id,
-            max_new_tokens=32,
-            max_window_size=400,
-            do_sample=True,
-            top_k=0,
-            top_p=0.3,
-        )
+        settings = {"max_new_tokens": 32, "max_window_size": 400, "do_sample": True, "top_k": 0, "top_p": 0.3}
+        model = random_model.build_model(config, tokenizer, seed=0, chat_format=chat_format, **settings)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder

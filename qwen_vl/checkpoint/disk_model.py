@@ -1,10 +1,12 @@
-"""A model whose weights stay on disk: each block is read when it is run and dropped after it.
+"""A model whose weights stay on disk: each block is read when it runs and dropped after it.
 
-So a forward pass, a merge or a quantisation needs the memory of about one block, whatever the model's size.
+So a forward pass, a merge or a quantization needs the memory of about one block, whatever the model's size.
 """
 
 import copy
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,13 +40,13 @@ def build(folder: ModelFolder) -> QWenLMHeadModel:
     return model
 
 
-def placeholder(shape):
-    """A parameter of any shape that takes four bytes. Not on the meta device, where PEFT would lose its adapters."""
+def placeholder(shape: Sequence[int]) -> nn.Parameter:
+    """Return a parameter of four bytes of any shape; not on the meta device, where PEFT would lose its adapters."""
     return nn.Parameter(torch.zeros(1).expand(shape), requires_grad=False)
 
 
-def is_placeholder(tensor):
-    """Whether a parameter was never given a value."""
+def is_placeholder(tensor: torch.Tensor) -> bool:
+    """Return whether a parameter was never given a value."""
     return tensor.untyped_storage().nbytes() < tensor.nbytes
 
 
@@ -62,7 +64,7 @@ class DiskModel:
         # Kept from before adapters are wrapped around: {name: (module, leaf)} and {block: module}.
         split = {name: name.rpartition(".")[::2] for name, _ in self.model.named_parameters()}
         self.places = {name: (modules[owner], leaf) for name, (owner, leaf) in split.items()}
-        self.blocks = {}
+        self.blocks: dict[str | None, list[str]] = {}
         for name in self.places:
             self.blocks.setdefault(family.block_of(name), []).append(name)
         # The module whose run reads a block, None where nothing runs it; `adapters.on_disk` puts others in their place.
@@ -70,31 +72,31 @@ class DiskModel:
             block: modules[block.removesuffix(".")] for block in self.blocks if block
         }
 
-    def shapes(self):
-        """{name: shape} of all weights."""
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return {name: shape} of all weights."""
         return {name: module._parameters[leaf].shape for name, (module, leaf) in self.places.items()}
 
-    def current(self, name):
-        """The value of a weight that no longer is a placeholder, else None."""
+    def current(self, name: str) -> torch.Tensor | None:
+        """Return the value of a weight that no longer is a placeholder, else None."""
         module, leaf = self.places[name]
         return None if is_placeholder(module._parameters[leaf]) else module._parameters[leaf].data
 
-    def fill(self, names, *, dtype, device="cpu"):
-        """Read those of `names` that are placeholders; returns their names, for `empty`."""
+    def fill(self, names: Iterable[str], *, dtype: torch.dtype, device: str | torch.device = "cpu") -> list[str]:
+        """Read those of `names` that are placeholders; return their names, for `empty`."""
         filled = [name for name in names if self.current(name) is None]
         for name in filled:
             module, leaf = self.places[name]
             module._parameters[leaf] = nn.Parameter(self.weights.read(name).to(device, dtype), requires_grad=False)
         return filled
 
-    def empty(self, names):
+    def empty(self, names: Iterable[str]) -> None:
         """Make weights placeholders again."""
         for name in names:
             module, leaf = self.places[name]
             module._parameters[leaf] = placeholder(module._parameters[leaf].shape)
 
-    def stream(self, *, dtype, device="cpu"):
-        """Read from now on the weights of a block when it runs, and what is in no block now; returns the model.
+    def stream(self, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> nn.Module:
+        """Read the weights outside of blocks now, and those of a block whenever it runs; return the model.
 
         A tensor that is stored in `dtype` is used where it is mapped.
         """
@@ -104,11 +106,13 @@ class DiskModel:
                 self._read_when_run(module, self.blocks[block], dtype, device)
         return self.model
 
-    def _read_when_run(self, module, names, dtype, device):
-        held = []
+    def _read_when_run(
+        self, module: nn.Module, names: list[str], dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        held: list[str] = []
         module.register_forward_pre_hook(lambda *_: held.extend(self.fill(names, dtype=dtype, device=device)))
 
-        def drop(*_):
+        def drop(*_: Any) -> None:
             self.empty(held)
             held.clear()
 

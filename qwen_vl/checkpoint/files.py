@@ -71,8 +71,8 @@ def find_file(path: Folder, name: str, cache_dir: str | None = None) -> str | No
     Raise FileNotFoundError if there is no such folder.
     """
     if os.path.isdir(path):
-        file = Path(path) / name
-        return str(file) if file.is_file() else None
+        local = Path(path) / name
+        return str(local) if local.is_file() else None
     if os.path.exists(path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"{path}: no such checkpoint folder; give a folder or a hub name such as Qwen/Qwen-VL-Chat"

@@ -45,7 +45,7 @@ def load_config(path: Folder, cache_dir: str | None = None) -> QWenConfig:
     if settings is None:
         refuse_adapter(path)
         raise FileNotFoundError(f"{path}: has no config.json; give the folder of a Qwen-VL checkpoint")
-    family.check_family(path, settings)
+    family.check_family(str(path), settings)
     try:
         config = QWenConfig.from_dict(settings)
     except (ValueError, TypeError) as error:
@@ -69,13 +69,13 @@ def load_tokenizer(
     if find_file(path, "qwen.tiktoken", cache_dir) is None:
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
     read_json(path, "tokenizer_config.json", cache_dir)  # a damaged one gets a clear error here
-    tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir)
+    tokenizer = QWenTokenizer.from_pretrained(os.fspath(path), cache_dir=cache_dir)
     if extra_tokens:
         names = [*tokenizer.extra_tokens, *extra_tokens]
-        tokenizer = QWenTokenizer.from_pretrained(path, cache_dir=cache_dir, extra_tokens=names)
+        tokenizer = QWenTokenizer.from_pretrained(os.fspath(path), cache_dir=cache_dir, extra_tokens=names)
     for leftover in ("is_local", "local_files_only"):  # of this call, which saving would write into the checkpoint
         tokenizer.init_kwargs.pop(leftover, None)
-    family.check_tokenizer(path, tokenizer, config)
+    family.check_tokenizer(str(path), tokenizer, config)
     return tokenizer
 
 
@@ -109,7 +109,7 @@ def load_model(
     try:
         with reading_weights(path):
             model, report = QWenLMHeadModel.from_pretrained(
-                path,
+                os.fspath(path),
                 config=config,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
@@ -141,7 +141,7 @@ def skeleton(path: Folder, config: QWenConfig, cache_dir: str | None = None) -> 
 
 def compare_with_files(path: Folder, config: QWenConfig, cache_dir: str | None = None) -> fit.Misfit:
     """Return the Misfit of the files' names and shapes: with DeepSpeed ZeRO-3 `from_pretrained` reports hardly any."""
-    stored = {}
+    stored: dict[str, fit.Shape] = {}
     with reading_weights(path):
         for file in weight_files(path, cache_dir):
             stored |= {name: shape_of(tensor) for name, tensor in open_tensors(file)}
@@ -176,7 +176,7 @@ def fingerprint(path: Folder, cache_dir: str | None = None) -> str:
 
     It covers the name, dtype, shape and the first and last values of each tensor, not all bytes, so 19 GB take seconds.
     """
-    lines = []
+    lines: list[str] = []
     with reading_weights(path):
         for file in weight_files(path, cache_dir):
             lines.extend(f"{name} {tensor_digest(tensor)}" for name, tensor in open_tensors(file))

@@ -78,8 +78,8 @@ class Weights:
         from bitsandbytes import functional
 
         state = {other: entry.read() for other, entry in self._stored.items() if other.startswith(f"{name}.")}
-        state = functional.QuantState.from_dict(state, device=torch.device("cpu"))
-        return functional.dequantize_4bit(codes, state).float()
+        quant_state = functional.QuantState.from_dict(state, device=torch.device("cpu"))
+        return functional.dequantize_4bit(codes, quant_state).float()
 
 
 @dataclass(frozen=True)

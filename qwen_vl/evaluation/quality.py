@@ -1,11 +1,14 @@
 """What a change of weights costs: perplexity and greedy answers on held-out conversations, before and after."""
 
 import math
+import os
 from typing import NamedTuple
 
 import torch
 
 from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.dtypes import LoadedDtype
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
@@ -47,12 +50,23 @@ def perplexity(model, samples):
     return math.exp(total / count)
 
 
-def measure(model_path, data_path, *, image_folder=None, limit=None, dtype, device, max_new_tokens=64, batch_size=16):
-    """The Quality of a checkpoint on the conversations of a file; the model is gone afterwards."""
+def measure(
+    model_path: str | os.PathLike[str],
+    data_path: str | os.PathLike[str],
+    *,
+    image_folder: str | None = None,
+    limit: int | None = None,
+    dtype: LoadedDtype,
+    device: str | torch.device,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+) -> Quality:
+    """Return the Quality of a model folder on the conversations of a file; the model is gone afterwards."""
     model = loading.load_model(model_path, dtype=dtype, device=device).eval()
-    if not model.config.to_dict().get("quantization_config"):
+    folder = ModelFolder.open(model_path)
+    if folder.quantization is None:
         model = model.to(device)
-    tokenizer = loading.load_tokenizer(model_path)
+    tokenizer = folder.tokenizer
     options = {"image_folder": image_folder, "limit": limit}
     samples = samples_of(data_path, tokenizer, family.image_size(model.config), loss_on="answers", **options)
     records, folders = probe_prompts.load(data_path, **options)

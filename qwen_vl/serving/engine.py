@@ -1,24 +1,37 @@
 """A checkpoint, ready to answer."""
 
+import os
+
 import torch
 
-from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.adapters.attach import load_adapted
 from qwen_vl.checkpoint import loading, quantization
+from qwen_vl.checkpoint.dtypes import LoadedDtype
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenLMHeadModel
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 
-def load(path, *, device=None, dtype="auto", base=None, trust_base=False):
-    """(model, tokenizer) of a checkpoint folder, a hub name or an adapter folder, in evaluation mode on `device`.
+def load(
+    path: str | os.PathLike[str] | ModelFolder,
+    *,
+    device: str | None = None,
+    dtype: LoadedDtype | str = "auto",
+    base: str | None = None,
+    trust_base: bool = False,
+) -> tuple[QWenLMHeadModel, QWenTokenizer]:
+    """Return (model, tokenizer) of a model folder, hub name or adapter folder, in evaluation mode on `device`.
 
-    device: None takes the GPU where there is one. dtype: "auto" keeps the file's. base, trust_base: for an adapter
-    whose base has moved or was not recorded. Raises OSError and ValueError for what cannot be loaded or cannot chat.
+    device: None takes the accelerator if there is one. dtype: "auto" keeps the file's. base, trust_base: for an adapter
+    whose base has moved or was not recorded. Raise OSError or ValueError if it cannot be loaded or cannot chat.
     """
     device = usable_device(device)
-    if is_adapter(path):
+    folder = ModelFolder.open(path)
+    if folder.is_adapter:
         model, tokenizer = load_adapted(path, base=base, dtype=dtype, trust_base=trust_base, device=device)
     else:
-        tokenizer = loading.load_tokenizer(path)
+        tokenizer = folder.tokenizer
         model = loading.load_model(path, dtype=dtype, device=device, fast_kernels=True)
     settings = model.generation_config.to_dict()
     if not family.is_chat(settings, unmarked=True):
@@ -30,10 +43,10 @@ def load(path, *, device=None, dtype="auto", base=None, trust_base=False):
     return (model if is_placed else model.to(device)).eval(), tokenizer
 
 
-def usable_device(name=None):
-    """The torch.device called `name`, or the best one here; ValueError where torch cannot use it."""
+def usable_device(name: str | None = None) -> torch.device:
+    """Return the torch.device called `name`, or the best one here; raise ValueError if torch cannot use it."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

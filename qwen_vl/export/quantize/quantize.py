@@ -1,15 +1,16 @@
 """`qwen-vl quantize MODEL OUT`: a checkpoint whose decoder is stored in 4 bits; tower and head stay as they are."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import torch
 
-from qwen_vl.adapters import bases
-from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint import int4_layout, loading, quantization, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import DTYPES
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.export import card
 from qwen_vl.export.verify import verify
 from qwen_vl.families import v1 as family
@@ -41,17 +42,17 @@ def quantize_gptq(
     """
     output_dir = shard_writer.check_free(output_dir)
     quantization.check_packages("gptq")  # before hours of work that could not be checked
-    disk = open_float(path)
+    folder = open_float(path)
+    disk = DiskModel(folder)
     gptq_decoder.check_shapes(disk, group_size)
     options = {"group_size": group_size, "desc_act": desc_act, "damp": damp}
-    settings = {"model": loading.fingerprint(path), "calibration data": gptq_decoder.digest(samples), **options}
+    settings = {"model": folder.fingerprint, "calibration data": gptq_decoder.digest(samples), **options}
     work = gptq_decoder.open_work(output_dir.with_name(f".{output_dir.name}.layers"), settings)
-    tokenizer, stored = loading.load_tokenizer(path), disk.weights.dtype(family.HEAD_WEIGHT)
+    tokenizer, stored = folder.tokenizer, disk.weights.dtype(family.HEAD_WEIGHT)
     disk.stream(dtype=torch.float32, device=device)
     gptq_decoder.quantize_blocks(disk, samples, work, device=device, report=report, **options)
     with shard_writer.complete(output_dir) as staging:
-        model = DiskModel(path).model
-        model.generation_config = bases.generation_of(path, model)
+        model = DiskModel(folder).model
         model.config.quantization_config = quantization_config(**options)
         shard_writer.write_companions(staging, model, tokenizer, dtype=DTYPES[dtype])
         # Where readers of AutoGPTQ's time look for it.
@@ -59,7 +60,7 @@ def quantize_gptq(
         (staging / "quantize_config.json").write_text(text, encoding="utf-8")
         write_packed(disk, work, staging, DTYPES[dtype], max_shard_size=max_shard_size)
         computing = stored if stored == torch.float32 else DTYPES[dtype]  # exact where that costs no memory
-        differences = check_written(path, staging, tokenizer, stored, computing)
+        differences = check_written(folder, staging, stored, computing)
         verify.check(differences[0], computing, f"{output_dir}: what was written and what is loaded differ")
         said = f"Quantised to {int4_layout.BITS} bits by GPTQ on {len(samples)} conversations."
         write_card(staging, path, output_dir, differences, said, options)
@@ -67,14 +68,14 @@ def quantize_gptq(
     return differences
 
 
-def open_float(path):
-    """The DiskModel of a checkpoint; ValueError for an adapter and for what is quantised already."""
-    if is_adapter(path):
+def open_float(path: str | os.PathLike[str] | ModelFolder) -> ModelFolder:
+    """Return the opened folder of a float model; raise ValueError for an adapter or a quantized model."""
+    folder = ModelFolder.open(path)
+    if folder.is_adapter:
         raise ValueError(f"{path}: an adapter; merge it first (qwen-vl merge {path} MERGED), then quantise the result")
-    disk = DiskModel(path)
-    if disk.weights.is_quantized:
+    if folder.tensors.is_quantized:
         raise ValueError(f"{path}: is quantised already; give the float checkpoint")
-    return disk
+    return folder
 
 
 def quantization_config(*, group_size, desc_act, damp):
@@ -122,13 +123,15 @@ def write_packed(disk, work, folder, dtype, *, max_shard_size):
     shard_writer.write_weights(folder, outlines, read, max_shard_size=max_shard_size)
 
 
-def check_written(path, folder, tokenizer, stored, computing):
-    """(written as loaded against as unpacked, written against the model before): Differences on built-in prompts."""
-    prompt = [verify.picture_prompt(tokenizer, loading.load_config(path))]
-    unpacked = verify.logits_from_disk(folder, prompt, dtype=computing)
-    model = loading.load_model(folder, dtype=computing)
+def check_written(
+    source: ModelFolder, written: Path, stored: torch.dtype, computing: torch.dtype
+) -> tuple[verify.Difference, verify.Difference]:
+    """Return two Differences on built-in prompts: loaded against unpacked weights, and before against after."""
+    prompt = [verify.picture_prompt(source.tokenizer, source.config)]
+    unpacked = verify.logits_from_disk(written, prompt, dtype=computing)
+    model = loading.load_model(written, dtype=computing)
     loaded = [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in prompt]
-    before = verify.logits_from_disk(path, prompt, dtype=stored)
+    before = verify.logits_from_disk(source, prompt, dtype=stored)
     return verify.compare(unpacked, loaded), verify.compare(before, unpacked)
 
 
@@ -138,13 +141,13 @@ def quantize_nf4(path, output_dir, *, max_shard_size=shard_writer.SHARD_SIZE):
     As `quantize_gptq` has them. The model is quantised while it is loaded, so memory is that of the result.
     """
     output_dir = shard_writer.check_free(output_dir)
-    stored = open_float(path).weights.dtype(family.HEAD_WEIGHT)
-    tokenizer = loading.load_tokenizer(path)
+    folder = open_float(path)
+    stored, tokenizer = folder.tensors.dtype(family.HEAD_WEIGHT), folder.tokenizer
     model = loading.load_model(path, dtype=stored, quantization="nf4")
     with shard_writer.complete(output_dir) as staging:
         model.save_pretrained(staging, max_shard_size=max_shard_size)
         shard_writer.write_processor(staging, model, tokenizer)
-        differences = check_written(path, staging, tokenizer, stored, stored)
+        differences = check_written(folder, staging, stored, stored)
         # bitsandbytes computes in bfloat16 on a CPU that can.
         verify.check(differences[0], torch.bfloat16, f"{output_dir}: what was written and what is loaded differ")
         write_card(staging, path, output_dir, differences, "Quantised to bitsandbytes nf4 without calibration.")

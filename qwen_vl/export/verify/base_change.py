@@ -5,6 +5,7 @@ from peft import PeftModel
 
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.evaluation import probe_prompts
 from qwen_vl.families import v1 as family
 
@@ -27,7 +28,7 @@ def logits_in_training(adapter_dir, trained_on, onto, questions, dtype):
     kind = adapter.quantization
     if onto:
         return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter_dir=adapter)
-    if kind in (None, "gptq") or quantization.kind_of(loading.load_config(trained_on)):
+    if kind in (None, "gptq") or ModelFolder.open(trained_on).quantization:
         return None
     quantization.quiet_gptqmodel()
     model = loading.load_model(trained_on, dtype=dtype, quantization=kind)

@@ -128,22 +128,22 @@ def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_d
 
 def open_in_memory(path, dtype, device):
     """(model, tokenizer, whether it is quantised) of a checkpoint or an adapter folder."""
-    if is_adapter(path):
+    folder = ModelFolder.open(path)
+    if folder.is_adapter:
         model, tokenizer = attach.load_adapted(path, dtype=dtype)
     else:
-        model, tokenizer = loading.load_model(path, dtype=dtype), loading.load_tokenizer(path)
+        model, tokenizer = loading.load_model(path, dtype=dtype), folder.tokenizer
     is_quantized = bool(model.config.to_dict().get("quantization_config"))
     return (model if is_quantized else model.to(device)), tokenizer, is_quantized
 
 
 def open_on_disk(path, dtype, device):
     """The same of a model that stays on disk."""
-    adapter = Adapter.open(path) if is_adapter(path) else None
-    base = adapter.find_base() if adapter else path
+    folder = ModelFolder.open(path)
+    adapter = Adapter.open(path) if folder.is_adapter else None
+    base = adapter.find_base() if adapter else folder
     disk = DiskModel(base)
-    tokenizer = (
-        adapter.load_tokenizer(base, disk.model.config) if adapter else loading.load_tokenizer(path, disk.model.config)
-    )
+    tokenizer = adapter.load_tokenizer(base) if adapter else folder.tokenizer
     dtype = disk.weights.dtype(family.HEAD_WEIGHT) if dtype == "auto" else dtype
     if adapter:
         on_disk.adapt(disk, adapter, dtype=dtype)
