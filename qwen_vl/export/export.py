@@ -27,7 +27,7 @@ def export(
     if the weights of a checkpoint lie in parts. Return how far the logits of the written model are from the source's.
     Raise FileExistsError if `output_dir` holds anything, ValueError for quantized weights, OSError.
     """
-    output_dir = shard_writer.check_free(output_dir)
+    written = shard_writer.check_free(output_dir)
     folder = parts.open_folder(source)
     disk = DiskModel(folder)
     if disk.weights.is_quantized:
@@ -35,11 +35,11 @@ def export(
     dtypes = model_folder.dtypes_of(disk, dtype)
     computing, prompt = dtypes[family.HEAD_WEIGHT], [verify.picture_prompt(folder.tokenizer, folder.config)]
     before = verify.logits_from_disk(folder, prompt, dtype=computing)
-    with shard_writer.complete(output_dir) as staging:
+    with shard_writer.complete(written) as staging:
         model_folder.write(staging, disk, disk.model, folder.tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
         difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))
         verify.check(difference, computing, f"{output_dir}: exported and original model differ")
         said = f"The weights were written in {str(computing).removeprefix('torch.')}."
         record = card.extended(card.read(folder.path), said, **{"original against exported": str(difference)})
-        card.write(staging, record, title=output_dir.name, base={"name": str(source)})
+        card.write(staging, record, title=written.name, base={"name": str(source)})
     return difference

@@ -42,7 +42,7 @@ def merge(
     shard. The folder gets its name only after its logits were compared with those of base + adapter.
     Raise FileExistsError if `output_dir` holds anything, ValueError for another base or differing logits, OSError.
     """
-    output_dir = shard_writer.check_free(output_dir)
+    written = shard_writer.check_free(output_dir)
     adapter = Adapter.open(adapter)
     trained_on = adapter.find_base(base, trust=trust_base)
     target = target_of(adapter, trained_on, onto, dequantize)
@@ -57,7 +57,7 @@ def merge(
     trained = base_change.logits_in_training(adapter, trained_on, onto, questions, computing)
     on_disk.adapt(disk, adapter)
     family.mark_as_chat(model.generation_config)
-    with shard_writer.complete(output_dir) as staging:
+    with shard_writer.complete(written) as staging:
         model_folder.write(staging, disk, model, tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
         # The merged model answers both sets of prompts, opened once.
         after = verify.logits_from_disk(staging, prompt + (questions if trained else []), dtype=computing)
@@ -66,7 +66,7 @@ def merge(
         change = verify.compare(trained, after[1:]) if trained else None
         facts = step(trained_on, target, dequantize, difference, change)
         record = card.extended(card.read(adapter.folder), **facts)
-        card.write(staging, record, title=output_dir.name, base={"name": str(target)})
+        card.write(staging, record, title=written.name, base={"name": str(target)})
     return Merged(difference, change)
 
 

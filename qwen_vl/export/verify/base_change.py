@@ -31,7 +31,7 @@ def logits_in_training(adapter_dir, trained_on, onto, questions, dtype):
     if kind in (None, "gptq") or ModelFolder.open(trained_on).quantization:
         return None
     quantization.quiet_gptqmodel()
-    model = loading.load_model(trained_on, dtype=dtype, quantization=kind)
+    model = loading.load_model(str(trained_on), dtype=dtype, quantization=kind)
     model = PeftModel.from_pretrained(model, str(adapter.folder), torch_device="cpu")
     with torch.no_grad():
         return [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in questions]
