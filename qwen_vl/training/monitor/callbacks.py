@@ -98,7 +98,7 @@ class ProgressBar(TrainerCallback):
 
 def size_of(loader: DataLoader | None) -> int | None:
     """Return how many batches a data loader has, or None if it does not know."""
-    return len(loader) if has_length(loader) else None
+    return len(loader) if loader is not None and has_length(loader) else None
 
 
 class MetricsFile(TrainerCallback):

@@ -103,8 +103,8 @@ def thinned(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
     kept = []
     for _, group in groupby(places, key=lambda place: round(place[0])):
         column = list(group)
-        wanted = {0, len(column) - 1}
-        wanted |= {pick(range(len(column)), key=lambda n, column=column: column[n][1]) for pick in (min, max)}
+        heights = [y for _, y in column]
+        wanted = {0, len(column) - 1, heights.index(min(heights)), heights.index(max(heights))}
         kept += [column[n] for n in sorted(wanted)]
     return kept
 

@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -26,7 +26,7 @@ def measured_peak(
         matrix = torch.randn(size, size, generator=generator).to(device, dtype)
         out, until = matrix @ matrix, time.perf_counter() + seconds
         while True:
-            took = seconds_of(lambda m=matrix, o=out: torch.mm(m, m, out=o), device)
+            took = seconds_of(partial(torch.mm, matrix, matrix, out=out), device)
             best = max(best, 2 * size**3 / took)
             if time.perf_counter() > until:
                 break

@@ -75,9 +75,10 @@ def write(output_dir: str | Path, *, settings: Mapping[str, Any], trained: Seque
 
 def summary(entries: Entries) -> list[list[Any]]:
     """Return [[name, value], ..], the first lines of a report."""
+    lines: list[list[Any]] = [["finished", time.strftime("%Y-%m-%d %H:%M")]]
+    lines.append(["steps", max((entry["step"] for entry in entries), default=0)])
     steps = [entry for entry in entries if "loss" in entry]
     evaluations = [entry for entry in entries if "eval_loss" in entry]
-    lines = [["finished", time.strftime("%Y-%m-%d %H:%M")], ["steps", max((e["step"] for e in entries), default=0)]]
     if steps:
         first, last = steps[0], steps[-1]
         lines.append(["loss", f"{_loss(first['loss'])} at step {first['step']}, {_loss(last['loss'])} at the end"])

@@ -1,4 +1,4 @@
-"""Loggers and the hub: what keeps them from working is said before a run, and what fails in the middle does not end it.
+"""Loggers and the Hub: problems are reported before a run, and failures during the run do not end it.
 
 Loggers are transformers' callbacks for wandb, tensorboard and others (--report_to).
 """
@@ -6,12 +6,14 @@ Loggers are transformers' callbacks for wandb, tensorboard and others (--report_
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 logger = logging.getLogger(__name__)
@@ -19,10 +21,10 @@ logger = logging.getLogger(__name__)
 WITHOUT_LOGIN = ("offline", "disabled", "dryrun")  # values of WANDB_MODE
 
 
-def check(settings):
-    """A line for everything that keeps the loggers and the hub of the flags from working, as far as this machine knows.
+def check(settings: Any) -> list[str]:
+    """Return a line for each reason why the loggers and the Hub of the flags cannot work, judged on this machine.
 
-    Only the first of several processes talks to them, so the others find nothing.
+    Only rank 0 uses them, so other ranks check the names alone.
     """
     names = settings.report_to if settings.report_to != ["all"] else get_available_reporting_integrations()
     problems = [f"--report_to {name}: use none, tensorboard, wandb, or both" for name in names if not is_known(name)]
@@ -36,28 +38,28 @@ def check(settings):
     return problems + check_hub(settings)
 
 
-def is_known(name):
-    """Whether --report_to takes a name."""
+def is_known(name: str) -> bool:
+    """Return whether --report_to accepts a name."""
     return name in ("none", "all", *INTEGRATION_TO_CALLBACK)
 
 
-def unusable(name, logging_dir):
-    """Why the logger of a name cannot be used here, or None."""
+def unusable(name: str, logging_dir: str | None) -> str | None:
+    """Return why the logger of a name cannot be used here, or None."""
     if name == "none":
         return None
     if name == "wandb" and os.environ.get("WANDB_DISABLED", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "the environment variable WANDB_DISABLED forbids it; unset it, or leave wandb out"
     try:
         INTEGRATION_TO_CALLBACK[name]()
-    except Exception as error:  # of the library, each has its own
+    except Exception as error:  # each library has its own
         return one_line(error)
     if name == "wandb":
         return wandb_login()
     return blocked_folder(logging_dir) if name == "tensorboard" else None
 
 
-def wandb_login():
-    """Why wandb has no account to log to, or None; a terminal can still be asked for the key."""
+def wandb_login() -> str | None:
+    """Return why wandb has no account, or None; on a terminal, wandb can ask for the key."""
     mode, cure = os.environ.get("WANDB_MODE", "online"), "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
     if mode in WITHOUT_LOGIN or (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
@@ -68,15 +70,15 @@ def wandb_login():
         if wandb_setup.singleton().settings.mode in WITHOUT_LOGIN:  # by a settings file
             return None
         is_logged_in = wandb.login(prompt=False, verify=False)
-    except (AttributeError, TypeError):  # another release; what it says of the account comes when the training begins
+    except (AttributeError, TypeError):  # another release of wandb, which checks the account when training begins
         return None
     except Exception as error:
         return f"{one_line(error)}; {cure}"
     return None if is_logged_in else f"no account, and no terminal to ask for one; {cure}"
 
 
-def blocked_folder(folder):
-    """Why the folder of a log cannot be written, or None."""
+def blocked_folder(folder: str | None) -> str | None:
+    """Return why the folder of a log cannot be written, or None."""
     wanted = Path(folder or os.environ.get("TENSORBOARD_LOGGING_DIR") or ".").absolute()
     existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
@@ -85,8 +87,8 @@ def blocked_folder(folder):
     return f"{existing} {reason}; give another --logging_dir"
 
 
-def check_hub(settings):
-    """A line for everything that keeps --push_to_hub from working."""
+def check_hub(settings: Any) -> list[str]:
+    """Return a line for each reason why --push_to_hub cannot work."""
     if not settings.push_to_hub:
         return []
     if huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -96,26 +98,28 @@ def check_hub(settings):
     return []
 
 
-def one_line(error):
-    """What an error says, in one line."""
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 class GuardedLogger(TrainerCallback):
-    """A logger whose failure ends no training: at the start it is a ValueError, later a warning and the end of it.
+    """A logger that cannot end a run: a failure at the start is a ValueError, a later one disables it with a warning.
 
     callback: the logger, one of transformers'. name: that of --report_to.
     """
 
-    def __init__(self, callback, name):
+    def __init__(self, callback: TrainerCallback, name: str) -> None:
         self.callback, self._name, self._works = callback, name, True
 
-    def _pass_on(self, event, args, state, control, **kwargs):
+    def _pass_on(
+        self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl | None:
         if not self._works:
             return None
         try:
             return getattr(self.callback, event)(args, state, control, **kwargs)
-        except Exception as error:  # of a library or its server, whatever that is
+        except Exception as error:  # any error of a library or its server
             if event == "on_train_begin":
                 hint = " (WANDB_MODE=offline needs no server)" if self._name == "wandb" else ""
                 raise ValueError(
@@ -130,11 +134,11 @@ class GuardedLogger(TrainerCallback):
 
 
 @contextmanager
-def warning(what):
-    """Within this block, a failure becomes a warning that says what did not work."""
+def warning(what: str) -> Iterator[None]:
+    """Turn a failure in this block into a warning that begins with `what`."""
     try:
         yield
-    except Exception as error:  # of a library or its server, whatever that is
+    except Exception as error:  # any error of a library or its server
         logger.warning("%s (%s); the training goes on without that", what, one_line(error))
 
 
@@ -142,8 +146,8 @@ for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]
     setattr(GuardedLogger, _event, partialmethod(GuardedLogger._pass_on, _event))
 
 
-def guard(callbacks):
-    """Put a GuardedLogger around each logger in a list of callbacks."""
+def guard(callbacks: list[TrainerCallback]) -> None:
+    """Wrap each logger in a list of callbacks with a GuardedLogger, in place."""
     names = {kind: name for name, kind in INTEGRATION_TO_CALLBACK.items()}
     for index, callback in enumerate(callbacks):
         if type(callback) in names:

@@ -1,11 +1,13 @@
-"""OUT/run.json: what a trained model or adapter was made from, and how; exports carry it on, and make a page of it."""
+"""OUT/run.json: the origin and settings of a trained model or adapter; exports copy it into their model card."""
 
 import json
 import os
 import platform
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from qwen_vl.adapters.adapter import WEIGHTS_FILE
 from qwen_vl.data.mixing import parse_sources
@@ -17,7 +19,7 @@ from .callbacks import METRICS_FILE, read_metrics
 
 FILE = "run.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "qwen-vl")
-WEIGHTS = ("model*.safetensors", WEIGHTS_FILE)  # of a result
+WEIGHTS = ("model*.safetensors", WEIGHTS_FILE)  # of a trained model or adapter
 HERE = (
     "output_dir",
     "logging_dir",
@@ -25,14 +27,22 @@ HERE = (
     "tokenized_cache",
     "resume",
     "resume_from_checkpoint",
-)  # settings of a machine
+)  # settings that mean nothing on another machine
 
 
-def write(output_dir, *, settings, base, data_path, eval_data_path=None, resumed=()):
-    """Write run.json into an output folder, from the metrics.jsonl there; returns what it says.
+def write(
+    output_dir: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any],
+    base: Mapping[str, Any],
+    data_path: Any,
+    eval_data_path: Any = None,
+    resumed: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write run.json into an output folder, from the metrics.jsonl there; return its content.
 
-    settings: {flag: value} that the run used. base: {"name", ..} of the weights that training began with.
-    data_path: as on the command line. resumed: as `resume_settings.Settled` has it.
+    settings: {flag: value} of the run. base: {"name", ..} of the weights that training began with.
+    data_path: as on the command line. resumed: as in `resume.settings.Settled`.
     """
     record = {
         "finished": time.strftime("%Y-%m-%d"),
@@ -49,20 +59,20 @@ def write(output_dir, *, settings, base, data_path, eval_data_path=None, resumed
     return record
 
 
-def portable(settings):
-    """The settings that mean something on another machine."""
+def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that apply on any machine."""
     return {name: value for name, value in settings.items() if name not in HERE}
 
 
-def read(output_dir):
-    """What the run.json of an output folder says; {} where there is none, or no trained weights beside it."""
+def read(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the content of an output folder's run.json; {} if it is missing or has no trained weights next to it."""
     found = checkpoints.read_json(output_dir, FILE) or {}
     has_weights = any(any(Path(output_dir).glob(pattern)) for pattern in WEIGHTS)
     return found if has_weights and {"settings", "metrics"} <= found.keys() else {}
 
 
-def is_newer(output_dir, moment):
-    """Whether the run.json of an output folder was written after a moment, in seconds since 1970."""
+def is_newer(output_dir: str | os.PathLike[str], moment: float) -> bool:
+    """Return whether the run.json of an output folder was written after `moment`, in seconds since 1970."""
     return Path(output_dir, FILE).stat().st_mtime >= moment
 
 
@@ -71,8 +81,8 @@ def hashed(path: str | os.PathLike) -> list[dict[str, str]]:
     return [{"name": file.name, "sha256": sha256(file)} for file, _ in data_files(path)]
 
 
-def earlier(found):
-    """{"FLAG until step N": value} of a record: the settings that applied before the run was resumed with others."""
+def earlier(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"FLAG until step N": value}: the settings of a record that were changed when the run was resumed."""
     return {
         f"{flag} until step {entry['step']}": before
         for entry in found.get("resumed", [])
@@ -80,21 +90,22 @@ def earlier(found):
     }
 
 
-def last_metrics(entries):
-    """{name: value}: steps, and the last losses and evaluation metrics that were logged."""
-    found = {"steps": max((entry["step"] for entry in entries), default=0)}
+def last_metrics(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the number of steps and the last logged losses and evaluation metrics."""
+    entries = list(entries)
+    found: dict[str, Any] = {"steps": max((entry["step"] for entry in entries), default=0)}
     for entry in entries:
         found |= {key: value for key, value in entry.items() if key == "loss" or key.startswith("eval_")}
     passing = ("runtime", "per_second")
     return {key: value for key, value in found.items() if not key.endswith(passing)}
 
 
-def versions():
-    """{library: version} of what is installed of LIBRARIES."""
+def versions() -> dict[str, str]:
+    """Return {library: version} of the installed LIBRARIES."""
     found = {}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from its folder
+        except metadata.PackageNotFoundError:  # run from a clone, not installed
             continue
     return found

@@ -1,10 +1,12 @@
-"""Which checkpoint is the best: what evaluation measures, and which flags need an evaluation."""
+"""Selection of the best checkpoint: the metrics of an evaluation, and the flags that need one."""
 
-MEASURED = ("loss", "runtime", "samples_per_second", "steps_per_second")  # what evaluation logs, as eval_loss ..
+from typing import Any
+
+MEASURED = ("loss", "runtime", "samples_per_second", "steps_per_second")  # an evaluation logs eval_loss, ..
 
 
-def check(settings):
-    """A line for every flag that needs an evaluation and has none, and for a metric that no evaluation measures."""
+def check(settings: Any) -> list[str]:
+    """Return a line for each flag that needs a missing evaluation, and for a metric that no evaluation measures."""
     metric, problems = settings.metric_for_best_model, []
     if (settings.evaluation_strategy or settings.eval_strategy) == "no":
         needing = {

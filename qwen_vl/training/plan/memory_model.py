@@ -1,12 +1,13 @@
-"""Where the memory of a training run goes, from the configuration alone: a physical model, stated part by part.
+"""Memory model of a training run, part by part, from the configuration alone.
 
-Sizes of weights come from the model itself, built without storage (on the meta device) and prepared by the functions
-of `tuning` that prepare the real one. Activations of a block are counted by `families`.
-A run passes through phases; the peak is the largest of them. docs/plan.md has the assumptions in words and how far
-the results are from measured ones. GB are 10**9 bytes.
+Sizes of weights come from the model itself, built on the meta device and prepared by the same functions of `tuning` as
+the real one. `families` counts the activations of a block.
+A run passes through phases; the peak is the largest of them. docs/plan.md explains the assumptions and compares results
+with measurements. GB are 10**9 bytes.
 """
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,27 +23,27 @@ from qwen_vl.training import param_groups, tuning
 CONTEXT = 1.0e9  # of CUDA, cuBLAS and cuDNN in a process: an A100 shows 0.8 to 1.2 GB before the first tensor
 PROCESS = 0.65e9  # of a CPU process that has imported everything and holds no model
 COMMUNICATOR = 0.3e9  # of NCCL, where torch.distributed runs
-FRAGMENTATION = 0.15  # of what comes and goes: memory that the caching allocator holds and cannot use for it
-HEAP = 0.25  # the same for the C library's allocator on a CPU, which keeps what is freed (`host_memory`)
-PASSING = ("vision tower", "activations", "logits", "optimizer step")  # parts that come and go
-OVERLAP = 4.5  # times both buckets: what `overlap_comm` takes by DeepSpeed's documentation
+FRAGMENTATION = 0.15  # of temporary memory: what the caching allocator holds and cannot use
+HEAP = 0.25  # the same for the C library on a CPU, which keeps freed memory (`host_memory`)
+PASSING = ("vision tower", "activations", "logits", "optimizer step")  # temporary parts
+OVERLAP = 4.5  # times both buckets, for `overlap_comm`, by DeepSpeed's documentation
 GPTQ_BITS, GPTQ_GROUP = 4, 128
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight; a byte scales 64, and a float32 256 of those bytes
-AUTOCAST_PARTS = (family.DECODER_PART, family.HEAD_PART)  # of whose matrices autocast makes copies
+AUTOCAST_PARTS = (family.DECODER_PART, family.HEAD_PART)  # parts whose matrices autocast copies
 
 
 class Weights(NamedTuple):
     """Bytes and numbers of the parameters of a model that is ready to train."""
 
-    frozen: int  # bytes
-    trained: int  # bytes, master copies of an engine not included
-    quantised: int  # bytes, of `frozen`
+    frozen: float  # bytes
+    trained: int  # bytes, without DeepSpeed's master copies
+    quantised: float  # bytes, of `frozen`
     parameters: int  # trained ones
     largest: int  # trained parameters in the largest tensor
     matrices: int  # trained parameters that are float32 matrices of the decoder and the head, without adapters
-    one_dtype: int  # bytes of the trained weights of the commonest dtype
+    one_dtype: int  # bytes of the trained weights of the most common dtype
     adapters: int  # parameters of LoRA
-    parts: tuple  # that train, as `v1.PARTS` names them
+    parts: tuple[str, ...]  # that train, by their names in `v1.PARTS`
 
 
 class Setup(NamedTuple):
@@ -65,8 +66,15 @@ class Setup(NamedTuple):
     on_cpu: bool = False
 
 
-def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
-    """The Weights of a model with this config, prepared as a run would.
+def weigh(
+    config: QWenConfig,
+    setup: Setup,
+    *,
+    base_model: bool = False,
+    fix_vit: bool = True,
+    lora: Mapping[str, Any] | None = None,
+) -> Weights:
+    """Return the Weights of a model with this config, prepared as in a run.
 
     base_model: LoRA trains copies of embeddings and head. lora: {"r", "alpha", "dropout", "targets", "bias"} of
     adapters.
@@ -76,8 +84,16 @@ def weigh(config, setup, *, base_model=False, fix_vit=True, lora=None):
 
 
 @lru_cache(maxsize=32)
-def _weighed(settings, method, packing, half, base_model, fix_vit, lora):
-    """`weigh` by values that can be remembered."""
+def _weighed(
+    settings: str,
+    method: str,
+    packing: str,
+    half: bool,
+    base_model: bool,
+    fix_vit: bool,
+    lora: tuple[tuple[str, Any], ...],
+) -> Weights:
+    """Return the result of `weigh`, by hashable values."""
     config = QWenConfig(**json.loads(settings))
     model = prepared(config, method, half=half, base_model=base_model, fix_vit=fix_vit, lora=dict(lora))
     return weights_of(tuning.train_in_float32(model), method, packing)
@@ -86,7 +102,7 @@ def _weighed(settings, method, packing, half, base_model, fix_vit, lora):
 def prepared(
     config: QWenConfig, method: str, *, half: bool, base_model: bool, lora: dict[str, Any], fix_vit: bool = True
 ) -> torch.nn.Module:
-    """Return a model without storage, frozen and with adapters as a run has it; all in the dtype of frozen weights."""
+    """Return a model on the meta device, frozen and with adapters as in a run, in the dtype of frozen weights."""
     dtype = (torch.float16 if method == "qlora" else torch.bfloat16) if half else torch.float32
     with torch.device("meta"):
         model = QWenLMHeadModel(config).to(dtype)
@@ -99,13 +115,13 @@ def prepared(
 def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
     """Return the Weights of a `prepared` model; under Q-LoRA the linears of its blocks are packed."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
-    quantised = 0
+    frozen: float = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    quantised = 0.0
     if method == "qlora":
         linears = [m for name, m in family.block_linears(model) if ".lora_" not in name]
         quantised = sum(packed_bytes(packing, m) for m in linears)
         frozen += quantised - sum(m.weight.nbytes + (0 if m.bias is None else m.bias.nbytes) for m in linears)
-    by_dtype = {}
+    by_dtype: dict[torch.dtype, int] = {}
     for p in trained.values():
         by_dtype[p.dtype] = by_dtype.get(p.dtype, 0) + p.nbytes
     parts = {param_groups.part_of(name) for name in trained}
@@ -126,8 +142,8 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
     )
 
 
-def packed_bytes(packing, linear):
-    """Bytes of a quantised linear: in the AutoGPTQ layout, or as bitsandbytes keeps it; the bias included."""
+def packed_bytes(packing: str, linear: torch.nn.Linear) -> float:
+    """Return the bytes of a quantized linear, bias included, in the layout of AutoGPTQ or bitsandbytes."""
     rows, columns = linear.weight.shape
     bias = 0 if linear.bias is None else linear.bias.nbytes
     if packing == "nf4":
@@ -138,13 +154,13 @@ def packed_bytes(packing, linear):
     return rows * columns * GPTQ_BITS // 8 + groups * rows * (2 + GPTQ_BITS / 8) + 4 * columns + 2 * rows
 
 
-def phases(config, weights, setup):
-    """{phase: {part: bytes}} of one process (one GPU): what is allocated at the largest moment of each phase."""
+def phases(config: QWenConfig, weights: Weights, setup: Setup) -> dict[str, dict[str, float]]:
+    """Return {phase: {part: bytes}} of one process (one GPU) at the peak of each phase."""
     fixed = standing(config, weights, setup)
     kept, working = activations(config, weights, setup)
     logits = loss_bytes(config, setup)
-    held = working if setup.on_cpu else 0.0  # the C library keeps the memory of small tensors for the next ones
-    first = setup.accumulation == 1 and setup.zero is None  # gradients of the last step are gone
+    held = working if setup.on_cpu else 0.0  # the C library keeps the memory of small tensors
+    first = setup.accumulation == 1 and setup.zero is None  # the last step's gradients are freed
     without = fixed | {"gradients": 0.0} if first else fixed
     stages = {
         "vision tower": without | {"vision tower": vision_bytes(config, weights, setup)},
@@ -157,13 +173,13 @@ def phases(config, weights, setup):
     return {name: with_overhead(parts, setup) for name, parts in stages.items()}
 
 
-def peak(config, weights, setup):
-    """(phase, {part: bytes}) of the moment that needs most."""
+def peak(config: QWenConfig, weights: Weights, setup: Setup) -> tuple[str, dict[str, float]]:
+    """Return (phase, {part: bytes}) of the phase that needs most."""
     return max(phases(config, weights, setup).items(), key=lambda item: sum(item[1].values()))
 
 
-def with_overhead(parts, setup):
-    """The parts with what the allocator and the device's context take besides."""
+def with_overhead(parts: dict[str, float], setup: Setup) -> dict[str, float]:
+    """Return the parts and the overhead of the allocator and the device's context."""
     passing = sum(parts.get(name, 0) for name in PASSING)
     if setup.on_cpu:
         return parts | {"fragmentation": HEAP * passing}
@@ -171,8 +187,8 @@ def with_overhead(parts, setup):
     return parts | {"fragmentation": FRAGMENTATION * passing, "context": context}
 
 
-def standing(config, weights, setup):
-    """{part: bytes} of what is there from step to step on one GPU: weights, gradients, optimizer."""
+def standing(config: QWenConfig, weights: Weights, setup: Setup) -> dict[str, float]:
+    """Return {part: bytes} of the permanent memory of one GPU: weights, gradients, optimizer."""
     count, states = weights.parameters, state_bytes(setup.optim)
     if setup.zero is None:
         return {
@@ -180,11 +196,11 @@ def standing(config, weights, setup):
             "gradients": float(weights.trained),
             "optimizer": weights.trained * states / 4,
         }
-    # DeepSpeed: all weights in half precision; float32 masters, their states and gradients are divided by stage.
+    # DeepSpeed: all weights in half precision; the stage decides which masters, states and gradients are sharded.
     stage, share = setup.zero, 1 / setup.gpus
     width = 2 if setup.half else 4
     held = weights.frozen + count * width
-    block = held / config.num_hidden_layers  # what ZeRO-3 gathers at a time, about two of them as it fetches ahead
+    block = held / config.num_hidden_layers  # ZeRO-3 gathers about two at a time, since it prefetches
     masters = count * (4 + states) * (share if stage >= 1 else 1) * (0 if setup.offload else 1)
     gradients = count * width * (share if stage >= 2 else 1)
     buckets = bucket_bytes(count, config.hidden_size**2, width) if stage == 2 else 0.0
@@ -196,17 +212,17 @@ def standing(config, weights, setup):
 
 
 def bucket_bytes(count: int, bucket: float, width: int) -> float:
-    """Return what DeepSpeed's stage 2 takes: buckets of `bucket` elements, for `count` gradients `width` bytes wide."""
+    """Return the bytes of DeepSpeed's stage 2: buckets of `bucket` elements for `count` gradients of `width` bytes."""
     return width * min(count, bucket) + OVERLAP * 2 * width * bucket  # gradients wait until their bucket is full
 
 
-def state_bytes(optim):
-    """Bytes of optimizer state for each trained float32 parameter."""
+def state_bytes(optim: str) -> int:
+    """Return the bytes of optimizer state for each trained float32 parameter."""
     return 2 if "8bit" in optim else 8
 
 
-def step_bytes(weights, setup):
-    """Bytes that an optimizer step needs besides gradients and states."""
+def step_bytes(weights: Weights, setup: Setup) -> float:
+    """Return the bytes that an optimizer step needs besides gradients and states."""
     if setup.zero is not None or setup.optim != "adamw_torch":
         return 0.0
     if setup.on_cpu:
@@ -214,8 +230,8 @@ def step_bytes(weights, setup):
     return 1.0 * weights.one_dtype  # the root of the second moment, of all tensors of one dtype at once
 
 
-def activations(config, weights, setup):
-    """(bytes kept from the forward pass, bytes of the block that the backward pass works on)."""
+def activations(config: QWenConfig, weights: Weights, setup: Setup) -> tuple[float, float]:
+    """Return (bytes kept from the forward pass, bytes of the block in its backward pass)."""
     width = 2 if setup.half else 4
     residual = 4 if family.EMBEDDINGS_PART in weights.parts else width
     tokens, layers = setup.batch * setup.length, config.num_hidden_layers
@@ -225,14 +241,14 @@ def activations(config, weights, setup):
     if setup.method == "qlora":
         # The block's linears unpacked in half precision, kept for its backward pass; one of them also as integers.
         moving += 2 * costs.block_weights(config) + 7 * costs.largest_linear(config)
-    copies = 2 * (weights.matrices + weights.adapters) if autocasts(setup) else 0  # that autocast makes and keeps
+    copies = 2 * (weights.matrices + weights.adapters) if autocasts(setup) else 0  # kept by autocast
     if setup.checkpointing:
         return tokens * config.hidden_size * residual * layers + copies, saved + moving
     return saved + copies, moving
 
 
-def autocasts(setup):
-    """Whether matrix products run under autocast: in half precision, but for DeepSpeed, which casts the weights."""
+def autocasts(setup: Setup) -> bool:
+    """Return whether matrix products run under autocast: in half precision, except under DeepSpeed."""
     return setup.half and setup.zero is None
 
 
@@ -261,8 +277,8 @@ def vision_bytes(config: QWenConfig, weights: Weights, setup: Setup) -> float:
     )
 
 
-def loss_bytes(config, setup):
-    """Bytes at the peak of the loss."""
+def loss_bytes(config: QWenConfig, setup: Setup) -> float:
+    """Return the bytes at the peak of the loss."""
     positions = setup.batch * setup.length
     logits = min(setup.targets * positions * config.vocab_size * 4.0, float(CHUNK_BYTES))
-    return logits * (1.5 if setup.half else 1.0)  # in half precision as lm_head makes them, or their gradient, besides
+    return logits * (1.5 if setup.half else 1.0)  # plus the half-precision output of lm_head, or its gradient

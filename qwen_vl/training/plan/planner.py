@@ -1,27 +1,30 @@
-"""`qwen-vl plan`: what a training run needs in memory and time, before it starts, from config.json alone."""
+"""`qwen-vl plan`: the memory and time of a training run, estimated from config.json alone."""
 
 import os
 import shlex
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
+from qwen_vl.model import QWenConfig
 from qwen_vl.terminal import markdown_table
 
 from . import memory_model
+from .memory_model import Setup, Weights
 
 METHODS = ("full", "lora", "qlora")
 LENGTHS = (384, 512, 1024, 2048)
 PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
-GB, GIB = 1e9, 2**30  # results are in GB, as published ones are; the memory of a card is in GiB, as vendors mean it
-GPU_FLOPS = 120e12  # half precision: about what the published profile of an A100 comes to at 2048 tokens
+GB, GIB = 1e9, 2**30  # results are in GB, like published ones; the memory of a card is in GiB, like vendors'
+GPU_FLOPS = 120e12  # half precision: about the published profile of an A100 at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
-LORA = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
+LORA: dict[str, Any] = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
 
 
 class Machine(NamedTuple):
-    """What a plan assumes of a processor, or has measured there."""
+    """The assumed or measured speed of a processor."""
 
     flops: float = GPU_FLOPS  # a second, in the blocks of a training step
     bandwidth: float = GPU_BANDWIDTH
@@ -30,29 +33,29 @@ class Machine(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What one way of training needs on each GPU."""
+    """Memory and time of one way of training, for each GPU."""
 
     total: float  # bytes
     phase: str
-    parts: dict  # bytes
+    parts: dict[str, float]  # bytes
     seconds: float  # of an optimizer step
 
 
-def need(config, setup, machine, weights):
-    """The Need of a Setup with the Weights that `memory.weigh` found for it."""
+def need(config: QWenConfig, setup: Setup, machine: Machine, weights: Weights) -> Need:
+    """Return the Need of a Setup with the Weights of `memory_model.weigh`."""
     phase, parts = memory_model.peak(config, weights, setup)
     if setup.on_cpu:
         parts = parts | {"process": machine.process}
     return Need(sum(parts.values()), phase, parts, seconds(config, weights, setup, machine))
 
 
-def seconds(config, weights, setup, machine):
-    """Seconds of an optimizer step: the operations of all micro-batches, then the weights and states once through."""
+def seconds(config: QWenConfig, weights: Weights, setup: Setup, machine: Machine) -> float:
+    """Return the seconds of an optimizer step: all micro-batches, then one pass over weights and states."""
     samples = [setup.length] * setup.batch
     targets = int(setup.targets * sum(samples))
     batch = costs.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
     counted = costs.training_operations(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
-    operations = sum(counted.values())
+    operations: float = sum(counted.values())
     if setup.checkpointing:
         operations += costs.in_blocks(costs.operations(config, batch))
     moved = weights.parameters * (3 * 4 + 2 * memory_model.state_bytes(setup.optim))
@@ -60,14 +63,16 @@ def seconds(config, weights, setup, machine):
     return setup.accumulation * operations / machine.flops + moved / shared / machine.bandwidth
 
 
-def parts_table(found):
-    """Markdown: bytes by part at the peak."""
+def parts_table(found: Need) -> str:
+    """Return a Markdown table of the memory of each part at the peak."""
     rows = [(name, f"{size / GB:.2f}") for name, size in found.parts.items() if size >= 0.005 * GB]
     return markdown_table((f"at the peak: {found.phase}", "GB"), [*rows, ("all", f"{found.total / GB:.2f}")])
 
 
-def lengths_table(config, asked, machine, budget, options):
-    """Markdown: memory and seconds a step over methods and lengths; what exceeds the budget is marked."""
+def lengths_table(
+    config: QWenConfig, asked: Setup, machine: Machine, budget: float | None, options: Mapping[str, Any]
+) -> str:
+    """Return a Markdown table of memory and seconds a step by method and length, marked where beyond the budget."""
     lengths = sorted({*LENGTHS, asked.length})
     rows = []
     for method in METHODS[:2] if asked.on_cpu else METHODS:
@@ -81,30 +86,30 @@ def lengths_table(config, asked, machine, budget, options):
     return markdown_table(["", *(f"{length} tokens" for length in lengths)], rows)
 
 
-def with_method(setup, method):
-    """The Setup with another method; an engine that was not asked for becomes that of the method's launcher."""
+def with_method(setup: Setup, method: str) -> Setup:
+    """Return the Setup with another method; a default ZeRO stage becomes that of the method's launcher."""
     if setup.method == method:
         return setup
     zero = setup.zero if setup.zero is None or setup.gpus == 1 else default_zero(method, setup.gpus)
     return setup._replace(method=method, zero=zero)
 
 
-def default_zero(method, gpus):
-    """The ZeRO stage of the launcher for several GPUs; None for one."""
+def default_zero(method: str, gpus: int) -> int | None:
+    """Return the ZeRO stage of the launcher for several GPUs; None for one."""
     if gpus == 1:
         return None
     return 3 if method == "full" else 2
 
 
-def zero_name(setup):
-    """ ", ZeRO-3 with offload" or "" for people."""
+def zero_name(setup: Setup) -> str:
+    """Return ", ZeRO-3 with offload" or the like; "" without DeepSpeed."""
     if setup.zero is None:
         return ""
     return f", ZeRO-{setup.zero}" + (" with offload" if setup.offload else "")
 
 
-def alternatives(asked):
-    """Setups that need less memory than `asked`, the smallest change first."""
+def alternatives(asked: Setup) -> Iterator[Setup]:
+    """Yield Setups that need less memory than `asked`, the smallest change first."""
     yield asked
     if not asked.checkpointing:
         asked = asked._replace(checkpointing=True)
@@ -124,8 +129,8 @@ def alternatives(asked):
         yield with_method(asked._replace(offload=False), method)
 
 
-def command(setup, model):
-    """The launcher's command line for a Setup; without a `model`, that of the published one."""
+def command(setup: Setup, model: str | None) -> str:
+    """Return the launcher's command line for a Setup and a model; None stands for the published one."""
     name = model or PUBLISHED_NAME + ("-Int4" if setup.method == "qlora" else "")
     lora = {"full": "", "lora": "_lora", "qlora": "_qlora"}[setup.method]
     many = setup.gpus > 1 or setup.zero is not None
@@ -148,8 +153,15 @@ def command(setup, model):
     return shlex.join(words)
 
 
-def report(config, asked, machine, budget, model, options):
-    """The plan as Markdown."""
+def report(
+    config: QWenConfig,
+    asked: Setup,
+    machine: Machine,
+    budget: float | None,
+    model: str | None,
+    options: Mapping[str, Any],
+) -> str:
+    """Return the plan as Markdown. budget: bytes of a GPU. options: those of `memory_model.weigh`."""
     found = need(config, asked, machine, memory_model.weigh(config, asked, **options))
     where = "process" if asked.on_cpu else "GPU"
     lines = [
@@ -176,8 +188,8 @@ def report(config, asked, machine, budget, model, options):
     return "\n".join(lines)
 
 
-def check(setup):
-    """None, or a ValueError for settings that contradict each other."""
+def check(setup: Setup) -> None:
+    """Raise ValueError if settings contradict each other."""
     if setup.offload and setup.zero not in (2, 3):
         raise ValueError("--offload: DeepSpeed offloads in stages 2 and 3; add --zero 2 or --zero 3")
     if setup.on_cpu and (setup.zero is not None or setup.gpus > 1):
@@ -190,21 +202,21 @@ def check(setup):
         raise ValueError(f"--targets {setup.targets}: a share between 0 and 1")
 
 
-def is_base(path):
+def is_base(path: str) -> bool:
     """Return whether LoRA on this checkpoint trains embeddings and head too; the rule of `tuning.whole_modules`."""
     return not family.is_chat(loading.read_json(path, "generation_config.json") or {})
 
 
-def assumed(on_cpu):
-    """The Machine that a plan without --probe is for."""
+def assumed(on_cpu: bool) -> Machine:
+    """Return the Machine of a plan without --probe."""
     if not on_cpu:
         return Machine()
-    pace = os.cpu_count() * 30e9
+    pace = (os.cpu_count() or 1) * 30e9
     return Machine(pace, 10e9, memory_model.PROCESS, "assumed: 30 GFLOP/s a core; --probe measures")
 
 
-def probed(config, on_cpu):
-    """The Machine at hand, measured."""
+def probed(config: QWenConfig, on_cpu: bool) -> Machine:
+    """Return this Machine, measured."""
     from . import hardware_probe
 
     return Machine(*hardware_probe.probe(config, on_cpu=on_cpu))

@@ -1,8 +1,8 @@
-"""Features of a frozen vision tower on disk, so that a picture goes through the tower once and not in every epoch.
+"""Vision cache: features of a frozen vision tower on disk, so each image is encoded once and not in every epoch.
 
-DIR/KIND-DIGEST/*.safetensors hold one tensor for each picture, under the hash of its bytes. The digest stands for all
-that features depend on beside the picture: weights of the tower, its configuration, dtype, and the code of
-preprocessing and tower. So features of anything else are never found, and damaged ones are told by their checksums.
+DIR/KIND-DIGEST/*.safetensors hold one tensor for each image, under the hash of its bytes. The digest covers everything
+else that features depend on: the tower's weights, configuration and dtype, and the code of preprocessing and tower.
+Features of another tower are therefore never found. Checksums detect damaged features.
 """
 
 import json
@@ -10,13 +10,15 @@ import logging
 import os
 import uuid
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
@@ -27,32 +29,36 @@ logger = logging.getLogger(__name__)
 
 TOWER = f"{family.TOWER}."
 SHARD_PICTURES, SHARD_BYTES = 256, 2**28  # a shard is written when it holds one of these
-OPEN_SHARDS = 64  # that a reader keeps mapped
+OPEN_SHARDS = 64  # kept mapped by a reader
 
 
 class VisionCache:
     """Reads and writes the features of one kind for one tower: `get`, `add`, `flush`.
 
-    kind: TOWER_OUTPUT or VIT_OUTPUT. made_from: JSON values, all that features depend on beside the picture.
+    kind: TOWER_OUTPUT or VIT_OUTPUT. made_from: JSON values, everything but the image that features depend on.
     """
 
-    def __init__(self, folder, *, kind, made_from):
+    def __init__(self, folder: str | Path, *, kind: str, made_from: Mapping[str, Any]) -> None:
         self.kind, self._made_from = kind, {"kind": kind, **made_from}
         self.digest = sha256(json.dumps(self._made_from, sort_keys=True).encode()).hexdigest()
         self.folder = Path(folder) / f"{kind}-{self.digest[:16]}"
-        self._places, self._known, self._seen_at = {}, set(), None  # places: [(shard, checksum), ..] by key
-        self._keys, self._open, self._new = {}, {}, {}
+        self._places: dict[str, list[tuple[Path, int]]] = {}  # by key: (shard, checksum)
+        self._known: set[str] = set()  # names of shards
+        self._seen_at: int | None = None
+        self._keys: dict[str, tuple[tuple[int, int, int], str]] = {}  # by path: (version, key)
+        self._open: dict[Path, Any] = {}
+        self._new: dict[str, torch.Tensor] = {}
         self._refresh()
 
-    def __getstate__(self):  # a data worker that is spawned maps the files itself
+    def __getstate__(self) -> dict[str, Any]:  # a spawned data worker maps the files itself
         return self.__dict__ | {"_open": {}, "_new": {}}
 
-    def num_pictures(self):
-        """How many pictures there are features of."""
+    def num_pictures(self) -> int:
+        """Return the number of cached images."""
         return len(self._places)
 
-    def key(self, reference, search_dirs=()):
-        """The key of a picture: the hash of its bytes, or None for one that may change or is not there."""
+    def key(self, reference: str, search_dirs: Sequence[str | Path] = ()) -> str | None:
+        """Return the key of an image, the hash of its bytes; None if it may change or is missing."""
         if not is_local(reference):
             return sha256(reference.encode()).hexdigest() if reference.startswith("data:") else None
         path = find_picture(reference, search_dirs)
@@ -65,23 +71,23 @@ class VisionCache:
             known = self._keys[path] = (version, sha256(Path(path).read_bytes()).hexdigest())
         return known[1]
 
-    def get(self, key):
-        """The features of a picture, or None; those that are damaged are passed over with a warning."""
+    def get(self, key: str) -> torch.Tensor | None:
+        """Return the features of an image, or None; damaged features are skipped with a warning."""
         if key not in self._places:
             self._refresh()
         for shard, checksum in self._places.get(key, ()):
             try:
                 features = self._mapped(shard).get_tensor(key)
             except (SafetensorError, OSError) as error:
-                logger.warning("%s: %s cannot be read (%s); the picture is encoded anew", shard, key[:12], error)
+                logger.warning("%s: %s cannot be read (%s); the image is encoded again", shard, key[:12], error)
                 continue
             if _checksum(features) == checksum:
                 return features
-            logger.warning("%s: %s is damaged; the picture is encoded anew", shard, key[:12])
+            logger.warning("%s: %s is damaged; the image is encoded again", shard, key[:12])
         return None
 
-    def add(self, keys, features):
-        """Keep features [pictures, ..]; they are on disk after `flush`, or when there are enough for a shard."""
+    def add(self, keys: Iterable[str | None], features: torch.Tensor) -> None:
+        """Keep features [num_images, ..] and write them if they fill a shard; `flush` writes the rest."""
         for key, tensor in zip(keys, features, strict=True):
             if key is not None:
                 self._new[key] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -89,8 +95,8 @@ class VisionCache:
         if first is not None and len(self._new) >= min(SHARD_PICTURES, max(SHARD_BYTES // max(first.nbytes, 1), 1)):
             self.flush()
 
-    def flush(self):
-        """Write what was added since the last time into a new shard, which appears when it is complete."""
+    def flush(self) -> None:
+        """Write the features added since the last call into a new shard, atomically."""
         if not self._new:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +109,8 @@ class VisionCache:
         _write(shard, lambda path: save_file(self._new, path, metadata=metadata))
         self._new = {}
 
-    def _refresh(self):
-        """Take note of shards that are new, also of other processes."""
+    def _refresh(self) -> None:
+        """Register new shards, including those of other processes."""
         try:
             changed_at = os.stat(self.folder).st_mtime_ns
         except FileNotFoundError:
@@ -121,7 +127,7 @@ class VisionCache:
                     metadata = file.metadata() or {}
                 checksums = json.loads(metadata["checksums"])
             except (SafetensorError, KeyError, ValueError, OSError) as error:
-                logger.warning("%s: damaged (%r); its pictures are encoded anew", shard, error)
+                logger.warning("%s: damaged (%r); its images are encoded again", shard, error)
                 continue
             if metadata.get("made_from") != self.digest:
                 logger.warning("%s: features of another tower; not used", shard)
@@ -129,8 +135,8 @@ class VisionCache:
             for key, checksum in checksums.items():
                 self._places.setdefault(key, []).append((shard, checksum))
 
-    def _mapped(self, shard):
-        """The shard, mapped into memory."""
+    def _mapped(self, shard: Path) -> Any:
+        """Return the shard, mapped into memory."""
         if shard not in self._open:
             while len(self._open) >= OPEN_SHARDS:
                 self._open.pop(next(iter(self._open)))
@@ -139,33 +145,38 @@ class VisionCache:
 
 
 class CacheFiller(TrainerCallback):
-    """Adds what the frozen tower makes of the pictures of a batch to a VisionCache, in passing."""
+    """Adds the features of each batch, computed by the frozen tower during training, to a VisionCache."""
 
-    def __init__(self, cache, model):
-        self._cache, self._keys, tower = cache, None, family.tower(model)
+    def __init__(self, cache: VisionCache, model: torch.nn.Module) -> None:
+        self._cache, tower = cache, family.tower(model)
+        self._keys: Sequence[str | None] | None = None
         watched = tower if cache.kind == TOWER_OUTPUT else family.vit(tower)
         watched.register_forward_hook(self._after)
 
-    def expect(self, keys):
-        """The pictures of the next batch have these keys; None if it needs none."""
+    def expect(self, keys: Sequence[str | None] | None) -> None:
+        """Set the keys of the next batch's images; None if its features are not to be cached."""
         self._keys = keys
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._cache.flush()
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._cache.flush()
 
-    def _after(self, module, args, output):
+    def _after(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         keys, self._keys = self._keys, None
         if keys is not None:
             self._cache.add(keys, output)
 
 
-def check_frozen(folder, model, *, is_sharded=False):
-    """Raise ValueError where a run with this model cannot read features from the cache in `folder`, if it has one.
+def check_frozen(folder: str | None, model: torch.nn.Module, *, is_sharded: bool = False) -> None:
+    """Raise ValueError if a cache folder is given and a run with this model cannot use it.
 
-    That is where a part of the ViT trains, or where the weights are spread over the ranks (ZeRO-3, FSDP: is_sharded).
+    That is the case if a part of the ViT trains, or if the weights are sharded across the ranks (ZeRO-3, FSDP).
     """
     if not folder:
         return
@@ -176,29 +187,39 @@ def check_frozen(folder, model, *, is_sharded=False):
         )
     if family.tower(model).vit_trains():
         raise ValueError(
-            f"--vision_cache {folder}: the ViT trains, so what it makes of a picture changes with every step; leave "
+            f"--vision_cache {folder}: the ViT trains, so the features of an image change with every step; leave "
             "out --vision_cache, or what trains the ViT: --fix_vit False, its adapters, its biases (--lora_bias all), "
             "or its modules in --modules_to_save"
         )
 
 
-def opened(folder, model, *, name, dtype, cache_dir=None, is_sharded=False):
-    """Return the VisionCache in `folder` for the frozen tower of a model that was loaded from the checkpoint `name`.
+def opened(
+    folder: str | None,
+    model: torch.nn.Module,
+    *,
+    name: str,
+    dtype: torch.dtype,
+    cache_dir: str | None = None,
+    is_sharded: bool = False,
+) -> VisionCache | None:
+    """Return the VisionCache in `folder` for the frozen tower of a model loaded from `name`; None without a folder.
 
-    None without a folder. Of the whole tower's outputs, or of the ViT's where something after it trains.
-    Raises as `check_frozen` does, and OSError if nothing can be written there.
+    It holds outputs of the whole tower, or of the ViT if something after the ViT trains.
+    Raise the errors of `check_frozen`, and OSError if the folder is not writable.
     """
     check_frozen(folder, model, is_sharded=is_sharded)
     if not folder:
         return None
     kind = VIT_OUTPUT if any(p.requires_grad for p in family.tower(model).parameters()) else TOWER_OUTPUT
     cache = of_checkpoint(folder, name, kind=kind, dtype=dtype, cache_dir=cache_dir)
-    logger.info("vision cache %s: features of %d pictures (%s)", cache.folder, cache.num_pictures(), cache.kind)
+    logger.info("vision cache %s: features of %d images (%s)", cache.folder, cache.num_pictures(), cache.kind)
     return cache
 
 
-def of_checkpoint(folder, name, *, kind, dtype, cache_dir=None):
-    """The VisionCache in `folder` for the tower of a checkpoint."""
+def of_checkpoint(
+    folder: str | Path, name: str, *, kind: str, dtype: torch.dtype, cache_dir: str | None = None
+) -> VisionCache:
+    """Return the VisionCache in `folder` for the tower of a model folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     config = loading.load_config(name, cache_dir)
     code = sha256(b"".join(path.read_bytes() for path in family.tower_sources()))
@@ -211,18 +232,17 @@ def of_checkpoint(folder, name, *, kind, dtype, cache_dir=None):
     return VisionCache(folder, kind=kind, made_from=made_from)
 
 
-def tower_digest(name, *, kind, cache_dir=None):
-    """A hex digest of every weight that features of a kind depend on, the same however the checkpoint is sharded."""
+def tower_digest(name: str, *, kind: str, cache_dir: str | None = None) -> str:
+    """Return a hex digest of all weights that features of a kind depend on, independent of the sharding."""
     lines = []
     for key, tensor in tower_weights(name, cache_dir):
         if kind == TOWER_OUTPUT or not key.startswith(family.AFTER_VIT):
-            content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-            lines.append(f"{key} {tensor.dtype} {list(tensor.shape)} {sha256(content).hexdigest()}")
+            lines.append(f"{key} {tensor.dtype} {list(tensor.shape)} {sha256(_memory(tensor)).hexdigest()}")
     return sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def tower_weights(name, cache_dir=None):
-    """Yields (name within the tower, tensor) of the vision tower of a checkpoint; other weights are not read."""
+def tower_weights(name: str, cache_dir: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name within the tower, tensor) of a model folder's vision tower; other weights are not read."""
     with loading.reading_weights(name):
         for file in loading.weight_files(name, cache_dir):
             for key, tensor in loading.open_tensors(file):
@@ -230,12 +250,18 @@ def tower_weights(name, cache_dir=None):
                     yield key.removeprefix(TOWER), tensor[...]
 
 
-def _checksum(tensor):
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+def _checksum(tensor: torch.Tensor) -> int:
+    """Return the CRC-32 of a CPU tensor's values."""
+    return zlib.crc32(_memory(tensor))
 
 
-def _write(path, write):
-    """Write a file under another name and rename it; OSError that says where."""
+def _memory(tensor: torch.Tensor) -> Any:  # of numpy; older stubs do not say that it is a buffer
+    """Return the memory of a CPU tensor as a buffer of bytes."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name and rename it. Raise OSError with the path if that fails."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(staging)

@@ -1,10 +1,13 @@
-"""qwen-vl data cache: what a frozen vision tower makes of all pictures of a data set, before training needs it.
+"""`qwen-vl data cache`: compute the vision features of all images of a data set before training.
 
-Reads only the tower of a checkpoint. Pictures that the cache has are passed over, so an interrupted run goes on, and
-several processes (torchrun) or machines share the work.
+Only the tower of a checkpoint is read. Images already in the cache are skipped, so an interrupted run can be restarted,
+and several processes (torchrun) or machines can share the work.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,30 +22,44 @@ from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.terminal import progress
 
 from . import cache as vision_cache_cache
+from .cache import VisionCache
 
 
 class Pictures(Dataset):
-    """pictures[i] is (key, pixels [3, size, size]) of a reference; keys are those of a VisionCache."""
+    """Images as (key of a VisionCache, pixels [3, size, size])."""
 
-    def __init__(self, references, search_dirs, cache, image_size):
+    def __init__(
+        self, references: Sequence[str], search_dirs: Sequence[str | Path], cache: VisionCache, image_size: int
+    ) -> None:
         self._references, self._search_dirs = references, search_dirs
         self._cache, self._image_size = cache, image_size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._references)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[str | None, torch.Tensor]:
         reference, dirs = self._references[index], self._search_dirs
         return self._cache.key(reference, dirs), pixels(open_picture(reference, search_dirs=dirs), self._image_size)
 
 
-def fill(cache, references, search_dirs, *, tower, image_size, batch_size, workers, autocast=None):
-    """(pictures made, pictures that were there, pictures that cannot be cached) after the cache has all it can have.
+def fill(
+    cache: VisionCache,
+    references: Iterable[str],
+    search_dirs: Sequence[str | Path],
+    *,
+    tower: Any,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    autocast: torch.dtype | None = None,
+) -> tuple[int, int, int]:
+    """Encode all images that the cache lacks; return the numbers of (new, present, not cacheable) images.
 
-    references: of pictures, each looked for in `search_dirs`. autocast: the dtype that training computes in, or None.
-    Raises PictureError for a picture that cannot be opened.
+    references: of images, each searched for in `search_dirs`. tower: that of `families.v1`. autocast: the dtype that
+    training computes in, or None.
+    Raise PictureError if an image cannot be opened.
     """
-    keys = {}  # by key: the first reference with it
+    keys: dict[str, str] = {}  # by key: the first reference with it
     unstable = 0
     for reference in dict.fromkeys(references):
         key = cache.key(reference, search_dirs)
@@ -65,8 +82,10 @@ def fill(cache, references, search_dirs, *, tower, image_size, batch_size, worke
     return len(missing), len(keys) - len(missing), unstable
 
 
-def load_tower(name, *, dtype, attn_implementation="sdpa", cache_dir=None):
-    """The vision tower of a checkpoint in eval mode, without the rest of the model."""
+def load_tower(
+    name: str, *, dtype: torch.dtype, attn_implementation: str = "sdpa", cache_dir: str | None = None
+) -> torch.nn.Module:
+    """Return the vision tower of a model folder in eval mode, without the rest of the model."""
     config = loading.load_config(name, cache_dir)
     config._attn_implementation = attn_implementation
     tower = family.build_tower(config).to(dtype)
@@ -77,7 +96,7 @@ def load_tower(name, *, dtype, attn_implementation="sdpa", cache_dir=None):
     return tower.eval()
 
 
-def references_of(path, image_folder):
-    """All references to pictures in a conversation file, in order."""
+def references_of(path: str, image_folder: str | None) -> list[str]:
+    """Return all references to images in a conversation file, in order."""
     records = conversations.read(path, image_folder=image_folder)
     return [found for record in records for turn in record["conversations"] for found in PICTURE.findall(turn["value"])]

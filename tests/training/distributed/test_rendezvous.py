@@ -15,9 +15,11 @@ from qwen_vl.training.flags import arguments
 # One rank of a run, without the seconds that torchrun takes to start.
 MEET = """
 import os, sys
+from qwen_vl.cli.run import leave
 from qwen_vl.training.distributed import engines
 engines.initialize(use_cpu=True, timeout=float(sys.argv[1]), ddp_timeout=60)
 print("met", os.environ["RANK"])
+leave(0, together=True)  # as a command ends
 """
 
 

@@ -114,7 +114,7 @@ def test_damage_is_found_and_mended(cache_of, make_checkpoint, tmp_path, passes,
     shard.write_bytes(content)
     passes.clear()
     again = runs.train(make_checkpoint(), tmp_path / "again", *LORA, data_path=data, **settings)
-    assert "is damaged; the picture is encoded anew" in caplog.text
+    assert "is damaged; the image is encoded again" in caplog.text
     assert 1 <= sum(passes) < PICTURES
     close(first, again)
     passes.clear()
