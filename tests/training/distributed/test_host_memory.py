@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from qwen_vl.training.host_memory import keep_freed_memory
+from qwen_vl.training.distributed.host_memory import keep_freed_memory
 kept = sys.argv[1] == "kept" and keep_freed_memory()
 for size in (2**26, 2**25):  # 256 MiB, then half of it
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
