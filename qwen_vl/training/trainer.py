@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
@@ -120,19 +121,19 @@ class QWenTrainer(ResumableTrainer):
         self.current_flos = self._speed.operations()
         super().store_flos()
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
+    def before_log_save_evaluate(self) -> None:
+        """Count the step; its log line, checkpoint and evaluation are no part of its time."""
         self._phases.end()
         self._speed.count_step()
         if not self.control.should_log and (self.control.should_save or self.control.should_evaluate):
             self._speed.stop()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """The targets of a step over all ranks, each counted by its weight."""
-        count = super()._get_num_items_in_batch(batch_samples, device)
+    def count_targets(self, batches: list, device: torch.device) -> torch.Tensor | int | None:
+        """Return the targets of a step over all ranks, each counted by its weight."""
+        count = super().count_targets(batches, device)
         if count is None or not self._is_weighted:
             return count
-        extra = sum(sft.extra_weight(batch) for batch in batch_samples).to(device)
+        extra = sum(sft.extra_weight(batch) for batch in batches).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             extra = self.accelerator.gather(extra).sum()
         return count + extra
@@ -146,9 +147,10 @@ class QWenTrainer(ResumableTrainer):
         param_groups.check_groups(model, optimizer)
         return optimizer
 
-    def _determine_best_metric(self, metrics, trial):
+    def is_best(self, metrics: dict[str, float], trial: object = None) -> bool:
+        """Return whether an evaluation is the best so far. Raise ValueError if it lacks --metric_for_best_model."""
         try:
-            return super()._determine_best_metric(metrics, trial)
+            return super().is_best(metrics, trial)
         except KeyError as error:
             known = ", ".join(name for name in metrics if name.startswith("eval_"))
             raise ValueError(
@@ -219,14 +221,16 @@ class QWenTrainer(ResumableTrainer):
     def _sum_over_ranks(self, tensor):
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with resuming(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
+        """Load the weights of a checkpoint. Raise ValueError if it is damaged or of another kind of run."""
+        with resuming(checkpoint):
+            super().load_weights(checkpoint, model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def load_optimizer(self, checkpoint: str | None) -> None:
+        """Load the optimizer and the schedule of a checkpoint. Raise ValueError if they are those of another run."""
         asked = optimizer_settings(self.optimizer)
         with resuming(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            super().load_optimizer(checkpoint)
         if checkpoint is None:
             return
         if "settings" not in self._resumed and not self.is_deepspeed_enabled:  # of an older version, or another tool
@@ -239,15 +243,15 @@ class QWenTrainer(ResumableTrainer):
                 )
         self._reschedule(checkpoint)
 
-    def _load_rng_state(self, checkpoint):
+    def load_random_state(self, checkpoint: str | None) -> None:
+        """Load the random states of a checkpoint. Raise ValueError if it is damaged."""
         with resuming(checkpoint):
-            super()._load_rng_state(checkpoint)
+            super().load_random_state(checkpoint)
 
-    def _save(self, output_dir=None, state_dict=None):
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
-            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+    def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write a model folder, or an adapter with its base, and the arguments of the run."""
+        final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
+        torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
     def save_companions(self, folder):
         if not any(Path(folder, name).is_file() for name in ("config.json", CONFIG_FILE)):

@@ -5,10 +5,12 @@ import logging
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qwen_vl.checkpoint import saving
@@ -16,13 +18,14 @@ from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
 from qwen_vl.training import tuning
 from qwen_vl.training.monitor import reporting
+from qwen_vl.training.trainer_hooks import HookedTrainer
 
 from . import checkpoints, data_position, signals
 
 logger = logging.getLogger(__name__)
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(HookedTrainer):
     """Trainer that continues exactly: data order, random states and logged losses, on any number of workers and ranks.
 
     What transformers does not keep stands in the run_state.json of a checkpoint: the place in the data, the losses
@@ -100,11 +103,11 @@ class ResumableTrainer(Trainer):
         }
         self._position = self._place(data)
         if isinstance(data, IterableDataset):  # each rank finds its share by itself
-            return DataLoader(data, batch_size=self._train_batch_size, **options)
+            return DataLoader(data, batch_size=self.loader_batch_size, **options)
         batches = RankBatches(
             len(data),
             self._order(data),
-            self._train_batch_size,
+            self.loader_batch_size,
             rank=args.process_index,
             world_size=args.world_size,
             drop_last=args.dataloader_drop_last,
@@ -119,7 +122,7 @@ class ResumableTrainer(Trainer):
     def _place(self, data):
         """The DataPosition that this run goes on from; ValueError where that of the checkpoint is none of `data`."""
         args, recorded = self.args, self._resumed.get("data")
-        batch = self._train_batch_size * args.world_size
+        batch = self.loader_batch_size * args.world_size
         description = described(data, args, batch)
         if recorded and not self._anew:
             description["group"] = recorded["group"]  # sorted as when the run began, however many processes go on
@@ -154,12 +157,20 @@ class ResumableTrainer(Trainer):
                 values[0] = self._position.epoch + 1 + math.ceil((args.max_steps - done) / values[1])
         return tuple(values)
 
-    def _init_training_state(self, *args):
-        _, steps = super()._init_training_state(*args)
-        return self._position.epoch, steps
+    def first_epoch(self, epoch: int) -> int:
+        """Return the epoch of the place in the data."""
+        return self._position.epoch
 
-    def _run_epoch(self, *, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, **kwargs):
-        """One epoch; of the one in which a run goes on, the steps that are left."""
+    def run_epoch(
+        self,
+        *,
+        epoch: int,
+        train_dataloader: DataLoader,
+        steps_in_epoch: int,
+        num_update_steps_per_epoch: int,
+        **kwargs: Any,
+    ) -> None:
+        """Train one epoch; of the one in which a run resumes, the steps that are left."""
         if self.state.global_step >= self.state.max_steps:  # the checkpoint was the end of its run
             self.control.should_training_stop = True
             return
@@ -171,7 +182,7 @@ class ResumableTrainer(Trainer):
         else:
             steps_in_epoch = train_dataloader.batch_sampler.num_left(epoch)
             num_update_steps_per_epoch = math.ceil(steps_in_epoch / self.args.gradient_accumulation_steps)
-        super()._run_epoch(
+        super().run_epoch(
             epoch=epoch,
             train_dataloader=train_dataloader,
             steps_in_epoch=steps_in_epoch,
@@ -206,21 +217,22 @@ class ResumableTrainer(Trainer):
 
     def _correct_mean(self, logs):
         """Correct the mean loss of a log: that of the steps since the last log line of the checkpoint, if any."""
-        since = self._resumed.get("loss", {}).get("since_step", self._initial_global_step)
-        if self.state.global_step == self._initial_global_step:
+        since = self._resumed.get("loss", {}).get("since_step", self.first_step)
+        if self.state.global_step == self.first_step:
             del logs["train_loss"]
-        elif since != self._initial_global_step:
-            logs["train_loss"] = self._total_loss_scalar / (self.state.global_step - since)
+        elif since != self.first_step:
+            logs["train_loss"] = self.logged_loss / (self.state.global_step - since)
 
     # ---- checkpoints and what is sent elsewhere
 
-    def _get_output_dir(self, trial):
-        return self._staging_dir or super()._get_output_dir(trial)
+    def checkpoint_parent(self) -> str | None:
+        """Return the staging folder while a checkpoint is written."""
+        return self._staging_dir
 
     def _checkpoint_dir(self):
         return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
-    def _save_checkpoint(self, model, trial):
+    def write_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Write checkpoint-N under a temporary name, with its manifest, and rename it.
 
         A folder of that name is always complete. Where it cannot be written the ones before stay, and the run ends.
@@ -234,7 +246,7 @@ class ResumableTrainer(Trainer):
             everyone()  # the folder is there before any rank writes, and renamed when all have written
             self._staging_dir = str(staging)
             try:
-                super()._save_checkpoint(model, trial)
+                super().write_checkpoint(model, trial)
             finally:
                 self._staging_dir = None
             everyone()
@@ -249,18 +261,19 @@ class ResumableTrainer(Trainer):
                 saving.put_in_place(staging / final.name, final)
         everyone()  # a rank that ends the run now ends no other one in the middle of this
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+            self.push_checkpoint(str(final))
         self._drop_old_checkpoints(final)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def push_checkpoint(self, folder: str) -> None:
         """Begin to send a checkpoint to the hub, once it is in its place; a failure does not end the training."""
         if self._staging_dir is None:
             with reporting.warning("--push_to_hub: a checkpoint was not sent"):
-                super()._push_from_checkpoint(checkpoint_folder)
+                super().push_checkpoint(folder)
 
-    def _finish_current_push(self):
+    def finish_push(self) -> None:
+        """Wait until what is being sent to the hub has arrived; a failure does not end the training."""
         with reporting.warning("--push_to_hub: not all was sent"):
-            super()._finish_current_push()
+            super().finish_push()
             for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
                 job.result()
 
@@ -275,18 +288,18 @@ class ResumableTrainer(Trainer):
     def _run_state(self):
         """What a checkpoint keeps beside what transformers does, as JSON; every rank has to call this."""
         args = self.args
-        loss = self._tr_loss if args.world_size == 1 else self.accelerator.gather(self._tr_loss).mean()
+        loss = self.unlogged_loss if args.world_size == 1 else self.accelerator.gather(self.unlogged_loss).mean()
         return {
             "format": 1,
             "step": self.state.global_step,
             "engine": engine_of(self),
             "dtype": str(tuning.compute_dtype(bf16=args.bf16, fp16=args.fp16)).removeprefix("torch."),
             "world_size": args.world_size,
-            "per_device_train_batch_size": self._train_batch_size,
+            "per_device_train_batch_size": self.loader_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "per_step": self._position.per_step,
             "data": self._position.record(),
-            "loss": {"sum": loss.item(), "since_step": self._globalstep_last_logged},
+            "loss": {"sum": loss.item(), "since_step": self.last_logged_step},
             "evaluation_due": self._stop.evaluation_due,
             **self._made_with,
         }
@@ -328,10 +341,9 @@ class Bookkeeping(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, resumed = self._trainer, self._trainer._resumed
         if "loss" in resumed:
-            trainer._tr_loss += resumed["loss"]["sum"]
-            trainer._globalstep_last_logged = resumed["loss"]["since_step"]
+            trainer.take_up_losses(resumed["loss"]["sum"], resumed["loss"]["since_step"])
         if resumed.get("evaluation_due") and args.eval_strategy != "no":
-            trainer._determine_best_metric(trainer._evaluate(None, None), None)
+            trainer.is_best(trainer.evaluate_now())
 
     def on_step_end(self, args, state, control, **kwargs):
         place = self._trainer._position
