@@ -1,12 +1,14 @@
-"""Boxes: between pixels and the grid of the data, and where they stand in a text. The rule is in data/README.md.
+"""Boxes: conversion between pixels and the grid of the data, and their places in a text (see data/README.md).
 
-On the grid a picture is 1000 steps wide and 1000 steps high. A pixel position belongs to the step it lies in
-(rounded down; the far edge to the last step); a step is read back as its middle. So one way and back moves a
-coordinate by at most half a step, width / 2000 pixels, and grid -> pixels -> grid changes nothing.
+On the grid an image is 1000 steps wide and 1000 steps high. A pixel position belongs to the step that contains it
+(rounded down; the far edge belongs to the last step). A step converts back to its middle. So a coordinate that goes to
+the grid and back moves by at most half a step, width / 2000 pixels, and grid -> pixels -> grid changes nothing.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .validation import GRID
 
@@ -15,11 +17,13 @@ NAMED_PICTURE = re.compile(r"(?:Picture|图片?) ?([0-9]{1,4})")
 TOLERANCE = 1.0  # pixels by which a box may stand out of its picture, as some tools round
 
 
-def to_grid(box, width, height, *, tolerance=None):
-    """(x1, y1, x2, y2) in pixels -> the same corners on the grid, whole numbers from 0 to 999.
+def to_grid(
+    box: Sequence[float], width: float, height: float, *, tolerance: float | None = None
+) -> tuple[int, int, int, int]:
+    """Return the corners (x1, y1, x2, y2) in pixels as corners on the grid, whole numbers from 0 to 999.
 
-    Raises ValueError for a box that stands out of the picture by more than `tolerance` (None: TOLERANCE), or has its
-    corners swapped.
+    Raises ValueError for a box that exceeds the image by more than `tolerance` (None: TOLERANCE), or has its corners
+    swapped.
     """
     x1, y1, x2, y2 = box
     tolerance = TOLERANCE if tolerance is None else tolerance
@@ -30,30 +34,30 @@ def to_grid(box, width, height, *, tolerance=None):
             f"box {_shown(box)} (x1, y1, x2, y2) stands out of its picture of {width} x {height} pixels; correct the "
             "size, or whether it is written as corners or as corner, width and height"
         )
-    return tuple(_step(value, length) for value, length in zip(box, (width, height) * 2, strict=True))
+    return _step(x1, width), _step(y1, height), _step(x2, width), _step(y2, height)
 
 
-def to_pixels(box, width, height):
-    """(x1, y1, x2, y2) on the grid -> the same corners in pixels, as float: the middle of each step."""
+def to_pixels(box: Sequence[int], width: float, height: float) -> tuple[float, ...]:
+    """Return the corners (x1, y1, x2, y2) on the grid in pixels: the middle of each step."""
     return tuple((value + 0.5) * length / GRID for value, length in zip(box, (width, height) * 2, strict=True))
 
 
-def _step(value, length):
+def _step(value: float, length: float) -> int:
     return min(GRID - 1, max(0, int(value * GRID / length)))
 
 
-def _shown(box):
+def _shown(box: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in box)
 
 
-def box_text(box):
-    """`<box>(x1,y1),(x2,y2)</box>` of four whole numbers on the grid."""
+def box_text(box: Sequence[int]) -> str:
+    """Return `<box>(x1,y1),(x2,y2)</box>` for four whole numbers on the grid."""
     x1, y1, x2, y2 = box
     return f"<box>({x1},{y1}),({x2},{y2})</box>"
 
 
-def numbers(content):
-    """The whole numbers between <box> and </box>, or <quad> and </quad>."""
+def numbers(content: str) -> tuple[int, ...]:
+    """Return the whole numbers between <box> and </box>, or <quad> and </quad>."""
     return tuple(int(number) for number in re.findall(r"-?[0-9]+", content))
 
 
@@ -66,14 +70,16 @@ class Segment:
     picture: int | None = None  # of an img, ref, box or quad: the picture it is, or lies in, counted from 0
 
 
-def segments(turns):
-    """[[Segment, ..], ..], one list for each turn, in reading order; nothing of the text is lost but the tags.
+def segments(turns: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
+    """Return the Segments of each turn, in reading order; only the tags are left out.
 
-    A box lies in the picture that was named last before it: by its tag, or as "Picture 2" ("图2") in the text.
+    A box belongs to the image that was named last before it: by its tag, or as "Picture 2" ("图2") in the text.
     """
-    pictures, named, parsed = 0, None, []
+    pictures, parsed = 0, []
+    named: int | None = None
     for turn in turns:
-        pieces, position, text = [], 0, turn["value"]
+        pieces: list[Segment] = []
+        position, text = 0, turn["value"]
         for match in MARK.finditer(text):
             if match.start() > position:
                 pieces.append(Segment("text", text[position : match.start()]))
@@ -89,7 +95,7 @@ def segments(turns):
     return parsed
 
 
-def _last_named(text, num_pictures, otherwise):
-    """The index of the last picture that a text names and that exists so far."""
+def _last_named(text: str, num_pictures: int, otherwise: int | None) -> int | None:
+    """Return the index of the last image that a text names and that exists so far, or `otherwise`."""
     indices = [int(number) - 1 for number in NAMED_PICTURE.findall(text)]
     return next((index for index in reversed(indices) if 0 <= index < num_pictures), otherwise)

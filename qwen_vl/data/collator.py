@@ -71,7 +71,7 @@ class ConversationCollator:
         image_size: int,
         search_dirs: Iterable[str] = (),
         vision_cache: FeatureCache | None = None,
-    ):
+    ) -> None:
         self.pad_id = tokenizer.pad_token_id
         self._span = tokenizer.img_start_id, tokenizer.image_span_tokens
         self.image_size, self.search_dirs, self.vision_cache = image_size, tuple(search_dirs), vision_cache

@@ -52,7 +52,7 @@ class ConversationDataset(Dataset):
         *,
         lazy: bool = True,
         search_dirs: Iterable[str] = (),
-    ):
+    ) -> None:
         self.options, self.search_dirs, self._tokenizer = options, tuple(search_dirs), tokenizer
         self.lengths: list[int] = []
         self.num_pictures: list[int] = []

@@ -1,13 +1,15 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path):
-    """A binary file to write, beside `path`, that takes its place at the end of the block; an error leaves nothing."""
+def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Yield a binary file that replaces `path` at the end of the block; an error in the block leaves nothing."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Images and boxes that are written in the manner of another format: here they are plain text, and nothing is seen.
+"""Markup of other formats for images and boxes, which is plain text here, so the model would see no image.
 
 The rule, for the run and the check alike:
 - A *mark* is what another format writes for an image (`<image>`, `<|image_pad|>`, `<img src=..>`, ..), a box
@@ -160,8 +160,9 @@ def _is_placed(mark: Mark, text: str) -> bool:
 class ImageCount:
     """Counts how the records of a file write their images; `error` says whether all of them are lost."""
 
-    def __init__(self):
-        self.num_records, self.has_ours, self.num_with = 0, False, Counter()
+    def __init__(self) -> None:
+        self.num_records, self.has_ours = 0, False
+        self.num_with: Counter[Mark] = Counter()
 
     def add(self, images: Images) -> None:
         self.num_records += 1

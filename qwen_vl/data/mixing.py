@@ -64,7 +64,7 @@ class MixedDataset(Dataset):
 
     def __init__(
         self, datasets: Iterable[SampleDataset], sources: Sequence[Source], *, mix: str = "concat", seed: int = 0
-    ):
+    ) -> None:
         check_choice("mix", mix, MIXES)
         self.datasets, self.names = list(datasets), [source.name for source in sources]
         sizes, weights = [len(dataset) for dataset in self.datasets], [source.weight for source in sources]

@@ -101,7 +101,7 @@ class PackedDataset(Dataset):
     `names`, `overlength` and `is_weighted` are those of the packed data set.
     """
 
-    def __init__(self, dataset: SampleDataset, options: PackOptions, *, seed: int = 0):
+    def __init__(self, dataset: SampleDataset, options: PackOptions, *, seed: int = 0) -> None:
         self.dataset = dataset
         self.names, self.overlength, self.is_weighted = dataset.names, dataset.overlength, dataset.is_weighted
         self.rows = pack(

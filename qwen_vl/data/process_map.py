@@ -1,30 +1,35 @@
-"""One function over many chunks, in processes of its own."""
+"""One function over many chunks, in worker processes."""
 
 import multiprocessing
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
+from typing import Any, TypeVar
 
-AHEAD = 3  # chunks a process has waiting, so that none idles and little is in memory
+AHEAD = 3  # chunks queued for each process, so that none is idle and few are in memory
 
-_function = None  # of this worker process
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_function: Callable[[Any], Any] | None = None  # of this worker process
 
 
-def chunked(items, size):
-    """Yields lists of `size` items, the last one shorter."""
+def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items; the last one may be shorter."""
     items = iter(items)
     while chunk := list(islice(items, size)):
         yield chunk
 
 
-def process_map(function, chunks, *, workers):
-    """Yields function(chunk) for every chunk, in order, computed in `workers` processes.
+def process_map(function: Callable[[Item], Result], chunks: Iterable[Item], *, workers: int) -> Iterator[Result]:
+    """Yield function(chunk) for every chunk, in order, computed in `workers` processes.
 
     With one worker, or one chunk, no process is started. Chunks are taken as they are needed: an endless iterable is
-    fine. Raises what the function raises, and ValueError where a process dies.
+    fine. Raises what the function raises, and ValueError if a process dies.
     """
     chunks = iter(chunks)
     first = list(islice(chunks, 2))
@@ -51,11 +56,12 @@ def process_map(function, chunks, *, workers):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(function):
+def _start(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that started this one
 
 
-def _call(chunk):
+def _call(chunk: object) -> object:
+    assert _function is not None
     return _function(chunk)

@@ -34,7 +34,7 @@ class Check:
         workers=1,
         on_problem=lambda path, problem: None,
         progress=lambda text, num_done, num_all: None,
-    ):
+    ) -> None:
         check_folder(image_folder)
         self.image_folder, self.opens, self.workers = image_folder, opens, workers
         self._tokenizer, self._encoding = tokenizer, encoding

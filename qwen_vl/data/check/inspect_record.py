@@ -59,7 +59,7 @@ class Inspector:
         *,
         tokenizer: QWenTokenizer | None = None,
         opens: bool = True,
-    ):
+    ) -> None:
         self.path, self.folders, self.encoding, self.opens = path, folders, encoding, opens
         self.tokenizer = tokenizer
         self._found: dict[str, str | None] = {}  # reference: its path, or None

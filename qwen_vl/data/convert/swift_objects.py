@@ -25,7 +25,7 @@ class Objects:
     Raises FieldError for what cannot be one of our boxes.
     """
 
-    def __init__(self, content: object, references: list[str], size_of: Callable[[str], tuple[int, int]]):
+    def __init__(self, content: object, references: list[str], size_of: Callable[[str], tuple[int, int]]) -> None:
         self._references, self._size_of = references, size_of
         self.phrases, self.boxes = [], []
         if isinstance(content, str):

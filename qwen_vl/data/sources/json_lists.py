@@ -41,7 +41,7 @@ def elements(path: str | os.PathLike) -> Iterator[object]:
 class _Pieces:
     """A JSON text that is read piece by piece: its next character or value, taken from the front."""
 
-    def __init__(self, text: TextIO):
+    def __init__(self, text: TextIO) -> None:
         self._text, self._buffer, self._position, self._num_lines = text, "", 0, 0
         self._scan = json.JSONDecoder().raw_decode
 

@@ -154,7 +154,7 @@ class TextFile:
 
     columns = None
 
-    def __init__(self, path: Path, prefix: str = ""):
+    def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
 
     def records(self) -> Iterator[tuple[str, object]]:
@@ -167,7 +167,7 @@ class LineFile:
 
     columns = None
 
-    def __init__(self, path: Path, prefix: str = ""):
+    def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix, self.size = path, prefix, path.stat().st_size
         self._counted = {1: 0}  # position -> number of line ends before it
 
@@ -207,7 +207,7 @@ class _OneBlock:
 
     columns = None
 
-    def __init__(self, path: Path, prefix: str = ""):
+    def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix, self.size = path, prefix, path.stat().st_size
 
     def blocks(self, num: int) -> list[Block]:
@@ -277,7 +277,7 @@ class ParquetFile(Table):
 
     KIND = "Parquet", (b"PAR1",)
 
-    def __init__(self, path: Path, prefix: str = ""):
+    def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
         with self._reading():
             metadata = parquet.read_metadata(path)
@@ -313,7 +313,7 @@ class ArrowFile(Table):
 
     KIND = "Arrow", (b"ARROW1", b"\xff\xff\xff\xff")
 
-    def __init__(self, path: Path, prefix: str = ""):
+    def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
         with self._reading():
             self.columns = self._table.schema.names

@@ -96,7 +96,7 @@ class StreamingDataset(IterableDataset):
         options: StreamOptions,
         *,
         skips: Mapping[str, SkipManifest] | None = None,
-    ):
+    ) -> None:
         check_folder(options.image_folder)
         self.names = [source.name for source in sources]
         self._sources, self._files = sources, [open_files(source.path) for source in sources]

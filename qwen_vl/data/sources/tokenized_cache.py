@@ -104,7 +104,7 @@ class CachedDataset(Dataset):
 
     names: Sequence[str] = ()
 
-    def __init__(self, entry: str | Path, search_dirs: Iterable[str] = ()):
+    def __init__(self, entry: str | Path, search_dirs: Iterable[str] = ()) -> None:
         self.entry, self.search_dirs = Path(entry), tuple(search_dirs)
         try:
             info = json.loads((self.entry / INFO).read_text(encoding="utf-8"))

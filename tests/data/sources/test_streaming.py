@@ -10,10 +10,10 @@ import pytest
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from qwen_vl.data import packing, skip_manifests
+from qwen_vl.data import chatml, packing, skip_manifests
 from qwen_vl.data.chatml import EncodeOptions, OverlengthError, encode
 from qwen_vl.data.mixing import Source
-from qwen_vl.data.sources import readers
+from qwen_vl.data.sources import readers, streaming
 from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions, report
 from qwen_vl.data.validation import DataError
 
@@ -237,6 +237,18 @@ def test_mixes(stream, lines, tmp_path):
     assert {counts[f"few{index}"] for index in range(100)} == {2, 3} and 330 < sum(counts.values()) < 370
     drawn, again = (list(islice(stream(*sources, mix="interleave", epochs=None), 1000)) for _ in range(2))
     assert 660 < sum(sample["source"] for sample in drawn) < 770 and drawn == again  # 5 of 7
+
+
+def test_a_resumed_stream_tokenizes_again_and_looks_for_no_image(stream, lines, monkeypatch):
+    """As data/README.md says: only the images of samples that are still to come are looked for."""
+    path = lines([talk(f"r{index}", f"<img>{index}.png</img>") for index in range(60)])
+    tokenized, looked_for = [], []
+    monkeypatch.setattr(streaming, "fit", lambda *args: tokenized.append(1) or chatml.fit(*args))
+    monkeypatch.setattr(streaming, "find_picture", lambda image, dirs: looked_for.append(image) or image)
+    rest = list(stream(path, num_seen=50))
+    assert len(rest) == 10 and len(tokenized) == 60
+    assert sorted(looked_for) == sorted(image for sample in rest for image in sample["images"])
+    assert [sample["id"] for sample in rest] == [sample["id"] for sample in stream(path)][50:]
 
 
 def test_rows_of_a_stream(stream, lines, monkeypatch):
