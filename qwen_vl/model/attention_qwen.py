@@ -1,12 +1,24 @@
 """The decoder's attention: kernels behind transformers' attention interface, packed rows sample by sample."""
 
+from typing import Any
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Softmax attention over [batch, heads, length, head_dim]: output [batch, length, heads, head_dim] and weights."""
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return softmax attention over [batch, heads, length, head_dim]: [batch, length, heads, head_dim], and weights."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -15,12 +27,20 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def attend(module, query, key, value, attention_mask=None, segment_lengths=None, **kwargs):
-    """Attention by the implementation that the config names (sdpa, eager, flash_attention_2): output and weights.
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    segment_lengths: list[int] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return output and weights of the implementation that the config names (sdpa, eager, flash_attention_2).
 
     query, key, value: [batch, heads, length, head_dim]. output: [batch, length, heads, head_dim].
-    With `segment_lengths` (whose sum is the length) each segment attends causally within itself alone, one call each:
-    that costs less than any mask over the whole row, and is exact.
+    With `segment_lengths` (whose sum is the length; training only) each segment attends causally to itself alone, in
+    one call each. This costs less than any mask over the whole row, and is exact.
     """
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
     kwargs["scaling"] = query.shape[-1] ** -0.5
@@ -32,8 +52,8 @@ def attend(module, query, key, value, attention_mask=None, segment_lengths=None,
     return torch.cat(outputs, dim=1), None
 
 
-def causal_mask(module, query):
-    """The mask that eager attention needs for one causal segment; None where the implementation knows `is_causal`."""
+def causal_mask(module: nn.Module, query: torch.Tensor) -> torch.Tensor | None:
+    """Return the mask of one causal segment for eager attention; None for implementations that know `is_causal`."""
     if module.config._attn_implementation != "eager":
         return None
     length = query.shape[2]

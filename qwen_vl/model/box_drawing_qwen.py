@@ -6,6 +6,7 @@ import warnings
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,7 +31,7 @@ FONT_NAMES = (*CJK_FONT_NAMES, "dejavusans.ttf", "arial.ttf")
 
 
 @lru_cache(maxsize=1)
-def find_font():
+def find_font() -> tuple[str, bool] | None:
     """Return (path, whether it has Chinese characters) of the best font of the system that Pillow reads; else None."""
     found = []
     for folder in (Path(folder).expanduser() for folder in FONT_DIRS):
@@ -47,24 +48,24 @@ def find_font():
     return None
 
 
-def load_font(size):
+def load_font(size: int) -> Any:
     """Return a font of `size` pixels: one of the system, with Chinese characters where there is one; else PIL's own."""
     found = find_font()
     return ImageFont.truetype(found[0], size) if found else ImageFont.load_default(size)
 
 
-def warn_of_missing_characters(label):
+def warn_of_missing_characters(label: str) -> None:
     """Warn when the label needs Chinese, Japanese or Korean characters and no font of the system has them."""
     found = find_font()
     if not (found and found[1]) and any(character >= FIRST_CJK for character in label):
         warnings.warn(f"no font for the characters of {label!r}: install one, such as Noto Sans CJK or WenQuanYi")
 
 
-def draw_boxes(picture, boxes):
+def draw_boxes(picture: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image:
     """Return a copy of the PIL picture with boxes drawn on it.
 
     `boxes` are {'box': (x1, y1, x2, y2), 'ref': phrase} with coordinates in [0, 1000) relative to width and height,
-    corners in any order, values outside moved to the edge. Each phrase gets the next colour and is written as the
+    corners in any order, values outside moved to the edge. Each phrase gets the next color and is written as the
     label; a box without one continues the phrase before it. Line and label grow with the picture. A picture so small
     that labels would cover it is enlarged by a whole factor.
     """
@@ -97,20 +98,27 @@ def enlarge_small(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def to_pixels(box, size):
+def to_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) in pixels of a box in thousandths of (width, height), inside the picture."""
     x1, y1, x2, y2 = box
     (left, right), (top, bottom) = sorted((x1, x2)), sorted((y1, y2))
     width, height = size
 
-    def scale(value, length):
+    def scale(value: float, length: int) -> int:
         return min(int(min(max(value, 0), 1000) / 1000 * length), length - 1)
 
     return scale(left, width), scale(top, height), scale(right, width), scale(bottom, height)
 
 
-def draw_label(draw, corners, label, color, font, size):
-    """Write the label in white on its colour, outside the box (`label_place`), cut to the picture."""
+def draw_label(
+    draw: ImageDraw.ImageDraw,
+    corners: tuple[int, int, int, int],
+    label: str,
+    color: str,
+    font: Any,
+    size: tuple[int, int],
+) -> None:
+    """Write the label in white on its color, outside the box (`label_place`), cut to the picture."""
     margin = max(2, font.size // 5)
     label = "".join(c for c in " ".join(label.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
     label = shorten(draw, label[: size[0]], font, size[0] - 2 * margin)  # hardly a character is narrower than a pixel
@@ -123,7 +131,9 @@ def draw_label(draw, corners, label, color, font, size):
     draw.text((left + margin, top + margin // 2), label, font=font, fill="white")
 
 
-def label_place(corners, label_size, size):
+def label_place(
+    corners: tuple[int, int, int, int], label_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
     """Return (left, top) of a label: above its box, below, beside it, or inside where there is no room around it."""
     x1, y1, x2, y2 = corners
     (label_width, label_height), (width, height) = label_size, size
@@ -140,7 +150,7 @@ def label_place(corners, label_size, size):
     return along_x, along_y
 
 
-def shorten(draw, label, font, width):
+def shorten(draw: ImageDraw.ImageDraw, label: str, font: Any, width: int) -> str:
     """Return the label, cut with an ellipsis to what fits into `width` pixels."""
     if draw.textlength(label, font=font) <= width:
         return label

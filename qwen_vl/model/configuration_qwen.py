@@ -1,6 +1,7 @@
 """The configuration of a Qwen-VL checkpoint (docs/checkpoint_format.md section 1)."""
 
 import copy
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -25,13 +26,13 @@ PUBLISHED_VISUAL = {
 
 
 class QWenConfig(PreTrainedConfig):
-    """Everything that decides shapes and behaviour of a Qwen-VL model; defaults are the published 9.6B model.
+    """Everything that decides shapes and behavior of a Qwen-VL model; defaults are the published 9.6B model.
 
     `intermediate_size` is twice the width of the MLP's hidden layer. `visual` describes the vision tower; its
-    optional `n_queries` is the number of resampler queries and so the length of a picture span (default 256).
+    optional `n_queries` is the number of resampler queries and so the length of an image span (default 256).
     `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes to the original loader. As fields they are kept and written
     back, without any effect; as arguments of a `from_pretrained` the first three choose the dtype (`with_wishes`).
-    Raises ValueError for shapes that cannot be built.
+    Constructing one raises ValueError for shapes that cannot be built.
     """
 
     model_type = "qwen"
@@ -64,7 +65,7 @@ class QWenConfig(PreTrainedConfig):
     use_flash_attn: bool | str = "auto"
     visual: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.visual = dict(PUBLISHED_VISUAL) if self.visual is None else dict(self.visual)
         missing = sorted(set(PUBLISHED_VISUAL) - set(self.visual))
@@ -83,7 +84,7 @@ class QWenConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Return what transformers returns; precisions among the arguments, not those of the dict, set the dtype."""
         wishes = taken_wishes(kwargs)
         returns_rest = kwargs.get("return_unused_kwargs", False)
@@ -95,7 +96,7 @@ class QWenConfig(PreTrainedConfig):
 
     @property
     def image_span_tokens(self) -> int:
-        """Number of ids between <img> and </img>, which is the number of embeddings a picture becomes."""
+        """Number of ids between <img> and </img>, which is the number of embeddings that an image becomes."""
         return self.visual.get("n_queries", DEFAULT_QUERIES)
 
 
@@ -108,7 +109,7 @@ def with_wishes(config: QWenConfig, wishes: dict, *, keeps_dtype: bool = False) 
     """Return the config, or a copy of it that says what arguments of the original loader ask for.
 
     `bf16`, `fp16` or `fp32` as True sets the dtype in which weights are loaded, unless `keeps_dtype`; False and None
-    ask for nothing. `use_flash_attn` is kept without effect. Raises ValueError for two precisions at once.
+    ask for nothing. `use_flash_attn` is kept without effect. Raise ValueError for two precisions at once.
     """
     if not wishes:
         return config

@@ -4,43 +4,45 @@ Source: docs/checkpoint_format.md section 3.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_qwen import attend
+from .configuration_qwen import QWenConfig
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32, cast back, then scaled."""
 
-    def __init__(self, dim, epsilon):
+    def __init__(self, dim: int, epsilon: float) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return Normalise.apply(hidden, self.epsilon) * self.weight
 
 
 class Normalise(torch.autograd.Function):
-    """Each vector [.., hidden] divided by its root mean square, in float32, cast back.
+    """Division of each vector [.., hidden] by its root mean square, in float32, cast back.
 
-    Kept for the backward pass are the input as it is and a number a vector, not their float32 versions.
+    For training memory: the backward pass keeps the input and one number per vector, not their float32 versions.
     """
 
     @staticmethod
-    def forward(ctx, hidden, epsilon):
+    def forward(ctx: Any, hidden: torch.Tensor, epsilon: float) -> torch.Tensor:
         exact = hidden.float()
         scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(hidden, scale)
         return (exact * scale).to(hidden.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         hidden, scale = ctx.saved_tensors
         normal, exact = hidden.float() * scale, grad.float()
         along = (exact * normal).mean(-1, keepdim=True)
@@ -48,15 +50,15 @@ class Normalise(torch.autograd.Function):
 
 
 class RotaryTables(NamedTuple):
-    """What the positions of one forward pass do to queries and keys; shared by all layers."""
+    """The rotation and scaling of queries and keys in one forward pass; shared by all layers."""
 
     cos: torch.Tensor  # [batch | 1, 1, length, rotary_dim], float32
     sin: torch.Tensor  # its first half negative, as the first half of a rotated vector is x cos - y sin
     query_scale: torch.Tensor | None  # [batch | 1, 1, length, 1], float32: log-n scaling, None where it is 1 everywhere
 
 
-def ntk_alpha(lengths, seq_length):
-    """The dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 ..
+def ntk_alpha(lengths: torch.Tensor, seq_length: int) -> torch.Tensor:
+    """Return the dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 ..
 
     Source: docs/checkpoint_format.md section 3.
     """
@@ -64,8 +66,10 @@ def ntk_alpha(lengths, seq_length):
     return torch.clamp(2**exponent - 1, min=1)
 
 
-def rotary_tables(config, position_ids, alpha, scale_queries):
-    """RotaryTables for `position_ids` [batch | 1, length]; `alpha` [batch] or None; log-n only if `scale_queries`."""
+def rotary_tables(
+    config: QWenConfig, position_ids: torch.Tensor, alpha: torch.Tensor | None, scale_queries: bool
+) -> RotaryTables:
+    """Return the tables for `position_ids` [batch | 1, length]; `alpha` [batch] or None; log-n if `scale_queries`."""
     dim = int(config.kv_channels * config.rotary_pct)
     exponents = torch.arange(0, dim, 2, device=position_ids.device).float() / dim
     if alpha is None:
@@ -84,13 +88,13 @@ def rotary_tables(config, position_ids, alpha, scale_queries):
     return RotaryTables(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1), scale)
 
 
-def is_flash_attention(config):
-    """Whether attention takes the segments of a packed row in one call."""
+def is_flash_attention(config: QWenConfig) -> bool:
+    """Return whether attention takes the segments of a packed row in one call."""
     return config._attn_implementation.startswith("flash_attention")
 
 
-def rotate(states, rotary):
-    """`states` [batch, heads, length, head_dim] rotated by position, half against half, in float32, cast back."""
+def rotate(states: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+    """Return `states` [batch, heads, length, head_dim] rotated by position, in float32, cast back."""
     dim = rotary.cos.shape[-1]
     if dim < states.shape[-1]:
         return torch.cat([rotate(states[..., :dim], rotary), states[..., dim:]], dim=-1)
@@ -103,7 +107,7 @@ class QWenAttention(nn.Module):
 
     is_causal = True
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: QWenConfig, layer_idx: int) -> None:
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         self.head_dim, self.dropout = config.kv_channels, config.attn_dropout_prob
@@ -111,7 +115,14 @@ class QWenAttention(nn.Module):
         self.c_attn = nn.Linear(config.hidden_size, 3 * projection)
         self.c_proj = nn.Linear(projection, config.hidden_size, bias=not config.no_bias)
 
-    def forward(self, hidden, attention_mask, rotary, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: RotaryTables,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         projected = self.c_attn(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         turned, value = projected.tensor_split([projected.shape[1] // 3 * 2], dim=1)
         query, key = rotate(turned, rotary).chunk(2, dim=1)  # [batch, heads, length, head_dim]
@@ -127,27 +138,27 @@ class QWenAttention(nn.Module):
 class QWenMLP(nn.Module):
     """Gated feed-forward layer: c_proj(w1(x) * silu(w2(x)))."""
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         hidden_width, bias = config.intermediate_size // 2, not config.no_bias
         self.w1 = nn.Linear(config.hidden_size, hidden_width, bias=bias)
         self.w2 = nn.Linear(config.hidden_size, hidden_width, bias=bias)
         self.c_proj = nn.Linear(hidden_width, config.hidden_size, bias=bias)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.c_proj(Gate.apply(self.w1(hidden), self.w2(hidden)))
 
 
 class Gate(torch.autograd.Function):
-    """value * silu(gate); the backward pass computes silu(gate) anew instead of keeping it."""
+    """value * silu(gate). For training memory, the backward pass recomputes silu(gate) instead of keeping it."""
 
     @staticmethod
-    def forward(ctx, value, gate):
+    def forward(ctx: Any, value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(value, gate)
         return value * F.silu(gate)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value, gate = ctx.saved_tensors
         return grad * F.silu(gate), torch.ops.aten.silu_backward(grad * value, gate)
 
@@ -155,14 +166,21 @@ class Gate(torch.autograd.Function):
 class QWenBlock(GradientCheckpointingLayer):
     """One pre-norm decoder block."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: QWenConfig, layer_idx: int) -> None:
         super().__init__()
         self.ln_1 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.attn = QWenAttention(config, layer_idx)
         self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = QWenMLP(config)
 
-    def forward(self, hidden, attention_mask, rotary, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: RotaryTables,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, weights = self.attn(
             self.ln_1(hidden), attention_mask, rotary, past_key_values=past_key_values, **kwargs
         )

@@ -1,4 +1,4 @@
-"""Pictures from the network: one download within a time limit, tried again where the server or the line fails."""
+"""Images from the network: one download within a time limit, tried again where the server or the line fails."""
 
 import functools
 import http.client
@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 TIMEOUT = 10.0  # seconds, for the whole of one download, with all tries and pauses
 MAX_BYTES = 20 * 2**20
@@ -23,29 +24,29 @@ SHOWN_LENGTH = 100  # characters of a reference that an error shows
 
 
 class PictureError(ValueError):
-    """A picture that cannot be had; the message says which, why, and what to do."""
+    """An image that cannot be opened; the message says which, why, and what to do."""
 
 
 class ShortBody(OSError):
     """A connection that closed before all was sent."""
 
 
-def scheme_of(reference):
-    """The lower-case scheme of an address ("http", "data", "file" ..), or None for a path."""
+def scheme_of(reference: str) -> str | None:
+    """Return the lower-case scheme of an address ("http", "data", "file" ..), or None for a path."""
     if reference[:5].lower() == "data:":
         return "data"
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", reference)
     return match.group(1).lower() if match else None
 
 
-def shown(reference):
-    """The reference in quotes, for an error: one line, and never a whole data URI."""
+def shown(reference: str) -> str:
+    """Return the reference in quotes, for an error: one line, and never a whole data URI."""
     if len(reference) <= SHOWN_LENGTH:
         return repr(reference)
     return f"{reference[:SHOWN_LENGTH]!r}... ({len(reference)} characters)"
 
 
-def too_many_bytes(name, max_bytes):
+def too_many_bytes(name: str, max_bytes: int) -> PictureError:
     """Return the PictureError for more than `max_bytes`."""
     return PictureError(f"picture {name}: more than {max_bytes} bytes; give a smaller picture, or a local file")
 
@@ -53,8 +54,8 @@ def too_many_bytes(name, max_bytes):
 def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> tuple[bytes, str]:
     """Return (bytes, content type) of an http(s) address, after at most MAX_REDIRECTS redirects.
 
-    What may pass by itself is tried again after a pause, the server's own (Retry-After) where it fits into `timeout`
-    seconds, which bound everything: a busy server, a lost connection, a body that stops. Raises PictureError.
+    A temporary failure (a busy server, a lost connection, a body that stops) is tried again after a pause, that of the
+    server (Retry-After) if it sends one. `timeout` seconds bound all tries and pauses. Raise PictureError.
     """
     name, deadline = shown(url), time.monotonic() + timeout
     for num_tries, pause in enumerate((*PAUSES, None), start=1):
@@ -73,22 +74,22 @@ def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
     raise AssertionError("the last try has no pause")
 
 
-def _reason(error):
-    """What is behind an error of urllib."""
+def _reason(error: Exception) -> Exception:
+    """Return the error behind an error of urllib."""
     is_wrapped = isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception)
     return error.reason if is_wrapped else error
 
 
-def _pause_after(error, pause):
-    """Seconds to wait before the next try: `pause`, or what the server asks for; None where another try is no use."""
+def _pause_after(error: Exception, pause: float | None) -> float | None:
+    """Return seconds before the next try: `pause`, or what the server asks for; None if another try is no use."""
     if pause is None or not isinstance(error, urllib.error.HTTPError):
         may_pass = isinstance(_reason(error), (*LOST_CONNECTION, ShortBody, TimeoutError))
         return pause if may_pass else None
     return (_retry_after(error.headers) or pause) if error.code in TEMPORARY else None
 
 
-def _retry_after(headers):
-    """Seconds that a server asks to wait for, as a number or a date; None where it says nothing that can be read."""
+def _retry_after(headers: Any) -> float | None:
+    """Return the seconds that a server asks for, as a number or a date; None if the header is absent or unreadable."""
     value = (headers.get("Retry-After") or "").strip()
     if value.isdecimal():
         return float(value[:9])
@@ -98,8 +99,8 @@ def _retry_after(headers):
         return None
 
 
-def _failure(error, name, timeout, num_tries):
-    """The PictureError for the error of the last of `num_tries` tries."""
+def _failure(error: Exception, name: str, timeout: float, num_tries: int) -> PictureError:
+    """Return the PictureError for the error of the last of `num_tries` tries."""
     times = f", {num_tries} times" if num_tries > 1 else ""
     reason = _reason(error)
     if isinstance(error, urllib.error.HTTPError):
@@ -115,9 +116,9 @@ def _failure(error, name, timeout, num_tries):
 
 
 class _Stalling:
-    """A connection that may think for as long as there is time, but not fall silent in the middle of a body."""
+    """A connection that may use all the time before its answer, but a third of it between parts of a body."""
 
-    def getresponse(self):
+    def getresponse(self) -> http.client.HTTPResponse:
         sock = self.sock  # the connection lets go of it where the server will close
         response = super().getresponse()
         if sock.fileno() >= 0:
@@ -134,18 +135,18 @@ class _SecureConnection(_Stalling, http.client.HTTPSConnection):
 
 
 class _HTTPHandler(urllib.request.HTTPHandler):
-    def http_open(self, req):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_Connection, req)
 
 
 class _HTTPSHandler(urllib.request.HTTPSHandler):
-    def https_open(self, req):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_SecureConnection, req, context=self._context)
 
 
 @functools.cache
-def _opener():
-    """A urllib opener for http and https alone, proxies of the environment included; redirects come as errors."""
+def _opener() -> urllib.request.OpenerDirector:
+    """Return a urllib opener for http and https alone, with the proxies of the environment; redirects are errors."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -159,8 +160,8 @@ def _opener():
     return opener
 
 
-def _request(url, name, deadline):
-    """The response to a GET.
+def _request(url: str, name: str, deadline: float) -> Any:
+    """Return the response to a GET.
 
     Redirects are followed by hand: urllib would read their bodies without a limit, and follow them to ftp.
     """
@@ -179,16 +180,16 @@ def _request(url, name, deadline):
     raise PictureError(f"picture {name}: more than {MAX_REDIRECTS} redirects; use the final address")
 
 
-def _ascii_url(url):
-    """The address with everything outside ASCII, and spaces, encoded as servers expect it."""
+def _ascii_url(url: str) -> str:
+    """Return the address with everything outside ASCII, and spaces, encoded as servers expect it."""
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
     path, query = (urllib.parse.quote(part, safe="%/:=&?+,;@!$'()*~[]") for part in (parts.path, parts.query))
     return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
-def _read_limited(response, name, deadline, max_bytes):
-    """The body, counted while it arrives: a Content-Length may lie."""
+def _read_limited(response: Any, name: str, deadline: float, max_bytes: int) -> bytes:
+    """Return the body, counted while it arrives: a Content-Length may lie."""
     announced = None if response.chunked else response.length
     body = bytearray()
     while announced is None or len(body) < announced:
@@ -204,8 +205,8 @@ def _read_limited(response, name, deadline, max_bytes):
     return bytes(body)
 
 
-def _time_left(deadline):
-    """Seconds until the deadline; TimeoutError when there are none."""
+def _time_left(deadline: float) -> float:
+    """Return the seconds until the deadline; raise TimeoutError if there are none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -6,8 +6,8 @@ import io
 import os
 import struct
 import urllib.parse
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -22,14 +22,22 @@ DIM = 32  # of 255: a picture whose highest level is below is nearly black
 SCALED = "scaled"  # key of a picture's `info`: how its levels became 8 bits
 BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of a TIFF file, and a value of the second
 
+SearchDirs = str | os.PathLike | Sequence[str | os.PathLike]
 OpenImage = Callable[[Any], Image.Image]  # from a reference in a text or a call to an RGB image, or a PictureError
 
 # The EPS reader hands the file to Ghostscript; a picture must never start another program.
 REFUSED_FORMATS = {"EPS"}
 
 
-def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS):
-    """The picture behind a reference, as an RGB PIL image that holds no open file.
+def open_picture(
+    reference: Any,
+    *,
+    search_dirs: SearchDirs = (),
+    timeout: float = TIMEOUT,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Return the image behind a reference, as an RGB PIL image that holds no open file.
 
     reference: a local path, an http(s) address, a `data:` URI with base64, or a PIL image, which is only converted.
     A relative path is looked for in each of `search_dirs`, then in the working directory. `timeout` (seconds) and
@@ -37,7 +45,7 @@ def open_picture(reference, *, search_dirs=(), timeout=TIMEOUT, max_bytes=MAX_BY
     Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken
     (docs/checkpoint_format.md section 4). Gray of more than 8 bits is scaled to 8 (`_to_8_bits`), where the original
     cuts it off; `info["scaled"]` then says how.
-    Raises PictureError.
+    Raise PictureError if it cannot be opened.
     """
     if isinstance(reference, Image.Image):
         return _to_rgb(reference, *_in_memory(reference))
@@ -93,23 +101,23 @@ def refuse_images(reference: Any) -> Image.Image:
     raise PictureError(f"picture {name}: images named in a text are not opened here; pass the image itself")
 
 
-def find_picture(reference, search_dirs=()):
-    """The path of a local picture, or None: as it is if absolute, else from each search dir, then the working dir."""
+def find_picture(reference: str, search_dirs: SearchDirs = ()) -> str | None:
+    """Return the path of a local image, or None; a relative one is searched in each folder, then the working folder."""
     return next((path for path in _candidates(reference, search_dirs) if os.path.isfile(path)), None)
 
 
-def is_local(reference):
-    """Whether a reference is a path on this machine, and neither an address nor a data URI."""
+def is_local(reference: str) -> bool:
+    """Return whether a reference is a path on this machine, and neither an address nor a data URI."""
     return _scheme(reference) is None
 
 
-def _in_memory(picture):
-    """The name of a PIL image in an error, and the advice."""
+def _in_memory(picture: Image.Image) -> tuple[str, str]:
+    """Return the name of a PIL image in an error, and the advice."""
     return f"in memory ({picture.mode}, {picture.width} x {picture.height})", "give one that Pillow can load"
 
 
-def _candidates(reference, search_dirs):
-    """Where a local reference may lie, in the order in which it is looked for."""
+def _candidates(reference: str, search_dirs: SearchDirs) -> list[str]:
+    """Return the paths where a local image is searched, in order."""
     if isinstance(search_dirs, str | os.PathLike):
         search_dirs = (search_dirs,)
     if os.path.isabs(reference):
@@ -117,7 +125,7 @@ def _candidates(reference, search_dirs):
     return [os.path.join(folder, reference) for folder in search_dirs] + [reference]
 
 
-def _open_file(reference, search_dirs, max_pixels):
+def _open_file(reference: str, search_dirs: SearchDirs, max_pixels: int) -> Image.Image:
     path = find_picture(reference, search_dirs)
     if path is None:
         raise _missing(reference, search_dirs)
@@ -129,8 +137,8 @@ def _open_file(reference, search_dirs, max_pixels):
         raise PictureError(f"picture {shown}: {error.strerror or error}; make the file readable") from error
 
 
-def _missing(reference, search_dirs):
-    """A PictureError that lists the places where the file is not."""
+def _missing(reference: str, search_dirs: SearchDirs) -> PictureError:
+    """Return a PictureError that lists the places where the file is not."""
     places = [os.path.abspath(path) for path in _candidates(reference, search_dirs) if "\0" not in path]
     folder = next((place for place in places if os.path.isdir(place)), None)
     if folder is not None:
@@ -142,8 +150,8 @@ def _missing(reference, search_dirs):
     )
 
 
-def _decode(stream, shown, max_pixels):
-    """RGB PIL image from an open file. The size is known from the header before any memory is taken for pixels."""
+def _decode(stream: BinaryIO, shown: str, max_pixels: int) -> Image.Image:
+    """Return the RGB image in an open file; the header gives the size before memory is allocated for pixels."""
     picture = _read_header(stream, shown)
     width, height = picture.size
     if width * height > max_pixels:
@@ -151,8 +159,8 @@ def _decode(stream, shown, max_pixels):
     return _to_rgb(picture, shown, "the file is damaged or cut short; get it again or leave it out")
 
 
-def _read_header(stream, shown):
-    """A PIL image whose header alone is read.
+def _read_header(stream: BinaryIO, shown: str) -> Image.Image:
+    """Return a PIL image of which only the header is read.
 
     Goes through Pillow's table of formats because `Image.open` compares the size with a limit of its own, which is
     a setting of the whole process and only warns.
@@ -177,12 +185,12 @@ def _read_header(stream, shown):
     raise PictureError(f"picture {shown}: not a picture that Pillow reads; convert it to PNG or JPEG, or leave it out")
 
 
-def _too_many_pixels(shown, detail):
+def _too_many_pixels(shown: str, detail: str) -> PictureError:
     return PictureError(f"picture {shown}: too large to decode ({detail}); shrink it, or leave it out")
 
 
-def _to_rgb(picture, shown, advice):
-    """The loaded picture as RGB. Decoders raise many kinds of errors on damaged data; all become a PictureError."""
+def _to_rgb(picture: Image.Image, shown: str, advice: str) -> Image.Image:
+    """Return the loaded image as RGB. Raise PictureError for any of the errors that decoders raise on damaged data."""
     try:
         picture.load()
         picture = _to_8_bits(picture)
@@ -196,7 +204,7 @@ def _to_rgb(picture, shown, advice):
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Return a loaded grey picture of more than 8 bits as one of mode L, whose info[SCALED] says how; others unchanged.
+    """Return a loaded gray image of more than 8 bits as one of mode L, whose info[SCALED] says how; others unchanged.
 
     Levels of 12 or 16 bits are divided by the range of so many bits. Of 32-bit numbers and floats no file says the
     range: floats from 0 to 1 are multiplied by 255; numbers from 0 to 255 are levels already, unless they are floats so
@@ -229,15 +237,15 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _bits(picture):
-    """Bits of a level where the file or the mode says it, 12 or 16, for grey pictures of more than 8; else None."""
+def _bits(picture: Image.Image) -> int | None:
+    """Return the bits of a level, 12 or 16, of a gray image whose file or mode tells them; else None."""
     if picture.mode.startswith("I;16"):
         return getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
     return 16 if picture.mode == "I" and picture.format in ("PNG", "PPM") else None  # neither has 32
 
 
-def _data_uri_bytes(reference, max_bytes):
-    """The bytes that a base64 `data:` URI carries."""
+def _data_uri_bytes(reference: str, max_bytes: int) -> bytes:
+    """Return the bytes that a base64 `data:` URI carries."""
     shown = _shown(reference)
     head, comma, payload = reference.partition(",")
     if not comma or not head.lower().endswith(";base64"):

@@ -1,6 +1,8 @@
 """What loading does beyond transformers: arguments of the original loader, and adapters that were trained in ChatML."""
 
-from transformers import PreTrainedConfig
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_qwen import taken_wishes, with_wishes
 
@@ -14,10 +16,10 @@ class LoadingMixin:
     """
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> PreTrainedModel:
         """Return the model as transformers does; `bf16=True` is dtype=torch.bfloat16, and so on; `dtype` goes first.
 
-        Raises ValueError for two precisions at once.
+        Raise ValueError for two precisions at once.
         """
         kwargs.pop("resume_download", None)  # the original's demos pass it; downloads resume by themselves by now
         config = kwargs.get("config")
@@ -26,11 +28,11 @@ class LoadingMixin:
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @classmethod
-    def _from_config(cls, config, **kwargs):
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
         """Return a model with random weights, for the `from_config` of Auto classes; arguments as above."""
         return super()._from_config(with_wishes(config, taken_wishes(kwargs)), **kwargs)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         # PEFT sets this on the model that it puts an adapter into, whoever loads it, and takes it off after merging.
         if name == "peft_config" and self.can_generate():

@@ -1,7 +1,10 @@
-"""A look at the logits of every generated token: what is not finite is an error, and never an answer."""
+"""A check of the logits of every generated token: a value that is not finite raises an error."""
+
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 EVERY = 16  # tokens between two looks on a device that would have to be waited for
 NOT_FINITE = (
@@ -25,7 +28,7 @@ class FiniteScores(LogitsProcessor):
     of such a row are zeros, as a device cannot sample from NaN and go on.
     """
 
-    def __init__(self, message: str, every: int):
+    def __init__(self, message: str, every: int) -> None:
         self.message, self.every = message, every
         self.calls, self.found = 0, None  # found: bool tensor [], where the scores are
 
@@ -51,7 +54,15 @@ class FiniteLogits(FiniteScores):
 class CheckedGeneration:
     """`generate` that raises LogitsError for logits that are not finite, however it was called."""
 
-    def generate(self, inputs=None, *args, logits_processor=None, streamer=None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,
+        logits_processor: list[LogitsProcessor] | None = None,
+        streamer: BaseStreamer | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return what transformers returns; raise LogitsError for logits that are not finite."""
         # A stream waits for each token anyway, and must not show one that was chosen from NaN.
         every = 1 if self.device.type == "cpu" or streamer is not None else EVERY
         checks = [FiniteLogits(NOT_FINITE.format(dtype=self.dtype), every), FiniteScores(NO_TOKEN_LEFT, every)]
@@ -61,7 +72,9 @@ class CheckedGeneration:
             check.look()
         return output
 
-    def _get_logits_processor(self, generation_config, *args, **kwargs):
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
         """Return the processors that transformers makes, with FiniteLogits first: others hide what it looks for."""
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         if generation_config.remove_invalid_values:  # asked for: NaN and inf are to be replaced

@@ -1,6 +1,13 @@
-"""Cross-entropy in chunks: the logits of all targets never exist at once, and none are kept for the backward pass."""
+"""Cross-entropy in chunks, for training memory; generation needs none of it.
+
+The logits of all targets never exist at once, and none are kept for the backward pass.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -8,13 +15,13 @@ CHUNK_BYTES = 2**29  # of float32 logits: some more of a large vocabulary make n
 BLOCK_BYTES = 2**23  # of them that are worked on at a time: as much as a CPU's caches hold
 
 
-def target_index(labels):
-    """Places [targets] in `labels` [batch, length], flattened, of the tokens that predict a target: those before it."""
+def target_index(labels: torch.Tensor) -> torch.Tensor:
+    """Return the places [targets], in flattened `labels` [batch, length], of the token before each target."""
     return (F.pad(labels[:, 1:], (0, 1), value=-100) != -100).flatten().nonzero()[:, 0]
 
 
-def target_losses(lm_head, hidden, targets, *, vocab_size):
-    """Cross-entropies [targets], float32, of the logits that `lm_head` gives for `hidden` [targets, hidden].
+def target_losses(lm_head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *, vocab_size: int) -> torch.Tensor:
+    """Return cross-entropies [targets], float32, of the logits that `lm_head` gives for `hidden` [targets, hidden].
 
     Up to CHUNK_BYTES of logits are made in one go and kept, as any layer keeps what its backward pass needs. More are
     made chunk by chunk, and again in the backward pass, so that memory does not grow with the number of targets.
@@ -36,8 +43,8 @@ def target_losses(lm_head, hidden, targets, *, vocab_size):
     return torch.cat(losses)
 
 
-def cross_entropies(lm_head, hidden, targets):
-    """Cross-entropies [targets] in float32 of one chunk."""
+def cross_entropies(lm_head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return cross-entropies [targets] in float32 of one chunk."""
     return CrossEntropy.apply(lm_head(hidden).float(), targets)
 
 
@@ -49,13 +56,13 @@ class CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, targets):
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, targets)
         losses = [F.cross_entropy(*block, reduction="none") for block in blocks(logits, targets)]
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets = ctx.saved_tensors
         for block, labels, scale in blocks(logits, targets, grad):
             probabilities = torch.softmax(block, dim=-1)
@@ -64,14 +71,14 @@ class CrossEntropy(torch.autograd.Function):
         return logits, None
 
 
-def blocks(logits, *others):
-    """The logits and what belongs to their rows, a few rows at a time."""
+def blocks(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Return an iterator over a few rows of the logits, and of the other tensors, at a time."""
     rows = max(1, BLOCK_BYTES // (logits.shape[1] * logits.element_size()))
     return zip(logits.split(rows), *(other.split(rows) for other in others), strict=True)
 
 
-def is_partitioned(lm_head):
-    """Whether ZeRO-3 keeps a part of the weights on each rank."""
+def is_partitioned(lm_head: nn.Module) -> bool:
+    """Return whether ZeRO-3 keeps a part of the weights on each rank."""
     return (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()

@@ -21,7 +21,7 @@ from .image_embedding_qwen import ImageEmbedding
 from .image_loading_qwen import OpenImage
 from .loading_qwen import LoadingMixin
 from .logits_qwen import CheckedGeneration
-from .loss_qwen import target_index as index_of_targets
+from .loss_qwen import target_index as index_of_targets  # training only, as all of loss_qwen
 from .loss_qwen import target_losses
 from .placement_qwen import PlacedModel
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table

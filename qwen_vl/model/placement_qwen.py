@@ -1,5 +1,7 @@
 """Where a model computes, also where some of its weights are kept elsewhere between two passes (accelerate's hooks)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -44,6 +46,9 @@ class PlacedModel:
         return execution_device(self)
 
     @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load the weights as transformers does, after `keep_single_weights` has changed the device map."""
         keep_single_weights(model, load_config.device_map)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)

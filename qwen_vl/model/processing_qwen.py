@@ -1,9 +1,13 @@
-"""Texts and pictures together, to the batch that the model reads."""
+"""Texts and images together, to the batch that the model reads."""
 
-from transformers import BatchFeature, ProcessorMixin
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BatchFeature, PreTrainedTokenizer, ProcessorMixin
 from transformers.utils import cached_file
 
 from .configuration_qwen import QWenConfig
+from .image_loading_qwen import OpenImage, SearchDirs
 from .image_processing_qwen import QWenImageProcessor
 from .tokenization_qwen import QWenTokenizer
 
@@ -15,10 +19,12 @@ class QWenProcessor(ProcessorMixin):
     """A tokenizer and an image processor behind one call.
 
     `processor(text="Picture 1: <img></img>\\nWhat is it?", images=[picture])` -> BatchFeature with input_ids [N, T],
-    attention_mask [N, T] and, where there are pictures, pixel_values [pictures, 3, S, S] in the order of the spans.
+    attention_mask [N, T] and, if there are images, pixel_values [images, 3, S, S] in the order of the spans.
     """
 
-    def __init__(self, image_processor, tokenizer, chat_template=None):
+    def __init__(
+        self, image_processor: QWenImageProcessor, tokenizer: PreTrainedTokenizer, chat_template: str | None = None
+    ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         if "image_span_tokens" not in tokenizer.init_kwargs:
             raise ValueError(
@@ -27,20 +33,20 @@ class QWenProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
-        text=None,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
         *,
-        padding=True,
-        padding_side=None,
-        control_tokens=True,
-        return_tensors="pt",
-        search_dirs=(),
-        images_kwargs=None,
-        open_image=None,
-    ):
-        """BatchFeature with input_ids, attention_mask and pixel_values of one text or a list of texts.
+        padding: bool | str = True,
+        padding_side: str | None = None,
+        control_tokens: bool = True,
+        return_tensors: str | None = "pt",
+        search_dirs: SearchDirs = (),
+        images_kwargs: dict[str, Any] | None = None,
+        open_image: OpenImage | None = None,
+    ) -> BatchFeature:
+        """Return input_ids, attention_mask and pixel_values of one text or a list of texts.
 
-        images: one picture or a list, nested or flat, of what `open_picture` takes: one for each `<img>..</img>` of
+        images: one image or a list, nested or flat, of what `open_picture` takes: one for each `<img>..</img>` of
         the texts, in order. A nested list with one entry a text is compared text by text. Without `images` the
         references in the texts are opened. With `control_tokens` the text is a whole prompt, in which markers such
         as <|im_start|> are tokens; without, they are plain text. padding, padding_side: as in `tokenizer.pad`.
@@ -65,11 +71,11 @@ class QWenProcessor(ProcessorMixin):
         return BatchFeature(features, tensor_type=return_tensors)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """The processor of a checkpoint folder or hub id.
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "QWenProcessor":
+        """Return the processor of a checkpoint folder or hub id.
 
-        A checkpoint without processor files, as the published ones are, gives one from its tokenizer and config.
-        Raises ValueError when the tokenizer's picture span and the config's number of queries differ.
+        For a checkpoint without processor files, such as the published ones, it comes from the tokenizer and config.
+        Raise ValueError if the tokenizer's picture span and the config's number of queries differ.
         """
         # Our own classes, and not the Auto classes of the base class, which would ask whether to trust the code.
         path = pretrained_model_name_or_path
@@ -85,7 +91,7 @@ class QWenProcessor(ProcessorMixin):
             processor.check_fits(config)
         return processor
 
-    def check_fits(self, config):
+    def check_fits(self, config: QWenConfig) -> None:
         """Raise ValueError unless spans and pictures have the sizes that a model with this QWenConfig reads."""
         pairs = (
             ("tokenizer image_span_tokens", self.tokenizer.image_span_tokens, "n_queries", config.image_span_tokens),
@@ -99,13 +105,14 @@ class QWenProcessor(ProcessorMixin):
 QWenProcessor.register_for_auto_class("AutoProcessor")
 
 
-def _has_file(path, name, kwargs):
-    """Whether a checkpoint folder or hub repository holds a file."""
+def _has_file(path: str, name: str, kwargs: dict[str, Any]) -> bool:
+    """Return whether a checkpoint folder or hub repository holds a file."""
     options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
     return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options) is not None
 
 
-def _list_of_texts(text):
+def _list_of_texts(text: Any) -> list[str]:
+    """Return one text or several as a list; raise ValueError for anything else, and for empty ones."""
     texts = [text] if isinstance(text, str) else text
     good = isinstance(texts, list | tuple) and texts and all(isinstance(item, str) and item for item in texts)
     if not good:
@@ -116,10 +123,10 @@ def _list_of_texts(text):
     return list(texts)
 
 
-def _pictures_of(references, images):
-    """The pictures of a batch, one for each span: those given, else the references themselves.
+def _pictures_of(references: list[list[str]], images: Any) -> list[Any]:
+    """Return the images of a batch, one for each span: the given ones, else the references themselves.
 
-    references: for each text, what stands in its spans. Raises ValueError where the numbers differ.
+    references: for each text, those in its spans. Raise ValueError if the numbers differ.
     """
     if images is None:
         for row, names in enumerate(references):

@@ -3,6 +3,7 @@
 import itertools
 import weakref
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +69,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(lane).sum(dtype=torch.int64)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Return what of a value is plain data, as nested tuples; None for anything else, such as a tensor or a module."""
     if isinstance(value, PLAIN):
         return value

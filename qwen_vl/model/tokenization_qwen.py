@@ -4,15 +4,13 @@ import base64
 import os
 import re
 import unicodedata
-import warnings
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import tiktoken
-from PIL import Image
 from transformers import PreTrainedTokenizer
 
-from .box_drawing_qwen import draw_boxes
-from .download_qwen import PictureError
-from .image_loading_qwen import OpenImage, image_opener
+from .list_format_qwen import IMG_END, IMG_START, ListFormat
 
 VOCAB_FILES_NAMES = {"vocab_file": "qwen.tiktoken"}
 IMAGE_SPAN_TOKENS = 256  # ids between <img> and </img>, one for each vector of the published vision tower
@@ -21,7 +19,7 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-IMG_START, IMG_END, IMG_PAD = "<img>", "</img>", "<imgpad>"
+IMG_PAD = "<imgpad>"
 BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 PICTURE_TAGS = frozenset((*BOX_TAGS, IMG_START, IMG_END, IMG_PAD))
 NUM_EXTRA_TOKENS = 205  # without a meaning of their own
@@ -32,15 +30,9 @@ SPECIAL_TOKENS = (
     *(IMG_START, IMG_END, IMG_PAD),
 )
 CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - PICTURE_TAGS
-LIST_FORMAT_TAGS = {"<img>": "image", "<ref>": "ref", "<box>": "box", "<quad>": "quad"}
-# A box that holds no other, and the phrase right before it, which holds no tag.
-BOX_WITH_REF = re.compile(
-    r"(?:<ref>((?:(?!</?(?:ref|box|quad|img)>).)*)</ref>)?<box>((?:(?!<box>).)*?)</box>", re.DOTALL
-)
-SHOWN_LENGTH = 60  # characters of a malformed box in a warning
 
 
-def read_vocabulary(path):
+def read_vocabulary(path: str | os.PathLike) -> dict[bytes, int]:
     """Return {token bytes: rank} of a file with one `base64 rank` line a token, ranks 0, 1, 2, ... in order.
 
     A prefix of the published ranks is a valid vocabulary. A malformed line is a ValueError with its number.
@@ -67,7 +59,7 @@ def read_vocabulary(path):
     return ranks
 
 
-def _find(ids, wanted, start=0):
+def _find(ids: list[int], wanted: int, start: int = 0) -> int:
     """Return the first position >= start of the id `wanted` in the list `ids`, or -1."""
     try:
         return ids.index(wanted, start)
@@ -75,7 +67,7 @@ def _find(ids, wanted, start=0):
         return -1
 
 
-def _utf8(text):
+def _utf8(text: str) -> bytes:
     """Return the UTF-8 bytes of text; lone surrogates become U+FFFD, as tiktoken does in ordinary text."""
     try:
         return text.encode("utf-8")
@@ -83,7 +75,7 @@ def _utf8(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
 
 
-def special_token_names(extra_tokens):
+def special_token_names(extra_tokens: list[str]) -> tuple[str, ...]:
     """Return SPECIAL_TOKENS with the names `extra_tokens` for the first <|extra_i|>; ValueError for bad ones."""
     wrong = [name for name in extra_tokens if not name.strip() or name in SPECIAL_TOKENS]
     wrong += sorted({name for name in extra_tokens if extra_tokens.count(name) > 1})
@@ -95,7 +87,7 @@ def special_token_names(extra_tokens):
     return (*SPECIAL_TOKENS[:first], *extra_tokens, *SPECIAL_TOKENS[first + len(extra_tokens) :])
 
 
-class QWenTokenizer(PreTrainedTokenizer):
+class QWenTokenizer(ListFormat, PreTrainedTokenizer):
     """Text with picture, phrase and box tags to ids and back.
 
     `image_span_tokens` is the number of ids between <img> and </img>; it must equal the number of vectors the vision
@@ -106,7 +98,14 @@ class QWenTokenizer(PreTrainedTokenizer):
     vocab_files_names = VOCAB_FILES_NAMES
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012 (transformers' convention)
 
-    def __init__(self, vocab_file, errors="replace", image_span_tokens=IMAGE_SPAN_TOKENS, extra_tokens=(), **kwargs):
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike | None,
+        errors: str = "replace",
+        image_span_tokens: int = IMAGE_SPAN_TOKENS,
+        extra_tokens: Iterable[str] = (),
+        **kwargs: Any,
+    ) -> None:
         if vocab_file is None:
             raise OSError("no qwen.tiktoken found: a Qwen-VL tokenizer folder must contain it")
         if not isinstance(image_span_tokens, int) or image_span_tokens < 1:
@@ -130,7 +129,7 @@ class QWenTokenizer(PreTrainedTokenizer):
             kwargs["extra_tokens"] = self.extra_tokens  # saved with the folder
         super().__init__(errors=errors, image_span_tokens=image_span_tokens, **kwargs)
 
-    def _name_special_ids(self):
+    def _name_special_ids(self) -> None:
         """Set eod_id, im_start_id, ... of this vocabulary, and the sets of ids that decoding keeps."""
         ids = self.special_tokens
         self.eod_id, self.im_start_id, self.im_end_id = ids[ENDOFTEXT], ids[IM_START], ids[IM_END]
@@ -144,46 +143,46 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     # ---- vocabulary ----
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.decoder)
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return len(self.decoder)
 
-    def get_vocab(self):
+    def get_vocab(self) -> dict[bytes, int]:
         """Return {bytes: rank} of the ordinary tokens, without the special ones."""
         return dict(self.mergeable_ranks)
 
-    def _convert_token_to_id(self, token):
+    def _convert_token_to_id(self, token: bytes | str) -> int | None:
         rank = self.mergeable_ranks.get(token)
         return self.special_tokens.get(token) if rank is None else rank
 
-    def convert_tokens_to_ids(self, tokens):
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Return the id of a token (bytes, or the str of a special token) or a list of ids; None for unknown ones."""
         if isinstance(tokens, (bytes, str)):
             return self._convert_token_to_id(tokens)
         return [self._convert_token_to_id(token) for token in tokens]
 
-    def _convert_id_to_token(self, index):
+    def _convert_id_to_token(self, index: int) -> bytes | str:
         if index not in self.decoder:
             raise ValueError(f"unknown ids: {index} is not in [0, {len(self)})")
         return self.decoder[index]
 
-    def convert_ids_to_tokens(self, ids, skip_special_tokens=False):
+    def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> Any:
         """Return the token of an id or the list of tokens of ids: bytes, or str for special ones."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
         ids = [int(i) for i in ids]
         return [self._convert_id_to_token(i) for i in ids if not skip_special_tokens or i < self.eod_id]
 
-    def convert_tokens_to_string(self, tokens):
+    def convert_tokens_to_string(self, tokens: Iterable[bytes | str]) -> str:
         """Return the text of tokens, decoded as UTF-8 with the tokenizer's error handling."""
         raw = b"".join(t.encode("utf-8") if isinstance(t, str) else t for t in tokens)
         return raw.decode("utf-8", errors=self.errors)
 
-    def _add_tokens(self, new_tokens, special_tokens=False):
+    def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
         """Return 0: the vocabulary is fixed; a token that it does not hold yet is a ValueError."""
         if new_tokens and not special_tokens:
             raise ValueError("Adding regular tokens is not supported: the vocabulary is fixed by qwen.tiktoken")
@@ -192,13 +191,13 @@ class QWenTokenizer(PreTrainedTokenizer):
             raise ValueError(f"Adding unknown special tokens is not supported: {unknown}; use <|extra_0|>, <|extra_1|>")
         return 0
 
-    def add_special_tokens(self, special_tokens_dict, *args, **kwargs):
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any] | None, *args: Any, **kwargs: Any) -> int:
         """Give special tokens of the vocabulary a role such as pad_token; return 0. An unknown one changes nothing."""
         for value in (special_tokens_dict or {}).values():
             self._add_tokens(value if isinstance(value, (list, tuple)) else [value], special_tokens=True)
         return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
 
-    def save_vocabulary(self, save_directory, filename_prefix=None):
+    def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
         """Write qwen.tiktoken with LF line ends, byte for byte the published file for its ranks; return (path,)."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = os.path.join(save_directory, prefix + VOCAB_FILES_NAMES["vocab_file"])
@@ -208,8 +207,8 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     # ---- text to ids ----
 
-    def encode_message(self, text, *, control_tokens=False):
-        """Return (ids, picture references) of one message; the references are those of its <img>..</img>, in order.
+    def encode_message(self, text: str, *, control_tokens: bool = False) -> tuple[list[int], list[str]]:
+        """Return (ids, image references) of one message; the references are those of its <img>..</img>, in order.
 
         Only picture, phrase and box tags and `extra_tokens` become special tokens; control markers such as <|im_end|>
         stay plain text unless `control_tokens`. A reference whose bytes do not fit the span leaves padding only, and
@@ -225,7 +224,14 @@ class QWenTokenizer(PreTrainedTokenizer):
                 references = original
         return ids, references
 
-    def tokenize(self, text, allowed_special="all", disallowed_special=(), split_special_tokens=False, **kwargs):
+    def tokenize(
+        self,
+        text: str,
+        allowed_special: str | Collection[str] = "all",
+        disallowed_special: str | Collection[str] = (),
+        split_special_tokens: bool = False,
+        **kwargs: Any,
+    ) -> list[bytes | str]:
         """Return the tokens of text: bytes, and str for the special tokens in `allowed_special` (default: all).
 
         A token of `disallowed_special` ("all": every one that is not allowed) in the text is a ValueError, and so is
@@ -240,7 +246,7 @@ class QWenTokenizer(PreTrainedTokenizer):
         ids, _ = self._encode_text(text, allowed, refuse_long=self.image_span_tokens >= IMAGE_SPAN_TOKENS)
         return [self.decoder[i] for i in ids]
 
-    def _refuse(self, text, disallowed):
+    def _refuse(self, text: str, disallowed: Collection[str]) -> None:
         """Raise ValueError when text holds one of the special tokens `disallowed`."""
         if not disallowed or "<" not in text:
             return
@@ -252,8 +258,8 @@ class QWenTokenizer(PreTrainedTokenizer):
                 "remove it, or pass it in allowed_special or disallowed_special=() where the method takes these"
             )
 
-    def _encode_text(self, text, allowed, *, refuse_long):
-        """Return (ids, picture references) of NFC text in which the special tokens `allowed` are parsed."""
+    def _encode_text(self, text: str, allowed: Collection[str], *, refuse_long: bool) -> tuple[list[int], list[str]]:
+        """Return (ids, image references) of NFC text in which the special tokens `allowed` are parsed."""
         encode = self.tokenizer.encode
         ids, references, position = [], [], 0
         while IMG_START in allowed and (start := text.find(IMG_START, position)) >= 0:
@@ -271,7 +277,7 @@ class QWenTokenizer(PreTrainedTokenizer):
             ids += encode(rest, allowed_special=allowed, disallowed_special=())
         return ids, references
 
-    def _image_span(self, reference, allowed, *, refuse_long):
+    def _image_span(self, reference: str, allowed: Collection[str], *, refuse_long: bool) -> list[int]:
         """Return the ids of <img>reference</img>: image_span_tokens + 2 of them, one id a byte, then padding."""
         if "<" in reference:
             inside = [tag for tag in allowed if tag in reference]
@@ -291,7 +297,14 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     # ---- ids to text ----
 
-    def _decode(self, token_ids, skip_special_tokens=False, errors=None, keep_image_special=False, **kwargs):
+    def _decode(
+        self,
+        token_ids: int | Iterable[int],
+        skip_special_tokens: bool = False,
+        errors: str | None = None,
+        keep_image_special: bool = False,
+        **kwargs: Any,
+    ) -> str:
         """Return the text of ids; picture spans become <img>reference</img> again, ids beyond the vocabulary nothing.
 
         `skip_special_tokens` drops every special token, with `keep_image_special` all but the ref, box and quad tags.
@@ -310,11 +323,11 @@ class QWenTokenizer(PreTrainedTokenizer):
         parts.append(self._bytes(ids[position:], kept))
         return b"".join(parts).decode("utf-8", errors=errors or self.errors)
 
-    def _bytes(self, ids, kept):
+    def _bytes(self, ids: list[int], kept: Collection[int]) -> bytes:
         """Return the bytes of ids, without the special tokens that are not in `kept`."""
         return self.tokenizer.decode_bytes([i for i in ids if i < self.eod_id or i in kept])
 
-    def _image_spans(self, ids):
+    def _image_spans(self, ids: list[int]) -> Iterator[tuple[int, int, bytes]]:
         """Yield (position of <img>, position of </img>, reference bytes) of every picture span in ids."""
         start = _find(ids, self.img_start_id)
         while start >= 0:
@@ -333,119 +346,6 @@ class QWenTokenizer(PreTrainedTokenizer):
                 continue
             yield start, end, reference
             start = _find(ids, self.img_start_id, end)
-
-    # ---- pictures, phrases and boxes in text ----
-
-    def from_list_format(self, list_format):
-        """Return the text of [{'image': path}, {'text': ..}, {'ref': .., 'box': [[x1, y1, x2, y2], ..]}]."""
-        text, pictures = "", 0
-        for element in list_format:
-            if "image" in element:
-                pictures += 1
-                text += f"Picture {pictures}: {IMG_START}{element['image']}{IMG_END}\n"
-            elif "text" in element:
-                text += element["text"]
-            elif "box" in element:
-                if "ref" in element:
-                    text += f"<ref>{element['ref']}</ref>"
-                text += "".join(self._box_text(box) for box in element["box"])
-            else:
-                raise ValueError(f"unsupported element {element!r}; use 'image', 'text', or 'box' and 'ref'")
-        return text
-
-    @staticmethod
-    def _box_text(box):
-        """Return <box>(x1,y1),(x2,y2)</box> of four numbers, fractions cut off."""
-        if not isinstance(box, (list, tuple)) or len(box) != 4:
-            raise ValueError(f"box {box!r}; give 'box' a list of boxes, each [x1, y1, x2, y2]")
-        x1, y1, x2, y2 = (int(value) for value in box)
-        return f"<box>({x1},{y1}),({x2},{y2})</box>"
-
-    def to_list_format(self, text):
-        """Return [{'image'|'ref'|'box'|'quad'|'text': ..}, ..] of text, in order; contents are kept as they are.
-
-        A model may have written it: a tag that is never closed, and any control marker, is text.
-        """
-        text = unicodedata.normalize("NFC", text)
-        elements, position = [], 0
-        for match in re.finditer("|".join(LIST_FORMAT_TAGS), text):
-            tag = match.group()
-            if match.start() < position:
-                continue  # inside the element before
-            end = text.find(f"</{tag[1:]}", match.end())
-            if end < 0:
-                continue
-            if match.start() > position:
-                elements.append({"text": text[position : match.start()]})
-            elements.append({LIST_FORMAT_TAGS[tag]: text[match.end() : end]})
-            position = end + len(tag) + 1
-        if position < len(text):
-            elements.append({"text": text[position:]})
-        return elements
-
-    def _fetch_latest_picture(self, response, history):
-        """Return the reference of the last picture in the response or, before it, in the newest question; or None."""
-        for text in (response, *(question for question, _ in reversed(history or []))):
-            references = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
-            if references:
-                return references[-1]
-        return None
-
-    def _fetch_all_box_with_ref(self, text):
-        """Return [{'box': (x1, y1, x2, y2), 'ref': phrase}, ..]; 'ref' only where a phrase stands right before the box.
-
-        A box that is not four whole numbers, or not closed, is left out; one warning counts all of them.
-        """
-        text = unicodedata.normalize("NFC", text)
-        boxes, malformed = [], {match.start() for match in re.finditer("<box>", text)}
-        for match in BOX_WITH_REF.finditer(text):
-            phrase, content = match.groups()
-            if numbers := _box_numbers(content):
-                boxes.append({"box": numbers} | ({} if phrase is None else {"ref": phrase.strip()}))
-                malformed.remove(match.start(2) - len("<box>"))
-        if malformed:
-            first = text[min(malformed) :][:SHOWN_LENGTH]
-            warnings.warn(
-                f"{len(malformed)} of {len(malformed) + len(boxes)} boxes cannot be drawn, as they are not "
-                f"<box>(x1,y1),(x2,y2)</box> with whole numbers; the first begins {first!r}"
-            )
-        return boxes
-
-    def draw_bbox_on_latest_picture(self, response, history=None, open_image=None):
-        """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box.
-
-        The picture is the last one of the questions in `history`: what an answer names is never opened. Without a
-        history the response is a whole text, question and answer, and its last picture that opens is taken.
-        Malformed boxes are left out with a warning. A small picture comes back enlarged (`draw_boxes`).
-        `open_image` opens it, by default any path or address. Raise PictureError if it cannot be opened.
-        """
-        boxes = self._fetch_all_box_with_ref(response)
-        if history is None:
-            references = re.findall(f"{IMG_START}(.*?){IMG_END}", response, flags=re.DOTALL)
-        else:
-            references = [self._fetch_latest_picture("", history)]
-        if not boxes or not references or references[-1] is None:
-            return None
-        return draw_boxes(_open_latest(references, image_opener(open_image)), boxes)
-
-
-def _open_latest(references: list[str], opener: OpenImage) -> Image.Image:
-    """Return the last picture that opens, an invented one may stand behind it; raise the first's error if none does."""
-    for earlier, reference in reversed(list(enumerate(references))):
-        try:
-            return opener(reference)
-        except PictureError:
-            if not earlier:
-                raise
-
-
-def _box_numbers(content):
-    """Return (x1, y1, x2, y2) of the text between <box> and </box>, None if it is not four whole numbers."""
-    try:
-        x1, y1, x2, y2 = (int(number) for number in content.replace("(", "").replace(")", "").split(","))
-    except ValueError:
-        return None
-    return x1, y1, x2, y2
 
 
 QWenTokenizer.register_for_auto_class("AutoTokenizer")

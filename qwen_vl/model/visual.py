@@ -1,4 +1,4 @@
-"""The vision tower: a ViT and a one-layer resampler turn a picture into a few embeddings.
+"""The vision tower: a ViT and a one-layer resampler turn an image into a few embeddings.
 
 Source: docs/checkpoint_format.md section 4.
 """
@@ -10,19 +10,20 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_qwen import attend
+from .configuration_qwen import QWenConfig
 
-STORED_POSITIONS = 256  # rows of `positional_embedding` in every checkpoint, whatever the picture size
+STORED_POSITIONS = 256  # rows of `positional_embedding` in every checkpoint, whatever the image size
 RESAMPLER_HEAD_DIM = 128
 LAYER_NORM_EPSILON = 1e-6
 
 
-def sincos_table(channels, side):
-    """The 2-D sine-cosine table [side * side, channels], float32: the first half of the channels codes the column.
+def sincos_table(channels: int, side: int) -> torch.Tensor:
+    """Return the 2-D sine-cosine table [side * side, channels], float32; the first half of the channels is the column.
 
     Source: MAE (He et al., 2021), which the published resampler stores as `pos_embed`.
     """
 
-    def one_axis(position):
+    def one_axis(position: np.ndarray) -> np.ndarray:
         omega = 1.0 / 10000 ** (np.arange(channels // 4, dtype=np.float32) / (channels / 4.0))
         angle = np.einsum("m,d->md", position.reshape(-1), omega)
         return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
@@ -32,8 +33,8 @@ def sincos_table(channels, side):
     return torch.from_numpy(np.concatenate([one_axis(column), one_axis(row)], axis=1)).float()
 
 
-def resize_table(table, num_positions):
-    """A square position table [n, channels] interpolated to [num_positions, channels], in the table's dtype."""
+def resize_table(table: torch.Tensor, num_positions: int) -> torch.Tensor:
+    """Return a square position table [n, channels] interpolated to [num_positions, channels], in the table's dtype."""
     if table.shape[0] == num_positions:
         return table
     side, new_side = round(table.shape[0] ** 0.5), round(num_positions**0.5)
@@ -47,14 +48,14 @@ class VisualAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         self.config = config
         width, self.num_heads = config.visual["width"], config.visual["heads"]
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, hidden):  # [images, patches, width]
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [images, patches, width]
         images, patches, width = hidden.shape
         mixed = self.in_proj(hidden).view(images, patches, self.num_heads, 3, width // self.num_heads)
         query, key, value = mixed.permute(3, 0, 2, 1, 4)  # each [images, heads, patches, head_dim]
@@ -65,19 +66,19 @@ class VisualAttention(nn.Module):
 class VisualMLP(nn.Module):
     """Two linears with the exact GELU between them."""
 
-    def __init__(self, width, hidden_width):
+    def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, hidden_width)
         self.c_proj = nn.Linear(hidden_width, width)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.c_proj(F.gelu(self.c_fc(hidden)))
 
 
 class VisualAttentionBlock(GradientCheckpointingLayer):
     """One pre-norm ViT block."""
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         width = config.visual["width"]
         self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
@@ -85,7 +86,7 @@ class VisualAttentionBlock(GradientCheckpointingLayer):
         self.attn = VisualAttention(config)
         self.mlp = VisualMLP(width, int(width * config.visual["mlp_ratio"]))
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden + self.attn(self.ln_1(hidden))
         return hidden + self.mlp(self.ln_2(hidden))
 
@@ -93,11 +94,11 @@ class VisualAttentionBlock(GradientCheckpointingLayer):
 class VisualTransformer(nn.Module):
     """The stack of ViT blocks."""
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(VisualAttentionBlock(config) for _ in range(config.visual["layers"]))
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for block in self.resblocks:
             hidden = block(hidden)
         return hidden
@@ -108,7 +109,7 @@ class CrossAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         self.config = config
         width = config.visual["output_dim"]
@@ -117,7 +118,8 @@ class CrossAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, query, key, value):  # [images, queries | patches, width]
+    # Shapes: [images, queries | patches, width].
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         projected = []
         parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         for states, weight, bias in parts:
@@ -130,7 +132,7 @@ class CrossAttention(nn.Module):
 class Resampler(nn.Module):
     """`n_queries` learned queries read the patches: [images, patches, width] -> [images, n_queries, output_dim]."""
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         num_queries, width = config.image_span_tokens, config.visual["output_dim"]
         self.query = nn.Parameter(torch.empty(num_queries, width))
@@ -141,7 +143,7 @@ class Resampler(nn.Module):
         self.ln_q = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.ln_kv = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         value = self.ln_kv(self.kv_proj(hidden))
         table = self.pos_embed.detach()  # loading turns its gradient on again
         key = value + resize_table(table, hidden.shape[1])
@@ -150,13 +152,13 @@ class Resampler(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures to embeddings: pixel_values [images, 3, size, size] -> [images, n_queries, hidden_size].
+    """Images to embeddings: pixel_values [images, 3, size, size] -> [images, n_queries, hidden_size].
 
-    The ViT's outputs [images, patches, width], if they are known, go in as `vit_features`. A ViT that is frozen leaves
-    nothing behind for the backward pass.
+    The ViT's outputs [images, patches, width], if they are known, go in as `vit_features`. For training memory, a
+    frozen ViT stores nothing for the backward pass.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         width, output_dim, patch = config.visual["width"], config.visual["output_dim"], config.visual["patch_size"]
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
@@ -167,20 +169,22 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(output_dim, eps=LAYER_NORM_EPSILON)
         self.proj = nn.Parameter(torch.empty(output_dim, output_dim))
 
-    def forward(self, pixel_values=None, vit_features=None):
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, vit_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if vit_features is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.vit_trains())):
                 vit_features = self.encode(pixel_values)
         return self.ln_post(self.attn_pool(vit_features)) @ self.proj
 
-    def encode(self, pixel_values):
-        """What the ViT makes of pictures: [images, patches, width]."""
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the ViT's outputs for images: [images, patches, width]."""
         patches = self.conv1(pixel_values.to(self.conv1.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)  # [images, patches, width]
         hidden = self.ln_pre(patches + resize_table(self.positional_embedding, patches.shape[1]))
         return self.transformer(hidden)
 
-    def vit_trains(self):
-        """Whether a weight of the ViT trains; resampler, `ln_post` and `proj` come after it and do not count."""
+    def vit_trains(self) -> bool:
+        """Return whether a weight of the ViT trains; resampler, `ln_post` and `proj` come after it and do not count."""
         first = (self.positional_embedding, *self.conv1.parameters(), *self.ln_pre.parameters())
         return any(parameter.requires_grad for parameter in (*first, *self.transformer.parameters()))

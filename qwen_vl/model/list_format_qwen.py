@@ -1,0 +1,140 @@
+"""Images, phrases and boxes in text: the list format of prompts, and the boxes of an answer drawn on their image."""
+
+import re
+import unicodedata
+import warnings
+from typing import Any
+
+from PIL import Image
+
+from .box_drawing_qwen import draw_boxes
+from .download_qwen import PictureError
+from .image_loading_qwen import OpenImage, image_opener
+
+IMG_START, IMG_END = "<img>", "</img>"
+LIST_FORMAT_TAGS = {"<img>": "image", "<ref>": "ref", "<box>": "box", "<quad>": "quad"}
+# A box that holds no other, and the phrase right before it, which holds no tag.
+BOX_WITH_REF = re.compile(
+    r"(?:<ref>((?:(?!</?(?:ref|box|quad|img)>).)*)</ref>)?<box>((?:(?!<box>).)*?)</box>", re.DOTALL
+)
+SHOWN_LENGTH = 60  # characters of a malformed box in a warning
+
+
+class ListFormat:
+    """The methods of a QWenTokenizer that read and write image, phrase and box tags in text."""
+
+    def from_list_format(self, list_format: list[dict[str, Any]]) -> str:
+        """Return the text of [{'image': path}, {'text': ..}, {'ref': .., 'box': [[x1, y1, x2, y2], ..]}]."""
+        text, pictures = "", 0
+        for element in list_format:
+            if "image" in element:
+                pictures += 1
+                text += f"Picture {pictures}: {IMG_START}{element['image']}{IMG_END}\n"
+            elif "text" in element:
+                text += element["text"]
+            elif "box" in element:
+                if "ref" in element:
+                    text += f"<ref>{element['ref']}</ref>"
+                text += "".join(self._box_text(box) for box in element["box"])
+            else:
+                raise ValueError(f"unsupported element {element!r}; use 'image', 'text', or 'box' and 'ref'")
+        return text
+
+    @staticmethod
+    def _box_text(box: Any) -> str:
+        """Return <box>(x1,y1),(x2,y2)</box> of four numbers, fractions cut off."""
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            raise ValueError(f"box {box!r}; give 'box' a list of boxes, each [x1, y1, x2, y2]")
+        x1, y1, x2, y2 = (int(value) for value in box)
+        return f"<box>({x1},{y1}),({x2},{y2})</box>"
+
+    def to_list_format(self, text: str) -> list[dict[str, str]]:
+        """Return [{'image'|'ref'|'box'|'quad'|'text': ..}, ..] of text, in order; contents are kept as they are.
+
+        A model may have written it: a tag that is never closed, and any control marker, is text.
+        """
+        text = unicodedata.normalize("NFC", text)
+        elements, position = [], 0
+        for match in re.finditer("|".join(LIST_FORMAT_TAGS), text):
+            tag = match.group()
+            if match.start() < position:
+                continue  # inside the element before
+            end = text.find(f"</{tag[1:]}", match.end())
+            if end < 0:
+                continue
+            if match.start() > position:
+                elements.append({"text": text[position : match.start()]})
+            elements.append({LIST_FORMAT_TAGS[tag]: text[match.end() : end]})
+            position = end + len(tag) + 1
+        if position < len(text):
+            elements.append({"text": text[position:]})
+        return elements
+
+    def _fetch_latest_picture(self, response: str, history: list[tuple[str, str | None]] | None) -> str | None:
+        """Return the reference of the last picture in the response or, before it, in the newest question; or None."""
+        for text in (response, *(question for question, _ in reversed(history or []))):
+            references = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
+            if references:
+                return references[-1]
+        return None
+
+    def _fetch_all_box_with_ref(self, text: str) -> list[dict[str, Any]]:
+        """Return [{'box': (x1, y1, x2, y2), 'ref': phrase}, ..]; 'ref' only where a phrase stands right before the box.
+
+        A box that is not four whole numbers, or not closed, is left out; one warning counts all of them.
+        """
+        text = unicodedata.normalize("NFC", text)
+        boxes, malformed = [], {match.start() for match in re.finditer("<box>", text)}
+        for match in BOX_WITH_REF.finditer(text):
+            phrase, content = match.groups()
+            if numbers := _box_numbers(content):
+                boxes.append({"box": numbers} | ({} if phrase is None else {"ref": phrase.strip()}))
+                malformed.remove(match.start(2) - len("<box>"))
+        if malformed:
+            first = text[min(malformed) :][:SHOWN_LENGTH]
+            warnings.warn(
+                f"{len(malformed)} of {len(malformed) + len(boxes)} boxes cannot be drawn, as they are not "
+                f"<box>(x1,y1),(x2,y2)</box> with whole numbers; the first begins {first!r}"
+            )
+        return boxes
+
+    def draw_bbox_on_latest_picture(
+        self,
+        response: str,
+        history: list[tuple[str, str | None]] | None = None,
+        open_image: OpenImage | None = None,
+    ) -> Image.Image | None:
+        """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box.
+
+        The picture is the last one of the questions in `history`: what an answer names is never opened. Without a
+        history the response is a whole text, question and answer, and its last picture that opens is taken.
+        Malformed boxes are left out with a warning. A small picture comes back enlarged (`draw_boxes`).
+        `open_image` opens it, by default any path or address. Raise PictureError if it cannot be opened.
+        """
+        boxes = self._fetch_all_box_with_ref(response)
+        if history is None:
+            references = re.findall(f"{IMG_START}(.*?){IMG_END}", response, flags=re.DOTALL)
+        else:
+            references = [self._fetch_latest_picture("", history)]
+        if not boxes or not references or references[-1] is None:
+            return None
+        return draw_boxes(_open_latest(references, image_opener(open_image)), boxes)
+
+
+def _open_latest(references: list[str], opener: OpenImage) -> Image.Image:
+    """Return the last picture that opens, an invented one may stand behind it; raise the first's error if none does."""
+    for earlier, reference in reversed(list(enumerate(references))):
+        try:
+            return opener(reference)
+        except PictureError:
+            if not earlier:
+                raise
+
+
+def _box_numbers(content: str) -> tuple[int, int, int, int] | None:
+    """Return (x1, y1, x2, y2) of the text between <box> and </box>, None if it is not four whole numbers."""
+    try:
+        x1, y1, x2, y2 = (int(number) for number in content.replace("(", "").replace(")", "").split(","))
+    except ValueError:
+        return None
+    return x1, y1, x2, y2
