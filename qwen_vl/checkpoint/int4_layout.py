@@ -6,6 +6,8 @@ weight[o, i] = scales[g, o] * (code[i, o] - zero[g, o]) with g = g_idx[i]. Versi
 published one, stores each zero point minus one; version 2, as optimum writes it, stores it as it is.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 BITS = 4
@@ -14,9 +16,13 @@ CODES_PER_WORD = 32 // BITS
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 SUFFIX = ".qweight"  # of the names that stand for a whole linear
 
+Codes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # codes, zeros, scales, g_idx, as `pack` has them
 
-def pack(codes, zeros, scales, g_idx):
-    """{part: tensor} in version 1 of codes [in, out], zeros and scales [groups, out] and g_idx [in]."""
+
+def pack(
+    codes: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return {part: tensor} in version 1 of codes [in, out], zeros and scales [groups, out] and g_idx [in]."""
     return {
         "qweight": to_words(codes.T).T.contiguous(),
         "qzeros": to_words(zeros - 1),
@@ -25,8 +31,8 @@ def pack(codes, zeros, scales, g_idx):
     }
 
 
-def dequantize(parts, *, version=1):
-    """The weight [out, in] in float32 of a linear's four parts, rounded to the scales' dtype as kernels do."""
+def dequantize(parts: dict[str, torch.Tensor], *, version: int = 1) -> torch.Tensor:
+    """Return the weight [out, in] in float32 of a linear's four parts, rounded to the scales' dtype as kernels do."""
     codes = from_words(parts["qweight"].T)  # [out, in]
     zeros = from_words(parts["qzeros"]) + (version == 1)  # [groups, out]
     groups = parts["g_idx"].long()
@@ -34,26 +40,26 @@ def dequantize(parts, *, version=1):
     return (codes - zeros.T[:, groups]).float().mul_(scales[:, groups]).to(parts["scales"].dtype).float()
 
 
-def to_words(codes):
-    """int32 [rows, n / 8] of codes [rows, n]."""
+def to_words(codes: torch.Tensor) -> torch.Tensor:
+    """Return int32 [rows, n / 8] of codes [rows, n]."""
     words = torch.zeros(codes.shape[0], codes.shape[1] // CODES_PER_WORD, dtype=torch.int32, device=codes.device)
     for place in range(CODES_PER_WORD):
         words |= (codes[:, place::CODES_PER_WORD].int() & (2**BITS - 1)) << (BITS * place)  # the last reaches the sign
     return words
 
 
-def from_words(words):
-    """Codes [rows, n] in int8 of int32 [rows, n / 8]."""
+def from_words(words: torch.Tensor) -> torch.Tensor:
+    """Return codes [rows, n] in int8 of int32 [rows, n / 8]."""
     codes = torch.empty(words.shape[0], words.shape[1] * CODES_PER_WORD, dtype=torch.int8, device=words.device)
     for place in range(CODES_PER_WORD):
         codes[:, place::CODES_PER_WORD] = (words >> (BITS * place)) & (2**BITS - 1)
     return codes
 
 
-def round_to_nearest(weight, group_size):
-    """(codes, zeros, scales, g_idx) as `pack` takes them: symmetric, each value rounded by itself, no calibration.
+def round_to_nearest(weight: torch.Tensor, group_size: int) -> Codes:
+    """Return (codes, zeros, scales, g_idx) as `pack` takes them: symmetric, each value rounded alone, uncalibrated.
 
-    Raises ValueError where the inputs of a weight [out, in] do not fall into whole groups.
+    Raise ValueError if the inputs of a weight [out, in] do not fall into whole groups.
     """
     scales = symmetric_scales(grouped(weight, group_size))  # [out, groups]
     zeros = torch.full_like(scales, ZERO)
@@ -62,14 +68,14 @@ def round_to_nearest(weight, group_size):
     return codes.T, zeros.T.int(), scales.T, g_idx
 
 
-def grouped(weight, group_size):
-    """float32 [out, groups, group_size] of a weight [out, in]; ValueError where that does not come out even."""
+def grouped(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Return a weight [out, in] as float32 [out, groups, group_size]; raise ValueError if groups are not whole."""
     check_fits(weight.shape, group_size)
     return weight.float().unflatten(1, (-1, group_size))
 
 
-def check_fits(shape, group_size):
-    """None, or a ValueError for a weight [out, in] that cannot be packed with this group size."""
+def check_fits(shape: Sequence[int], group_size: int) -> None:
+    """Raise ValueError if a weight of shape [out, in] cannot be packed with this group size."""
     out, inputs = shape
     if inputs % group_size or inputs % CODES_PER_WORD or out % CODES_PER_WORD:
         raise ValueError(
@@ -78,13 +84,13 @@ def check_fits(shape, group_size):
         )
 
 
-def symmetric_scales(groups):
-    """Scales [...] of values [..., group]: the largest of each group is the largest code or its negative."""
+def symmetric_scales(groups: torch.Tensor) -> torch.Tensor:
+    """Return scales [...] of values [..., group]: the largest of each group is the largest code or its negative."""
     scales = groups.abs().amax(-1) * 2 / (2**BITS - 1)
     scales = torch.where(scales == 0, torch.ones_like(scales), scales)
     return scales.half().float()  # as they will be stored, so that the codes are chosen for these very scales
 
 
-def encode(values, scales, zeros):
-    """Codes in int32 of values, all of one shape."""
+def encode(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """Return codes in int32 of values, all of one shape."""
     return (torch.round(values / scales) + zeros).clamp(0, 2**BITS - 1).int()

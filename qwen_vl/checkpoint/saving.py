@@ -2,15 +2,17 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch import nn
 
 
-def check_writable(output_dir):
-    """None, or an OSError when nothing can be written under `output_dir`; nothing is made or changed."""
+def check_writable(output_dir: str | os.PathLike[str]) -> None:
+    """Raise OSError if nothing can be written under `output_dir`; nothing is made or changed."""
     wanted = Path(output_dir).absolute()
     existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -19,8 +21,14 @@ def check_writable(output_dir):
 
 
 @contextmanager
-def staged(staging, target, *, owner=True, hint="Free some space or give another folder"):
-    """Yields the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
+def staged(
+    staging: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    owner: bool = True,
+    hint: str = "Free some space or give another folder",
+) -> Iterator[Path]:
+    """Yield the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
 
     Move what is complete to `target` within the block. A failed write, however a library reports it, becomes an
     OSError that names `target` and ends in `hint`. Of several processes one is the owner, which makes and removes the
@@ -42,8 +50,8 @@ def staged(staging, target, *, owner=True, hint="Free some space or give another
 
 
 @contextmanager
-def naming(target):
-    """Within this block, a full disk is an OSError that names `target`, where the system's own names nothing."""
+def naming(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the OSError of a full disk within this block, which names nothing, into one that names `target`."""
     try:
         yield
     except OSError as error:
@@ -52,7 +60,7 @@ def naming(target):
         raise OSError(f"{target}: could not be written ({error}); free some space or give another folder") from error
 
 
-def put_in_place(folder, target):
+def put_in_place(folder: Path, target: Path) -> None:
     """Rename a complete, staged folder to `target`; one that is there already goes at the same moment."""
     if target.exists():
         os.replace(target, folder.with_name("replaced"))  # removed with the staging folder
@@ -60,8 +68,8 @@ def put_in_place(folder, target):
 
 
 @contextmanager
-def own_class(model):
-    """Within this block, a model that FSDP has given another class has its own, whose code is saved with it."""
+def own_class(model: nn.Module) -> Iterator[None]:
+    """Give a model its own class within this block, if FSDP has given it another, so that its code is saved with it."""
     wrapped = type(model)
     own_name = wrapped.__name__.removeprefix("FSDP")
     model.__class__ = next(kind for kind in wrapped.__mro__ if kind.__name__ == own_name)
@@ -71,6 +79,6 @@ def own_class(model):
         model.__class__ = wrapped
 
 
-def is_lost_connection(error):
-    """Whether a RuntimeError says that another process of the run cannot be reached any more."""
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether a RuntimeError says that another process of the run cannot be reached any more."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

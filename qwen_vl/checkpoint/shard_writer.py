@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from qwen_vl.families import v1 as family
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor
 from qwen_vl.model.processing_qwen import QWenProcessor
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import saving
 
@@ -18,8 +22,8 @@ WEIGHTS = "model.safetensors"
 SHARD_SIZE = "2048MB"  # default of every command
 
 
-def check_free(output_dir):
-    """The Path of a folder to write, or a FileExistsError if it holds anything."""
+def check_free(output_dir: str | os.PathLike[str]) -> Path:
+    """Return the Path of a folder to write; raise FileExistsError if it holds anything."""
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir}: exists and is not empty; give a new folder")
@@ -27,8 +31,8 @@ def check_free(output_dir):
 
 
 @contextmanager
-def complete(output_dir):
-    """Yields a folder to write into; when the block has ended well it is `output_dir`, else it is gone."""
+def complete(output_dir: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a folder to write into; when the block has ended well it is `output_dir`, else it is gone."""
     output_dir = Path(output_dir)
     with saving.staged(output_dir.with_name(f".{output_dir.name}.partial"), output_dir) as staging:
         yield staging
@@ -37,7 +41,13 @@ def complete(output_dir):
         os.replace(staging, output_dir)
 
 
-def write_weights(folder, tensors, read, *, max_shard_size=SHARD_SIZE):
+def write_weights(
+    folder: str | os.PathLike[str],
+    tensors: dict[str, torch.Tensor],
+    read: Callable[[str], torch.Tensor],
+    *,
+    max_shard_size: str = SHARD_SIZE,
+) -> None:
     """Write weight files, and their index if there are several; a checkpoint's metadata as transformers has it.
 
     tensors: {name: tensor of that shape and dtype on the meta device}. read(name) gives the tensor to write, and is
@@ -54,7 +64,9 @@ def write_weights(folder, tensors, read, *, max_shard_size=SHARD_SIZE):
         Path(folder, f"{WEIGHTS}.index.json").write_text(text, encoding="utf-8")
 
 
-def write_companions(folder, model, tokenizer, *, dtype):
+def write_companions(
+    folder: str | os.PathLike[str], model: PreTrainedModel, tokenizer: QWenTokenizer, *, dtype: torch.dtype
+) -> None:
     """Write all of a checkpoint but its weights, which come after it: configs, tokenizer, processor, code.
 
     model: may be one of placeholders. dtype: that of its weights, for readers that ask the config.
@@ -66,6 +78,6 @@ def write_companions(folder, model, tokenizer, *, dtype):
     write_processor(folder, model, tokenizer)
 
 
-def write_processor(folder, model, tokenizer):
+def write_processor(folder: str | os.PathLike[str], model: PreTrainedModel, tokenizer: QWenTokenizer) -> None:
     """Write the tokenizer and the processor of a model."""
     QWenProcessor(QWenImageProcessor(family.image_size(model.config)), tokenizer).save_pretrained(folder)
