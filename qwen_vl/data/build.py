@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from qwen_vl.data.sources.readers import DataFile, data_files, open_files
+from qwen_vl.data.sources.readers import StreamedFile, data_files, open_files
 from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions
 from qwen_vl.data.sources.tokenized_cache import CachedDataset, cached, default_folder
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -92,7 +92,8 @@ def stream(
 
 def _look_at_head(path: str) -> None:
     """Log a warning for what is odd in the first records of a stream; raise DataError if all their images are lost."""
-    images, notes = ImageCount(), Counter()
+    images = ImageCount()
+    notes: Counter[str] = Counter()
     for _, record in islice(chain.from_iterable(map(_all_of, open_files(path))), NUM_HEAD):
         images.add(images_of(record))
         notes.update(problem.message for problem in conversations.check_entry("", record) if not problem.is_error)
@@ -102,7 +103,7 @@ def _look_at_head(path: str) -> None:
         logger.warning("%s: %s (%d times in the first %d records)", path, message, count, images.num_records)
 
 
-def _all_of(file: DataFile) -> Iterator[tuple[Callable[[], str], object]]:
+def _all_of(file: StreamedFile) -> Iterator[tuple[Callable[[], str], object]]:
     """Yield (function that gives the place, record) for all of a file that is streamed, in order."""
     return chain.from_iterable(map(file.read, file.blocks(1)))
 
@@ -118,7 +119,7 @@ def load_file(
     """Return the data set of one file, from the cache (see SourceOptions) or in memory."""
     image_folder = reading.image_folder
     from_cache = partial(cached, path, tokenizer, encoding, image_folder=image_folder, skip_manifest=skip_manifest)
-    if reading.cache not in (None, "none"):
+    if reading.cache is not None and reading.cache != "none":
         return from_cache(folder=reading.cache)
     if reading.cache is None and sum(file.stat().st_size for file, _ in data_files(path)) >= MIN_CACHED_BYTES:
         folder = default_folder()

@@ -1,14 +1,15 @@
 """Conversation files: read one, check every record, and report all problems of the file together.
 
-The format is described in data/README.md. Nothing here opens a picture or needs a tokenizer.
+The format is described in data/README.md. Nothing here opens an image or needs a tokenizer.
 """
 
 import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from qwen_vl.data.sources.readers import DataFile, open_whole
 from qwen_vl.model.image_loading_qwen import find_picture
@@ -16,30 +17,36 @@ from qwen_vl.model.image_loading_qwen import find_picture
 from . import path_hints
 from .markup import ImageCount, convertible, images_of
 from .skip_manifests import SkipManifest, own_id
-from .validation import DataError, Problem, check_record
+from .validation import DataError, Exists, Problem, check_record
 
 logger = logging.getLogger(__name__)
 
-MAX_SHOWN = 20  # problems that an error spells out; the rest is counted by kind
+MAX_SHOWN = 20  # problems that an error spells out; the others are counted by kind
 FOREIGN_KINDS = ("wrong key", "wrong role", "wrong type")  # errors that records of another format have
 
 
-def search_dirs(path, image_folder=None):
-    """The folders where a relative picture is looked for, in order: that of the data file, `image_folder`, the cwd.
+def search_dirs(path: str | os.PathLike, image_folder: str | None = None) -> list[str]:
+    """Return the folders of relative images, in order: that of the data file, `image_folder`, the working directory.
 
-    A folder of data files is itself the first one.
+    A folder of data files is itself the first of them.
     """
     beside = os.path.abspath(path) if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
     folders = [beside, image_folder and os.path.abspath(image_folder), os.getcwd()]
     return list(dict.fromkeys(folder for folder in folders if folder))
 
 
-def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
-    """The conversations of a file of any kind (`entries`): [{"id", "conversations": [{"from", "value"}, ..]}, ..].
+def read(
+    path: str | os.PathLike,
+    *,
+    image_folder: str | None = None,
+    check_pictures: bool = True,
+    skip_manifest: str | os.PathLike | None = None,
+) -> list[dict[str, Any]]:
+    """Return the checked conversations of a file of any kind: [{"id", "conversations": [{"from", "value"}, ..]}, ..].
 
-    Records come as they are in the file, but for keys without a value, which are left out (`tidying.tidied`); one
-    without an id gets its place in the file as id. With `check_pictures`
-    every local picture must exist in one of `search_dirs(path, image_folder)`; none is opened.
+    Records are as in the file, without the keys that have no value (`tidying.tidied`). A record without an id gets its
+    place in the file as id. With `check_pictures` every local image must exist in one of
+    `search_dirs(path, image_folder)`; none is opened.
     skip_manifest: a file that `qwen-vl data check --fix` wrote for this one; exactly its records are left out.
     Raises DataError with all problems of the file, OSError if it cannot be read.
     """
@@ -47,7 +54,9 @@ def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
     folders = search_dirs(path, image_folder)
     exists = functools.cache(lambda reference: find_picture(reference, folders) is not None)
     skips = SkipManifest(skip_manifest, path) if skip_manifest else None
-    problems, seen, conversations, images = _Problems(path, folders), set(), [], ImageCount()
+    problems, images = _Problems(path, folders), ImageCount()
+    seen: set[str | int] = set()
+    conversations: list[dict[str, Any]] = []
     for place, record in entries(path):
         if skips and skips.takes(place, record):
             continue
@@ -67,27 +76,27 @@ def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
     return conversations
 
 
-def check_folder(image_folder):
-    """DataError if the folder is given and not there."""
+def check_folder(image_folder: str | None) -> None:
+    """Raise DataError if a folder is given that does not exist."""
     if image_folder and not os.path.isdir(image_folder):
         cause = path_hints.hint(str(image_folder), os.path.isdir)
         raise DataError(f"image folder {image_folder}: no such folder{cause}; correct --image_folder or leave it out")
 
 
-def named(path, place, record):
-    """The record with its place in the file as id if it has none; what is no record comes back as it is."""
+def named(path: str | os.PathLike, place: str, record: Any) -> Any:
+    """Return a record with its place in the file as id if it has none; return anything else unchanged."""
     if isinstance(record, dict) and "id" not in record:
         return {"id": f"{Path(path).name}{place}", **record}
     return record
 
 
-def check_entry(place, record, exists=None):
-    """The Problems of what `entries` yields at `place`, as `validation.check_record` does."""
+def check_entry(place: str, record: object, exists: Exists | None = None) -> list[Problem]:
+    """Return the Problems of what `entries` yields at `place`, as `validation.check_record` does."""
     return [record] if isinstance(record, Problem) else check_record(place, record, exists)
 
 
-def is_repeated(name, seen):
-    """Whether an id, or None for none, is in the set `seen`; puts it in."""
+def is_repeated(name: str | int | None, seen: set[str | int]) -> bool:
+    """Return whether an id is in the set `seen`, and add it there; None, for no id, is never repeated."""
     if name is None:
         return False
     repeated = name in seen
@@ -102,8 +111,8 @@ def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[
     """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`shards.data_files`).
 
     place is "[3]" for an element of a JSON list or a row of a table, ":4" for a line of JSON Lines; in a folder the
-    file's name stands before it. A record that cannot be read as one comes as the Problem that it is. Raises DataError
-    where a file as a whole cannot be used, OSError. is_ours: whether a table must have the columns of our format.
+    file's name stands before it. A record that cannot be read is a Problem instead. Raises DataError
+    if a file as a whole cannot be used, OSError. is_ours: whether a table must have the columns of our format.
     """
     is_empty = True
     for file in open_whole(path):
@@ -145,24 +154,28 @@ def convert_hint(path: str | os.PathLike, formats: Counter, num_records: int) ->
 class _Problems:
     """Collects what is wrong with a file: the first MAX_SHOWN errors in full, the rest as counts by kind."""
 
-    def __init__(self, path, folders):
+    def __init__(self, path: str | os.PathLike, folders: Sequence[str]) -> None:
         self.path, self.name, self.folders = path, Path(path).name, folders
-        self.shown, self.counts, self.not_shown, self.warnings = [], Counter(), Counter(), Counter()
-        self.foreign = {}  # place of a record that seems to be of another format: that format
+        self.shown: list[str] = []
+        self.counts: Counter[str] = Counter()  # by kind, as the next one
+        self.not_shown: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()  # by message
+        self.foreign: dict[str, str] = {}  # place of a record that seems to be of another format: that format
 
-    def add(self, problem, record=None):
+    def add(self, problem: Problem, record: object = None) -> None:
         if not problem.is_error:
             self.warnings[problem.message] += 1
             return
-        if problem.kind in FOREIGN_KINDS and problem.place not in self.foreign and convertible(record):
-            self.foreign[problem.place] = convertible(record)
+        form = convertible(record) if problem.kind in FOREIGN_KINDS else None
+        if form and problem.place not in self.foreign:
+            self.foreign[problem.place] = form
         self.counts[problem.kind] += 1
         if len(self.shown) < MAX_SHOWN:
             self.shown.append(f"  {self.name}{problem}")
         else:
             self.not_shown[problem.kind] += 1
 
-    def raise_if_any(self, num_records):
+    def raise_if_any(self, num_records: int) -> None:
         total = self.counts.total()
         if not total:
             return
@@ -177,6 +190,6 @@ class _Problems:
         lines += [f"  {hint}"] if hint else []
         raise DataError("\n".join(lines))
 
-    def log_warnings(self):
+    def log_warnings(self) -> None:
         for message, count in self.warnings.most_common(MAX_SHOWN):
             logger.warning("%s: %s (%d times)", self.path, message, count)

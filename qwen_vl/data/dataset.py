@@ -75,6 +75,7 @@ class ConversationDataset(Dataset):
         conversation = self._conversations[index]
         if self._encoded is None:
             sample, _ = fit(conversation, self._tokenizer, self.options)
+            assert sample is not None, "it was kept when the data set was built"
         else:
             sample = Sample({key: value.tolist() for key, value in self._encoded[index].items()})
         return sample.named(conversation["id"], self.search_dirs)

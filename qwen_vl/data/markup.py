@@ -16,7 +16,7 @@ The rule, for the run and the check alike:
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CONVERT = "qwen-vl data convert FILE OUT.json --from"
 
@@ -116,7 +116,7 @@ class Images(NamedTuple):
     placed: tuple[Mark, ...]
 
 
-def images_of(record: object) -> Images:
+def images_of(record: Any) -> Images:
     """Return the Images of a record, whatever it holds."""
     turns = _turns(record)
     texts = [(turn.get("from"), turn["value"]) for turn in turns if isinstance(turn.get("value"), str)]
@@ -135,7 +135,7 @@ def images_of(record: object) -> Images:
     return Images(False, tuple({mark.name: mark for mark in marks}.values()))
 
 
-def _turns(record: object) -> list[dict]:
+def _turns(record: Any) -> list[dict]:
     turns = record.get("conversations", record.get("messages")) if isinstance(record, dict) else None
     return [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
 
@@ -189,7 +189,7 @@ class ImageCount:
 # ---- a record of another format -------------------------------------------------------------------------------------
 
 
-def convertible(record: object) -> str | None:
+def convertible(record: Any) -> str | None:
     """Return what `--from` reads a record that is not ours, or None where that cannot be told."""
     turns = _turns(record)
     if not turns:

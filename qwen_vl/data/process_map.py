@@ -5,7 +5,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ def process_map(function: Callable[[Item], Result], chunks: Iterable[Item], *, w
         return
     # fork hands the function over as it is; elsewhere (spawn) it is pickled, once a process.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    waiting = deque()
+    waiting: deque[Future] = deque()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function,)) as pool:
         try:
             for chunk in chunks:

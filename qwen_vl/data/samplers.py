@@ -39,7 +39,8 @@ class LengthGroupedSampler(Sampler):
         generator = random.Random(f"{self.seed} {epoch}")
         order = list(range(len(self.lengths)))
         generator.shuffle(order)
-        batches, size = [], self.batch_size
+        size = self.batch_size
+        batches: list[list[int]] = []
         for start in range(0, len(order), NUM_GROUPS * size):
             window = sorted(order[start : start + NUM_GROUPS * size], key=lambda index: -self.lengths[index])
             batches.extend(window[first : first + size] for first in range(0, len(window), size))
@@ -63,7 +64,7 @@ class RankBatches(Sampler):
     def __init__(
         self,
         num: int,
-        order: Callable[[int], Sequence[int]],
+        order: Callable[[int], list[int]],
         batch_size: int,
         *,
         rank: int = 0,

@@ -1,4 +1,4 @@
-"""Leaving records out, on purpose and by name: the skip manifest of a file, and the file without those records.
+"""Skip manifests: files that name the records of a data file that a run leaves out.
 
 A manifest is JSON: {"file", "sha256", "skip": [{"record", "id", "reasons"}, ..]}. "record" is the place in the file
 ("[3]" in a JSON list or a table, ":4" in JSON Lines, "/NAME[3]" in a folder), "id" the record's own id or null; an
@@ -8,8 +8,11 @@ entry needs one of the two, and with an id alone it means every record with this
 import hashlib
 import json
 import logging
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qwen_vl.data.sources.readers import data_files
 
@@ -23,12 +26,12 @@ MAX_NAMED = 10  # records that a log line or an error names; the rest is counted
 
 
 class SkipManifest:
-    """What a manifest says about the data file at `data_path`: `takes` every record in turn, then `finish`.
+    """The manifest of the data file at `data_path`: call `takes` for every record in turn, then `finish`.
 
-    Raises DataError for a manifest that is none, or that was made for another content of the file.
+    Raises DataError for a file that is not a manifest, or that was made for another content of the data file.
     """
 
-    def __init__(self, path, data_path):
+    def __init__(self, path: str | os.PathLike, data_path: str | os.PathLike) -> None:
         self.path, self.data_path = path, data_path
         content = _load(path)
         digest = sha256(data_path)
@@ -41,10 +44,11 @@ class SkipManifest:
         entries = content["skip"]
         self._places = {entry["record"]: entry.get("id") for entry in entries if entry.get("record") is not None}
         self._ids = {entry["id"] for entry in entries if entry.get("record") is None}
-        self._found, self.skipped = set(), []  # what the manifest names; names of the records left out
+        self._found: set[object] = set()  # entries of the manifest that were in the file
+        self.skipped: list[str] = []  # names of the records left out
 
-    def takes(self, place, record):
-        """Whether the record at a place is to be left out."""
+    def takes(self, place: str, record: object) -> bool:
+        """Return whether the record at a place is left out."""
         name = own_id(record)
         if place in self._places and self._places[place] in (None, name):
             self._found.add(place)
@@ -55,8 +59,8 @@ class SkipManifest:
         self.skipped.append(place if name is None else f"{place} (id {shown(name)})")
         return True
 
-    def finish(self, num_kept):
-        """Log what was left out; DataError where a named record is not in the file, or none is left."""
+    def finish(self, num_kept: int) -> None:
+        """Log what was left out; raise DataError if a named record is not in the file, or no record is left."""
         lost = [f"{place} (id {shown(name)})" if name is not None else place for place, name in self._places.items()
                 if place not in self._found]  # fmt: skip
         lost += [f"id {shown(name)}" for name in self._ids if (name,) not in self._found]
@@ -73,19 +77,19 @@ class SkipManifest:
             )
 
 
-def own_id(record):
-    """The id that a record itself has, if it can be one, else None."""
+def own_id(record: object) -> str | int | None:
+    """Return the id that a record itself has, or None if it has none of a valid type."""
     name = record.get("id") if isinstance(record, dict) else None
     return name if isinstance(name, str | int) and not isinstance(name, bool) else None
 
 
-def _few(names):
+def _few(names: Sequence[str]) -> str:
     rest = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _load(path):
-    """The content of a manifest, checked."""
+def _load(path: str | os.PathLike) -> dict[str, Any]:
+    """Return the checked content of a manifest."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -104,8 +108,8 @@ def _load(path):
     return content
 
 
-def sha256(path):
-    """Hex digest of a file's bytes; of a folder or pattern that of its data files' names and digests."""
+def sha256(path: str | os.PathLike) -> str:
+    """Return the hex digest of a file's bytes; of a folder or pattern, that of its data files' names and digests."""
     files = data_files(path)
     if [(Path(path), "")] != files:
         lines = [f"{prefix} {sha256(file)}\n" for file, prefix in files]
@@ -120,7 +124,9 @@ def sha256(path):
 # ---- making them ----------------------------------------------------------------------------------------------------
 
 
-def write_manifest(data_path, out, bad):
+def write_manifest(
+    data_path: str | os.PathLike, out: str | os.PathLike, bad: Mapping[str, tuple[str | int | None, list[str]]]
+) -> None:
     """Write the skip manifest of a data file. bad: {place: (own id or None, [reason, ..])}."""
     in_order = sorted(bad.items(), key=lambda item: _order(item[0]))
     skip = [{"record": place, "id": name, "reasons": reasons} for place, (name, reasons) in in_order]
@@ -131,6 +137,6 @@ def write_manifest(data_path, out, bad):
 
 
 def _order(place: str) -> tuple[str, int]:
-    """Return what sorts places: the file's name, then the number."""
+    """Return the sort key of a place: the file's name, then the number."""
     name, number = NUMBER.fullmatch(place).groups()
     return name, int(number)

@@ -1,13 +1,14 @@
-"""What a record of a conversation file must look like: the one validator, used by `conversations.read` and the check.
+"""The validator of conversation records, used by `conversations.read`, the stream and `qwen-vl data check`.
 
 The format is described in data/README.md and, as far as a schema can say it, in data/conversation.schema.json.
-Nothing here opens a picture or needs a tokenizer.
+Nothing here opens an image or needs a tokenizer.
 """
 
 import json
 import re
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from qwen_vl.model.image_loading_qwen import is_local
@@ -16,7 +17,7 @@ from . import markup, path_hints
 
 GRID = 1000  # coordinates are whole numbers in [0, GRID)
 ROLES = ("user", "assistant")
-# Kinds of problems. An error stops a run, with a warning it goes on.
+# Kinds of problems. An error stops a run, a warning does not.
 ERRORS = {
     "broken JSON",
     "wrong type",
@@ -68,6 +69,9 @@ SHAPES = {  # tag -> (how it is written, pattern)
     "box": ("<box>(x1,y1),(x2,y2)</box>", re.compile(f"{POINT},{POINT}")),
     "quad": ("<quad>(x1,y1),(x2,y2),(x3,y3),(x4,y4)</quad>", re.compile(",".join([POINT] * 4))),
 }
+Exists = Callable[[str], bool]  # whether a local image exists
+Finding = tuple[str, str]  # (kind, message)
+PlacedFinding = tuple[str, str, str]  # (field, kind, message)
 DATA_URI = re.compile(r"data:[^,]*;base64,[^\s<]", re.IGNORECASE)
 
 
@@ -78,9 +82,10 @@ class DataError(ValueError):
 class FieldError(ValueError):
     """A record that cannot be converted: its id, the field in it, and what is wrong and what to do."""
 
-    def __init__(self, field, message):
+    def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
-        self.field, self.id = field, None
+        self.field = field
+        self.id: str | int | None = None
 
 
 class Problem(NamedTuple):
@@ -93,21 +98,21 @@ class Problem(NamedTuple):
     message: str  # what is wrong and what to do
 
     @property
-    def is_error(self):
-        """Whether a run would stop at it."""
+    def is_error(self) -> bool:
+        """Return whether a run would stop at it."""
         return self.kind not in WARNINGS
 
-    def __str__(self):
+    def __str__(self) -> str:
         name = "" if self.id is None else f" (id {shown(self.id)})"
         field = f".{self.field}" if self.field else ""
         return f"{self.place}{name}{field}: {self.message}"
 
 
-def check_record(place, record, exists=None):
-    """The Problems of one record, in the order of its fields; [] if it is in order.
+def check_record(place: str, record: object, exists: Exists | None = None) -> list[Problem]:
+    """Return the Problems of one record, in the order of its fields; [] if it is correct.
 
-    place: where it stands in the file. exists(reference): whether a local picture is there; None to leave that open.
-    That an id is unique is for the caller to see, who knows the others.
+    place: of the record in the file. exists(reference): whether a local image exists; None to skip that check.
+    The caller, who knows the other records, checks that ids are unique.
     """
     if not isinstance(record, dict):
         message = f"a {kind_of(record)}; use an object with id and conversations"
@@ -115,16 +120,17 @@ def check_record(place, record, exists=None):
     return [Problem(place, record.get("id"), *found) for found in _record(record, exists)]
 
 
-# Everything below yields (field, kind, message), or (kind, message) where the caller knows the field.
+# The generators below yield (field, kind, message), or (kind, message) if the caller knows the field.
 
 
 def _given(name: str, mapping: dict) -> dict:
-    """Return a record or turn without null, which stands for a key that is not there, unless the key is required."""
+    """Return a record or turn without its null values, which count as absent, unless the key is required."""
     required, _, _ = KEYS[name]
     return {key: value for key, value in mapping.items() if value is not None or key in required}
 
 
-def _record(record, exists):
+def _record(record: dict[str, Any], exists: Exists | None) -> Iterator[PlacedFinding]:
+    """Check the fields of a record."""
     record = _given("record", record)
     identifier = record.get("id", "")
     if isinstance(identifier, bool) or not isinstance(identifier, str | int):
@@ -137,13 +143,13 @@ def _record(record, exists):
     turns = record.get("conversations")
     if isinstance(turns, list) and turns:
         yield from _turns(turns, exists)
-        yield from _picture_key(record, turns)
+        yield from _image_key(record, turns)
     elif "conversations" in record:
         yield "conversations", "wrong type", _no_turns(turns)
 
 
 def _no_turns(value: object) -> str:
-    """Return what to do with a value that is no list of turns."""
+    """Return what to do with a value that is not a list of turns."""
     cure = "use a list of at least one user and one answer"
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         return f"a string that is not JSON, but perhaps a list as Python prints it; {cure}, or write it with json.dumps"
@@ -152,13 +158,13 @@ def _no_turns(value: object) -> str:
     return cure if value == [] else f"a {kind_of(value)}; {cure}"
 
 
-def _is_weight(value):
-    """Whether a value can weigh a sample's loss."""
+def _is_weight(value: object) -> bool:
+    """Return whether a value can be the weight of a sample's loss."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
-def _keys(name, mapping):
-    """Required keys must be there; a known name of another format is an error, any other key is ignored."""
+def _keys(name: str, mapping: Mapping[str, object]) -> Iterator[Finding]:
+    """Check keys: a required one must exist, one of another format is an error, any other is ignored."""
     required, optional, others = KEYS[name]
     missing = required - mapping.keys()
     for key in sorted(missing):
@@ -176,7 +182,7 @@ def _keys(name, mapping):
 
 
 def _bare(text: str) -> str:
-    """Return a key or role without what is not seen, in small letters."""
+    """Return a key or role in lower case, without invisible characters."""
     return "".join(char for char in text if not path_hints.is_invisible(char)).strip().lower()
 
 
@@ -185,8 +191,8 @@ def _unseen(text: str) -> str:
     return " and ".join(path_hints.invisible_in(text)) or "capital letters or spaces"
 
 
-def _picture_key(record, turns):
-    """Pictures under a key of their own, as in LLaVA's format, would silently not be seen."""
+def _image_key(record: Mapping[str, Any], turns: Sequence[Any]) -> Iterator[PlacedFinding]:
+    """Check that no images are under a key, as in LLaVA's format; the model would silently not see them."""
     keys = sorted(record.keys() & {"image", "images"})
     texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
     if keys and not any("<img>" in text for text in texts):
@@ -194,8 +200,8 @@ def _picture_key(record, turns):
         yield keys[0], "wrong key", message
 
 
-def _turns(turns, exists):
-    """Every turn, the order of their roles, and that there is an answer to learn."""
+def _turns(turns: Sequence[Any], exists: Exists | None) -> Iterator[PlacedFinding]:
+    """Check every turn, the order of the roles, and that there is an answer to learn."""
     for index, turn in enumerate(turns):
         where = f"conversations[{index}]"
         yield from ((f"{where}{field}", kind, message) for field, kind, message in _turn(turn, exists))
@@ -218,13 +224,14 @@ def _turns(turns, exists):
         yield "conversations", "nothing to learn", message
 
 
-def _role(turn):
-    """One of ROLES, or None where that is wrong."""
+def _role(turn: object) -> str | None:
+    """Return the role of a turn, or None if it is not one of ROLES."""
     role = turn.get("from") if isinstance(turn, dict) else None
     return role if role in ROLES else None
 
 
-def _turn(turn, exists):
+def _turn(turn: object, exists: Exists | None) -> Iterator[PlacedFinding]:
+    """Check the fields of a turn; the fields begin with a dot."""
     if not isinstance(turn, dict):
         yield "", "wrong type", f"a {kind_of(turn)}; use an object with from and value"
         return
@@ -251,13 +258,15 @@ def _other_role(role: object) -> str:
     return f"use {OTHER_ROLES[bare]!r}" if bare in OTHER_ROLES else "use 'user' or 'assistant'"
 
 
-def _value(role, value, exists):
+def _value(role: object, value: object, exists: Exists | None) -> Iterator[Finding]:
+    """Check the text of a turn."""
     if role == "assistant" and isinstance(value, str) and not value.strip():
         yield "empty answer", "empty; give the answer or leave the turn out"
     yield from _text(value, exists)
 
 
-def _text(value, exists):
+def _text(value: object, exists: Exists | None) -> Iterator[Finding]:
+    """Check a text: its type, characters, tags, and markup of other formats."""
     if not isinstance(value, str):
         cure = "write pictures into one string as <img>PATH</img>" if isinstance(value, list) else "use a string"
         yield "wrong type", f"a {kind_of(value)}; {cure}"
@@ -269,9 +278,10 @@ def _text(value, exists):
     yield from (("foreign markup", markup.advice(mark)) for mark in markup.found(value))
 
 
-def _tags(text, exists):
-    """Every wrong span. A tag without its partner ends the search: what follows is guesswork."""
-    opened, start = None, 0
+def _tags(text: str, exists: Exists | None) -> Iterator[Finding]:
+    """Check every tagged span. An unpaired tag ends the search, because what follows it is guesswork."""
+    opened: str | None = None
+    start = 0
     for match in TAG.finditer(text):
         closing, name = match.groups()
         if name == "imgpad":
@@ -291,14 +301,15 @@ def _tags(text, exists):
         yield "unpaired tag", f"<{opened}> at character {start - len(opened) - 2} is never closed; add </{opened}>"
 
 
-def _span(name, content, exists):
+def _span(name: str, content: str, exists: Exists | None) -> Iterator[Finding]:
     if name == "img":
-        yield from _picture(content, exists)
+        yield from _image(content, exists)
     elif name in SHAPES:
         yield from _shape(name, content)
 
 
-def _picture(reference, exists):
+def _image(reference: str, exists: Exists | None) -> Iterator[Finding]:
+    """Check the reference of an image."""
     if not reference.strip():
         yield "bad picture", "<img></img> is empty; put a path, an http(s) address or a data: URI between"
     elif not is_local(reference):
@@ -310,8 +321,8 @@ def _picture(reference, exists):
         yield "missing picture", f"picture {path_hints.visible(shown(reference))}: no such file{cause}"
 
 
-def is_address(reference):
-    """Whether a reference that is no path is written as one that can be opened; nothing is fetched."""
+def is_address(reference: str) -> bool:
+    """Return whether a reference that is not a path has a form that can be opened; nothing is fetched."""
     if reference[:5].lower() == "data:":
         return DATA_URI.match(reference) is not None
     try:
@@ -321,8 +332,8 @@ def is_address(reference):
         return False
 
 
-def _shape(name, content):
-    """A box or quadrilateral that is malformed, off the grid, or has its corners swapped."""
+def _shape(name: str, content: str) -> Iterator[Finding]:
+    """Check that a box or quadrilateral is well-formed, on the grid, and has no swapped corners."""
     form, pattern = SHAPES[name]
     match = pattern.fullmatch(content)
     if match is None:
@@ -339,8 +350,8 @@ def _shape(name, content):
         yield "swapped corners", f"box {content}; give the top left corner first, then the bottom right one"
 
 
-def _is_unicode(text):
-    """False where a JSON escape left half of a surrogate pair."""
+def _is_unicode(text: str) -> bool:
+    """Return False if a JSON escape left half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -348,16 +359,16 @@ def _is_unicode(text):
     return True
 
 
-def kind_of(value):
-    """The JSON name of a value's type; Python's name of what only tables hold, such as bytes and dates."""
+def kind_of(value: object) -> str:
+    """Return the JSON name of a value's type, or Python's name for what only tables hold, such as bytes and dates."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(
         type(value), "number" if isinstance(value, int | float) else f"value of type {type(value).__name__}"
     )
 
 
-def shown(value):
-    """A value for an error: quoted, short, and printable whatever it holds."""
+def shown(value: object) -> str:
+    """Return a value as an error shows it: quoted, short, and printable."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= 80 else f"{text[:80]}.. ({len(text)} characters)"
     return text.encode("utf-8", "backslashreplace").decode()

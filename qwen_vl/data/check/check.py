@@ -1,7 +1,9 @@
-"""`qwen-vl data check`: everything wrong with conversation files, found before a run does."""
+"""`qwen-vl data check`: find everything that is wrong with conversation files before a run."""
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from qwen_vl.data import markup
 from qwen_vl.data.chatml import EncodeOptions
@@ -11,38 +13,41 @@ from qwen_vl.data.validation import DataError, Problem
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import summary
-from .inspect_record import Inspector
+from .inspect_record import Inspected, Inspector, Picture
 
 RECORDS_A_CHUNK, PICTURES_A_CHUNK = 256, 32
+Uses = dict[str, list[tuple[str, str | int | None, str]]]  # key of an image: (place, own id, field) of each use
 ENCODING = EncodeOptions(max_length=2048)
 
 
 class Check:
-    """Files one after the other; `files` has the FileSummary of each, `pictures` every Picture by its key.
+    """The check of several files; `files` has the FileSummary of each, `pictures` every Picture by its key.
 
-    tokenizer: None to leave out lengths. opens: whether pictures are opened. on_problem(path, problem) is called for
+    tokenizer: None to leave out lengths. opens: whether images are opened. on_problem(path, problem) is called for
     each Problem, progress(text, num_done, num_all or None) now and then.
     """
 
     def __init__(
         self,
         *,
-        image_folder=None,
-        tokenizer=None,
+        image_folder: str | None = None,
+        tokenizer: QWenTokenizer | None = None,
         encoding: EncodeOptions = ENCODING,
-        opens=True,
-        workers=1,
-        on_problem=lambda path, problem: None,
-        progress=lambda text, num_done, num_all: None,
+        opens: bool = True,
+        workers: int = 1,
+        on_problem: Callable[[str, Problem], object] = lambda path, problem: None,
+        progress: Callable[[str, int, int | None], object] = lambda text, num_done, num_all: None,
     ) -> None:
         check_folder(image_folder)
         self.image_folder, self.opens, self.workers = image_folder, opens, workers
         self._tokenizer, self._encoding = tokenizer, encoding
         self._on_problem, self._progress = on_problem, progress
-        self._digests, self.pictures, self.files = {}, {}, []
+        self._digests: dict[bytes, tuple[str, str]] = {}  # of conversations: (file, place) of the first
+        self.pictures: dict[str, Picture] = {}
+        self.files: list[summary.FileSummary] = []
 
-    def file(self, path):
-        """The FileSummary of one file, whatever is wrong with it."""
+    def file(self, path: str) -> summary.FileSummary:
+        """Return the FileSummary of a file, whatever is wrong with it."""
         found = summary.FileSummary(path)
         self.files.append(found)
         folders = search_dirs(path, self.image_folder)
@@ -56,9 +61,11 @@ class Check:
             self._pictures(found, inspector, uses)
         return found
 
-    def _records(self, found, inspector):
-        """Check every record; {key: [(place, id, field), ..]} of the pictures that they use."""
-        uses, ids, images = {}, set(), markup.ImageCount()
+    def _records(self, found: summary.FileSummary, inspector: Inspector) -> Uses:
+        """Check every record and return the images that the records use."""
+        images = markup.ImageCount()
+        uses: Uses = {}
+        ids: set[str | int] = set()
         chunks = chunked(entries(found.path), RECORDS_A_CHUNK)
         for chunk in process_map(inspector.records, chunks, workers=self.workers):
             for inspected in chunk:
@@ -75,8 +82,8 @@ class Check:
             self._add(found, Problem("", None, "", "the file", lost))
         return uses
 
-    def _repeated(self, found, inspected, ids):
-        """Yields the Problems of a record that has the id or the turns of an earlier one."""
+    def _repeated(self, found: summary.FileSummary, inspected: Inspected, ids: set[str | int]) -> Iterator[Problem]:
+        """Yield the Problems of a record that has the id or the turns of an earlier one."""
         place, name, digest = inspected.place, inspected.id, inspected.digest
         if is_repeated(name, ids):
             yield Problem(place, name, "id", "same id", "the id of an earlier record")
@@ -85,8 +92,8 @@ class Check:
             if first != (found.name, place):
                 yield Problem(place, name, "conversations", "same conversation", f"the same turns as {''.join(first)}")
 
-    def _pictures(self, found, inspector, uses):
-        """Open the pictures that were not seen before, and tell every record about its own."""
+    def _pictures(self, found: summary.FileSummary, inspector: Inspector, uses: Uses) -> None:
+        """Open the images that are new, and report the problems of each image for every record that uses it."""
         unseen = [key for key in uses if key not in self.pictures]
         chunks, num_done = list(chunked(unseen, PICTURES_A_CHUNK)), 0
         for chunk, pictures in zip(chunks, process_map(inspector.pictures, chunks, workers=self.workers), strict=True):
@@ -99,31 +106,32 @@ class Check:
                     text = message if kind == "broken picture" else f"picture {key}: {message}"
                     self._add(found, Problem(place, name, field, kind, text), name)
 
-    def _add(self, found, problem, own_id=None):
+    def _add(self, found: summary.FileSummary, problem: Problem, own_id: str | int | None = None) -> None:
         found.add_problem(problem, own_id)
         self._on_problem(found.path, problem)
 
 
-def _without_path(error, path):
-    """What an error says about a file, without its name in front."""
+def _without_path(error: Exception, path: str) -> str:
+    """Return the message of an error about a file, without the file's name at the start."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error).removeprefix(f"{path}: ")
 
 
-def load_tokenizer(path):
-    """The QWenTokenizer of a folder or hub name."""
+def load_tokenizer(path: str | os.PathLike) -> QWenTokenizer:
+    """Return the QWenTokenizer of a folder or hub name."""
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "qwen.tiktoken")):
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
     return QWenTokenizer.from_pretrained(path)
 
 
-def open_report(path):
+def open_report(path: str | os.PathLike) -> TextIO:
+    """Open a report for writing."""
     # Half a surrogate pair, which a record may hold, becomes the escape that JSON knows for it.
     return open(path, "w", encoding="utf-8", errors="backslashreplace")
 
 
-def printable(text):
-    """The text as standard output can show it, whatever its encoding."""
+def printable(text: str) -> str:
+    """Return a text with escapes for the characters that standard output cannot encode."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

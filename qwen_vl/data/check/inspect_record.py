@@ -1,16 +1,19 @@
-"""What the check does with one record and with one picture; runs in worker processes."""
+"""How the check inspects one record and one image; runs in worker processes."""
 
 import hashlib
 import json
 import re
 import warnings
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Record, fit
 from qwen_vl.data.conversations import FOREIGN_KINDS, check_entry, named
 from qwen_vl.data.markup import Images, convertible, images_of
 from qwen_vl.data.skip_manifests import own_id
-from qwen_vl.data.validation import Problem, is_address
+from qwen_vl.data.validation import Finding, Problem, is_address
 from qwen_vl.model.download_qwen import PictureError
 from qwen_vl.model.image_loading_qwen import SCALED, find_picture, is_local, open_picture
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -18,28 +21,27 @@ from qwen_vl.model.tokenization_qwen import QWenTokenizer
 PICTURE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 SMALLEST_SIDE = 10  # pixels; a smaller side looks like a placeholder
 LARGEST_RATIO = 10  # of the sides; pictures are squeezed to a square
-Finding = tuple[str, str]  # (kind of a Problem, message)
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 class Picture(NamedTuple):
-    """What was seen of a picture."""
+    """The findings about an image."""
 
-    size: tuple | None  # (width, height), None where it could not be opened
-    problems: tuple  # of (kind, message)
+    size: tuple[int, int] | None  # (width, height), None if it could not be opened
+    problems: tuple[Finding, ...]
 
 
 class Inspected(NamedTuple):
-    """What was seen of a record."""
+    """The findings about a record."""
 
     place: str
-    id: object  # its own, None where it has none that can be one
-    problems: list
+    id: str | int | None  # its own, None if it has none of a valid type
+    problems: list[Problem]
     digest: bytes  # equal where system message and turns are equal; b"" for a record with errors
     length: int | None  # tokens, whole; None without a tokenizer, and for a record with errors
-    num_targets: int | None  # labels that are learned of what is kept
-    uses: list  # of (field, key) for each picture; equal keys are the same picture
-    opened: dict  # key -> Picture of those that stand in the text itself
+    num_targets: int | None  # learned labels of the part that is kept
+    uses: list[tuple[str, str]]  # (field, key) for each image; equal keys are the same image
+    opened: dict[str, Picture]  # by key: the images that are in the text itself, as data: URIs
     images: Images  # how they are written
     format: str | None  # that `qwen-vl data convert --from` reads, of a record that seems to be of another format
 
@@ -47,7 +49,7 @@ class Inspected(NamedTuple):
 class Inspector:
     """Checks the records of one file. Pickles, so that it can go to worker processes.
 
-    path, folders: the file, and where its relative pictures are looked for. tokenizer: None to leave out lengths.
+    path, folders: the file, and the folders of its relative images. tokenizer: None to leave out lengths.
     opens: whether images are opened, or only looked for.
     """
 
@@ -65,16 +67,16 @@ class Inspector:
         self._found: dict[str, str | None] = {}  # reference: its path, or None
         self._opened: dict[str, Picture] = {}  # by key
 
-    def records(self, entries):
-        """[Inspected, ..] of [(place, record), ..], as `conversations.entries` yields them."""
+    def records(self, entries: Iterable[tuple[str, Any]]) -> list[Inspected]:
+        """Return the Inspected of each (place, record), as `conversations.entries` yields them."""
         return [self._record(place, record) for place, record in entries]
 
-    def pictures(self, keys):
-        """[Picture, ..] of paths and addresses; each is opened."""
+    def pictures(self, keys: Iterable[str]) -> list[Picture]:
+        """Return the Picture of each path or address, after opening it."""
         return [look_at(key) for key in keys]
 
-    def _record(self, place, record):
-        problems = check_entry(place, record, self._find)
+    def _record(self, place: str, record: Any) -> Inspected:
+        problems = check_entry(place, record, lambda reference: self._find(reference) is not None)
         is_good = not any(problem.is_error for problem in problems)
         length, num_targets = None, None
         if is_good and self.tokenizer:
@@ -107,14 +109,14 @@ class Inspector:
             f"{entry['length']} tokens, the limit is {self.encoding.max_length}: {kept}",
         )  # fmt: skip
 
-    def _find(self, reference):
-        """The path of a local picture, or None."""
+    def _find(self, reference: str) -> str | None:
+        """Return the path of a local image, or None."""
         if reference not in self._found:
             self._found[reference] = find_picture(reference, self.folders)
         return self._found[reference]
 
-    def _uses(self, record):
-        """Yields (field, key) of every picture that is there to be opened."""
+    def _uses(self, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield (field, key) of every image that can be opened."""
         turns = record.get("conversations")
         texts = [("system", record.get("system"))]
         for index, turn in enumerate(turns if isinstance(turns, list) else []):
@@ -126,8 +128,8 @@ class Inspector:
                 if key:
                     yield field, key
 
-    def _key(self, reference):
-        """What names a picture in this process and others: its path, its address, a digest of its data: URI."""
+    def _key(self, reference: str) -> str | None:
+        """Return the key of an image, the same in all processes: its path, its address, a digest of its data: URI."""
         if is_local(reference):
             return self._find(reference) if reference.strip() else None
         if not is_address(reference) or reference[:5].lower() != "data:":
@@ -138,8 +140,8 @@ class Inspector:
         return key
 
 
-def look_at(reference):
-    """The Picture behind a path, an address or a data: URI."""
+def look_at(reference: str) -> Picture:
+    """Return the Picture of a path, an address or a data: URI."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
         try:
@@ -149,8 +151,8 @@ def look_at(reference):
         return Picture(picture.size, tuple(_oddities(picture)))
 
 
-def _oddities(picture):
-    """Yields (kind, message) for what a picture's owner may not expect."""
+def _oddities(picture: Image.Image) -> Iterator[Finding]:
+    """Yield (kind, message) for what the owner of an image may not expect."""
     width, height = picture.size
     short, long = sorted(picture.size)
     if short < SMALLEST_SIDE or long > LARGEST_RATIO * short:
@@ -165,6 +167,7 @@ def _oddities(picture):
         yield "rotated picture", f"EXIF orientation {orientation} is ignored; rotate the pixels themselves"
 
 
-def _digest(record):
+def _digest(record: dict[str, Any]) -> bytes:
+    """Return a digest of the system message and the turns of a record."""
     content = json.dumps([record.get("system"), record["conversations"]], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()

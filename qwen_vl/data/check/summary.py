@@ -1,10 +1,14 @@
-"""What the check found, as text: a table of the files, the kinds of problems, the pictures, the lengths."""
+"""The findings of the check as text: a table of the files, the kinds of problems, the images, the lengths."""
 
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from qwen_vl.data.validation import Problem
 from qwen_vl.terminal import text_table
+
+from .inspect_record import Inspected, Picture
 
 MAX_EXAMPLES = 3  # problems of a kind that are spelled out
 MAX_BINS = 16
@@ -14,28 +18,31 @@ BAR = 40  # characters of the longest bar
 class FileSummary:
     """The counts of one file, filled by `add` and `add_problem`."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path, self.name = str(path), Path(path).name
         self.num_records = self.num_pictures = self.num_targets = 0
         self.lengths = array("i")
         self.longest = (0, "")  # (tokens, place and id)
-        self.kinds, self.examples = Counter(), defaultdict(list)
-        self.bad, self.warned = {}, set()  # place -> (own id, [reason, ..]); places
-        self.unusable = None  # what is wrong with the file as a whole
-        self.formats = Counter()  # of records that seem to be of another format
+        self.kinds: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = defaultdict(list)  # by kind
+        self.bad: dict[str, tuple[str | int | None, list[str]]] = {}  # place: (own id, [reason, ..])
+        self.warned: set[str] = set()  # places
+        self.unusable: str | None = None  # what is wrong with the file as a whole
+        self.formats: Counter[str] = Counter()  # of records that seem to be of another format
 
-    def add(self, inspected):
-        """Count a record, less its problems."""
+    def add(self, inspected: Inspected) -> None:
+        """Count a record without its problems."""
         self.num_records += 1
         self.formats.update([inspected.format] if inspected.format else [])
         self.num_pictures += len(inspected.uses)
         if inspected.length is not None:
             self.lengths.append(inspected.length)
-            self.num_targets += inspected.num_targets
+            self.num_targets += inspected.num_targets or 0
             name = inspected.place if inspected.id is None else f"{inspected.place} (id {inspected.id!r})"
             self.longest = max(self.longest, (inspected.length, name), key=lambda pair: pair[0])
 
-    def add_problem(self, problem, own_id=None):
+    def add_problem(self, problem: Problem, own_id: str | int | None = None) -> None:
+        """Count a problem and keep it as an example of its kind."""
         self.kinds[problem.kind] += 1
         if len(self.examples[problem.kind]) < MAX_EXAMPLES:
             self.examples[problem.kind].append(f"{self.name}{problem}")
@@ -48,11 +55,11 @@ class FileSummary:
             self.warned.add(problem.place)
 
 
-def files_table(files):
-    """Lines: one row for each FileSummary, and their sum."""
+def files_table(files: Sequence[FileSummary]) -> list[str]:
+    """Return the lines of a table: a row for each FileSummary, and their sum."""
     header = ["file", "records", "bad", "warned", "pictures", "tokens", "learned"]
 
-    def numbers(file):
+    def numbers(file: FileSummary) -> list[int | None]:
         tokens = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
         return [file.num_records, len(file.bad), len(file.warned), file.num_pictures, *tokens]
 
@@ -63,20 +70,20 @@ def files_table(files):
     return text_table([header, *rows], numbers=True)
 
 
-def _sum(values):
-    """The sum of those that are not None; None if all are."""
+def _sum(values: Sequence[int | None]) -> int | None:
+    """Return the sum of the values that are not None; None if all of them are."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
-def _number(value):
+def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def kinds_lines(files, kinds, title):
-    """Lines: how often each of the `kinds` was found, with examples; none where there are none."""
+def kinds_lines(files: Sequence[FileSummary], kinds: Collection[str], title: str) -> list[str]:
+    """Return lines that say how often each of the `kinds` was found, with examples; [] if none was."""
     counts = sum((file.kinds for file in files), Counter())
-    lines = []
+    lines: list[str] = []
     for kind, count in counts.most_common():
         if kind in kinds:
             examples = [example for file in files for example in file.examples[kind]][:MAX_EXAMPLES]
@@ -84,8 +91,8 @@ def kinds_lines(files, kinds, title):
     return ["", title, *lines] if lines else []
 
 
-def pictures_line(pictures, num_uses):
-    """One line about Pictures: how many, and the range of their sizes."""
+def pictures_line(pictures: Collection[Picture], num_uses: int) -> str:
+    """Return a line about Pictures: how many, and the range of their sizes."""
     sizes = [picture.size for picture in pictures if picture.size]
     text = f"pictures: {num_uses:,} in the texts, {len(pictures):,} different ones"
     if not sizes:
@@ -95,8 +102,8 @@ def pictures_line(pictures, num_uses):
     return f"{text} opened, {len(pictures) - len(sizes):,} of them broken; {from_to}"
 
 
-def lengths_lines(files, limit):
-    """Lines: the middle and the end of the distribution of lengths, and a histogram."""
+def lengths_lines(files: Sequence[FileSummary], limit: int) -> list[str]:
+    """Return lines with the median, mean and tail of the lengths, and a histogram."""
     lengths = sorted(length for file in files for length in file.lengths)
     if not lengths:
         return []
@@ -111,8 +118,8 @@ def lengths_lines(files, limit):
     ]
 
 
-def histogram(lengths):
-    """Lines: how many of the sorted lengths fall into each of at most MAX_BINS equal bins, with bars."""
+def histogram(lengths: Sequence[int]) -> list[str]:
+    """Return lines with bars: how many of the sorted lengths are in each of at most MAX_BINS equal bins."""
     step = _step(lengths[-1])
     counts = Counter(length // step for length in lengths)
     most = max(counts.values())
@@ -120,13 +127,13 @@ def histogram(lengths):
     lines = []
     for index in range(min(counts), max(counts) + 1):
         bounds = f"{index * step:>{width},} .. {(index + 1) * step - 1:>{width},}"
-        bar = "#" * (-(-counts[index] * BAR // most))  # rounded up: what is there shows
+        bar = "#" * (-(-counts[index] * BAR // most))  # rounded up, so that no count is invisible
         lines.append(f"  {bounds}  {counts[index]:>{digits},}  {bar}".rstrip())
     return lines
 
 
-def _step(longest):
-    """The smallest of 10, 20, 50, 100, 200, .. with which the bins up to `longest` are few enough."""
+def _step(longest: int) -> int:
+    """Return the smallest of 10, 20, 50, 100, 200, .. that needs at most MAX_BINS bins up to `longest`."""
     step = 10
     while longest // step >= MAX_BINS:
         step = step * 5 // 2 if str(step)[0] == "2" else step * 2

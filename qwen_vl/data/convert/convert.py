@@ -4,9 +4,10 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qwen_vl.data import markup
 from qwen_vl.data.conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
@@ -18,35 +19,37 @@ from qwen_vl.model.image_loading_qwen import find_picture
 
 from . import box_formats, chat_formats
 
+Content = list[dict[str, Any]] | dict[str, Any]  # of a file: records, or the object of COCO
+Placed = tuple[str, dict[str, Any]]  # (place, our record)
 FORMATS = ("ours", *chat_formats.FORMATS, "coco", "refcoco")
 
 
 @dataclass
 class Converted:
-    """What became of a file: how much was read and written, and what was left out."""
+    """The result of a conversion: how much was read and written, and what was left out."""
 
     num_read: int = 0  # records with a conversation or a problem
     num_written: int = 0
-    problems: list = field(default_factory=list)  # [Problem, ..] of records that are not in the result
-    notes: Counter = field(default_factory=Counter)  # what is left out without being wrong
+    problems: list[Problem] = field(default_factory=list)  # of records that are not in the result
+    notes: Counter[str] = field(default_factory=Counter)  # what is left out without being wrong
 
 
 def convert(
-    source,
-    out,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
     *,
-    source_format,
-    target_format="ours",
-    image_folder=None,
-    check_pictures=True,
-    skip_errors=False,
-    prompt=None,
-    box_format="xywh",
-):
-    """Convert a file and return what became of it (`Converted`). OUT is written whole or not at all.
+    source_format: str,
+    target_format: str = "ours",
+    image_folder: str | None = None,
+    check_pictures: bool = True,
+    skip_errors: bool = False,
+    prompt: str | None = None,
+    box_format: str = "xywh",
+) -> Converted:
+    """Convert a file and return the Converted. OUT is written completely or not at all.
 
-    Every record is one that `conversations.read` accepts, whatever is written in the end. With `check_pictures` local
-    pictures must exist in `search_dirs(out, image_folder)`; sizes that the source does not have are read there.
+    Every record is one that `conversations.read` accepts, whatever the target format. With `check_pictures` local
+    images must exist in `search_dirs(out, image_folder)`; sizes that the source does not have are read there.
     prompt: the question for COCO and RefCOCO, with {phrase}; box_format: "xywh" or "xyxy", of RefCOCO-style boxes.
     Raises DataError with all that cannot be converted, unless `skip_errors` leaves those records out.
     """
@@ -75,8 +78,15 @@ def convert(
     return result
 
 
-def _read(source, form, sizes, notes, prompt, box_format):
-    """Yields (place, our record, Problem or FieldError)."""
+def _read(
+    source: str | os.PathLike,
+    form: str,
+    sizes: box_formats.Sizes,
+    notes: Counter[str],
+    prompt: str | None,
+    box_format: str,
+) -> Iterator[tuple[str, Any]]:
+    """Yield (place, our record or Problem or FieldError)."""
     if form == "coco":
         yield from box_formats.from_coco(source, sizes, notes, prompt)
     elif form == "refcoco":
@@ -92,8 +102,8 @@ def _read(source, form, sizes, notes, prompt, box_format):
             yield place, record
 
 
-def _problems(place, record, exists):
-    """The Problems for which a record cannot be in the result."""
+def _problems(place: str, record: object, exists: Callable[[str], bool] | None) -> list[Problem]:
+    """Return the Problems for which a record cannot be in the result."""
     if isinstance(record, FieldError):
         return [_problem(place, record)]
     return [problem for problem in check_entry(place, record, exists) if problem.is_error]
@@ -118,12 +128,14 @@ def _leftovers(place: str, record: dict, form: str, notes: Counter) -> Iterator[
             yield Problem(place, own_id(record), where, "cannot convert", message)
 
 
-def _problem(place, error):
+def _problem(place: str, error: FieldError) -> Problem:
     return Problem(place, error.id, error.field, "cannot convert", str(error))
 
 
-def _written(records, form, sizes, notes, box_format):
-    """(what is written, [(place, FieldError), ..]) of [(place, our record), ..]."""
+def _written(
+    records: Sequence[Placed], form: str, sizes: box_formats.Sizes, notes: Counter[str], box_format: str
+) -> tuple[Content, Sequence[tuple[str, FieldError]]]:
+    """Return the content to write, and (place, FieldError) of each record that cannot be converted."""
     if form == "coco":
         return box_formats.to_coco(records, sizes, notes)
     if form == "refcoco":
@@ -140,8 +152,8 @@ def _written(records, form, sizes, notes, box_format):
     return content, errors
 
 
-def _lines(content, as_lines):
-    """The bytes of the file, in pieces: JSON Lines, or JSON with one record a line."""
+def _lines(content: Content, as_lines: bool) -> Iterator[bytes]:
+    """Yield the bytes of the file in pieces: JSON Lines, or JSON with one record a line."""
     if isinstance(content, dict):
         yield _json(content) + b"\n"
         return
@@ -151,16 +163,16 @@ def _lines(content, as_lines):
     yield b"" if as_lines else b"]\n"
 
 
-def _json(value):
-    """A value as JSON in UTF-8, escaped where it holds half of a surrogate pair, which UTF-8 cannot say."""
+def _json(value: object) -> bytes:
+    """Return a value as JSON in UTF-8, with escapes if it holds half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         return json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return json.dumps(value).encode("utf-8")
 
 
-def _message(source, result, folders):
-    """All that is wrong as one text: the first problems in full, then how many there are."""
+def _message(source: str | os.PathLike, result: Converted, folders: Sequence[str]) -> str:
+    """Return the problems as one text: the first in full, then how many there are."""
     name, problems = Path(source).name, result.problems
     lines = [
         f"{source}: {len(problems)} problem{'s' * (len(problems) > 1)} in {result.num_read} records; nothing written"

@@ -27,7 +27,8 @@ class Objects:
 
     def __init__(self, content: object, references: list[str], size_of: Callable[[str], tuple[int, int]]) -> None:
         self._references, self._size_of = references, size_of
-        self.phrases, self.boxes = [], []
+        self.phrases: list[str] = []
+        self.boxes: list[list[Box]] = []  # of each placeholder
         if isinstance(content, str):
             try:
                 content = json.loads(content)

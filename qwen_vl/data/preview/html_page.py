@@ -1,4 +1,4 @@
-"""The preview as one HTML page that needs nothing else: no script, no request, pictures inside."""
+"""The preview as one self-contained HTML page: no script, no request, images included."""
 
 import base64
 import io

@@ -1,9 +1,9 @@
-"""Which box belongs to which picture of a conversation, in which colour, and the pictures with them drawn on."""
+"""Overlays: which box belongs to which image of a conversation, in which color, and the images with their boxes."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -13,13 +13,13 @@ from qwen_vl.model.box_drawing_qwen import COLORS, draw_boxes, draw_label, load_
 from qwen_vl.model.download_qwen import PictureError
 from qwen_vl.model.image_loading_qwen import open_picture
 
-LONGEST_SIDE = 480  # pixels of a picture on a page
-SHORTEST_LONG_SIDE = 320  # pictures smaller than this are enlarged, or lines and labels would cover them
+LONGEST_SIDE = 480  # pixels of an image on a page
+SHORTEST_LONG_SIDE = 320  # images smaller than this are enlarged, or lines and labels would cover them
 
 
 @dataclass
 class Mark:
-    """A piece of a turn as a page shows it: a `boxes.Segment` with the colour that its box has on the picture."""
+    """A piece of a turn as a page shows it: a `boxes.Segment` with the color of its box on the image."""
 
     kind: str
     text: str
@@ -28,25 +28,29 @@ class Mark:
 
 
 class Shape(NamedTuple):
-    """A box or quadrilateral to be drawn on a picture."""
+    """A box or quadrilateral to be drawn on an image."""
 
     kind: str
-    numbers: tuple
-    phrase: str | None  # written beside it
+    numbers: tuple[int, ...]
+    phrase: str | None  # written next to it
     color: str
 
 
-def mark(turns):
-    """([(role, [Mark, ..]), ..], {picture: [Shape, ..]}): turns as a page shows them, and what each picture shows.
+MarkedTurn = tuple[str, list[Mark]]  # (role, pieces)
 
-    turns: [{"from", "value"}, ..]; pictures count from 0.
+
+def mark(turns: Sequence[Mapping[str, Any]]) -> tuple[list[MarkedTurn], dict[int, list[Shape]]]:
+    """Return the turns as a page shows them, and the Shapes of each image; images count from 0.
+
+    turns: [{"from", "value"}, ..].
     """
-    shown, shapes, colors = [], {}, _Colors()
+    shown, colors = [], _Colors()
+    shapes: dict[int, list[Shape]] = {}
     for turn, pieces in zip(turns, segments(turns), strict=True):
         marks, phrase = [], None
-        for piece, follower in zip_longest(pieces, [piece.kind for piece in pieces[1:]], fillvalue="text"):
+        for piece, follower in zip(pieces, [*(piece.kind for piece in pieces[1:]), "text"], strict=False):
             color = None
-            if piece.kind == "img":
+            if piece.kind == "img" and piece.picture is not None:
                 shapes[piece.picture] = []
             elif piece.kind == "ref" and follower in SHAPES and piece.picture is not None:
                 phrase, color = piece.text, colors.next(follower, piece.picture)
@@ -60,22 +64,22 @@ def mark(turns):
 
 
 class _Colors:
-    """The colour of each phrase: boxes as `draw_boxes` counts them, quadrilaterals from the end of the list."""
+    """The color of each phrase: for boxes as in `draw_boxes`, for quadrilaterals from the end of the list."""
 
-    def __init__(self):
-        self._counts = Counter()
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, int]] = Counter()
 
-    def next(self, kind, picture):
+    def next(self, kind: str, picture: int) -> str:
         self._counts[kind, picture] += 1
         return self.current(kind, picture)
 
-    def current(self, kind, picture):
+    def current(self, kind: str, picture: int) -> str:
         index = max(0, self._counts[kind, picture] - 1) % len(COLORS)
         return COLORS[index if kind == "box" else -1 - index]
 
 
-def draw_on(reference, shapes, folders):
-    """The picture with its boxes, at the size of the page; the error as text where it cannot be opened."""
+def draw_on(reference: str, shapes: Sequence[Shape], folders: Sequence[str]) -> Image.Image | str:
+    """Return the image with its boxes, at the size of the page; the error as text if it cannot be opened."""
     try:
         picture = open_picture(reference, search_dirs=folders)
     except PictureError as error:
@@ -92,8 +96,8 @@ def draw_on(reference, shapes, folders):
     return _draw_quads(draw_boxes(picture, boxes), [shape for shape in shapes if shape.kind == "quad"])
 
 
-def _draw_quads(picture, quads):
-    """The picture itself, with quadrilaterals drawn in the manner of `draw_boxes`."""
+def _draw_quads(picture: Image.Image, quads: Sequence[Shape]) -> Image.Image:
+    """Draw quadrilaterals on an image in the style of `draw_boxes`, and return it."""
     draw, side = ImageDraw.Draw(picture), min(picture.size)
     width, height = picture.size
     for quad in quads:

@@ -1,9 +1,12 @@
-"""`qwen-vl data preview`: look at what will be trained on, token by token, before it is."""
+"""`qwen-vl data preview`: the conversations of a file as training sees them, token by token."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Record, encode, fit
 from qwen_vl.data.check.check import load_tokenizer
@@ -13,7 +16,7 @@ from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import html_page, png_page
-from .overlays import draw_on, mark
+from .overlays import MarkedTurn, draw_on, mark
 
 WRITERS = {"html": html_page.render, "png": png_page.render}  # format: (page) -> bytes
 ENCODING = EncodeOptions()
@@ -21,55 +24,55 @@ ENCODING = EncodeOptions()
 
 @dataclass
 class Token:
-    """One position of a sample, or the positions of a whole picture span."""
+    """One position of a sample, or the positions of a whole image span."""
 
     text: str
     id: int
     kind: str  # "text", "special" or "picture"
     num_positions: int
     num_targets: int
-    kept: bool  # False behind the place where --max_length cuts
+    kept: bool  # False after the place where --max_length cuts
 
 
 @dataclass
 class Preview:
-    """What the page shows of one conversation."""
+    """One conversation as the page shows it."""
 
     id: str
-    turns: list  # [(role, [marking.Mark, ..]), ..]
-    pictures: list  # PIL images with their boxes, or the text of the error where one cannot be opened
-    tokens: list
-    status: str  # "whole", "trimmed" or "dropped", which --max_length decides
+    turns: list[MarkedTurn]
+    pictures: list[Image.Image | str]  # images with their boxes, or the text of the error if one cannot be opened
+    tokens: list[Token]
+    status: str  # "whole", or what --max_length does: "trimmed" or "dropped"
     weight: float  # of its loss
 
     @property
-    def length(self):
-        """Positions of the whole conversation."""
+    def length(self) -> int:
+        """Return the number of positions of the whole conversation."""
         return sum(token.num_positions for token in self.tokens)
 
     @property
-    def kept_length(self):
-        """Positions that are trained on, targets or not."""
+    def kept_length(self) -> int:
+        """Return the number of positions that are trained on, targets or not."""
         return sum(token.num_positions for token in self.tokens if token.kept)
 
     @property
-    def num_targets(self):
-        """Positions that the model learns to write."""
+    def num_targets(self) -> int:
+        """Return the number of positions that the model learns to write."""
         return sum(token.num_targets for token in self.tokens if token.kept)
 
 
 @dataclass
 class Page:
-    """Everything on the page: samples, where they come from, and the length that cuts them (or None)."""
+    """Everything on the page: samples, their file and model, and the length limit (or None)."""
 
     file: str
     model: str
     num_records: int
     max_length: int | None
-    samples: list = field(default_factory=list)
+    samples: list[Preview] = field(default_factory=list)
 
-    def totals(self):
-        """[(what, number as text), ..] over all samples of the page."""
+    def totals(self) -> list[tuple[str, str]]:
+        """Return [(what, number as text), ..] over all samples of the page."""
         statuses = Counter(sample.status for sample in self.samples)
         tokens, targets = (sum(getattr(s, name) for s in self.samples) for name in ("kept_length", "num_targets"))
         pictures = [picture for sample in self.samples for picture in sample.pictures]
@@ -113,8 +116,8 @@ def look(
     return Preview(str(conversation["id"]), turns, pictures, tokens, status, whole.weight)
 
 
-def _tokens(ids, labels, num_kept, tokenizer):
-    """The Tokens of a sample; a picture span is one of them."""
+def _tokens(ids: Sequence[int], labels: Sequence[int], num_kept: int, tokenizer: QWenTokenizer) -> Iterator[Token]:
+    """Yield the Tokens of a sample; an image span is one of them."""
     position, pictures, span = 0, 0, tokenizer.image_span_tokens + 2
     while position < len(ids):
         index, kind, size = ids[position], "text", 1
@@ -130,16 +133,16 @@ def _tokens(ids, labels, num_kept, tokenizer):
         position += size
 
 
-def _readable(raw):
-    """The text of a token, its bytes in hexadecimal where they are only a part of a character."""
+def _readable(raw: bytes) -> str:
+    """Return the text of a token; its bytes in hexadecimal if they are only a part of a character."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _turns(conversation):
-    """The turns that are encoded, the system message first."""
+def _turns(conversation: Record) -> list[Mapping[str, Any]]:
+    """Return the turns that are encoded, the system message first."""
     turns = conversation["conversations"]
     return [{"from": "system", "value": conversation.get("system", SYSTEM)}, *turns[turns[0]["from"] == "assistant" :]]
 
@@ -171,8 +174,8 @@ def preview(
     return page
 
 
-def _with_ids(path, records, ids):
-    """The records with these ids, in the order of the file."""
+def _with_ids(path: str | Path, records: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the records with these ids, in the order of the file."""
     chosen = [record for record in records if str(record["id"]) in ids]
     unknown = set(ids) - {str(record["id"]) for record in chosen}
     if unknown:

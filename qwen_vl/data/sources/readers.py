@@ -91,8 +91,8 @@ def _in_folder(path: Path) -> list[Path]:
             raise _splits(path, sorted(named), file.with_name(f"{name}*{''.join(file.suffixes)}"))
         if found:
             return found
-    named = ", ".join(f"*{suffix}" for suffix in (*SUFFIXES, ".json"))
-    raise DataError(f"{path}: no file named {named} in this folder")
+    patterns = ", ".join(f"*{suffix}" for suffix in (*SUFFIXES, ".json"))
+    raise DataError(f"{path}: no file named {patterns} in this folder")
 
 
 def _splits(path: Path, names: list[str], example: Path) -> DataError:
@@ -114,12 +114,12 @@ def _of_dataset(path: Path) -> list[Path]:
     return files
 
 
-def open_files(path: str | os.PathLike) -> list["DataFile"]:
+def open_files(path: str | os.PathLike) -> list["StreamedFile"]:
     """Return the file objects of a path, to be streamed; raise DataError for what cannot be, OSError."""
     return [_open_streamed(file, prefix) for file, prefix in data_files(path)]
 
 
-def _open_streamed(path: Path, prefix: str) -> "DataFile":
+def _open_streamed(path: Path, prefix: str) -> "StreamedFile":
     form = form_of(path)
     if form != "text":
         return TABLES[form](path, prefix)
@@ -139,7 +139,7 @@ def _open_streamed(path: Path, prefix: str) -> "DataFile":
     return PackedLines(path, prefix) if is_packed(path) else LineFile(path, prefix)
 
 
-def open_whole(path: str | os.PathLike) -> Iterator["DataFile"]:
+def open_whole(path: str | os.PathLike) -> Iterator["WholeFile"]:
     """Yield the file objects of a path, to be read as a whole; raise what they raise."""
     for file, prefix in data_files(path):
         form = form_of(file)
@@ -242,6 +242,7 @@ def _record_of(line: bytes, *, is_first: bool) -> object:
 class Table:
     """What Parquet and Arrow have in common; `columns` are the names of a table's columns."""
 
+    KIND: tuple[str, tuple[bytes, ...]]  # its name, and the first bytes of such a file
     path: Path
     columns: list[str]
     num_rows: int
@@ -250,13 +251,21 @@ class Table:
         """Return all rows as they are in the file."""
         raise NotImplementedError
 
+    def blocks(self, num: int) -> list[Block]:
+        """Return ranges of rows."""
+        raise NotImplementedError
+
+    def read(self, block: Block) -> Iterator[Placed]:
+        """Yield the records of a range of rows."""
+        raise NotImplementedError
+
     def records(self) -> Iterator[tuple[str, object]]:
         for block in self.blocks(1):
             for place, record in self.read(block):
                 yield place(), record
 
     @contextmanager
-    def _reading(self, row: int | None = None):
+    def _reading(self, row: int | None = None) -> Iterator[None]:
         """Raise DataError for what pyarrow finds wrong with the file, from a row on."""
         try:
             yield
@@ -319,7 +328,7 @@ class ArrowFile(Table):
             self.columns = self._table.schema.names
         self.num_rows = self._table.num_rows
 
-    def __getstate__(self):  # a spawned worker maps the file itself
+    def __getstate__(self) -> dict[str, object]:  # a spawned worker maps the file itself
         return {name: value for name, value in vars(self).items() if name != "_table"}
 
     @cached_property
@@ -350,8 +359,10 @@ class ArrowFile(Table):
                 row = end
 
 
-TABLES = {"parquet": ParquetFile, "arrow": ArrowFile}
-DataFile = TextFile | LineFile | PackedLines | ListFile | ParquetFile | ArrowFile
+TABLES: dict[str, type[ParquetFile] | type[ArrowFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}
+WholeFile = TextFile | ParquetFile | ArrowFile
+StreamedFile = LineFile | PackedLines | ListFile | ParquetFile | ArrowFile
+DataFile = WholeFile | StreamedFile
 
 
 def _ranges(total: int, size: int, num: int) -> list[Block]:

@@ -22,7 +22,7 @@ from qwen_vl.data.validation import DataError
 from qwen_vl.model.image_loading_qwen import find_picture
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from .readers import Block, DataFile, open_files
+from .readers import Block, StreamedFile, open_files
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class StreamOptions:
 class StreamedRecord(NamedTuple):
     """A record of a stream, the index of its source, and a function that raises DataError if an image is missing."""
 
-    record: dict[str, Any]
+    record: Any
     source: int
     check_images: Callable[[], None]
 
@@ -136,6 +136,7 @@ class StreamingDataset(IterableDataset):
     def _rows(self, *, notes: bool) -> Iterator[list[StreamedSample]]:
         """Yield rows of samples, or each sample as a row, epoch after epoch; no row reaches into the next epoch."""
         places, packing = list(range(len(self._sources))), self._options.packing
+        parts: Iterable[Iterator[StreamedSample]]
         if self._options.mix == "interleave":
             parts = [self._interleaved([chain.from_iterable(self._epochs_of([p], notes=notes)) for p in places])]
         else:
@@ -185,7 +186,7 @@ class StreamingDataset(IterableDataset):
         for place, file, block in blocks:
             yield from self._read(place, file, block, epoch)
 
-    def _read(self, place: int, file: DataFile, block: Block, epoch: int) -> Iterator[StreamedRecord]:
+    def _read(self, place: int, file: StreamedFile, block: Block, epoch: int) -> Iterator[StreamedRecord]:
         """Yield the records of a block of source number `place`, each as often as the weight of the source says."""
         weight = 1.0 if self._options.mix == "interleave" else self._sources[place].weight
         chance = random.Random(f"{self._options.seed} {epoch} {file.path} {block}")
@@ -245,7 +246,7 @@ class StreamingDataset(IterableDataset):
 
 
 def _check(
-    record: object, file: DataFile, where: Callable[[], str], source: str, is_there: Callable[[str], bool]
+    record: object, file: StreamedFile, where: Callable[[], str], source: str, is_there: Callable[[str], bool]
 ) -> None:
     """Raise DataError if a record is wrong. where: returns its place in the file."""
     for problem in check_entry("", record, is_there):
