@@ -1,6 +1,11 @@
 """Which optimizer group each parameter is in, and the table that is shown before the first step."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from qwen_vl.adapters.build import without_wrappers
 from qwen_vl.checkpoint.quantization import quantized_linears
@@ -28,15 +33,15 @@ class Rates(NamedTuple):
     lora: float | None = None
     loraplus_ratio: float | None = None
 
-    def of(self, name, parameter):
-        """The rate of a trainable parameter: a rate of its part goes before one of its kind."""
+    def of(self, name: str, parameter: torch.Tensor) -> float:
+        """Return the rate of a trainable parameter: a rate of its part goes before one of its kind."""
         rate = {family.VIT_PART: self.vision, family.RESAMPLER_PART: self.resampler}.get(place_of(name))
         if rate is None:
             rate = self.everything if self.lora is None or ".lora_" not in name else self.lora
         return rate * self.loraplus_ratio if self.loraplus_ratio and is_b_side(name, parameter) else rate
 
-    def unused(self, names):
-        """The flags whose rate no parameter among `names` has."""
+    def unused(self, names: list[str]) -> list[str]:
+        """Return the flags whose rate no parameter among `names` has."""
         places, kinds = {place_of(name) for name in names}, {".lora_" in name for name in names}
         flags = {
             "--vision_lr": (self.vision, family.VIT_PART in places),
@@ -46,41 +51,41 @@ class Rates(NamedTuple):
         return [flag for flag, (rate, is_used) in flags.items() if rate is not None and not is_used]
 
 
-def is_b_side(name, parameter):
-    """Whether LoRA+ gives a parameter its higher rate: B of an adapter, and DoRA's magnitudes (Hayou et al., 2024)."""
+def is_b_side(name: str, parameter: torch.Tensor) -> bool:
+    """Return whether LoRA+ gives a parameter its higher rate: B, and DoRA's magnitudes (Hayou et al., 2024)."""
     return ".lora_" in name and ("lora_B" in name or "lora_embedding_B" in name or parameter.dim() == 1)
 
 
-def part_of(name):
-    """The part of the model that a parameter belongs to, as the table names it."""
+def part_of(name: str) -> str:
+    """Return the part of the model that a parameter belongs to, as the table names it."""
     kind = "lora on " if ".lora_" in name else "new rows of " if ".trainable_tokens_" in name else ""
     return kind + place_of(name)
 
 
-def place_of(name):
-    """The part of the model that a parameter belongs to; adapters count with the part that they sit in."""
+def place_of(name: str) -> str:
+    """Return the part of the model that a parameter belongs to; an adapter belongs to the part that it changes."""
     return family.part_of(without_wrappers(name))
 
 
-def shape_of(parameter):
-    """The shape of a parameter, also where a process holds only a part of it (DeepSpeed ZeRO-3)."""
+def shape_of(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a parameter, also if a process holds only a part of it (DeepSpeed ZeRO-3)."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def decays(name, parameter):
-    """Whether weight decay applies: not to norms, biases, queries and tables."""
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Return whether weight decay applies: not to norms, biases, queries and tables."""
     return family.decays(without_wrappers(name), len(shape_of(parameter)))
 
 
-def decayed_names(model):
-    """Names of all parameters that weight decay applies to."""
+def decayed_names(model: nn.Module) -> list[str]:
+    """Return the names of all parameters that weight decay applies to."""
     return [name for name, parameter in model.named_parameters() if decays(name, parameter)]
 
 
-def rows(model, *, rates, weight_decay):
-    """The table's lines: one for each part, learning rate and decay, frozen parts included.
+def rows(model: nn.Module, *, rates: Rates, weight_decay: float) -> list[Row]:
+    """Return the table's lines: one for each part, learning rate and decay, frozen parts included.
 
-    Raises ValueError when nothing trains, or nothing that a rate of `rates` is meant for.
+    Raises ValueError if nothing trains, or nothing that one of the `rates` is for.
     """
     counted = {}
     for name, parameter, count in weights(model):
@@ -100,8 +105,8 @@ def rows(model, *, rates, weight_decay):
     return lines
 
 
-def weights(model):
-    """Yields (name, tensor, number of weights it stands for): all parameters, and the packed layers of a GPTQ model."""
+def weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Yield (name, tensor, number of weights that it holds): all parameters, and the packed layers of a GPTQ model."""
     for name, parameter in model.named_parameters():
         packed = type(parameter).__name__ == "Params4bit" and parameter.shape[-1] == 1  # two weights a byte
         yield name, parameter, shape_of(parameter).numel() * (2 if packed else 1)
@@ -109,8 +114,8 @@ def weights(model):
         yield f"{path}.qweight", layer.qweight, layer.in_features * layer.out_features
 
 
-def table(lines):
-    """The rows as text, widths aligned, with a last line of totals."""
+def table(lines: list[Row]) -> str:
+    """Return the rows as text, widths aligned, with a last line of totals."""
     cells = [("part", "trains", "parameters", "learning rate", "weight decay", "group")]
     for line in lines:
         rate = "-" if line.learning_rate is None else f"{line.learning_rate:g}"
@@ -121,8 +126,8 @@ def table(lines):
     return "\n".join(text_table(cells))
 
 
-def split_groups(optimizer, model, rates):
-    """None; afterwards the parameters of each group of a new `optimizer` that have a rate of their own stand apart."""
+def split_groups(optimizer: Optimizer, model: nn.Module, rates: Rates) -> None:
+    """Split the groups of a new `optimizer` by learning rate."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
@@ -133,8 +138,8 @@ def split_groups(optimizer, model, rates):
     optimizer.param_groups[:] = groups
 
 
-def check_groups(model, optimizer):
-    """None, or a ValueError naming trainable parameters that no optimizer group holds."""
+def check_groups(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise ValueError if a trainable parameter is in no optimizer group."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     lost = [
         name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in held

@@ -2,19 +2,22 @@
 
 import logging
 
-from torch.utils.data import IterableDataset
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer
 
 from qwen_vl.data.packing import PackedDataset
+from qwen_vl.training.flags.arguments import TrainingArguments
+from qwen_vl.training.param_groups import Row
 from qwen_vl.training.resume import checkpoints, data_position
 from qwen_vl.training.resume.resumable_trainer import described
 
 logger = logging.getLogger(__name__)
 
-OF_VISION = ("vit", "resampler")  # parts of `tuning.rows` that train on pictures alone
+OF_VISION = ("vit", "resampler")  # parts of `param_groups.rows` that train on pictures alone
 
 
-def check_steps(max_steps):
+def check_steps(max_steps: int) -> None:
     """Raise ValueError for a --max_steps that allows no step; -1 leaves them to the epochs."""
     if max_steps == 0 or max_steps < -1:
         raise ValueError(
@@ -23,10 +26,10 @@ def check_steps(max_steps):
         )
 
 
-def check_optimizer(training, model):
-    """Raise ImportError where the library of an optimizer is not installed.
+def check_optimizer(training: TrainingArguments, model: nn.Module) -> None:
+    """Raise ImportError if the library of an optimizer is not installed.
 
-    training: TrainingArguments. model: on the meta device, as `finetune.rehearse` has it.
+    model: on the meta device, as `recipe.rehearse` has it.
     """
     try:
         Trainer.get_optimizer_cls_and_kwargs(training, model)
@@ -36,10 +39,10 @@ def check_optimizer(training, model):
         logger.debug("--optim %s: %s", training.optim, error)
 
 
-def check(data, training, rows, *, checkpoint=None):
-    """Raise ValueError where nothing would be trained, or the data are not those of the checkpoint.
+def check(data: Dataset, training: TrainingArguments, rows: list[Row], *, checkpoint: str | None = None) -> None:
+    """Raise ValueError if nothing would be trained, or the data are not those of the checkpoint.
 
-    data: of the training. training: TrainingArguments. rows: what trains, as `tuning.rows` has it.
+    data: for training. rows: what trains, from `param_groups.rows`.
     """
     batch = training.train_batch_size * training.world_size
     recorded = checkpoints.run_state(checkpoint).get("data") if checkpoint else None

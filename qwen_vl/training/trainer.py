@@ -2,8 +2,10 @@
 
 import math
 import pickle
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,9 +13,11 @@ from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from qwen_vl.adapters.adapter import CONFIG_FILE
 from qwen_vl.data.collator import HOST_KEYS
+from qwen_vl.model import QWenTokenizer
 from qwen_vl.training.distributed.host_memory import keep_freed_memory
 from qwen_vl.training.distributed.text_only_steps import (
     PICTURES,
@@ -28,7 +32,7 @@ from qwen_vl.training.monitor.step_profiler import PhaseMeter
 from qwen_vl.training.monitor.throughput import SourceMeter, SpeedMeter
 from qwen_vl.training.objectives import sft
 from qwen_vl.training.resume.resumable_trainer import ResumableTrainer
-from qwen_vl.training.vision_cache.cache import CacheFiller
+from qwen_vl.training.vision_cache.cache import CacheFiller, VisionCache
 
 from . import final_model, param_groups, tuning
 from .untrained import UntrainedCheck
@@ -44,8 +48,16 @@ class QWenTrainer(ResumableTrainer):
     """
 
     def __init__(
-        self, *, tokenizer, base=None, source_names=(), is_weighted=False, rates=None, vision_cache=None, **kwargs
-    ):
+        self,
+        *,
+        tokenizer: QWenTokenizer,
+        base: dict[str, Any] | None = None,
+        source_names: Sequence[str] = (),
+        is_weighted: bool = False,
+        rates: param_groups.Rates | None = None,
+        vision_cache: VisionCache | None = None,
+        **kwargs: Any,
+    ) -> None:
         if kwargs["args"].device.type == "cpu":
             keep_freed_memory()
         use_cache = kwargs["model"].config.use_cache
@@ -84,16 +96,19 @@ class QWenTrainer(ResumableTrainer):
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._rates = rates or param_groups.Rates(self.args.learning_rate)
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, and close the progress bar however that ends."""
         try:
             return super().train(*args, **kwargs)
         finally:
             self._progress_bar.close()
 
-    def get_decay_parameter_names(self, model):
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters that weight decay applies to."""
         return param_groups.decayed_names(model)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        """Return the micro-batches of a step and the number of their targets."""
         self._phases.begin(self.state.global_step)
         samples = super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
         self._phases.mark("data")
@@ -101,12 +116,15 @@ class QWenTrainer(ResumableTrainer):
         self._untrained.begin(samples[0])
         return samples
 
-    def check_trained(self):
-        """Raise ValueError if something that was to train has not, once the run is over and its result saved."""
+    def check_trained(self) -> None:
+        """Raise ValueError if a parameter should have changed and did not; after the result is saved."""
         if self._untrained.problem:
             raise ValueError(f"{self.args.output_dir}: {self._untrained.problem}")
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of a micro-batch, after its backward pass."""
         self._speed.add(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._phases.mark_backward()
@@ -114,10 +132,12 @@ class QWenTrainer(ResumableTrainer):
             self._check_losses()
         return loss
 
-    def floating_point_ops(self, inputs):
-        return 0  # counted by `SpeedMeter`, where transformers would go through all parameters for each batch
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: `SpeedMeter` counts operations; transformers would go through all parameters for each batch."""
+        return 0
 
-    def store_flos(self):
+    def store_flos(self) -> None:
+        """Store the operations so far in the state of the run."""
         self.current_flos = self._speed.operations()
         super().store_flos()
 
@@ -138,7 +158,8 @@ class QWenTrainer(ResumableTrainer):
             extra = self.accelerator.gather(extra).sum()
         return count + extra
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer, its groups split by learning rate."""
         is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
         model = self.model if model is None else model
         if is_new:
@@ -157,7 +178,14 @@ class QWenTrainer(ResumableTrainer):
                 f"--metric_for_best_model {self.args.metric_for_best_model}: evaluation measured {known}; give one"
             ) from error
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return the loss of a batch, with the model's outputs if these are asked for."""
         ids, details = inputs["ids"], {key: inputs[key] for key in sft.DETAILS if key in inputs}
         self._phases.mark("other")
         if self._filler:
@@ -178,8 +206,8 @@ class QWenTrainer(ResumableTrainer):
             self._check_losses()
         return result
 
-    def _check_losses(self):
-        """None, or a ValueError that names the samples of a loss that is not finite."""
+    def _check_losses(self) -> None:
+        """Raise ValueError if a loss is not finite, and name its samples."""
         unchecked, self._unchecked_losses = self._unchecked_losses, []
         values = torch.stack([loss for _, loss in unchecked]).tolist()
         for (ids, _), value in zip(unchecked, values, strict=True):
@@ -190,8 +218,15 @@ class QWenTrainer(ResumableTrainer):
                     "lower --learning_rate, use --bf16 instead of --fp16, or look at these samples"
                 )
 
-    def _detailed_loss(self, model, inputs, details, return_outputs, num_items_in_batch):
-        """The loss as `compute_loss` has it, from that of each target."""
+    def _detailed_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        details: dict[str, torch.Tensor],
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return the loss as `compute_loss` does, from the loss of each target."""
         outputs = model(**inputs, per_target_loss=True)
         meter = self._sources if model.training else None
         if not model.training and self.args.prediction_loss_only:
@@ -201,14 +236,15 @@ class QWenTrainer(ResumableTrainer):
             loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """transformers' loop, whose loss is that of its batches' means; ours is the mean over all targets."""
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; the loss is the mean over all targets, where transformers takes the mean of its batches' means."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.args.prediction_loss_only:
             output.metrics[f"{metric_key_prefix}_loss"] = self._held_out.take()
         return output
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a line, with speed, phases and sources in that of a loss."""
         if "train_loss" in logs:
             self._correct_mean(logs)
         if "loss" in logs:
@@ -218,7 +254,7 @@ class QWenTrainer(ResumableTrainer):
                 logs |= self._sources.take(self._sum_over_ranks)
         super().log(logs, start_time)
 
-    def _sum_over_ranks(self, tensor):
+    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
     def load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
@@ -253,13 +289,14 @@ class QWenTrainer(ResumableTrainer):
         final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
         torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
-    def save_companions(self, folder):
+    def save_companions(self, folder: Path) -> None:
+        """Write config, tokenizer and processor, if the engine wrote the weights alone."""
         if not any(Path(folder, name).is_file() for name in ("config.json", CONFIG_FILE)):
             final_model.write_companions(self.model, self._tokenizer, folder, base=self._base)
 
 
-def optimizer_settings(optimizer):
-    """{flag: values} of the settings of an optimizer, over its groups."""
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Return {flag: values} of the settings of an optimizer, over its groups."""
     flags = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_beta": "betas", "adam_epsilon": "eps"}
     groups, found = optimizer.param_groups, {}
     for flag, key in flags.items():
@@ -269,8 +306,8 @@ def optimizer_settings(optimizer):
 
 
 @contextmanager
-def resuming(checkpoint):
-    """Within this block, a checkpoint that is damaged or of another kind of run is one clear ValueError."""
+def resuming(checkpoint: str | None) -> Iterator[None]:
+    """Turn the errors of a checkpoint that is damaged or of another kind of run into one clear ValueError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:

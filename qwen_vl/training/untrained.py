@@ -16,9 +16,12 @@ or a rounded copy of them.
 """
 
 import logging
+from collections.abc import Iterable
 
 import torch
-from transformers import TrainerCallback
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_vl.adapters import build
 from qwen_vl.families import v1 as family
@@ -52,7 +55,15 @@ class UntrainedCheck(TrainerCallback):
         self._has_picture = any(key in batch for batch in batches for key in PICTURES)
         self._had_picture |= self._has_picture
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **kwargs: object,
+    ) -> None:
         self._began = state.global_step
         self._trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._waiting = dict(self._trains)
@@ -62,7 +73,15 @@ class UntrainedCheck(TrainerCallback):
         if self._compares and not self._began:
             self._first = {name: sample(parameter) for name, parameter in self._trains.items()}
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Optimizer,
+        **kwargs: object,
+    ) -> None:
         self._largest_rate = self._largest_rate or max(group["lr"] for group in optimizer.param_groups)
         if not self._waiting:
             return
@@ -75,7 +94,15 @@ class UntrainedCheck(TrainerCallback):
                 "use_reentrant in --gradient_checkpointing_kwargs, or the --vision_cache of parts of the vision tower"
             )
 
-    def on_train_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Optimizer,
+        **kwargs: object,
+    ) -> None:
         steps = state.global_step - self._began
         if not steps:
             return
@@ -90,7 +117,7 @@ class UntrainedCheck(TrainerCallback):
         if self._first and not is_best:
             self.problem = self._unchanged(steps, optimizer, speaks=state.is_world_process_zero)
 
-    def _unchanged(self, steps: int, optimizer, *, speaks: bool) -> str | None:
+    def _unchanged(self, steps: int, optimizer: Optimizer, *, speaks: bool) -> str | None:
         """Return what to say of parameters that have the values they began with and should not, or None.
 
         speaks: whether this process warns of those that had nothing to learn from.
@@ -142,7 +169,7 @@ def has_rested(state: dict, parameter: torch.Tensor) -> bool:
     return bool(found) and not any(bool(moment.any()) for moment in found)
 
 
-def named(names) -> str:
+def named(names: Iterable[str]) -> str:
     """Return the beginning of a sentence about parameters: how many they are, and the names of some."""
     names = [build.without_wrappers(name) for name in names]
     some = ", ".join(names[:NAMED]) + (", .." if len(names) > NAMED else "")

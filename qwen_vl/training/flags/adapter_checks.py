@@ -1,5 +1,7 @@
 """What the flags of adapters may be, together and alone; checked before anything is loaded."""
 
+from argparse import Namespace
+
 LORA_BIASES = ("none", "all", "lora_only")
 LORA_STARTS = ("default", "gaussian", "pissa", "olora")
 QUANTIZATIONS = ("nf4", "int8")
@@ -8,8 +10,8 @@ OF_ADAPTERS = (*OF_NEW_ADAPTERS, "lora_weight_path", "modules_to_save", "lora_lr
 RATES = ("lora_lr", "vision_lr", "resampler_lr")
 
 
-def check(settings):
-    """A line for everything that is wrong with the values of these flags, or with their combination."""
+def check(settings: Namespace) -> list[str]:
+    """Return a line for everything that is wrong with the values of these flags, or with their combination."""
     problems = [] if settings.use_lora else [
         f"--{flag} needs --use_lora" for flag in OF_ADAPTERS if getattr(settings, flag) not in (None, False)
     ]  # fmt: skip
@@ -35,8 +37,8 @@ def check(settings):
     return problems
 
 
-def check_values(settings):
-    """A line for every value of these flags that no run can use."""
+def check_values(settings: Namespace) -> list[str]:
+    """Return a line for every value of these flags that no run can use."""
     problems = [
         f"--{flag} {getattr(settings, flag)}: use a number of 0 or more"
         for flag in RATES

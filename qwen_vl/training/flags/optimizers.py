@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 from importlib.util import find_spec
 
 import torch
@@ -22,8 +23,8 @@ OF_BITSANDBYTES = (
 )
 
 
-def resolve(name, *, deepspeed, fsdp):
-    """The name of the optimizer that --optim stands for: with auto, AdamW in one kernel where the engine takes it.
+def resolve(name: str, *, deepspeed: str | None, fsdp: bool | str | list | None) -> str:
+    """Return the name of the optimizer that --optim stands for: with auto, fused AdamW if the engine takes it.
 
     The fused kernel is about four times as fast as the loop over parameters, on a CPU as well. DeepSpeed has its own
     copies of the parameters and would compile a kernel for the name; FSDP's sharded tensors have no fused one on a CPU.
@@ -33,16 +34,16 @@ def resolve(name, *, deepspeed, fsdp):
     return "adamw_torch" if deepspeed or (fsdp and not torch.accelerator.is_available()) else "adamw_torch_fused"
 
 
-def check(settings):
-    """A line for everything that keeps the optimizer and the schedule of the flags from working."""
+def check(settings: Namespace) -> list[str]:
+    """Return a line for everything that keeps the optimizer and the schedule of the flags from working."""
     problems = check_optimizer(settings) + check_schedule(settings)
     if wrong := [part for part in (settings.optim_args or "").split(",") if part.strip() and part.count("=") != 1]:
         problems.append(f"--optim_args {', '.join(wrong)}: write name=value, and commas between several")
     return problems
 
 
-def check_schedule(settings):
-    """A line where a schedule does not take its --lr_scheduler_kwargs, or AdamW its settings: both are made to see."""
+def check_schedule(settings: Namespace) -> list[str]:
+    """Return a line if the schedule refuses --lr_scheduler_kwargs, or AdamW its settings: both are built to see."""
     options, name = settings.lr_scheduler_kwargs, str(settings.lr_scheduler_type)
     try:
         options = json.loads(options) if isinstance(options, str) else options
@@ -66,8 +67,8 @@ def check_schedule(settings):
     return []
 
 
-def check_optimizer(settings):
-    """A line for everything that keeps the optimizer of the flags from working."""
+def check_optimizer(settings: Namespace) -> list[str]:
+    """Return a line for everything that keeps the optimizer of the flags from working."""
     name = str(settings.optim)
     if name not in OF_BITSANDBYTES and not name.startswith("paged_"):
         return []

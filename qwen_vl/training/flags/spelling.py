@@ -1,17 +1,18 @@
 """What a flag or key that does not exist was meant to be."""
 
 import difflib
+from argparse import ArgumentParser
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a word processor makes a long one of two
 
 
-def is_flag(word):
-    """Whether a word of a command line was meant as a flag, not as the value of one."""
+def is_flag(word: str) -> bool:
+    """Return whether a word of a command line was meant as a flag, not as the value of one."""
     return word.startswith(tuple(DASHES)) or "=" in word
 
 
-def suggestion(word, parser, *, mark=""):
-    """' (did you mean --x?)' for a word that is close to a flag, ' (write x)' for one with other dashes or letters.
+def suggestion(word: str, parser: ArgumentParser, *, mark: str = "") -> str:
+    """Return ' (did you mean --x?)' for a word that is close to a flag, ' (write x)' for other dashes or letters.
 
     mark: what stands before a flag where the word was found. A value behind = does not count.
     """

@@ -1,16 +1,27 @@
 """The loss from the losses of its targets: for samples that weigh more than others, and for sources told apart."""
 
+from collections.abc import Callable
+
 import torch
+
+from qwen_vl.training.monitor.throughput import SourceMeter
 
 DETAILS = ("loss_weights", "sources")  # what a batch may hold for the loss, and not for the model
 
 
-def reduced(losses, index, details, *, num_items=None, meter=None):
-    """The loss of a batch: the weighted sum of its targets' losses over `num_items`, or over their weights.
+def reduced(
+    losses: torch.Tensor,
+    index: torch.Tensor,
+    details: dict[str, torch.Tensor],
+    *,
+    num_items: torch.Tensor | int | None = None,
+    meter: SourceMeter | None = None,
+) -> torch.Tensor:
+    """Return the loss of a batch: the weighted sum of its targets' losses over `num_items`, or over their weights.
 
     losses: [targets] in reading order, from a call with `per_target_loss`. index: `target_index` of the batch. details:
-    {"loss_weights": [batch, length], "sources": [batch, length], -1 in padding}, both optional. meter: a SourceMeter
-    that is told what the targets of each source cost.
+    {"loss_weights": [batch, length], "sources": [batch, length], -1 in padding}, both optional. meter: adds
+    up what the targets of each source cost.
     """
     if meter and "sources" in details:
         meter.add(details["sources"], index, losses.detach())
@@ -21,8 +32,8 @@ def reduced(losses, index, details, *, num_items=None, meter=None):
     return losses.sum() / (count if num_items is None else num_items)
 
 
-def extra_weight(batch):
-    """By how much the weights of a batch's targets exceed their number; a float tensor."""
+def extra_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return by how much the weights of a batch's targets exceed their number; a float tensor."""
     if "loss_weights" not in batch:
         return torch.tensor(0.0)
     return (batch["loss_weights"] - 1).flatten()[batch["target_index"] + 1].sum()
@@ -31,14 +42,16 @@ def extra_weight(batch):
 class HeldOutLoss:
     """The mean loss over all targets of evaluation data: the same for any batch size and any number of processes.
 
-    gather: what makes one tensor of those of all processes, without the rows that only fill up the last batch.
+    gather: joins the tensors of all processes, without the rows that only fill up the last batch.
     """
 
-    def __init__(self, gather):
+    def __init__(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._gather, self._rows = gather, []
 
-    def add(self, losses, index, labels, details):
-        """Count a batch in; `labels` [batch, length], the rest as in `reduced`."""
+    def add(
+        self, losses: torch.Tensor, index: torch.Tensor, labels: torch.Tensor, details: dict[str, torch.Tensor]
+    ) -> None:
+        """Add a batch; `labels` [batch, length], the rest as in `reduced`."""
         weights = torch.ones_like(losses)
         if "loss_weights" in details:
             weights = details["loss_weights"].flatten()[index + 1]
@@ -47,8 +60,8 @@ class HeldOutLoss:
         sums = sums.index_add(0, row, torch.stack([losses * weights, weights], dim=1))
         self._rows.append(self._gather(sums))
 
-    def take(self):
-        """The mean since the last `take`."""
+    def take(self) -> float:
+        """Return the mean since the last `take`."""
         rows, self._rows = torch.cat(self._rows).double(), []
         loss, weight = rows.sum(dim=0).tolist()
         return loss / weight

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: what belongs to one, whether all of it is there, and from which of them a run goes on.
+"""Checkpoints on the disk: what belongs to one, whether it is complete, and from which of them a run resumes.
 
 A checkpoint-N folder is written under another name and renamed when it is whole. Its manifest, written last, names
 every file with its size and SHA-256, so that one that was damaged later, or lost a file, is noticed before it is used.
@@ -12,6 +12,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -26,8 +27,8 @@ STAGING = ".saving"  # in the output folder, while a checkpoint is written
 HASHING_THREADS = 4  # a disk gives little more to more of them
 
 
-def write_manifest(folder):
-    """Write the manifest of a checkpoint whose files are all there; they and it are on the disk afterwards."""
+def write_manifest(folder: str | Path) -> None:
+    """Write the manifest of a complete checkpoint, and flush all of its files to the disk."""
     folder = Path(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
@@ -39,8 +40,8 @@ def write_manifest(folder):
         os.fsync(file.fileno())
 
 
-def _entry(path):
-    """{"bytes", "sha256"} of a file, which is forced onto the disk."""
+def _entry(path: Path) -> dict[str, Any]:
+    """Return {"bytes", "sha256"} of a file, which is flushed to the disk."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -49,21 +50,21 @@ def _entry(path):
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def read_json(folder, name):
-    """Return the object in a JSON file of a checkpoint, None if the file is missing or damaged."""
+def read_json(folder: str | Path, name: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file of a checkpoint; None if the file is missing or holds no JSON object."""
     return read_json_or_none(folder, name)
 
 
-def run_state(folder):
-    """What a run was doing when it wrote a checkpoint, as `ResumableTrainer` records it; from others the step alone."""
+def run_state(folder: str | Path) -> dict[str, Any]:
+    """Return the run state in a checkpoint, as `ResumableTrainer` records it; of other checkpoints the step alone."""
     return read_json(folder, RUN_STATE) or {"step": (read_json(folder, TRAINER_STATE) or {}).get("global_step", 0)}
 
 
-def damage(folder, *, resumable=True):
-    """A line for everything that keeps a run from going on from a checkpoint folder: [] for a complete one.
+def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
+    """Return a line for everything that keeps a run from resuming from a checkpoint: [] for a complete one.
 
-    resumable: whether the optimizer's state has to be there, too. A folder without a manifest, as other tools write it,
-    is only looked at for what a run cannot go on without.
+    resumable: whether the optimizer's state must be there, too. In a folder without a manifest, as other tools write
+    it, only the files that a run needs are checked.
     """
     folder = Path(folder)
     problems = []
@@ -86,13 +87,13 @@ def damage(folder, *, resumable=True):
     return problems
 
 
-def has_optimizer(folder):
-    """Whether a checkpoint holds the state of an optimizer, in whole or in DeepSpeed's parts."""
+def has_optimizer(folder: Path) -> bool:
+    """Return whether a checkpoint holds the state of an optimizer, in whole or in DeepSpeed's parts."""
     return any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
 
 
-def _mismatch(path, expected):
-    """What is wrong with a file, or None."""
+def _mismatch(path: Path, expected: dict[str, Any]) -> str | None:
+    """Return what is wrong with a file, or None."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -104,13 +105,13 @@ def _mismatch(path, expected):
         return f"cannot be read ({error.strerror})"
 
 
-def is_checked(folder):
-    """Whether a checkpoint has a manifest, so that `damage` knows all of its files."""
+def is_checked(folder: str | Path) -> bool:
+    """Return whether a checkpoint has a manifest, so that `damage` knows all of its files."""
     return Path(folder, MANIFEST).is_file()
 
 
-def found(output_dir):
-    """The checkpoint-N folders of a run, the newest first: by the time at which they were written, then by step.
+def found(output_dir: str | Path) -> list[Path]:
+    """Return the checkpoint-N folders of a run, the newest first: by the time at which they were written, then by step.
 
     Not by step alone: those that an earlier run left in the folder may have larger numbers.
     """
@@ -118,29 +119,29 @@ def found(output_dir):
     return sorted(folders, key=lambda path: (written(path), _step(path)), reverse=True)
 
 
-def _step(path):
+def _step(path: Path) -> int | None:
     number = path.name.removeprefix("checkpoint-")
     return int(number) if number.isdigit() else None
 
 
-def written(path):
-    """When a checkpoint was written, in seconds since 1970."""
+def written(path: str | Path) -> float:
+    """Return when a checkpoint was written, in seconds since 1970."""
     return (read_json(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
 
 
-def rescue(output_dir):
-    """Put a whole checkpoint in its place that a run had written, and was killed before it could rename it."""
+def rescue(output_dir: str | Path) -> None:
+    """Move complete checkpoints to their place that a run had written but not yet renamed when it was killed."""
     for folder in sorted(Path(output_dir, STAGING).glob("checkpoint-*")):
         final = Path(output_dir, folder.name)
         if not final.exists() and is_checked(folder) and not damage(folder):
             os.replace(folder, final)
 
 
-def to_resume(output_dir, requested):
-    """The checkpoint folder to go on from, or None; `requested` is a path, "auto" for the newest, or nothing.
+def to_resume(output_dir: str | Path, requested: str | None) -> str | None:
+    """Return the checkpoint folder to resume from, or None; `requested` is a path, "auto" for the newest, or nothing.
 
-    One that is damaged or incomplete is passed over with "auto", and named. All processes of a run get what the first
-    of them finds. Raises FileNotFoundError for a path that holds no checkpoint, ValueError for one that is damaged.
+    With "auto", damaged or incomplete checkpoints are skipped and named. All ranks get what rank 0 finds.
+    Raises FileNotFoundError for a path that holds no checkpoint, ValueError for one that is damaged.
     """
     answer = [None]
     if not (dist.is_available() and dist.is_initialized()):
@@ -149,7 +150,7 @@ def to_resume(output_dir, requested):
         try:
             answer = [_to_resume(output_dir, requested)]
         except (ValueError, OSError) as error:
-            answer = [error]  # for all of them: nobody waits for a process that has ended
+            answer = [error]  # for all ranks: none waits for a process that has ended
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], Exception):
         raise answer[0]
@@ -160,7 +161,7 @@ def to_resume(output_dir, requested):
     return answer[0]
 
 
-def _to_resume(output_dir, requested):
+def _to_resume(output_dir: str | Path, requested: str | None) -> str | None:
     if not requested or str(requested).lower() == "false":
         return None
     if is_automatic(requested):
@@ -176,13 +177,13 @@ def _to_resume(output_dir, requested):
     return str(requested)
 
 
-def is_automatic(requested):
-    """Whether --resume_from_checkpoint asks for the newest checkpoint, whatever it is."""
+def is_automatic(requested: str | None) -> bool:
+    """Return whether --resume_from_checkpoint asks for the newest checkpoint."""
     return str(requested).lower() in ("true", "auto")
 
 
-def _newest(output_dir):
-    """The newest complete checkpoint of a run, or None; says what was found, and what was passed over and why."""
+def _newest(output_dir: str | Path) -> str | None:
+    """Return the newest complete checkpoint of a run, or None; log it, and which were skipped and why."""
     rescue(output_dir)
     for folder in found(output_dir):
         problems = damage(folder)
@@ -194,7 +195,7 @@ def _newest(output_dir):
     return None
 
 
-def _announce(folder):
+def _announce(folder: Path) -> None:
     state, manifest = read_json(folder, TRAINER_STATE), read_json(folder, MANIFEST)
     whole = f"complete, {len(manifest['files'])} files" if manifest else "no manifest: it could not be checked"
     logger.warning(
@@ -202,8 +203,8 @@ def _announce(folder):
     )
 
 
-def listed(problems, most=3):
-    """The first of some problems in one line, and how many there are."""
+def listed(problems: list[str], most: int = 3) -> str:
+    """Return the first of some problems in one line, and how many more there are."""
     more = f" and {len(problems) - most} more" if len(problems) > most else ""
     return "; ".join(problems[:most]) + more
 

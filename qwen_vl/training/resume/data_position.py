@@ -1,7 +1,9 @@
-"""Where a run is in its data: what a checkpoint records of it, and what is left of it for the run that goes on."""
+"""The position of a run in its data: what a checkpoint records of it, and what is left for a resumed run."""
 
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +17,8 @@ SAME = {  # what the order of the data depends on, and what to say when it has c
 }
 
 
-def fingerprint(*columns):
-    """A digest of lists of ints, such as the lengths of all samples: other data have another one."""
+def fingerprint(*columns: Sequence[int]) -> str:
+    """Return a digest of lists of ints, such as the lengths of all samples; other data have another digest."""
     digest = hashlib.sha256()
     for column in columns:
         digest.update(np.asarray(column, dtype=np.int64).tobytes())
@@ -31,35 +33,35 @@ class DataPosition:
     sorted for, or None.
     """
 
-    def __init__(self, description, *, per_step, epoch=0, seen=0):
+    def __init__(self, description: dict[str, Any], *, per_step: int, epoch: int = 0, seen: int = 0) -> None:
         self.description, self.size = description, description["size"]
         self.per_step, self.epoch, self.seen = per_step, epoch, seen
 
-    def begin(self, epoch):
-        """An epoch begins, or goes on."""
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch, or continue it."""
         if epoch != self.epoch:
             self.epoch, self.seen = epoch, 0
 
-    def step(self):
-        """One optimizer step was made."""
+    def step(self) -> None:
+        """Count one optimizer step."""
         self.seen = self.seen + self.per_step if self.size is None else min(self.seen + self.per_step, self.size)
 
     @property
-    def epochs(self):
-        """Epochs that are done, with a fraction; None for a stream."""
+    def epochs(self) -> float | None:
+        """Return how many epochs are done, with a fraction; None for a stream."""
         return None if self.size is None else self.epoch + self.seen / max(self.size, 1)
 
-    def record(self):
-        """What a checkpoint keeps: {"epoch", "seen", ..}, as `check` and `restored` take it."""
+    def record(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: {"epoch", "seen", ..}, as `check` takes it."""
         return {**self.description, "epoch": self.epoch, "seen": self.seen}
 
-    def from_steps(self, steps):
-        """Move to where a run is after some steps: for a checkpoint that does not say it."""
+    def from_steps(self, steps: int) -> None:
+        """Move to where a run is after some steps, for a checkpoint without a position."""
         per_epoch = math.ceil(self.size / self.per_step) if self.size else steps + 1
         self.epoch, self.seen = steps // per_epoch, steps % per_epoch * self.per_step
 
-    def steps_to(self, num_epochs):
-        """Steps from here to the end of `num_epochs`, which may have a fraction."""
+    def steps_to(self, num_epochs: float) -> int:
+        """Return the steps from here to the end of `num_epochs`, which may have a fraction."""
         steps = 0
         for epoch in range(self.epoch, math.ceil(num_epochs)):
             share, seen = min(1, num_epochs - epoch), self.seen if epoch == self.epoch else 0
@@ -68,8 +70,8 @@ class DataPosition:
         return steps
 
 
-def check(recorded, description):
-    """None, or a ValueError when a checkpoint was made on other data, or in another order, than this run has."""
+def check(recorded: dict[str, Any], description: dict[str, Any]) -> None:
+    """Raise ValueError if a checkpoint was made on other data, or in another order, than this run has."""
     changed = [what for key, what in SAME.items() if recorded.get(key) != description[key]]
     if changed:
         raise ValueError(

@@ -1,17 +1,18 @@
-"""transformers' Trainer, made to go on from a checkpoint as if nothing had happened, and to leave only whole ones."""
+"""transformers' Trainer, made to resume exactly from a checkpoint and to write only complete ones."""
 
 import json
 import logging
 import math
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from qwen_vl.checkpoint import saving
 from qwen_vl.data.packing import PackedDataset
@@ -33,7 +34,7 @@ class ResumableTrainer(HookedTrainer):
     made_with: further entries of that file, such as the "settings" of the run; see `resume_settings`.
     """
 
-    def __init__(self, *, made_with=None, **kwargs):
+    def __init__(self, *, made_with: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._made_with = made_with or {}
         if made_with:  # `resume_settings` says what differs from a checkpoint, and what becomes of it
@@ -46,7 +47,7 @@ class ResumableTrainer(HookedTrainer):
         self.callback_handler.callbacks.insert(0, Bookkeeping(self))
         self.add_callback(self._stop)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         self._resumed = checkpoints.run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
         before, now = self._resumed.get("world_size"), self.args.world_size
         if self.is_deepspeed_enabled and before not in (None, now):
@@ -73,7 +74,7 @@ class ResumableTrainer(HookedTrainer):
             self._drop_old_checkpoints(newest[0])  # which the run did not, if it was killed at that moment
         return result
 
-    def exit_if_stopped(self):
+    def exit_if_stopped(self) -> None:
         """End the process, with 128 + the number of the signal, if a signal ended the training."""
         if self._stop.signal is None:
             return
@@ -89,8 +90,8 @@ class ResumableTrainer(HookedTrainer):
 
     # ---- data
 
-    def get_train_dataloader(self):
-        """A loader of its own random state, so that nothing depends on how often, and by whom, data are loaded."""
+    def get_train_dataloader(self) -> DataLoader:
+        """Return a loader with a random state of its own, so nothing depends on how often data are loaded."""
         data, args = self.train_dataset, self.args
         options = {
             "collate_fn": self.data_collator,
@@ -119,8 +120,8 @@ class ResumableTrainer(HookedTrainer):
             data, batch_sampler=batches, persistent_workers=args.dataloader_persistent_workers, **options
         )
 
-    def _place(self, data):
-        """The DataPosition that this run goes on from; ValueError where that of the checkpoint is none of `data`."""
+    def _place(self, data: Dataset) -> data_position.DataPosition:
+        """Return the DataPosition from which this run resumes. Raise ValueError if the checkpoint has other data."""
         args, recorded = self.args, self._resumed.get("data")
         batch = self.loader_batch_size * args.world_size
         description = described(data, args, batch)
@@ -135,8 +136,8 @@ class ResumableTrainer(HookedTrainer):
             place.from_steps(self._resumed["step"])
         return place
 
-    def _order(self, data):
-        """A function that gives the indices of an epoch in the order of training."""
+    def _order(self, data: Dataset) -> Callable[[int], Sequence[int]]:
+        """Return a function that gives the indices of an epoch in the order of training."""
         place = self._position.description
         if place["order"] == "sequential":
             return lambda epoch: range(len(data))
@@ -145,8 +146,8 @@ class ResumableTrainer(HookedTrainer):
             return LengthGroupedSampler(sizes, place["group"], seed=place["seed"]).order
         return lambda epoch: shuffled(len(data), place["seed"] + epoch)
 
-    def set_initial_training_values(self, args, dataloader):
-        """As transformers has them, but for the steps that are left with another batch than that of the checkpoint."""
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple:
+        """Return transformers' values, corrected for another batch size than the checkpoint's."""
         values = list(super().set_initial_training_values(args, dataloader))
         before = self._resumed.get("per_step")
         if before not in (None, self._position.per_step) and self._position.size is not None:
@@ -190,14 +191,15 @@ class ResumableTrainer(HookedTrainer):
             **kwargs,
         )
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the metrics of an evaluation, without moving the random state of training."""
         with torch.random.fork_rng(devices=[]):  # training does not depend on whether there is an evaluation
             return super().evaluate(*args, **kwargs)
 
-    def _reschedule(self, checkpoint):
-        """Set the rates of the next step as the schedule has them, which may be that of more steps than before.
+    def _reschedule(self, checkpoint: str) -> None:
+        """Set the rates of the next step from the schedule, which may be for more steps than before.
 
-        A schedule that goes by the losses instead has no such thing.
+        A schedule that depends on the losses is left alone.
         """
         scheduler, before = self.lr_scheduler, checkpoints.read_json(checkpoint, checkpoints.TRAINER_STATE)
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
@@ -215,7 +217,7 @@ class ResumableTrainer(HookedTrainer):
                 rates[0], old[0],
             )  # fmt: skip
 
-    def _correct_mean(self, logs):
+    def _correct_mean(self, logs: dict[str, Any]) -> None:
         """Correct the mean loss of a log: that of the steps since the last log line of the checkpoint, if any."""
         since = self._resumed.get("loss", {}).get("since_step", self.first_step)
         if self.state.global_step == self.first_step:
@@ -229,7 +231,7 @@ class ResumableTrainer(HookedTrainer):
         """Return the staging folder while a checkpoint is written."""
         return self._staging_dir
 
-    def _checkpoint_dir(self):
+    def _checkpoint_dir(self) -> Path:
         return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def write_checkpoint(self, model: nn.Module, trial: object) -> None:
@@ -277,16 +279,16 @@ class ResumableTrainer(HookedTrainer):
             for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
                 job.result()
 
-    def _drop_old_checkpoints(self, newest):
-        """Delete what --save_total_limit does not keep beside the newest checkpoint; one process does."""
+    def _drop_old_checkpoints(self, newest: Path) -> None:
+        """Delete the checkpoints beyond --save_total_limit; one process does."""
         if self.args.should_save and self.args.save_total_limit:
             checkpoints.drop_old_checkpoints(newest, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 
-    def save_companions(self, folder):
-        """Write what a checkpoint's model needs beside its weights, where it is not there yet."""
+    def save_companions(self, folder: Path) -> None:
+        """Write the files that a checkpoint's model needs next to its weights, if they are missing."""
 
-    def _run_state(self):
-        """What a checkpoint keeps beside what transformers does, as JSON; every rank has to call this."""
+    def _run_state(self) -> dict[str, Any]:
+        """Return, as JSON, what a checkpoint keeps that transformers does not; every rank has to call this."""
         args = self.args
         loss = self.unlogged_loss if args.world_size == 1 else self.accelerator.gather(self.unlogged_loss).mean()
         return {
@@ -305,10 +307,10 @@ class ResumableTrainer(HookedTrainer):
         }
 
 
-def described(data, args, batch):
-    """What the order of the `data` of a run depends on, as `position.DataPosition` takes it.
+def described(data: Dataset, args: TrainingArguments, batch: int) -> dict[str, Any]:
+    """Return what the order of the `data` of a run depends on, as `DataPosition` takes it.
 
-    args: its TrainingArguments. batch: the samples or rows that all ranks together take at a time.
+    batch: the samples or rows that all ranks together take at a time.
     """
     is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
     # Packed rows are equally long; ranks that also see as many pictures wait for nobody.
@@ -327,32 +329,36 @@ def described(data, args, batch):
 class TrainLoader(DataLoader):
     """A DataLoader over RankBatches, whose epoch the Trainer chooses."""
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         self.batch_sampler.set_epoch(epoch)
 
 
 class Bookkeeping(TrainerCallback):
-    """Keeps the place of a ResumableTrainer in its data, and takes up the losses that its checkpoint had not logged."""
+    """Counts the position of a ResumableTrainer in its data, and restores the losses that were not logged yet."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: ResumableTrainer) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         trainer, resumed = self._trainer, self._trainer._resumed
         if "loss" in resumed:
             trainer.take_up_losses(resumed["loss"]["sum"], resumed["loss"]["since_step"])
         if resumed.get("evaluation_due") and args.eval_strategy != "no":
             trainer.is_best(trainer.evaluate_now())
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         place = self._trainer._position
         place.step()
         state.epoch = state.global_step / state.max_steps if place.epochs is None else place.epochs
 
 
-def engine_of(trainer):
-    """In words how a Trainer spreads a model over its processes."""
+def engine_of(trainer: Trainer) -> str:
+    """Return in words how a Trainer spreads a model over its processes."""
     if trainer.is_deepspeed_enabled:
         return f"DeepSpeed ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
     if trainer.is_fsdp_enabled:

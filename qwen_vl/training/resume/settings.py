@@ -7,9 +7,12 @@ its precision, what it learns) is refused. `position.check` decides about the da
 import json
 import logging
 from dataclasses import fields
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
+from torch import nn
 
 from qwen_vl.training.monitor import run_record
 
@@ -63,7 +66,7 @@ class Settled(NamedTuple):
     applied: dict  # {flag: [before, now]}
     resumed: list  # of {"step", "applied"}
 
-    def report(self):
+    def report(self) -> None:
         """Log which other settings apply from here on, once the data have been found to be those of the checkpoint."""
         if self.applied:
             logger.warning("resumed with other settings, which apply from here on: %s", self.said())
@@ -73,11 +76,12 @@ class Settled(NamedTuple):
         return ", ".join(f"--{flag} {shown(now)} (was {shown(was)})" for flag, (was, now) in self.applied.items())
 
 
-def settle(checkpoint, groups, *, anew=False):
-    """The Settled of a run; afterwards the parsed `groups` of flags have the checkpoint's values where these stay.
+def settle(checkpoint: str | None, groups: tuple, *, anew: bool = False) -> Settled:
+    """Return the Settled of a run, and set the flags in `groups` that stay as in the checkpoint to its values.
 
-    checkpoint: the folder that the run goes on from, or None. anew: whether the data begin anew. Raises ValueError for
-    what would make another run of it. A checkpoint that records no settings (of an older version) changes nothing.
+    checkpoint: the folder from which the run resumes, or None. groups: `TrainFlags`. anew: whether the data begin anew.
+    Raises ValueError if a flag would make another run of it. A checkpoint without settings, of an older
+    version, changes nothing.
     """
     state = checkpoints.run_state(checkpoint) if checkpoint else {}
     before, now, resumed = state.get("settings", {}), plain(groups), state.get("resumed", [])
@@ -99,34 +103,34 @@ def settle(checkpoint, groups, *, anew=False):
     return Settled(plain(groups), applied, resumed)
 
 
-def is_same_optimizer(flag, recorded, value):
-    """Whether two values of --optim are the same optimizer, whose state fits both."""
+def is_same_optimizer(flag: str, recorded: Any, value: Any) -> bool:
+    """Return whether two values of --optim are the same optimizer, whose state fits both."""
     return flag == "optim" and SAME_OPTIMIZER.get(recorded, recorded) == SAME_OPTIMIZER.get(value, value)
 
 
-def plain(groups):
-    """{flag: value as JSON has it} of everything that a checkpoint records of the parsed groups of flags."""
+def plain(groups: tuple) -> dict[str, Any]:
+    """Return {flag: value as JSON has it} of everything that a checkpoint records of the parsed groups of flags."""
     names = [(group, flag.name) for group in groups for flag in fields(group) if flag.init]
     found = {name: getattr(group, name) for group, name in names if name not in UNRECORDED}
     return json.loads(json.dumps(found, default=str))
 
 
-def restore(groups, flag, value):
+def restore(groups: tuple, flag: str, value: Any) -> None:
     """Set a flag to a recorded value, of the type that it has."""
     group = next(group for group in groups if flag in {one.name for one in fields(group)})
     kind = type(getattr(group, flag))
     setattr(group, flag, kind(value) if issubclass(kind, str) and value is not None else value)
 
 
-def shown(value):
-    """A value as the command line would have it."""
+def shown(value: Any) -> str:
+    """Return a value as the command line would have it."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def refuse(checkpoint, problems):
-    """Raise ValueError for flags with which a run cannot go on from a checkpoint, if there are any."""
+def refuse(checkpoint: str | None, problems: list[str]) -> None:
+    """Raise ValueError if there are flags with which a run cannot resume from a checkpoint."""
     if problems:
         raise ValueError(
             f"--resume_from_checkpoint {checkpoint}: made with other flags than this run's: {'; '.join(problems)}; "
@@ -134,8 +138,8 @@ def refuse(checkpoint, problems):
         )
 
 
-def check(checkpoint, model, *, dtype, base):
-    """Raise ValueError where a checkpoint is one of another base, other adapters or another precision than this run.
+def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[str, Any]) -> None:
+    """Raise ValueError if a checkpoint is one of another base, other adapters or another precision than this run.
 
     model: as `recipe.rehearse` has it, on the meta device. dtype: what this run computes in. base: {"name",
     "fingerprint", "quantization"}. What a checkpoint does not say, as one of an older version, is not compared.
@@ -161,15 +165,24 @@ def check(checkpoint, model, *, dtype, base):
     refuse(checkpoint, sorted(problems))
 
 
-def comparable(value):
-    """A field of an adapter's config, so that equal ones compare equal: lists and sets in order, none as None."""
+def comparable(value: Any) -> Any:
+    """Return a field of an adapter's config in a form in which equal ones compare equal."""
     if isinstance(value, dict):
         return {name: comparable(part) for name, part in value.items()} or None
     return sorted(value) or None if isinstance(value, (list, set, tuple)) else value
 
 
-def is_finished(output_dir, checkpoint, settings, *, newest, resumable, max_steps, num_train_epochs):
-    """Whether the output folder holds the result of a run that went on to a checkpoint's step, and no step is left.
+def is_finished(
+    output_dir: str | Path,
+    checkpoint: str | Path,
+    settings: dict[str, Any],
+    *,
+    newest: bool,
+    resumable: bool,
+    max_steps: int,
+    num_train_epochs: float,
+) -> bool:
+    """Return whether the output folder holds the result of a run up to a checkpoint's step, and no step is left.
 
     settings: {flag: value} as `arguments.changed` has them. newest: whether the checkpoint was found as the newest one,
     which may be the best of a finished run, and the only one that it kept. resumable: whether a run can go on from it;
@@ -190,8 +203,8 @@ def is_finished(output_dir, checkpoint, settings, *, newest, resumable, max_step
     return same_end or (state["step"] == end and not is_step_left(state, max_steps, num_train_epochs))
 
 
-def is_step_left(state, max_steps, num_train_epochs):
-    """Whether a run makes a step after the run state of a checkpoint, as far as that can be told without the data."""
+def is_step_left(state: dict[str, Any], max_steps: int, num_train_epochs: float) -> bool:
+    """Return whether a run makes a step after the run state of a checkpoint, as far as is known without the data."""
     if max_steps > 0:
         return state["step"] < max_steps
     data = state.get("data") or {}

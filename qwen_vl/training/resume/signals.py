@@ -5,11 +5,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +27,14 @@ class StopOnSignal(TrainerCallback):
     was left out for it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal, self.evaluation_due = None, False
         self._received, self._since, self._speaks = 0, 0.0, False
         self._group = self._flag = self._work = None
 
     @contextmanager
-    def listening(self):
-        """Within this block signals are received; afterwards they do again what they did before."""
+    def listening(self) -> Iterator[None]:
+        """Handle SIGNALS within this block; the handlers from before are back afterwards."""
         if threading.current_thread() is not threading.main_thread():  # where Python can set no handlers
             yield
             return
@@ -43,7 +45,7 @@ class StopOnSignal(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _receive(self, number, frame):
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and time.monotonic() - self._since > REPEATED:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -52,17 +54,23 @@ class StopOnSignal(TrainerCallback):
             if self._speaks:
                 os.write(2, f"{name(number)}: the run stops after this step, with a checkpoint\n".encode())
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        # Of its own, and on the CPU: no process waits for its device, nor for messages between devices.
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        # A group of its own on the CPU, so that asking waits for no device and no message between devices.
         self._speaks = state.is_world_process_zero
         self._group = dist.new_group(backend="gloo") if args.world_size > 1 else None
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._group is not None:
             self._flag = torch.tensor(self._received)
             self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         received = self._received
         if self._work is not None:
             self._work.wait()
@@ -70,19 +78,19 @@ class StopOnSignal(TrainerCallback):
         if received and state.global_step < state.max_steps:
             self.signal = received
             control.should_save = True
-            # Who sends a signal waits only so long: the run that goes on begins with this evaluation.
+            # The sender of a signal soon kills the process: the resumed run begins with this evaluation.
             self.evaluation_due, control.should_evaluate = control.should_evaluate, False
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         if self.signal:  # not before: the checkpoint keeps these switches
             control.should_training_stop = True
 
 
-def name(number):
-    """The name of a signal, such as SIGTERM."""
+def name(number: int) -> str:
+    """Return the name of a signal, such as SIGTERM."""
     return signal.Signals(number).name
 
 
-def keep_apart(worker=None):
-    """For data workers: a signal for all processes of a terminal is not for them; their process ends them itself."""
+def keep_apart(worker: int | None = None) -> None:
+    """Move a data worker out of the terminal's process group: the training process ends its workers itself."""
     os.setpgid(0, 0)
