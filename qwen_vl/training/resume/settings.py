@@ -71,8 +71,8 @@ class Settled(NamedTuple):
         if self.applied:
             logger.warning("resumed with other settings, which apply from here on: %s", self.said())
 
-    def said(self):
-        """The settings that apply now, and what they were before."""
+    def said(self) -> str:
+        """Return the settings that apply now, and what they were before."""
         return ", ".join(f"--{flag} {shown(now)} (was {shown(was)})" for flag, (was, now) in self.applied.items())
 
 
