@@ -32,7 +32,6 @@ STILL = {  # rooms that have not been rewritten yet. Delete the line of a room w
     "qwen_vl/data",
     "qwen_vl/data/preview",
     "qwen_vl/data/sources",
-    "qwen_vl/evaluation",
     "qwen_vl/export",
     "qwen_vl/export/quantize",
     "qwen_vl/export/verify",
