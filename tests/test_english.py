@@ -37,7 +37,6 @@ STILL = {  # rooms that have not been rewritten yet. Delete the line of a room w
     "qwen_vl/export/verify",
     "qwen_vl/families",
     "qwen_vl/model",
-    "qwen_vl/serving",
     "qwen_vl/training",
     "qwen_vl/training/distributed",
     "qwen_vl/training/flags",
