@@ -162,7 +162,7 @@ def test_every_verb_is_tested_with_debug_and_shows_it(capsys):
 def test_command_lines_are_parsed_in_cli_alone():
     """Below it, tools are functions; scripts are commands of their own."""
     files = [path for path in (runs.ROOT / "qwen_vl").rglob("*.py") if path.parent.name != "cli"]
-    wrong = [path.name for path in files if re.search(r"^\s*(import|from) argparse\b", path.read_text(), re.MULTILINE)]
+    wrong = [path.name for path in files if re.search(r"^\s*(import|from) argparse\b(?! import Namespace$)", path.read_text(), re.MULTILINE)]
     assert len(files) > 80 and not wrong
 
 

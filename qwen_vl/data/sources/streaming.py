@@ -121,7 +121,7 @@ class StreamingDataset(IterableDataset):
 
     def probe(self) -> None:
         """Raise DataError if no record fits or one of the first is wrong, before workers read the stream."""
-        next(self._units(notes=False))
+        next(self._rows(notes=False))
 
     def __iter__(self) -> Iterator[Sample | list[Sample]]:
         info = get_worker_info()
