@@ -51,41 +51,41 @@ class ModelFolder:
 
     @cached_property
     def is_adapter(self) -> bool:
-        """Whether the folder holds an adapter and not a whole model."""
+        """Return whether the folder holds an adapter and not a whole model."""
         return Path(self.path, "adapter_config.json").is_file()
 
     @cached_property
     def config(self) -> QWenConfig:
-        """The configuration; ValueError for another architecture or an adapter."""
+        """Return the configuration; raise ValueError for another architecture or an adapter."""
         return loading.load_config(self.path, self.cache_dir)
 
     @cached_property
     def quantization(self) -> str | None:
-        """The kind of quantization of the stored weights ("gptq", "nf4", "int8"), None for float weights."""
+        """Return the kind of quantization of the stored weights ("gptq", "nf4", "int8"), None for float weights."""
         return quantization.kind_of(self.config, self.path)
 
     @cached_property
     def generation_config(self) -> GenerationConfig | None:
-        """The settings for generation, None if the folder has none."""
+        """Return the settings for generation, None if the folder has none."""
         settings = self.read_json("generation_config.json")
         return None if settings is None else GenerationConfig.from_dict(settings)
 
     @cached_property
     def is_chat(self) -> bool:
-        """Whether the model answers in the chat format, so far as its folder says."""
+        """Return whether the folder says that the model answers in the chat format."""
         return family.is_chat(self.read_json("generation_config.json") or {})
 
     @cached_property
     def tokenizer(self) -> QWenTokenizer:
-        """The tokenizer, checked to fit the configuration."""
+        """Return the tokenizer, checked to fit the configuration."""
         return loading.load_tokenizer(self.path, self.config, self.cache_dir)
 
     @cached_property
     def tensors(self) -> Weights:
-        """The weights as float tensors by name, read from disk one at a time."""
+        """Return the weights as float tensors by name, read from disk one at a time."""
         return Weights(self.path, self.cache_dir)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The hex digest that identifies the weights, the same however they are sharded."""
+        """Return the hex digest that identifies the weights, the same however they are sharded."""
         return loading.fingerprint(self.path, self.cache_dir)

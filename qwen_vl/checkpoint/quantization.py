@@ -1,7 +1,7 @@
-"""Quantised weights: how a checkpoint is, or is to be, quantised; what that needs; how it is loaded.
+"""Quantized weights: how a checkpoint is stored or will be quantized, which packages that needs, how it is loaded.
 
-A kind is "gptq" (Int4 or another width, in the layout of AutoGPTQ, always stored so), "nf4" or "int8" (bitsandbytes,
-stored so or made of float weights while loading), or None.
+A kind is "gptq", "nf4", "int8" or None. "gptq" is Int4 or another width in the layout of AutoGPTQ, and is always
+stored so. "nf4" and "int8" belong to bitsandbytes; they are stored so, or made from float weights while loading.
 Source of the Int4 layout: docs/checkpoint_format.md section 2.
 """
 
@@ -9,32 +9,40 @@ import contextlib
 import copy
 import io
 import logging
+import os
 import warnings
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from qwen_vl.families.v1 import FLOAT_MODULES
+from qwen_vl.model import QWenConfig
+
+from .dtypes import LoadedDtype
 
 PACKAGES = {"gptq": ("optimum", "gptqmodel"), "nf4": ("bitsandbytes",), "int8": ("bitsandbytes",)}
 GPTQ_BITS = (2, 3, 4, 8)
-# The kernel that unpacks a weight and multiplies: exact in every dtype, passes gradients, runs anywhere. The others
-# round to bfloat16 (CPU) or pass no gradients.
+# The first kernel unpacks a weight and multiplies: it is exact in every dtype, passes gradients and runs on any device.
+# The others round to bfloat16 (CPU) or pass no gradients.
 EXACT_KERNEL, FAST_KERNEL = "gptq_torch", "auto"
 
 
-def settings_of(config):
-    """The quantization_config of a model's config as a dict, {} where there is none."""
-    settings = getattr(config, "quantization_config", None) or {}  # an attribute that only quantised models have
+def settings_of(config: QWenConfig) -> dict[str, Any]:
+    """Return the quantization_config of a model's config as a dict, {} if there is none."""
+    settings = getattr(config, "quantization_config", None) or {}  # an attribute that only quantized models have
     return settings if isinstance(settings, dict) else settings.to_dict()
 
 
-def kind_of(config, path="the checkpoint"):
-    """The kind that the weights of a config are stored in, or None for float weights; ValueError for any other."""
+def kind_of(config: QWenConfig, path: str | os.PathLike[str] = "the checkpoint") -> str | None:
+    """Return the kind that the weights of a config are stored in, None for float weights.
+
+    Raise ValueError for a quantization that cannot be read here. path: of the checkpoint, for messages.
+    """
     settings = settings_of(config)
     if not settings:
         return None
@@ -46,37 +54,43 @@ def kind_of(config, path="the checkpoint"):
     if method == "bitsandbytes" and settings.get("bnb_4bit_quant_type") == "nf4":
         return "nf4"
     raise ValueError(
-        f"{path}: quantised as {method} with {settings.get('bits', 'unknown')} bits, which cannot be read "
+        f"{path}: quantized as {method} with {settings.get('bits', 'unknown')} bits, which cannot be read "
         "here; use a GPTQ checkpoint such as Qwen/Qwen-VL-Chat-Int4, a bitsandbytes one (nf4 or int8), or float weights"
     )
 
 
-def describe(config, kind):
-    """What a kind is called where people read it, such as "GPTQ with 4 bits"."""
+def describe(config: QWenConfig, kind: str) -> str:
+    """Return the name of a kind for messages, such as "GPTQ with 4 bits"."""
     bits = settings_of(config).get("bits")
     return {"gptq": f"GPTQ with {bits} bits", "nf4": "bitsandbytes nf4", "int8": "bitsandbytes int8"}[kind]
 
 
-def check_packages(kind):
-    """None, or an ImportError that says what to install for a kind."""
+def check_packages(kind: str | None) -> None:
+    """Raise ImportError, with what to install, if the packages of a kind are missing."""
     missing = [name for name in PACKAGES.get(kind, ()) if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f'quantised weights ({kind}) need {" and ".join(missing)}: pip install "qwen-vl[quant]" '
+            f'quantized weights ({kind}) need {" and ".join(missing)}: pip install "qwen-vl[quant]" '
             "(-c constraints.txt gives the versions that were tested together)"
         )
 
 
-def chosen_kind(config, requested=None, path="the checkpoint", *, default=None):
-    """The kind to load: that of the stored weights, else the requested one ("nf4", "int8"), else `default`.
+def chosen_kind(
+    config: QWenConfig,
+    requested: str | None = None,
+    path: str | os.PathLike[str] = "the checkpoint",
+    *,
+    default: str | None = None,
+) -> str | None:
+    """Return the kind to load: that of the stored weights, else the requested one ("nf4", "int8"), else `default`.
 
-    Raises ValueError where the stored weights are of another kind than the requested one, ImportError where packages
-    are missing.
+    Raise ValueError if the stored weights are of another kind than the requested one, ImportError if packages are
+    missing.
     """
     stored = kind_of(config, path)
     if stored and requested and stored != requested:
         raise ValueError(
-            f"{path}: is quantised already ({describe(config, stored)}), so it cannot be loaded as {requested}; "
+            f"{path}: is quantized already ({describe(config, stored)}), so it cannot be loaded as {requested}; "
             "leave --quantization out, or give the float checkpoint"
         )
     kind = stored or requested or default
@@ -84,10 +98,17 @@ def chosen_kind(config, requested=None, path="the checkpoint", *, default=None):
     return kind
 
 
-def loading_options(config, kind, *, dtype, device=None, fast=False):
-    """(config, keyword arguments) for `from_pretrained` of weights of a kind; the config passed in is not changed.
+def loading_options(
+    config: QWenConfig,
+    kind: str,
+    *,
+    dtype: LoadedDtype,
+    device: str | torch.device | None = None,
+    fast: bool = False,
+) -> tuple[QWenConfig, dict[str, Any]]:
+    """Return (config, keyword arguments) for `from_pretrained` of weights of a kind. The given config is not changed.
 
-    `fast`: kernels for answering, which may round more and pass no gradients. `device` as torch names it, None: CPU.
+    fast: use kernels for inference, which may round more and pass no gradients. device: as torch names it, None: CPU.
     """
     device = torch.device(device or "cpu")
     if kind == "gptq":
@@ -114,10 +135,10 @@ def loading_options(config, kind, *, dtype, device=None, fast=False):
 
 
 @cache
-def quiet_gptqmodel():
-    """Import gptqmodel, where it is installed, without its banner; peft imports it for every adapter.
+def quiet_gptqmodel() -> None:
+    """Import gptqmodel, if it is installed, without its banner; peft imports it for every adapter.
 
-    Its log, the shared one of `logbar`, gets the level that the logger "gptqmodel" has; commands set that.
+    Its log, the shared one of `logbar`, gets the level of the logger "gptqmodel", which commands set.
     """
     if find_spec("gptqmodel") is None:
         return
@@ -130,39 +151,42 @@ def quiet_gptqmodel():
         log.setLevel(level)
 
 
-def settle(model, *, fast=False):
-    """A model as it was loaded, ready for training unless `fast`: what CPUs do otherwise than GPUs is switched off.
+def settle(model: PreTrainedModel, *, fast: bool = False) -> PreTrainedModel:
+    """Switch off what quantized layers do on CPUs alone, and return the loaded model; unless `fast`, it can be trained.
 
-    That is compilation of GPTQ layers, which costs minutes; and the layout into which bitsandbytes turns its layers at
-    the first evaluation where the CPU knows bfloat16, for good, and which passes no gradients.
+    GPTQ layers are not compiled, which would take minutes. bitsandbytes layers keep their layout: on a CPU with
+    bfloat16 the first evaluation would change it permanently to one that passes no gradients.
     """
     layers = quantized_linears(model)
     for module in [] if layers or fast else model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
     if layers:
-        vars(model).pop("hf_device_map", None)  # of one device; the Trainer would take it for several
+        vars(model).pop("hf_device_map", None)  # it names one device; the Trainer would assume several
     for module in layers.values():
         if module.qweight.device.type == "cpu":
-            vars(module).pop("dequantize_weight", None)  # the compiled one; the class has the same, not compiled
+            vars(module).pop("dequantize_weight", None)  # the compiled method; that of the class is not compiled
     return model
 
 
-def replace_linears(model, config):
-    """A new float model, also one on the meta device, with the layers that a GPTQ config describes in the decoder."""
+def replace_linears(model: PreTrainedModel, config: QWenConfig) -> PreTrainedModel:
+    """Replace the decoder's linears in a new float model by the layers that a GPTQ config describes, and return it.
+
+    The model may be on the meta device.
+    """
     quiet_gptqmodel()
     wanted = settings_of(config) | {"backend": EXACT_KERNEL}
     quantizer = import_module("optimum.gptq").GPTQQuantizer.from_dict(wanted)
     verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # optimum reads every attribute, also one that transformers warns about
+    hf_logging.set_verbosity_error()  # optimum reads every attribute, even one that transformers warns about
     try:
         return quantizer.convert_model(model)
     finally:
         hf_logging.set_verbosity(verbosity)
 
 
-def quantized_linears(model):
-    """{path: layer} of the GPTQ layers of a model; those of bitsandbytes are nn.Linear and look after themselves."""
+def quantized_linears(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """Return {path: layer} of the GPTQ layers of a model. bitsandbytes layers are nn.Linear and need no extra care."""
     if kind_of(model.config) != "gptq":
         return {}
     quiet_gptqmodel()
@@ -170,14 +194,14 @@ def quantized_linears(model):
     return {path: module for path, module in model.named_modules() if isinstance(module, base)}
 
 
-def packed_paths(model, kind):
-    """Return the paths of the linears of a model whose weights are of a kind, or will be once they are loaded as it."""
+def packed_paths(model: PreTrainedModel, kind: str | None) -> list[str]:
+    """Return the paths of the linears of a model whose weights have a kind, or will have it once they are loaded."""
     if kind in (None, "gptq"):
         return list(quantized_linears(model))
     linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return [path for path in linears if not any(f"{path}.".startswith(f"{name}.") for name in FLOAT_MODULES)]
 
 
-def linear_kinds(model):
-    """The classes of the linear layers of a model, packed ones included."""
+def linear_kinds(model: PreTrainedModel) -> tuple[type[torch.nn.Module], ...]:
+    """Return the classes of the linear layers of a model, including those of packed layers."""
     return (torch.nn.Linear, *{type(layer) for layer in quantized_linears(model).values()})

@@ -1,23 +1,28 @@
-"""Answers of a model to many conversations: greedy, in batches padded on the left."""
+"""Answers of a model to many conversations: greedy, in left-padded batches."""
 
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
+from transformers import GenerationConfig
 
+from qwen_vl.data.chatml import Record
 from qwen_vl.families import v1 as family
-from qwen_vl.model.chat_qwen import SYSTEM, decode_answer, make_context
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model import QWenLMHeadModel
+from qwen_vl.model.chat_qwen import SYSTEM, History, decode_answer, make_context
+from qwen_vl.model.image_loading_qwen import SearchDirs, open_picture
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.logits_qwen import LogitsError
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 
-def split(conversation):
-    """(history, query, answer) of a record: what the model sees, and the last assistant turn that it should say.
+def split(conversation: Record) -> tuple[History, str, str]:
+    """Return (history, query, answer) of a record. The model sees the first two; the answer is the last assistant turn.
 
-    A record that does not end with a question and its answer is a ValueError.
+    Raise ValueError if the record does not end with a question and its answer.
     """
     turns = conversation["conversations"]
-    start = 1 if turns and turns[0]["from"] == "assistant" else 0  # as in training: nobody asked for it
+    start = 1 if turns and turns[0]["from"] == "assistant" else 0  # as in training: it answers no question
     pairs = [
         (asked["value"], said["value"]) for asked, said in zip(turns[start::2], turns[start + 1 :: 2], strict=False)
     ]
@@ -27,20 +32,31 @@ def split(conversation):
 
 
 @torch.inference_mode()
-def answer(model, tokenizer, conversations, *, search_dirs=(), batch_size=32, max_new_tokens=64, on_batch=None):
-    """The model's greedy answers to the last questions of `conversations`, in their order: a list of str.
+def answer(
+    model: QWenLMHeadModel,
+    tokenizer: QWenTokenizer,
+    conversations: Sequence[Record],
+    *,
+    search_dirs: SearchDirs = (),
+    batch_size: int = 32,
+    max_new_tokens: int = 64,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Return the model's greedy answers to the last questions of `conversations`, in their order.
 
-    search_dirs: where relative pictures are looked for. on_batch(done, total) is called after each batch.
-    Raises PictureError for a picture that cannot be opened, ValueError for a record without an answer, LogitsError
-    for weights whose logits are not finite.
+    search_dirs: the folders of relative images. on_batch(done, total) is called after each batch.
+    Raise PictureError if an image cannot be opened, ValueError for a record without an answer, LogitsError if the
+    weights give logits that are not finite.
     """
     size = family.image_size(model.config)
-    opened = {}  # one picture has many questions
+    opened: dict[str, torch.Tensor] = {}  # several questions may share an image
     prompts = []
     for conversation in conversations:
         history, query, _ = split(conversation)
         prompts.append(make_context(tokenizer, query, history, SYSTEM))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))  # little padding
+    order = sorted(
+        range(len(prompts)), key=lambda i: len(prompts[i].ids)
+    )  # similar lengths together need little padding
     config = _greedy(model.generation_config, tokenizer, max_new_tokens)
     answers = [None] * len(prompts)
     was_training = model.training
@@ -53,7 +69,7 @@ def answer(model, tokenizer, conversations, *, search_dirs=(), batch_size=32, ma
         pictures = [opened[reference] for row in rows for reference in prompts[row].references]
         inputs = pad_left([prompts[row].ids for row in rows], tokenizer.eod_id)
         if pictures:
-            inputs["pixel_values"] = torch.stack(pictures)  # [pictures, 3, size, size], in row order
+            inputs["pixel_values"] = torch.stack(pictures)  # [images, 3, size, size], in row order
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         try:
             output = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
@@ -68,8 +84,8 @@ def answer(model, tokenizer, conversations, *, search_dirs=(), batch_size=32, ma
     return answers
 
 
-def pad_left(rows, pad_id):
-    """input_ids and attention_mask [rows, longest] with the padding before each row."""
+def pad_left(rows: Sequence[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return input_ids and attention_mask [rows, longest] of left-padded rows."""
     longest = max(map(len, rows))
     return {
         "input_ids": torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows]),
@@ -77,8 +93,8 @@ def pad_left(rows, pad_id):
     }
 
 
-def _greedy(generation_config, tokenizer, max_new_tokens):
-    """The model's generation config, changed to greedy answers that end where chat answers end."""
+def _greedy(generation_config: GenerationConfig, tokenizer: QWenTokenizer, max_new_tokens: int) -> GenerationConfig:
+    """Return a copy of the generation config for greedy answers that end where chat answers end."""
     config = copy.deepcopy(generation_config)
     config.update(do_sample=False, num_beams=1, top_k=None, top_p=None, temperature=None, max_new_tokens=max_new_tokens)
     config.eos_token_id = [tokenizer.eod_id, tokenizer.im_end_id, tokenizer.im_start_id]

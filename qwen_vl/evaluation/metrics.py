@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-NUMBER = r"(\d{1,9})"  # a model may write thousands of digits, which Python makes no number of
+NUMBER = r"(\d{1,9})"  # a model may write thousands of digits, more than int() accepts
 BOX = re.compile(rf"<box>\({NUMBER},{NUMBER}\),\({NUMBER},{NUMBER}\)</box>")
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2

@@ -1,15 +1,19 @@
-"""The questions with which two models are compared: built in, or the last ones of a conversation file."""
+"""The questions that compare two models: built-in ones, or the last questions of a conversation file."""
 
 import base64
 import io
+import os
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 
 from qwen_vl.data import conversations
+from qwen_vl.data.chatml import Record
 from qwen_vl.model.chat_qwen import make_context
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import SearchDirs, open_picture
 from qwen_vl.model.image_processing_qwen import pixels
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import generation
 
@@ -17,14 +21,14 @@ QUESTIONS = ("What is in the picture? 图中有什么？", "框出图中最亮�
 SIDE = 64
 
 
-def gradients(side):
-    """The three bands of a generated picture: brighter downwards, to one side, upwards."""
+def gradients(side: int) -> list[Image.Image]:
+    """Return the three bands of a generated image, which become brighter downwards, to one side and upwards."""
     ramp = Image.linear_gradient("L").resize((side, side))
     return [ramp, ramp.rotate(90), ramp.rotate(180)]
 
 
-def built_in():
-    """Conversations of one question each about generated pictures, which stand in the text as data URIs."""
+def built_in() -> list[Record]:
+    """Return conversations of one question each about generated images, which the text holds as data URIs."""
     bands, records = gradients(SIDE), []
     for number, question in enumerate(QUESTIONS):
         file = io.BytesIO()
@@ -35,10 +39,13 @@ def built_in():
     return records
 
 
-def load(path=None, *, image_folder=None, limit=None):
-    """(conversations, folders of their pictures): of a file, at most `limit` of them evenly spread, or built in.
+def load(
+    path: str | os.PathLike[str] | None = None, *, image_folder: str | None = None, limit: int | None = None
+) -> tuple[Sequence[Record], Sequence[str]]:
+    """Return (conversations, folders of their images) of a file, or the built-in ones if `path` is None.
 
-    Raises DataError and OSError as reading does, ValueError for a record that does not end with an answer.
+    limit: the most conversations to take; they are spread evenly over the file.
+    Raise DataError or OSError if the file cannot be read, ValueError for a record that does not end with an answer.
     """
     if path is None:
         return built_in(), ()
@@ -52,8 +59,10 @@ def load(path=None, *, image_folder=None, limit=None):
     return records, conversations.search_dirs(path, image_folder)
 
 
-def inputs_of(record, tokenizer, image_size, search_dirs=()):
-    """Model inputs for the last question of a conversation: input_ids [1, length] and, with pictures, pixel_values."""
+def inputs_of(
+    record: Record, tokenizer: QWenTokenizer, image_size: int, search_dirs: SearchDirs = ()
+) -> dict[str, torch.Tensor]:
+    """Return input_ids [1, length] and, with images, pixel_values for the last question of a conversation."""
     history, query, _ = generation.split(record)
     prompt = make_context(tokenizer, query, history)
     inputs = {"input_ids": torch.tensor([prompt.ids])}
@@ -61,5 +70,5 @@ def inputs_of(record, tokenizer, image_size, search_dirs=()):
         opened = [open_picture(reference, search_dirs=search_dirs) for reference in prompt.references]
         inputs["pixel_values"] = torch.stack(
             [pixels(picture, image_size) for picture in opened]
-        )  # [pictures, 3, size, size]
+        )  # [images, 3, size, size]
     return inputs

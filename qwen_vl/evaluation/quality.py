@@ -1,8 +1,9 @@
-"""What a change of weights costs: perplexity and greedy answers on held-out conversations, before and after."""
+"""The quality of a model before and after a change of weights: perplexity and greedy answers on held-out data."""
 
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,9 +11,11 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.data.chatml import EncodeOptions
-from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.collator import Batch, ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
 from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenLMHeadModel
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from qwen_vl.terminal import markdown_table
 
 from . import generation, metrics, probe_prompts
@@ -21,17 +24,26 @@ MODEL_INPUTS = ("input_ids", "labels", "attention_mask", "pixel_values")
 
 
 class Quality(NamedTuple):
-    """Of one model: the perplexity of the recorded answers, its own answers, and the share of them that is right."""
+    """The perplexity of the recorded answers, the answers of one model, and the share of them that is right."""
 
     perplexity: float
-    answers: list
+    answers: list[str]
     correct: float
 
 
-def samples_of(path, tokenizer, image_size, *, image_folder=None, limit=None, max_length=None, loss_on="reference"):
-    """Model inputs with labels, one row each, of at most `limit` conversations of a file, evenly spread over it.
+def samples_of(
+    path: str | os.PathLike[str],
+    tokenizer: QWenTokenizer,
+    image_size: int,
+    *,
+    image_folder: str | None = None,
+    limit: int | None = None,
+    max_length: int | None = None,
+    loss_on: str = "reference",
+) -> list[Batch]:
+    """Return model inputs with labels, one row each, of at most `limit` conversations, spread evenly over a file.
 
-    Raises DataError and OSError as reading does.
+    Raise DataError or OSError if the file cannot be read.
     """
     records, folders = probe_prompts.load(path, image_folder=image_folder, limit=limit)
     data = ConversationDataset(records, tokenizer, EncodeOptions(max_length, loss_on=loss_on), search_dirs=folders)
@@ -40,8 +52,8 @@ def samples_of(path, tokenizer, image_size, *, image_folder=None, limit=None, ma
 
 
 @torch.no_grad()
-def perplexity(model, samples):
-    """exp of the mean cross-entropy of all targets of the samples."""
+def perplexity(model: QWenLMHeadModel, samples: Iterable[Mapping[str, Any]]) -> float:
+    """Return exp of the mean cross-entropy of all targets of the samples."""
     total, count = 0.0, 0
     for sample in samples:
         inputs = {key: sample[key].to(model.device) for key in MODEL_INPUTS if key in sample}
@@ -61,7 +73,7 @@ def measure(
     max_new_tokens: int = 64,
     batch_size: int = 16,
 ) -> Quality:
-    """Return the Quality of a model folder on the conversations of a file; the model is gone afterwards."""
+    """Return the Quality of a model folder on the conversations of a file. The model is freed afterwards."""
     model = loading.load_model(model_path, dtype=dtype, device=device).eval()
     folder = ModelFolder.open(model_path)
     if folder.quantization is None:
@@ -77,8 +89,8 @@ def measure(
     return Quality(perplexity(model, samples), said, right)
 
 
-def table(before, after):
-    """The comparison of two Qualities as Markdown."""
+def table(before: Quality, after: Quality) -> str:
+    """Return the comparison of two Qualities as a Markdown table."""
     same = sum(one == other for one, other in zip(before.answers, after.answers, strict=True))
     count = len(before.answers)
     rows = [

@@ -1,4 +1,4 @@
-"""A checkpoint, ready to answer."""
+"""A model folder, loaded for inference."""
 
 import os
 
@@ -39,7 +39,7 @@ def load(
             f"{path}: a base model (chat_format {family.chat_format(settings)!r} in generation_config.json), which "
             "only continues texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
         )
-    is_placed = quantization.kind_of(model.config) is not None  # quantised weights were loaded onto the device
+    is_placed = quantization.kind_of(model.config) is not None  # quantized weights were loaded onto the device
     return (model if is_placed else model.to(device)).eval(), tokenizer
 
 

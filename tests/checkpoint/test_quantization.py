@@ -173,5 +173,5 @@ def test_float_weights_are_quantised_while_loading(make_checkpoint, kind, tolera
 
 
 def test_stored_and_requested_quantisation_must_agree(make_int4_checkpoint):
-    with pytest.raises(ValueError, match=r"is quantised already \(GPTQ with 4 bits\)"):
+    with pytest.raises(ValueError, match=r"is quantized already \(GPTQ with 4 bits\)"):
         loading.load_model(make_int4_checkpoint(), quantization="nf4")

@@ -99,7 +99,7 @@ REFUSED = {
     "PiSSA": (["--q_lora", "--init_lora_weights", "pissa"], "changes the base weights, which cannot be done"),
     "biases": (["--q_lora", "--lora_bias", "all"], "--lora_bias all: biases of GPTQ layers cannot train"),
     "casts": (["--q_lora", "--bf16_full_eval"], "cast all weights, and quantised ones (gptq) would be others"),
-    "nf4": (["--q_lora", "--quantization", "nf4"], "is quantised already (GPTQ with 4 bits)"),
+    "nf4": (["--q_lora", "--quantization", "nf4"], "is quantized already (GPTQ with 4 bits)"),
     "whole": (["--q_lora", "--modules_to_save", "w1"], "--modules_to_save w1: quantised weights cannot train"),
     "name": (["--q_lora", "--lora_target_modules", "q_proj"], "--lora_target_modules q_proj: matches nothing"),
 }

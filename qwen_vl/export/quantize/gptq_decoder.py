@@ -1,15 +1,20 @@
-"""GPTQ of a whole decoder, one block in memory at a time, each block kept on disk when it is done."""
+"""GPTQ of a whole decoder, one block in memory at a time; finished blocks are kept on disk."""
 
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from qwen_vl.checkpoint import int4_layout, loading
+from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.data.collator import Batch
 from qwen_vl.families import v1 as family
 
 from . import gptq
@@ -18,18 +23,21 @@ LINEARS = tuple(name for group in family.QUANTIZED_LINEARS for name in group)
 PICTURES_AT_ONCE = 16
 SETTINGS = "settings.json"
 
+Tensors = dict[str, torch.Tensor]  # by name
+Reader = Callable[[], torch.Tensor]
 
-def check_shapes(disk, group_size):
-    """None, or a ValueError where a decoder linear cannot be packed."""
+
+def check_shapes(disk: DiskModel, group_size: int) -> None:
+    """Raise ValueError if a decoder linear cannot be packed to 4 bits."""
     for name in LINEARS:
         module, _ = disk.places[f"{family.block_name(0)}{name}.weight"]
         int4_layout.check_fits((module.out_features, module.in_features), group_size)
 
 
-def open_work(folder, settings):
-    """The folder in which blocks are kept until all are done; what is there of an earlier, equal run is used again.
+def open_work(folder: str | Path, settings: dict[str, Any]) -> Path:
+    """Return the folder that keeps finished blocks until all are done. A run with the same settings resumes from them.
 
-    Raises ValueError for what was begun with other settings.
+    Raise ValueError if an earlier run used other settings.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,13 +46,13 @@ def open_work(folder, settings):
         different = ", ".join(
             sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
         )
-        raise ValueError(f"{folder}: begun with another {different}; go on with the same, or delete this folder")
+        raise ValueError(f"{folder}: begun with another {different}; resume with the same, or delete this folder")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def digest(samples):
-    """What identifies the calibration samples: their ids and pixels."""
+def digest(samples: Iterable[Batch]) -> str:
+    """Return the sha256 of the calibration samples, of their ids and pixels."""
     found = hashlib.sha256()
     for sample in samples:
         found.update(sample["input_ids"].numpy().tobytes())
@@ -54,8 +62,8 @@ def digest(samples):
 
 
 @torch.no_grad()
-def embed(disk, samples, device):
-    """The decoder's inputs of each sample, [1, length, hidden] in float32: pictures as the vision tower sees them."""
+def embed(disk: DiskModel, samples: Sequence[Batch], device: str | torch.device) -> list[torch.Tensor]:
+    """Return the decoder's inputs of each sample, [1, length, hidden] in float32; images are features of the tower."""
     inner, tower = family.inner_model(disk.model), family.tower(disk.model)
     pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
     features = []
@@ -72,11 +80,21 @@ def embed(disk, samples, device):
 
 
 @torch.no_grad()
-def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="cpu", report=print):
+def quantize_blocks(
+    disk: DiskModel,
+    samples: Sequence[Batch],
+    work: str | Path,
+    *,
+    group_size: int,
+    desc_act: bool,
+    damp: float,
+    device: str | torch.device = "cpu",
+    report: Callable[[str], None] = print,
+) -> None:
     """Write layer-N.safetensors with the packed linears of each decoder block into the folder `work`.
 
-    disk: a streaming DiskModel in float32. samples: model inputs of one row each. Blocks see the outputs of those
-    before them as quantised, and in a block each linear those before it. A file that is there already is used.
+    disk: a streaming DiskModel in float32. samples: model inputs of one row each. The inputs of a block are the outputs
+    of the quantized blocks before it; within a block the same holds for linears. A file of an earlier run is reused.
     """
     hidden = embed(disk, samples, device)
     inputs = {length: family.block_inputs(disk.model.config, length, device) for length in {h.shape[1] for h in hidden}}
@@ -86,14 +104,14 @@ def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="
         filled = disk.fill(names, dtype=torch.float32, device=device)
         file = Path(work, f"layer-{index:05d}.safetensors")
 
-        def run(block=block, hidden=hidden):
+        def run(block: nn.Module = block, hidden: list[torch.Tensor] = hidden) -> list[torch.Tensor]:
             return [block(one, *inputs[one.shape[1]])[0] for one in hidden]
 
         if file.is_file():
             note = "done before"
             put_back(block, load_file(file), device)
         else:
-            errors = {}
+            errors: dict[str, float] = {}
             parts = quantize_block(block, run, errors, group_size=group_size, desc_act=desc_act, damp=damp)
             keep(parts, file)
             note = "error " + ", ".join(f"{name} {error:.1%}" for name, error in errors.items())
@@ -102,25 +120,26 @@ def quantize_blocks(disk, samples, work, *, group_size, desc_act, damp, device="
         report(f"block {index + 1}/{len(blocks)}: {note}; {time.monotonic() - started:.1f} s")
 
 
-def keep(parts, file):
-    """Write the packed linears of a block; OSError where that fails. A file of that name is always complete."""
+def keep(parts: Tensors, file: Path) -> None:
+    """Write the packed linears of a block, so that `file` is always complete. Raise OSError if it cannot be written."""
     partial = file.with_suffix(".partial")
     try:
         save_file(parts, partial)
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise OSError(
-            f"{file}: could not be written ({error}); free some space, and the same command goes on"
+            f"{file}: could not be written ({error}); free some space and run the same command, which resumes"
         ) from error
     partial.rename(file)
 
 
-def quantize_block(block, run, errors, **options):
-    """{"PATH.qweight": ..} of a block, in which the linears become what their packed form stands for.
+def quantize_block(block: nn.Module, run: Callable[[], object], errors: dict[str, float], **options: Any) -> Tensors:
+    """Return {"PATH.qweight": ..} of a block. Its linears get the weights that the packed parts stand for.
 
-    run() is a forward pass over all calibration data. The output error of each linear is noted in `errors`.
+    run() is a forward pass over all calibration data. The output error of each linear is written into `errors`.
+    options: those of `gptq.quantize`.
     """
-    packed = {}
+    packed: Tensors = {}
     for group in family.QUANTIZED_LINEARS:
         linears = [block.get_submodule(name) for name in group]
         hessian = gptq.Hessian(linears[0].in_features, linears[0].weight.device)
@@ -137,16 +156,16 @@ def quantize_block(block, run, errors, **options):
     return packed
 
 
-def put_back(block, parts, device):
+def put_back(block: nn.Module, parts: Tensors, device: str | torch.device) -> None:
     """Give the linears of a block the weights that packed parts stand for."""
     for name in LINEARS:
         own = {part: parts[f"{name}.{part}"].to(device) for part in int4_layout.PARTS}
         block.get_submodule(name).weight.data = int4_layout.dequantize(own)
 
 
-def packed_readers(work, num_blocks):
-    """{full name: (tensor of that shape and dtype on the meta device, function that reads it)} of all blocks' files."""
-    readers = {}
+def packed_readers(work: str | Path, num_blocks: int) -> dict[str, tuple[torch.Tensor, Reader]]:
+    """Return {full name: (tensor of its shape and dtype on the meta device, reader)} of the files of all blocks."""
+    readers: dict[str, tuple[torch.Tensor, Reader]] = {}
     for index in range(num_blocks):
         file = Path(work, f"layer-{index:05d}.safetensors")
         for name, tensor in load_file(file).items():
@@ -154,7 +173,7 @@ def packed_readers(work, num_blocks):
     return readers
 
 
-def read(file, name):
-    """One tensor of a safetensors file."""
+def read(file: Path, name: str) -> torch.Tensor:
+    """Return one tensor of a safetensors file."""
     with safe_open(file, framework="pt") as handle:
         return handle.get_tensor(name)

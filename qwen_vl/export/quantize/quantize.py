@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from qwen_vl.checkpoint import int4_layout, loading, quantization, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import DTYPES
 from qwen_vl.checkpoint.folder import ModelFolder
+from qwen_vl.data.collator import Batch
 from qwen_vl.export import card
 from qwen_vl.export.verify import verify
 from qwen_vl.families import v1 as family
@@ -19,29 +22,31 @@ from . import gptq_decoder
 
 METHODS = ("gptq", "nf4")
 
+Differences = tuple[verify.Difference, verify.Difference]  # loaded against unpacked weights, float against quantized
+
 
 def quantize_gptq(
-    path,
-    output_dir,
-    samples,
+    path: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    samples: Sequence[Batch],
     *,
-    group_size=128,
-    desc_act=False,
-    damp=0.01,
-    dtype="float16",
-    device="cpu",
-    max_shard_size=shard_writer.SHARD_SIZE,
-    report=print,
-):
-    """The folder `output_dir` with the Int4 checkpoint in the published layout; returns two Differences.
+    group_size: int = 128,
+    desc_act: bool = False,
+    damp: float = 0.01,
+    dtype: str = "float16",
+    device: str | torch.device = "cpu",
+    max_shard_size: str = shard_writer.SHARD_SIZE,
+    report: Callable[[str], None] = print,
+) -> Differences:
+    """Write the folder `output_dir` with the Int4 checkpoint in the published layout; return two Differences.
 
-    samples: calibration, model inputs of one row each. The first Difference is between the written model as it is
-    loaded and its weights as they are unpacked here, the second between it and the model before. Finished blocks are
-    kept beside `output_dir`, so that a run that was interrupted goes on with them.
-    Raises FileExistsError if `output_dir` holds anything, ValueError for what cannot be quantised, OSError.
+    samples: for calibration, model inputs of one row each. The first Difference compares the loaded model with the
+    weights unpacked here, the second compares those with the model before. An interrupted run resumes from its finished
+    blocks, which are kept next to `output_dir`.
+    Raise FileExistsError if `output_dir` holds anything, ValueError if the model cannot be quantized, OSError.
     """
     output_dir = shard_writer.check_free(output_dir)
-    quantization.check_packages("gptq")  # before hours of work that could not be checked
+    quantization.check_packages("gptq")  # before hours of work that cannot be checked without them
     folder = open_float(path)
     disk = DiskModel(folder)
     gptq_decoder.check_shapes(disk, group_size)
@@ -55,14 +60,14 @@ def quantize_gptq(
         model = DiskModel(folder).model
         model.config.quantization_config = quantization_config(**options)
         shard_writer.write_companions(staging, model, tokenizer, dtype=DTYPES[dtype])
-        # Where readers of AutoGPTQ's time look for it.
+        # Readers from AutoGPTQ's time look for it there.
         text = json.dumps(model.config.quantization_config, indent=2) + "\n"
         (staging / "quantize_config.json").write_text(text, encoding="utf-8")
         write_packed(disk, work, staging, DTYPES[dtype], max_shard_size=max_shard_size)
-        computing = stored if stored == torch.float32 else DTYPES[dtype]  # exact where that costs no memory
+        computing = stored if stored == torch.float32 else DTYPES[dtype]  # exact if that costs no memory
         differences = check_written(folder, staging, stored, computing)
         verify.check(differences[0], computing, f"{output_dir}: what was written and what is loaded differ")
-        said = f"Quantised to {int4_layout.BITS} bits by GPTQ on {len(samples)} conversations."
+        said = f"Quantized to {int4_layout.BITS} bits by GPTQ on {len(samples)} conversations."
         write_card(staging, path, output_dir, differences, said, options)
     shutil.rmtree(work)
     return differences
@@ -72,14 +77,14 @@ def open_float(path: str | os.PathLike[str] | ModelFolder) -> ModelFolder:
     """Return the opened folder of a float model; raise ValueError for an adapter or a quantized model."""
     folder = ModelFolder.open(path)
     if folder.is_adapter:
-        raise ValueError(f"{path}: an adapter; merge it first (qwen-vl merge {path} MERGED), then quantise the result")
+        raise ValueError(f"{path}: an adapter; merge it first (qwen-vl merge {path} MERGED), then quantize the result")
     if folder.tensors.is_quantized:
-        raise ValueError(f"{path}: is quantised already; give the float checkpoint")
+        raise ValueError(f"{path}: is quantized already; give the float checkpoint")
     return folder
 
 
-def quantization_config(*, group_size, desc_act, damp):
-    """What config.json says about weights in the published layout, key by key."""
+def quantization_config(*, group_size: int, desc_act: bool, damp: float) -> dict[str, Any]:
+    """Return the quantization_config that config.json holds for weights in the published layout."""
     return {
         "bits": int4_layout.BITS,
         "group_size": group_size,
@@ -94,13 +99,14 @@ def quantization_config(*, group_size, desc_act, damp):
     }
 
 
-def write_packed(disk, work, folder, dtype, *, max_shard_size):
+def write_packed(disk: DiskModel, work: Path, folder: Path, dtype: torch.dtype, *, max_shard_size: str) -> None:
     """Write the weights of an Int4 checkpoint: packed linears from `work`, zero biases, the rest in `dtype`.
 
-    Raises ValueError for a weight that `dtype` cannot hold.
+    Raise ValueError if `dtype` cannot hold a weight.
     """
     packed = gptq_decoder.packed_readers(work, disk.model.config.num_hidden_layers)
-    outlines, readers = {}, {}
+    outlines: dict[str, torch.Tensor] = {}
+    readers: dict[str, gptq_decoder.Reader] = {}
     for name, (module, leaf) in disk.places.items():
         stem = name.removesuffix(".weight")
         if f"{stem}.qweight" not in packed:
@@ -112,7 +118,7 @@ def write_packed(disk, work, folder, dtype, *, max_shard_size):
             outlines[f"{stem}.bias"] = torch.empty(module.out_features, dtype=dtype, device="meta")
             readers[f"{stem}.bias"] = lambda size=module.out_features: torch.zeros(size, dtype=dtype)
 
-    def read(name):
+    def read(name: str) -> torch.Tensor:
         if name in readers:
             return readers[name]()
         value = disk.weights.read(name).to(dtype)
@@ -123,9 +129,7 @@ def write_packed(disk, work, folder, dtype, *, max_shard_size):
     shard_writer.write_weights(folder, outlines, read, max_shard_size=max_shard_size)
 
 
-def check_written(
-    source: ModelFolder, written: Path, stored: torch.dtype, computing: torch.dtype
-) -> tuple[verify.Difference, verify.Difference]:
+def check_written(source: ModelFolder, written: Path, stored: torch.dtype, computing: torch.dtype) -> Differences:
     """Return two Differences on built-in prompts: loaded against unpacked weights, and before against after."""
     prompt = [verify.picture_prompt(source.tokenizer, source.config)]
     unpacked = verify.logits_from_disk(written, prompt, dtype=computing)
@@ -135,10 +139,16 @@ def check_written(
     return verify.compare(unpacked, loaded), verify.compare(before, unpacked)
 
 
-def quantize_nf4(path, output_dir, *, max_shard_size=shard_writer.SHARD_SIZE):
-    """The folder `output_dir` with the checkpoint in bitsandbytes' nf4, without calibration; returns two Differences.
+def quantize_nf4(
+    path: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    max_shard_size: str = shard_writer.SHARD_SIZE,
+) -> Differences:
+    """Write the folder `output_dir` with the checkpoint in bitsandbytes' nf4; return two Differences.
 
-    As `quantize_gptq` has them. The model is quantised while it is loaded, so memory is that of the result.
+    The Differences are those of `quantize_gptq`; no calibration is needed. The model is quantized while it is loaded,
+    so memory is that of the result.
     """
     output_dir = shard_writer.check_free(output_dir)
     folder = open_float(path)
@@ -150,13 +160,20 @@ def quantize_nf4(path, output_dir, *, max_shard_size=shard_writer.SHARD_SIZE):
         differences = check_written(folder, staging, stored, stored)
         # bitsandbytes computes in bfloat16 on a CPU that can.
         verify.check(differences[0], torch.bfloat16, f"{output_dir}: what was written and what is loaded differ")
-        write_card(staging, path, output_dir, differences, "Quantised to bitsandbytes nf4 without calibration.")
+        write_card(staging, path, output_dir, differences, "Quantized to bitsandbytes nf4 without calibration.")
     return differences
 
 
-def write_card(folder, path, output_dir, differences, said, options=()):
-    """Write the model card of a quantised model."""
-    facts = {f"quantisation, {name}": value for name, value in dict(options).items()}
-    facts |= {"float against quantised": str(differences[1])}
+def write_card(
+    folder: Path,
+    path: str | os.PathLike[str],
+    output_dir: Path,
+    differences: Differences,
+    said: str,
+    options: Mapping[str, object] | tuple[()] = (),
+) -> None:
+    """Write the model card of a quantized model. options: those of the quantization."""
+    facts = {f"quantization, {name}": value for name, value in dict(options).items()}
+    facts |= {"float against quantized": str(differences[1])}
     found = card.extended(card.read(path), said, **facts)
     card.write(folder, found, title=output_dir.name, base={"name": str(path)})

@@ -1,1 +1,1 @@
-"""Are two models the same: logits, answers, files."""
+"""Comparison of two models: logits, answers, files."""

@@ -1,4 +1,7 @@
-"""What it changes to merge an adapter into other weights than it saw in training: the quantised ones of its base."""
+"""The effect of merging an adapter that was trained on a quantized base into other weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -8,21 +11,35 @@ from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.evaluation import probe_prompts
 from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenConfig
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import verify
 
 
-def inputs_for(tokenizer, config, path=None, image_folder=None, limit=16):
-    """Model inputs for the questions on which a change of base is measured: of a file, or built in."""
+def inputs_for(
+    tokenizer: QWenTokenizer,
+    config: QWenConfig,
+    path: str | Path | None = None,
+    image_folder: str | Path | None = None,
+    limit: int = 16,
+) -> list[verify.ModelInputs]:
+    """Return model inputs for the questions that measure a change of base: those of a file, or built-in ones."""
     records, folders = probe_prompts.load(path, image_folder=image_folder, limit=limit)
     size = family.image_size(config)
     return [probe_prompts.inputs_of(record, tokenizer, size, folders) for record in records]
 
 
-def logits_in_training(adapter_dir, trained_on, onto, questions, dtype):
-    """The logits of an adapter on the weights that it saw in training; None where the merge adds to just these.
+def logits_in_training(
+    adapter_dir: str | Path | Adapter,
+    trained_on: str | Path | ModelFolder,
+    onto: str | Path | None,
+    questions: Sequence[verify.ModelInputs],
+    dtype: torch.dtype,
+) -> list[torch.Tensor] | None:
+    """Return the logits of an adapter on the weights of its training, None if the merge adds to these very weights.
 
-    Float weights that were quantised while training loaded them, as base.json says, are loaded so again.
+    If training quantized float weights while it loaded them, as base.json says, they are quantized again.
     """
     adapter = Adapter.open(adapter_dir)
     kind = adapter.quantization

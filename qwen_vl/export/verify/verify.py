@@ -1,6 +1,7 @@
-"""Whether two models are the same model: logits, greedy answers and files. `qwen-vl verify A B`."""
+"""Comparison of two models: logits, greedy answers and files. `qwen-vl verify A B`."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,31 +12,37 @@ from qwen_vl.adapters import attach, on_disk
 from qwen_vl.adapters.adapter import Adapter, is_adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.checkpoint.folder import ModelFolder
+from qwen_vl.data.chatml import Record
 from qwen_vl.evaluation import generation, probe_prompts
 from qwen_vl.families import v1 as family
+from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.chat_qwen import make_context
+from qwen_vl.model.image_loading_qwen import SearchDirs
 from qwen_vl.model.image_processing_qwen import pixels
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 QUESTION = "Picture 1: <img></img>\nWhat is in the picture? 图中有什么？"
-# Largest difference that is rounding, as a share of the largest logit. Merging rounds each weight once more.
+# The largest difference that counts as rounding, as a share of the largest logit. Merging rounds each weight once more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-QUANTIZED = 0.5  # the same where one of the two is quantised: broken, and not only coarse
-LAST_POSITIONS = 64  # of a prompt, whose logits are compared; all of them stand behind its pictures
+QUANTIZED = 0.5  # the same if one of the two is quantized; more than this is broken, not only coarse
+LAST_POSITIONS = 64  # of a prompt, whose logits are compared; all of them follow its images
 JSON_FILES = ("generation_config.json", "tokenizer_config.json")
 PASSING = {"transformers_version", "_from_model_config", "processor_class", "added_tokens_decoder"}  # of no effect
 
 ModelInputs = dict[str, torch.Tensor]  # input_ids [1, length] and, with images, pixel_values [images, 3, size, size]
+Opened = tuple[QWenLMHeadModel, QWenTokenizer, bool]  # model, tokenizer, whether it is quantized
 
 
 class Difference(NamedTuple):
-    """How far logits are apart, as shares of the largest logit of the first; where the likeliest token is the same."""
+    """The difference of logits, as shares of the largest of the first, and how often the likeliest token agrees."""
 
     largest: float
     mean: float
     same: float = 1.0
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"largest logit difference {self.largest:.2e}, mean {self.mean:.2e} (of the largest logit); "
             f"the likeliest token is the same at {self.same:.1%} of positions"
@@ -43,17 +50,17 @@ class Difference(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a model makes of some prompts."""
+    """The ids, logits and answers of a model for some prompts."""
 
-    ids: list  # of int lists
-    logits: list  # of [positions, vocab] tensors
-    answers: list  # of str
+    ids: list[list[int]]
+    logits: list[torch.Tensor]  # each [positions, vocab]
+    answers: list[str]
     dtype: torch.dtype
     is_quantized: bool
 
 
-def picture_prompt(tokenizer, config):
-    """Model inputs for a question about a generated picture: input_ids [1, length], pixel_values [1, 3, size, size]."""
+def picture_prompt(tokenizer: QWenTokenizer, config: QWenConfig) -> ModelInputs:
+    """Return input_ids [1, length] and pixel_values [1, 3, size, size] of a question about a generated image."""
     size = family.image_size(config)
     picture = Image.merge("RGB", probe_prompts.gradients(size))
     return {
@@ -63,8 +70,8 @@ def picture_prompt(tokenizer, config):
 
 
 @torch.no_grad()
-def logits(model, inputs, last=0):
-    """float32 logits [1, length, vocab] of the model in evaluation mode; of the `last` positions alone if given."""
+def logits(model: QWenLMHeadModel, inputs: ModelInputs, last: int = 0) -> torch.Tensor:
+    """Return float32 logits [1, length, vocab] in evaluation mode, of the `last` positions alone if given."""
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     return model.eval()(**inputs, logits_to_keep=last).logits.float().cpu()
 
@@ -88,8 +95,8 @@ def logits_from_disk(
     return [logits(model, inputs, LAST_POSITIONS) for inputs in all_inputs]
 
 
-def compare(first, second):
-    """The Difference of two logit tensors, or of two lists of them: the largest of all, the mean of their means."""
+def compare(first: torch.Tensor | list[torch.Tensor], second: torch.Tensor | list[torch.Tensor]) -> Difference:
+    """Return the Difference of two logit tensors, or of two lists: the largest of all, the mean of their means."""
     if isinstance(first, list):
         found = [compare(*pair) for pair in zip(first, second, strict=True)]
         largest = max(found, key=lambda one: one.largest if one.largest == one.largest else float("inf")).largest
@@ -100,22 +107,31 @@ def compare(first, second):
     return Difference((apart.max() / scale).item(), (apart.mean() / scale).item(), same.item())
 
 
-def mean(values):
-    """The arithmetic mean of some numbers."""
+def mean(values: Iterable[float]) -> float:
+    """Return the arithmetic mean of some numbers."""
     values = list(values)
     return sum(values) / len(values)
 
 
-def check(difference, dtype, what):
-    """None, or a ValueError when the difference is more than rounding in `dtype` explains."""
+def check(difference: Difference, dtype: torch.dtype, what: str) -> None:
+    """Raise ValueError if the difference is larger than rounding in `dtype` explains."""
     if not difference.largest <= TOLERANCE[dtype]:  # also true for NaN
         raise ValueError(f"{what}: {difference}; more than {TOLERANCE[dtype]:g}, which rounding in {dtype} explains")
 
 
-def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_disk=False, max_new_tokens=32):
-    """The Outcome of a checkpoint or adapter folder; `from_disk` reads its weights block by block as they are used.
+def outcome(
+    path: str | Path,
+    records: Sequence[Record],
+    *,
+    search_dirs: SearchDirs = (),
+    dtype: LoadedDtype = "auto",
+    device: str | torch.device = "cpu",
+    from_disk: bool = False,
+    max_new_tokens: int = 32,
+) -> Outcome:
+    """Return the Outcome of a checkpoint or adapter folder. `from_disk` reads its weights block by block, when used.
 
-    Raises what loading raises; the model is gone afterwards.
+    The model is freed afterwards. Raise the errors of loading.
     """
     model, tokenizer, is_quantized = (open_on_disk if from_disk else open_in_memory)(path, dtype, device)
     size = family.image_size(model.config)
@@ -126,8 +142,8 @@ def outcome(path, records, *, search_dirs=(), dtype="auto", device="cpu", from_d
     return Outcome([one["input_ids"][0].tolist() for one in inputs], found, answers, kept_dtype, is_quantized)
 
 
-def open_in_memory(path, dtype, device):
-    """(model, tokenizer, whether it is quantised) of a checkpoint or an adapter folder."""
+def open_in_memory(path: str | Path, dtype: LoadedDtype, device: str | torch.device) -> Opened:
+    """Return (model, tokenizer, whether it is quantized) of a checkpoint or an adapter folder."""
     folder = ModelFolder.open(path)
     if folder.is_adapter:
         model, tokenizer = attach.load_adapted(path, dtype=dtype)
@@ -137,8 +153,8 @@ def open_in_memory(path, dtype, device):
     return (model if is_quantized else model.to(device)), tokenizer, is_quantized
 
 
-def open_on_disk(path, dtype, device):
-    """The same of a model that stays on disk."""
+def open_on_disk(path: str | Path, dtype: LoadedDtype, device: str | torch.device) -> Opened:
+    """Return the same as `open_in_memory`; the weights stay on disk."""
     folder = ModelFolder.open(path)
     adapter = Adapter.open(path) if folder.is_adapter else None
     base = adapter.find_base() if adapter else folder
@@ -150,19 +166,20 @@ def open_on_disk(path, dtype, device):
     return disk.stream(dtype=dtype, device=device), tokenizer, disk.weights.is_quantized
 
 
-def tolerance_for(first, second):
-    """The largest difference between two Outcomes that counts as rounding."""
+def tolerance_for(first: Outcome, second: Outcome) -> float:
+    """Return the largest difference between two Outcomes that counts as rounding."""
     if first.is_quantized != second.is_quantized:
         return QUANTIZED
     return max(TOLERANCE[first.dtype], TOLERANCE[second.dtype])
 
 
-def different_files(first, second):
-    """One line for each setting of generation and tokenizer, and for each file of code, that differs.
+def different_files(first: str | Path, second: str | Path) -> list[str]:
+    """Return one line for each setting of generation and tokenizer, and for each file of code, that differs.
 
-    Of an adapter, which brings neither code nor settings, the vocabulary alone.
+    An adapter has neither code nor settings, so only its vocabulary is compared.
     """
-    lines, has_adapter = [], any(is_adapter(path) for path in (first, second))
+    lines: list[str] = []
+    has_adapter = any(is_adapter(path) for path in (first, second))
     for name in () if has_adapter else JSON_FILES:
         one, other = (loading.read_json(path, name) for path in (first, second))
         if one is None or other is None:
@@ -182,6 +199,6 @@ def different_files(first, second):
     return lines + ["qwen.tiktoken: differs"] * (tokens[0] != tokens[1])
 
 
-def digest(file):
-    """sha256 of a file's bytes, or None for no file."""
+def digest(file: str | Path | None) -> str | None:
+    """Return the sha256 of a file's bytes, None if there is no file."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

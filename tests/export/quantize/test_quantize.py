@@ -223,7 +223,7 @@ def test_what_cannot_be_quantised_is_one_error(make_checkpoint, tmp_path, monkey
 
 
 def test_neither_adapters_nor_quantised_models_are_quantised(make_int4_checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="is quantised already"):
+    with pytest.raises(ValueError, match="is quantized already"):
         quantize_quantize.open_float(make_int4_checkpoint())
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="merge it first"):
