@@ -2,7 +2,7 @@
 
 How fast the data path is, as ratios measured side by side in one run: useful tokens a second of a training step when
 samples are packed, grouped by length, padded to their batch or padded to model_max_length; encoding against a bare
-loop over the tokenizer; a start from the tokenised cache against tokenising; `qwen-vl data check`. Without --model a
+loop over the tokenizer; a start from the tokenized cache against tokenizing; `qwen-vl data check`. Without --model a
 tiny one is made. Needs the extra `demo`.
 """
 
@@ -177,7 +177,7 @@ def data_table(folder, tokenizer, args):
     tasks = {
         "tokenizer alone": lambda: [tokenizer.encode_message(text) for text in texts],
         "chatml.encode": lambda: [encode(record, tokenizer) for record in records],
-        "read and tokenise": lambda: ConversationDataset(conversations.read(path), tokenizer, options),
+        "read and tokenize": lambda: ConversationDataset(conversations.read(path), tokenizer, options),
         "start from the cache": lambda: tokenized_cache.cached(path, tokenizer, options, folder=entries),
         "check, pictures opened": lambda: check.file(path),
     }
@@ -186,7 +186,7 @@ def data_table(folder, tokenizer, args):
     rows = [(name, f"{value:.3f}", f"{len(records) / value:,.0f}") for name, value in seconds.items()]
     yield markdown_table(("task", "seconds", "conversations/s"), rows)
     encoding = seconds["chatml.encode"] / seconds["tokenizer alone"]
-    start = seconds["read and tokenise"] / seconds["start from the cache"]
+    start = seconds["read and tokenize"] / seconds["start from the cache"]
     yield f"\nEncoding takes {encoding:.2f}x the time of the tokenizer alone; the cache starts {start:.0f}x faster."
 
 

@@ -320,7 +320,7 @@ def memory_table(models, path, args):
 
 
 def start_table(name, folder, args):
-    """Rows (samples, seconds to read and tokenise, seconds from the cache, MiB of memory that the latter takes)."""
+    """Rows (samples, seconds to read and tokenize, seconds from the cache, MiB of memory that the latter takes)."""
     tokenizer = loading.load_tokenizer(name)
     gc.collect()  # or the models of before are freed in the middle of a start
     for count in args.starts:
@@ -363,7 +363,7 @@ def draw(results, path):
     middle.set(title="peak memory, MiB", ylim=(0, 1.35 * max(row[2] for row in results["memory"])))
     middle.legend(fontsize=8, loc="upper center")
     counts = [row[0] for row in results["start"]]
-    right.loglog(counts, [row[1] for row in results["start"]], "o-", label="read and tokenise, s")
+    right.loglog(counts, [row[1] for row in results["start"]], "o-", label="read and tokenize, s")
     right.loglog(counts, [row[2] for row in results["start"]], "o-", label="from the cache, s")
     right.set(title="start, by samples")
     right.legend(fontsize=8)
@@ -404,7 +404,7 @@ def markdown(results, args):
         f"Second epoch from the vision cache: {gain:.2f}x the tokens a second (LoRA; the tower takes {reached:.2f} "
         f"times the operations of the decoder, {wanted:.2f} in the published model at 384 tokens).\n",
         "Start, and the memory that the samples take when they are opened from the cache.\n",
-        *table(["samples", "read and tokenise, s", "from the cache, s", "MiB"], starts),
+        *table(["samples", "read and tokenize, s", "from the cache, s", "MiB"], starts),
     ])  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def main(argv=None):
     add = parser.add_argument
     add("--model", help="chat checkpoint for LoRA and full training; without it random ones are made")
     add("--base", help="base checkpoint, whose LoRA trains wte and lm_head as well")
-    add("--int4", help="quantised checkpoint for Q-LoRA")
+    add("--int4", help="quantized checkpoint for Q-LoRA")
     add("--config", default=CONFIG, help="configuration of the random models (default: %(default)s)")
     add("--ways", nargs="+", choices=WAYS, default=WAYS[1:], help="rows of the table (default: the three published)")
     add("--lengths", type=int, nargs="+", default=planner.LENGTHS, help="tokens (default: 384 512 1024 2048)")

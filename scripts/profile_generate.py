@@ -34,7 +34,7 @@ from qwen_vl.training.monitor import flops
 from qwen_vl.training.monitor.throughput import peak_memory
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/model/benchmark.json"
-QUESTIONS = ("What is in the picture?", "And the colours?", "Where is the largest part?", "Thank you. Anything else?")
+QUESTIONS = ("What is in the picture?", "And the colors?", "Where is the largest part?", "Thank you. Anything else?")
 PUBLISHED = {"bf16": "28.87 / 24.32 tokens/s, 22.60 / 28.01 GB", "Int4": "37.79 / 34.34 tokens/s, 11.82 / 17.23 GB"}
 
 

@@ -65,7 +65,7 @@ def check_whole(model: nn.Module, modules_to_save: Sequence[str], kind: str | No
     packed = quantization.packed_paths(model, kind)
     whole = [name for name in modules_to_save if any(f".{path}.".find(f".{name}.") >= 0 for path in packed)]
     if whole:
-        raise ValueError(f"--modules_to_save {' '.join(whole)}: quantised weights cannot train; train adapters on them")
+        raise ValueError(f"--modules_to_save {' '.join(whole)}: quantized weights cannot train; train adapters on them")
 
 
 def lost_names(
@@ -159,17 +159,17 @@ def check_base(
         )
     if kind and in_parts:
         problems.append(
-            f"ZeRO-3 and FSDP divide weights among processes, and quantised layers ({kind}) cannot be divided; use "
+            f"ZeRO-3 and FSDP divide weights among processes, and quantized layers ({kind}) cannot be divided; use "
             "ZeRO-2 (configs/deepspeed/zero2.json) or neither of them: Int4 weights are small enough for each GPU"
         )
     if kind and recast:
         problems.append(
-            f"--fp16_full_eval and --bf16_full_eval cast all weights, and quantised ones ({kind}) would be others "
+            f"--fp16_full_eval and --bf16_full_eval cast all weights, and quantized ones ({kind}) would be others "
             "after that; leave them out"
         )
     if kind and not lora:
         problems.append(
-            f"full fine-tuning cannot train quantised weights ({kind}); add --q_lora to train adapters on them, "
+            f"full fine-tuning cannot train quantized weights ({kind}); add --q_lora to train adapters on them, "
             "or give the float checkpoint"
         )
     if kind in ("gptq", "int8") and use_dora:
@@ -177,7 +177,7 @@ def check_base(
         problems.append(f"--use_dora reads the base weights, which {layer}; use --use_rslora, or nf4")
     if kind and start in OF_BASE_WEIGHTS:
         problems.append(
-            f"--init_lora_weights {start} changes the base weights, which cannot be done to quantised ones "
+            f"--init_lora_weights {start} changes the base weights, which cannot be done to quantized ones "
             f"({kind}); leave it out, or train on the float checkpoint without --q_lora"
         )
     if kind == "gptq" and bias != "none":

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
     stored = quantization.kind_of(config, args.model)
     if stored and args.method != "qlora":
-        raise ValueError(f"{args.model}: its weights are quantised; plan --method qlora, or another checkpoint")
+        raise ValueError(f"{args.model}: its weights are quantized; plan --method qlora, or another checkpoint")
     asked = memory_model.Setup(
         method=args.method,
         packing=stored or ("gptq" if args.model is None else "nf4"),

@@ -25,10 +25,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return Normalise.apply(hidden, self.epsilon) * self.weight
+        return Normalize.apply(hidden, self.epsilon) * self.weight
 
 
-class Normalise(torch.autograd.Function):
+class Normalize(torch.autograd.Function):
     """Division of each vector [.., hidden] by its root mean square, in float32, cast back.
 
     For training memory: the backward pass keeps the input and one number per vector, not their float32 versions.

@@ -223,7 +223,7 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
         top = 2**bits - 1
         levels = np.rint(np.arange(2**16) * (255 / top)).clip(0, 255).astype(np.uint8)[values]
         dark = f"; dark, as nothing in it is above {highest:.0f} of {top}" if highest * 255 < DIM * top else ""
-        scaled = f"{bits}-bit grey: scaled to 8 bits{dark}"
+        scaled = f"{bits}-bit gray: scaled to 8 bits{dark}"
     else:
         is_float, within = picture.mode == "F", lowest >= 0 and highest <= 255
         if within and finite.size == values.size and (not is_float or highest >= DIM):
@@ -231,7 +231,7 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
         low, high = min(lowest, 0.0), 1.0 if is_float and within and highest <= 1 else highest
         values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
         levels = np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-        scaled = f"{'float' if is_float else '32-bit'} grey: {low:g} .. {high:g} scaled to 8 bits"
+        scaled = f"{'float' if is_float else '32-bit'} gray: {low:g} .. {high:g} scaled to 8 bits"
     picture, info = Image.fromarray(levels), picture.info
     picture.info = {key: value for key, value in info.items() if key != "transparency"} | {SCALED: scaled}
     return picture

@@ -163,7 +163,7 @@ def test_new_tokens_on_a_base_in_half_precision(make_checkpoint, tmp_path, dtype
 
 
 def test_new_tokens_all_the_way(make_checkpoint, tmp_path, capsys):
-    """Resumed, continued, verified against the merged model, answered with, quantised."""
+    """Resumed, continued, verified against the merged model, answered with, quantized."""
     saving_each = {"save_strategy": "steps", "save_steps": 1}
     first = train(make_checkpoint(), tmp_path / "first", "--use_lora", *NEW, **saving_each)
     resume = {"resume_from_checkpoint": first / "checkpoint-1", **saving_each}

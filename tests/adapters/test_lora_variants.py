@@ -114,9 +114,9 @@ def test_a_start_from_the_base_needs_whole_float_weights(kind):
 
 
 @pytest.mark.parametrize("kind", ["gptq", "nf4", "int8"])
-def test_quantised_weights_are_not_divided_among_processes(kind):
+def test_quantized_weights_are_not_divided_among_processes(kind):
     lora_targets.check_base(kind, lora=True)
-    with pytest.raises(ValueError, match=rf"quantised layers \({kind}\) cannot be divided; use ZeRO-2"):
+    with pytest.raises(ValueError, match=rf"quantized layers \({kind}\) cannot be divided; use ZeRO-2"):
         lora_targets.check_base(kind, lora=True, in_parts=True)
 
 

@@ -1,4 +1,4 @@
-"""Quantised checkpoints into memory: the published Int4 layout bit by bit, and what bitsandbytes makes of floats."""
+"""Quantized checkpoints into memory: the published Int4 layout bit by bit, and what bitsandbytes makes of floats."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_weights_are_what_the_layout_says_bit_by_bit(int4):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_int4_computes_what_its_dequantised_twin_does(make_checkpoint, make_int4_checkpoint, dtype):
+def test_int4_computes_what_its_dequantized_twin_does(make_checkpoint, make_int4_checkpoint, dtype):
     twin = float_twin(
         make_checkpoint(), lambda weight: quantized.dequantized(*quantized.rounded(weight)).half().float()
     )
@@ -138,7 +138,7 @@ def test_a_damaged_int4_checkpoint_is_refused(int4, damage, said):
 @pytest.mark.parametrize(
     "changes", [{"quant_method": "awq"}, {"bits": 5}, {"quant_method": "bitsandbytes"}], ids=lambda c: str(*c.values())
 )
-def test_a_quantisation_that_cannot_be_read_is_refused_by_its_config(int4, changes):
+def test_a_quantization_that_cannot_be_read_is_refused_by_its_config(int4, changes):
     config = json.loads((int4 / "config.json").read_text())
     config["quantization_config"] |= changes
     (int4 / "config.json").write_text(json.dumps(config))
@@ -155,7 +155,7 @@ def test_missing_packages_are_named(make_int4_checkpoint, make_checkpoint, monke
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("nf4", 0.1), ("int8", 0.05)])
-def test_float_weights_are_quantised_while_loading(make_checkpoint, kind, tolerance, tmp_path):
+def test_float_weights_are_quantized_while_loading(make_checkpoint, kind, tolerance, tmp_path):
     """The decoder's linears alone; saved and loaded again they are the same."""
     plain = loading.load_model(make_checkpoint())
     model = loading.load_model(make_checkpoint(), quantization=kind)
@@ -172,6 +172,6 @@ def test_float_weights_are_quantised_while_loading(make_checkpoint, kind, tolera
     assert torch.equal(logits(again), logits(model))
 
 
-def test_stored_and_requested_quantisation_must_agree(make_int4_checkpoint):
+def test_stored_and_requested_quantization_must_agree(make_int4_checkpoint):
     with pytest.raises(ValueError, match=r"is quantized already \(GPTQ with 4 bits\)"):
         loading.load_model(make_int4_checkpoint(), quantization="nf4")

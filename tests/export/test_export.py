@@ -1,4 +1,4 @@
-"""Adapters of quantised bases, model cards, and `qwen-vl export`."""
+"""Adapters of quantized bases, model cards, and `qwen-vl export`."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def adapter_on(base, folder, **recorded):
     return folder
 
 
-def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantised_weights(
+def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantized_weights(
     make_checkpoint, make_int4_checkpoint, tmp_path, capsys
 ):
     adapter = adapter_on(make_int4_checkpoint(), tmp_path / "adapter")
@@ -49,14 +49,14 @@ def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantised_weight
     assert "quantization_config" not in config and config["dtype"] == "float32"
 
 
-def test_an_adapter_on_weights_that_loading_quantised(make_checkpoint, tmp_path):
+def test_an_adapter_on_weights_that_loading_quantized(make_checkpoint, tmp_path):
     adapter = adapter_on(make_checkpoint(), tmp_path / "adapter", quantization="nf4")
     done = export_merge.merge(adapter, output_dir=tmp_path / "merged")
     assert done.difference.largest < 1e-5 < 1e-3 < done.change_of_base.largest
 
 
 @pytest.mark.parametrize(
-    ("quantised", "flags", "said"),
+    ("quantized", "flags", "said"),
     [
         (True, ["--onto", "INT4"], "is quantized, too"),
         (True, ["--onto", "FLOAT", "--dequantize"], "give one of them"),
@@ -64,10 +64,10 @@ def test_an_adapter_on_weights_that_loading_quantised(make_checkpoint, tmp_path)
     ],
 )
 def test_a_base_that_does_not_go_is_one_error(
-    make_checkpoint, make_int4_checkpoint, tmp_path, capsys, quantised, flags, said
+    make_checkpoint, make_int4_checkpoint, tmp_path, capsys, quantized, flags, said
 ):
     names = {"INT4": str(make_int4_checkpoint()), "FLOAT": str(make_checkpoint())}
-    adapter = adapter_on(names["INT4" if quantised else "FLOAT"], tmp_path / "adapter")
+    adapter = adapter_on(names["INT4" if quantized else "FLOAT"], tmp_path / "adapter")
     with pytest.raises(SystemExit) as ended:
         run(merge.main, [str(adapter), str(tmp_path / "out"), *[names.get(flag, flag) for flag in flags]])
     lines = capsys.readouterr().err.splitlines()

@@ -27,7 +27,7 @@ def rgb(color):
 
 
 def is_color(picture, color):
-    """Boolean array [height, width]: where the picture has exactly this colour."""
+    """Boolean array [height, width]: where the picture has exactly this color."""
     return (np.asarray(picture) == rgb(color)).all(axis=-1)
 
 
@@ -59,7 +59,7 @@ def test_label_stays_inside_the_picture_and_grows_with_it(no_system_font):
         label = is_color(drawn, COLORS[0])[:, size[0] // 3]  # left of the box there is only the label
         heights.append(int(label.sum()))
         assert label[0] and heights[-1] < size[1] / 2
-        assert is_color(drawn, "#ffffff").any(), "the text is white on the colour"
+        assert is_color(drawn, "#ffffff").any(), "the text is white on the color"
     assert heights == sorted(set(heights))
 
 

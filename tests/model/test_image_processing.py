@@ -53,7 +53,7 @@ def test_pixels_equal_the_reference_bit_for_bit(golden, in_golden_dir):
         values = pixels(open_picture(f"images/{name}"), 448)
         assert values.dtype == torch.float32 and values.shape == (3, 448, 448)
         if expected["mode"].startswith("I;16"):
-            continue  # Difference: grey of 16 bits is scaled to 8 and not cut off, so it does not become white
+            continue  # Difference: gray of 16 bits is scaled to 8 and not cut off, so it does not become white
         assert values.flatten()[:8].tolist() == expected["first8"], name
         assert hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest() == expected["float_sha256"], name
 
@@ -93,9 +93,9 @@ def test_the_order_of_the_resize_passes_does_not_depend_on_pillow():
 
 
 def test_local_pictures_are_looked_for_in_order(tmp_path, monkeypatch):
-    for folder, colour in (("first", (1, 1, 1)), ("second", (2, 2, 2)), ("here", (3, 3, 3))):
+    for folder, color in (("first", (1, 1, 1)), ("second", (2, 2, 2)), ("here", (3, 3, 3))):
         (tmp_path / folder).mkdir()
-        Image.new("RGB", (2, 2), colour).save(tmp_path / folder / "图 1.png")
+        Image.new("RGB", (2, 2), color).save(tmp_path / folder / "图 1.png")
     monkeypatch.chdir(tmp_path / "here")
     dirs = [tmp_path / "none", tmp_path / "first", str(tmp_path / "second")]
 
@@ -122,13 +122,13 @@ def test_in_memory_pictures_lose_alpha_and_are_left_alone():
     assert source.info["transparency"] == b"\0"
 
 
-# ---- grey of more than 8 bits ----
+# ---- gray of more than 8 bits ----
 
-GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def tiff(values, size, bits, sample_format):
-    """The bytes of a grey TIFF file of one strip; sample_format 1 is unsigned, 2 signed, 3 float, None not said."""
+    """The bytes of a gray TIFF file of one strip; sample_format 1 is unsigned, 2 signed, 3 float, None not said."""
     data, (width, height) = values.tobytes(), size
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
     tags += [(279, len(data))] + ([(339, sample_format)] if sample_format else [])
@@ -144,48 +144,48 @@ def saved(values, kind):
 
 def big_endian(mode):
     """A picture in memory whose levels of 16 bits have the byte order of a mode."""
-    return Image.frombytes(mode, (16, 16), (GREY.astype(np.uint16) * 257).astype("<u2" if mode[-1] == "L" else ">u2"))
+    return Image.frombytes(mode, (16, 16), (GRAY.astype(np.uint16) * 257).astype("<u2" if mode[-1] == "L" else ">u2"))
 
 
 @pytest.mark.parametrize(
     ("picture", "scaled"),
     [
-        (saved(GREY * np.uint16(257), "PNG"), "16-bit"),
-        (saved(GREY * np.uint16(257), "TIFF"), "16-bit"),
-        (b"P5 16 16 65535\n" + (GREY.astype(">u2") * 257).tobytes(), "16-bit"),
-        (Image.fromarray(GREY * np.uint16(257)), "16-bit"),
+        (saved(GRAY * np.uint16(257), "PNG"), "16-bit"),
+        (saved(GRAY * np.uint16(257), "TIFF"), "16-bit"),
+        (b"P5 16 16 65535\n" + (GRAY.astype(">u2") * 257).tobytes(), "16-bit"),
+        (Image.fromarray(GRAY * np.uint16(257)), "16-bit"),
         (big_endian("I;16B"), "16-bit"),
         (big_endian("I;16L"), "16-bit"),
-        (saved(GREY.astype(np.int32) * 1000, "TIFF"), "32-bit grey: 0 .. 255000"),
-        (saved(GREY.astype(np.int32) * 257 - 9999, "TIFF"), "32-bit grey: -9999 .. 55536"),
-        (tiff(GREY.astype("<u4") * 16843009, (16, 16), 32, 1), "32-bit grey: 0 .. 4.29497e+09"),
-        (tiff(GREY.astype("<u4") * 16843009, (16, 16), 32, None), "32-bit grey: 0 .. 4.29497e+09"),
-        (tiff(GREY.astype("<i2") * 128, (16, 16), 16, 2), "32-bit grey: 0 .. 32640"),
-        (saved(GREY.astype(np.float32) / 255, "TIFF"), "float grey: 0 .. 1"),
-        (saved(GREY.astype(np.float32) / 255 * 2 - 1, "TIFF"), "float grey: -1 .. 1"),
-        (saved(GREY.astype(np.float32) / 255 * 1.2, "TIFF"), "float grey: 0 .. 1.2"),
-        (saved(GREY.astype(np.float32) * 1e36, "TIFF"), "float grey: 0 .. 2.55e+38"),
-        (saved(GREY.astype(np.float32), "TIFF"), None),
-        (saved(GREY.astype(np.int32), "TIFF"), None),
-        (Image.fromarray(GREY).convert("I"), None),
-        (saved(GREY, "PNG"), None),
+        (saved(GRAY.astype(np.int32) * 1000, "TIFF"), "32-bit gray: 0 .. 255000"),
+        (saved(GRAY.astype(np.int32) * 257 - 9999, "TIFF"), "32-bit gray: -9999 .. 55536"),
+        (tiff(GRAY.astype("<u4") * 16843009, (16, 16), 32, 1), "32-bit gray: 0 .. 4.29497e+09"),
+        (tiff(GRAY.astype("<u4") * 16843009, (16, 16), 32, None), "32-bit gray: 0 .. 4.29497e+09"),
+        (tiff(GRAY.astype("<i2") * 128, (16, 16), 16, 2), "32-bit gray: 0 .. 32640"),
+        (saved(GRAY.astype(np.float32) / 255, "TIFF"), "float gray: 0 .. 1"),
+        (saved(GRAY.astype(np.float32) / 255 * 2 - 1, "TIFF"), "float gray: -1 .. 1"),
+        (saved(GRAY.astype(np.float32) / 255 * 1.2, "TIFF"), "float gray: 0 .. 1.2"),
+        (saved(GRAY.astype(np.float32) * 1e36, "TIFF"), "float gray: 0 .. 2.55e+38"),
+        (saved(GRAY.astype(np.float32), "TIFF"), None),
+        (saved(GRAY.astype(np.int32), "TIFF"), None),
+        (Image.fromarray(GRAY).convert("I"), None),
+        (saved(GRAY, "PNG"), None),
     ],
     ids=range(19),
 )
-def test_grey_of_more_than_8_bits_is_scaled(picture, scaled):
+def test_gray_of_more_than_8_bits_is_scaled(picture, scaled):
     """Difference: the original cuts it off at 255, so that it is white, or black where it is float."""
     if isinstance(picture, bytes):
         picture = "data:image/x;base64," + base64.b64encode(picture).decode()
     seen = open_picture(picture)
-    assert seen.mode == "RGB" and np.array_equal(np.asarray(seen), np.repeat(GREY[..., None], 3, axis=2))
+    assert seen.mode == "RGB" and np.array_equal(np.asarray(seen), np.repeat(GRAY[..., None], 3, axis=2))
     assert (scaled is None) == ("scaled" not in seen.info)
     assert scaled is None or seen.info["scaled"].startswith(scaled)
     if isinstance(picture, Image.Image):
-        assert torch.equal(pixels(picture, 8), pixels(Image.fromarray(GREY), 8)) and "scaled" not in picture.info
+        assert torch.equal(pixels(picture, 8), pixels(Image.fromarray(GRAY), 8)) and "scaled" not in picture.info
         assert torch.equal(QWenImageProcessor(8)(picture).pixel_values[0], pixels(seen, 8))
 
 
-def test_grey_without_a_usable_range():
+def test_gray_without_a_usable_range():
     def levels(*values):
         seen = open_picture(Image.fromarray(np.array([values], dtype=np.float32)))
         return np.asarray(seen)[0, :, 0].tolist(), seen.info["scaled"]
@@ -202,12 +202,12 @@ def test_grey_without_a_usable_range():
     assert np.asarray(seen)[0, :, 0].tolist() == [255, 8] and seen.info["scaled"].startswith("12-bit")
 
 
-def test_colour_of_16_bits_keeps_its_high_byte(tmp_path):
-    """As Pillow reads it: 16-bit colour was never cut off."""
-    colour = np.stack([GREY, GREY[::-1], GREY.T], axis=2)
-    wide = b"P6 16 16 65535\n" + (colour.astype(">u2") * 257).tobytes()
+def test_color_of_16_bits_keeps_its_high_byte(tmp_path):
+    """As Pillow reads it: 16-bit color was never cut off."""
+    color = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=2)
+    wide = b"P6 16 16 65535\n" + (color.astype(">u2") * 257).tobytes()
     seen = open_picture("data:;base64," + base64.b64encode(wide).decode())
-    assert np.array_equal(np.asarray(seen), colour) and "scaled" not in seen.info
+    assert np.array_equal(np.asarray(seen), color) and "scaled" not in seen.info
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"])

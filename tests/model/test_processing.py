@@ -19,7 +19,7 @@ from qwen_vl.model.processing_qwen import QWenProcessor
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 SPAN, SIZE = 16, 16
-RED, BLUE = (Image.new("RGB", (9, 7), colour) for colour in ("red", "blue"))
+RED, BLUE = (Image.new("RGB", (9, 7), color) for color in ("red", "blue"))
 
 
 @pytest.fixture(scope="module")

@@ -285,7 +285,7 @@ def test_references_keep_the_spelling_of_the_disk_and_ids_carry_nfc(tokenizer):
     assert ids == [32, *span(tokenizer, "사진é.png"), *span(tokenizer, "b"), 963]
 
 
-def test_a_tag_that_normalisation_destroys_is_no_tag(tokenizer):
+def test_a_tag_that_normalization_destroys_is_no_tag(tokenizer):
     """'>' and U+0338 compose to one character, so the text holds no closing tag after NFC."""
     with pytest.raises(ValueError, match="unclosed <img> at character 2"):
         tokenizer.encode_message("a <img>b</img>\u0338")

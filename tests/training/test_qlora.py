@@ -1,4 +1,4 @@
-"""Q-LoRA: adapters on quantised weights train as on float ones, are saved, continued and answered with."""
+"""Q-LoRA: adapters on quantized weights train as on float ones, are saved, continued and answered with."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def evaluation_loss(model, out, *flags, **settings):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_on_quantised_weights_learns_is_continued_and_answers(base_for, tmp_path, kind):
+def test_an_adapter_on_quantized_weights_learns_is_continued_and_answers(base_for, tmp_path, kind):
     flags = ("--q_lora", *KINDS[kind])
     loss, out = evaluation_loss(base_for(kind), tmp_path / "first" / "out", *flags, **RATE)
     losses = runs.losses(out)
@@ -94,13 +94,13 @@ def test_the_table_counts_the_weights_that_packed_ones_stand_for(base_for, tmp_p
 
 
 REFUSED = {
-    "full": ([], "full fine-tuning cannot train quantised weights (gptq); add --q_lora"),
+    "full": ([], "full fine-tuning cannot train quantized weights (gptq); add --q_lora"),
     "DoRA": (["--q_lora", "--use_dora"], "--use_dora reads the base weights, which a GPTQ layer has not"),
     "PiSSA": (["--q_lora", "--init_lora_weights", "pissa"], "changes the base weights, which cannot be done"),
     "biases": (["--q_lora", "--lora_bias", "all"], "--lora_bias all: biases of GPTQ layers cannot train"),
-    "casts": (["--q_lora", "--bf16_full_eval"], "cast all weights, and quantised ones (gptq) would be others"),
+    "casts": (["--q_lora", "--bf16_full_eval"], "cast all weights, and quantized ones (gptq) would be others"),
     "nf4": (["--q_lora", "--quantization", "nf4"], "is quantized already (GPTQ with 4 bits)"),
-    "whole": (["--q_lora", "--modules_to_save", "w1"], "--modules_to_save w1: quantised weights cannot train"),
+    "whole": (["--q_lora", "--modules_to_save", "w1"], "--modules_to_save w1: quantized weights cannot train"),
     "name": (["--q_lora", "--lora_target_modules", "q_proj"], "--lora_target_modules q_proj: matches nothing"),
 }
 
@@ -118,9 +118,9 @@ def test_what_cannot_be_done_to_int4_is_refused_before_it_is_loaded(make_int4_ch
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--modules_to_save", "wte", "mlp"], "--modules_to_save mlp: quantised weights cannot train"),
-        (["--modules_to_save", "h.1"], "--modules_to_save h.1: quantised weights cannot train"),
-        (["--quantization", "int8", "--modules_to_save", "w1"], "--modules_to_save w1: quantised weights cannot"),
+        (["--modules_to_save", "wte", "mlp"], "--modules_to_save mlp: quantized weights cannot train"),
+        (["--modules_to_save", "h.1"], "--modules_to_save h.1: quantized weights cannot train"),
+        (["--quantization", "int8", "--modules_to_save", "w1"], "--modules_to_save w1: quantized weights cannot"),
         (["--quantization", "int8", "--use_dora"], "--use_dora reads the base weights"),
     ],
     ids=str,

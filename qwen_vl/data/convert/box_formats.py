@@ -1,7 +1,10 @@
-"""Formats that are boxes in pixels (COCO detection, RefCOCO-style), to ours and back. The box rule is in `boxes`."""
+"""Formats with boxes in pixels (COCO detection, RefCOCO-style), to ours and back. `boxes` converts the coordinates."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from PIL import Image
 
@@ -18,14 +21,19 @@ PROMPTS = {"coco": "Draw a box around every {phrase}.", "refcoco": "Draw a box a
 NAME_KEYS = ("file_name", "image", "img_name", "image_path")
 SENTENCE_KEYS = ("sentences", "sentence", "expressions", "expression", "caption")
 
+Box = tuple[int, ...]  # on the grid
+Entries = dict[int | str, dict[str, Any]]  # id: entry of a list of COCO's object
+Placed = tuple[str, dict[str, Any]]  # (place, our record)
+Errors = list[tuple[str, FieldError]]  # (place, error)
+
 
 class Sizes:
-    """(width, height) of pictures, from the header of a file alone; each is looked at once."""
+    """The sizes of images, (width, height) in pixels. Only the header of a local file is read; sizes are cached."""
 
-    def __init__(self, folders):
+    def __init__(self, folders: Sequence[str]) -> None:
         self.folders, self.of = folders, cache(self._of)
 
-    def _of(self, reference):
+    def _of(self, reference: str) -> tuple[int, int]:
         try:
             path = find_picture(reference, self.folders) if is_local(reference) else None
             if path is None:
@@ -39,11 +47,17 @@ class Sizes:
 # ---- to ours --------------------------------------------------------------------------------------------------------
 
 
-def from_coco(path, sizes, notes, prompt=None):
-    """Yields (place, our record or FieldError): one conversation for each picture and category in it."""
+def from_coco(
+    path: str | os.PathLike, sizes: Sizes, notes: Counter[str], prompt: str | None = None
+) -> Iterator[tuple[str, dict[str, Any] | FieldError]]:
+    """Yield (place, our record or FieldError): one conversation for each image and category in it.
+
+    Raises DataError if the file as a whole is not COCO's object.
+    """
     content = _json_object(path, ("images", "annotations", "categories"))
     names = {key: category.get("name") for key, category in _by_id(path, content, "categories").items()}
-    images, found = _by_id(path, content, "images"), {}
+    images = _by_id(path, content, "images")
+    found: dict[int | str, dict[str, list[tuple[str, Box]]]] = {}  # image id: {category: [(place, box), ..]}
     for index, annotation in enumerate(content["annotations"]):
         place = f".annotations[{index}]"
         try:
@@ -69,10 +83,17 @@ def from_coco(path, sizes, notes, prompt=None):
             yield boxes[0][0], _conversation(name, _name(image), category, [box for _, box in boxes], "coco", prompt)
 
 
-def from_refcoco(path, sizes, notes, prompt=None, box_format="xywh"):
-    """Yields (place, our record or FieldError): one conversation for each sentence.
+def from_refcoco(
+    path: str | os.PathLike,
+    sizes: Sizes,
+    notes: Counter[str],
+    prompt: str | None = None,
+    box_format: str = "xywh",
+) -> Iterator[tuple[str, dict[str, Any] | FieldError]]:
+    """Yield (place, our record or FieldError): one conversation for each sentence.
 
-    The file: records with a picture, a box and sentences; or the object that joins `refs` with COCO's annotations.
+    The file holds records with an image, a box and sentences, or one object with `refs` and COCO's annotations.
+    Raises DataError if the file as a whole cannot be used.
     """
     for number, (place, record) in enumerate(_refs(path)):
         if isinstance(record, FieldError):
@@ -95,17 +116,20 @@ def from_refcoco(path, sizes, notes, prompt=None, box_format="xywh"):
             yield place, _conversation(own, picture, sentence, [box], "refcoco", prompt)
 
 
-def _conversation(name, picture, phrase, boxes, form, prompt):
+def _conversation(
+    name: str, picture: str, phrase: str, boxes: Sequence[Box], form: str, prompt: str | None
+) -> dict[str, Any]:
     question = (prompt or PROMPTS[form]).replace("{phrase}", phrase)
     answer = f"<ref>{phrase}</ref>" + "".join(box_text(box) for box in boxes)
     turns = [("user", f"Picture 1: <img>{picture}</img>\n{question}"), ("assistant", answer)]
     return {"id": name, "conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
-def _json_object(path, keys):
+def _json_object(path: str | os.PathLike, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON object of a file; raise DataError unless it has a list of objects under each of `keys`."""
     if form_of(path) != "text":
         raise DataError(f"{path}: a table; COCO's annotations are one JSON object")
-    content = read_json(path)
+    content: Any = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise DataError(f"{path}: no list under {', '.join(map(repr, missing))}; give an object with them")
@@ -117,16 +141,16 @@ def _json_object(path, keys):
     return content
 
 
-def _by_id(path, content, key):
-    """{id: entry} of a list of COCO's object."""
+def _by_id(path: str | os.PathLike, content: Mapping[str, Any], key: str) -> Entries:
+    """Return {id: entry} of a list of COCO's object; raise DataError if an id is neither an integer nor a string."""
     for index, entry in enumerate(content[key]):
         if isinstance(entry.get("id"), bool) or not isinstance(entry.get("id"), str | int):
             raise DataError(f"{path}.{key}[{index}].id: {shown(entry.get('id'))}; use a whole number")
     return {entry["id"]: entry for entry in content[key]}
 
 
-def _known(record, key, table):
-    """What the table has under the record's key."""
+def _known(record: Mapping[str, Any], key: str, table: Mapping[Any, Any]) -> Any:
+    """Return the table's entry for the id that the record has under `key`; raise FieldError if there is none."""
     try:
         found = table.get(record.get(key))
     except TypeError:  # a list cannot be looked up
@@ -136,16 +160,20 @@ def _known(record, key, table):
     return found
 
 
-def _name(record):
-    """The file name of a record's picture."""
+def _name(record: Mapping[str, Any]) -> str:
+    """Return the file name of a record's image; raise FieldError if it has none."""
     key = next((key for key in NAME_KEYS if key in record), NAME_KEYS[0])
     if not isinstance(record.get(key), str) or not record[key]:
         raise FieldError(key, f"{shown(record.get(key))}; use the path of the picture")
     return record[key]
 
 
-def _to_grid(values, box_format, record, sizes):
-    """The box on the grid; the picture's size is the record's, or read from the picture."""
+def _to_grid(values: object, box_format: str, record: Mapping[str, Any], sizes: Sizes) -> Box:
+    """Return a box in pixels as a box on the grid.
+
+    values: the record's bbox. The image's size is taken from the record, or else read from the image file.
+    Raises FieldError for a box without area or outside the image, and for a size that is wrong or cannot be read.
+    """
     if not isinstance(values, list) or len(values) != 4 or not all(_is_number(value) for value in values):
         raise FieldError("bbox", f"{shown(values)}; use four numbers")
     x1, y1, third, fourth = values
@@ -163,17 +191,21 @@ def _to_grid(values, box_format, record, sizes):
         raise FieldError("bbox", str(error)) from error
 
 
-def _is_number(value):
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
-def _refs(path):
-    """Yields (place, record or FieldError); records are joined where the file is one object with `refs`."""
+def _refs(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    """Yield (place, record or Problem or FieldError).
+
+    If the file is one object with `refs`, each ref is joined with its annotation and image.
+    """
     if not _is_one_object(path):
         yield from entries(path, is_ours=False)
         return
     content = _json_object(path, ("refs", "images", "annotations"))
     images, annotations = (_by_id(path, content, key) for key in ("images", "annotations"))
+    record: dict[str, Any] | FieldError
     for index, ref in enumerate(content["refs"]):
         try:
             record = _joined(ref, images, annotations)
@@ -183,7 +215,7 @@ def _refs(path):
         yield f".refs[{index}]", record
 
 
-def _joined(ref, images, annotations):
+def _joined(ref: Mapping[str, Any], images: Entries, annotations: Entries) -> dict[str, Any]:
     annotation = _known(ref, "ann_id", annotations)
     image = _known(annotation, "image_id", images)
     own = {key: ref[key] for key in ("ref_id", *SENTENCE_KEYS) if key in ref}
@@ -202,8 +234,8 @@ def _is_one_object(path: str | os.PathLike) -> bool:
         return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
 
 
-def _sentences(record):
-    """The phrases of a RefCOCO-style record, each once."""
+def _sentences(record: Mapping[str, Any]) -> list[str]:
+    """Return the phrases of a RefCOCO-style record without duplicates; raise FieldError if there are none."""
     key = next((key for key in SENTENCE_KEYS if key in record), SENTENCE_KEYS[0])
     values = record.get(key)
     values = values if isinstance(values, list) else [values]
@@ -216,12 +248,15 @@ def _sentences(record):
 # ---- and back -------------------------------------------------------------------------------------------------------
 
 
-def found_boxes(record):
-    """[(picture reference, phrase, [box, ..]), ..] of the answers of one of our records; raises FieldError."""
+def found_boxes(record: Mapping[str, Any]) -> list[tuple[str, str, list[Box]]]:
+    """Return [(image reference, phrase, [box, ..]), ..] of the answers of one of our records.
+
+    Raises FieldError for a <quad>, and for a <box> without a phrase or an image before it.
+    """
     turns = record["conversations"]
     parsed = segments(turns)
     references = [piece.text for pieces in parsed for piece in pieces if piece.kind == "img"]
-    found = []
+    found: list[tuple[str, str, list[Box]]] = []
     for index, (turn, pieces) in enumerate(zip(turns, parsed, strict=True)):
         if turn["from"] != "assistant":
             continue
@@ -243,9 +278,12 @@ def found_boxes(record):
     return found
 
 
-def to_coco(records, sizes, notes):
-    """(COCO's object, [(place, FieldError), ..]) of [(place, our record), ..]; equal boxes of a picture count once."""
-    images, categories, annotations, errors = {}, {}, {}, []
+def to_coco(records: Iterable[Placed], sizes: Sizes, notes: Counter[str]) -> tuple[dict[str, Any], Errors]:
+    """Return (COCO's object, [(place, FieldError), ..]); equal boxes of an image and category are written once."""
+    images: dict[str, dict[str, Any]] = {}  # by reference
+    categories: dict[str, dict[str, Any]] = {}  # by phrase
+    annotations: dict[tuple[int, int, Box], list[float]] = {}  # (image id, category id, box on the grid): bbox
+    errors: Errors = []
     for place, record in records:
         try:
             found = [
@@ -279,9 +317,12 @@ def to_coco(records, sizes, notes):
     return {"images": list(images.values()), "annotations": rows, "categories": list(categories.values())}, errors
 
 
-def to_refcoco(records, sizes, notes, box_format="xywh"):
-    """([RefCOCO-style record, ..], [(place, FieldError), ..]): one for each box, with all its phrases."""
-    refs, errors = {}, []
+def to_refcoco(
+    records: Iterable[Placed], sizes: Sizes, notes: Counter[str], box_format: str = "xywh"
+) -> tuple[list[dict[str, Any]], Errors]:
+    """Return ([RefCOCO-style record, ..], [(place, FieldError), ..]): one record for each box, with all its phrases."""
+    refs: dict[tuple[str, Box], dict[str, Any]] = {}  # by (reference, box on the grid)
+    errors: Errors = []
     for place, record in records:
         try:
             found = [
@@ -306,13 +347,14 @@ def to_refcoco(records, sizes, notes, box_format="xywh"):
     return list(refs.values()), errors
 
 
-def _pixels(reference, sizes):
-    """(width, height) of a picture that these formats can name: one in a file of its own."""
+def _pixels(reference: str, sizes: Sizes) -> tuple[int, int]:
+    """Return (width, height) of an image; raise FieldError for a data: URI, which these formats cannot name."""
     if reference[:5].lower() == "data:":
         raise FieldError("conversations", "a data: URI has no file name; save the picture as a file first")
     return sizes.of(reference)
 
 
-def _xywh(box, width, height):
+def _xywh(box: Box, width: float, height: float) -> list[float]:
+    """Return a box on the grid as [x, y, width, height] in pixels, rounded to hundredths."""
     x1, y1, x2, y2 = to_pixels(box, width, height)
     return [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]

@@ -1,12 +1,15 @@
-"""Formats that are turns of text with pictures (LLaVA, ShareGPT, OpenAI, ms-swift, Qwen-VL 2, 3), to ours and back.
+"""Formats with turns of text and images (LLaVA, ShareGPT, OpenAI, ms-swift, Qwen-VL 2, 3), to ours and back.
 
-One reader takes all of them: turns under `conversations` or `messages`; pictures under `image` or `images` with
-<image> in the text, or as parts of the content. They differ in how they are written, and in their boxes.
+One reader reads all of them: turns under `conversations` or `messages`; images under `image` or `images` with
+<image> in the text, or as parts of the content. The formats differ in how they are written and in their boxes.
 """
 
 import base64
 import json
 import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -25,7 +28,7 @@ PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_en
 PICTURE = re.compile(r"(?:Picture [0-9]+: ?)?<img>(.*?)</img>", re.DOTALL)
 
 # What a text of ours must not hold, as the other format would read it: texts of ours have no such markup.
-MEANT = {form: ("<image>",) for form in ("llava", "sharegpt")}
+MEANT: dict[str, tuple[str, ...]] = {form: ("<image>",) for form in ("llava", "sharegpt")}
 MEANT["swift"] = ("<image>", "<ref-object>", "<bbox>")
 MEANT["qwen2vl"] = ("<image>", "<|vision_start|>", "<|image_pad|>")
 MEANT["qwen2vl"] += ("<|object_ref_start|>", "<|box_start|>", "<|quad_start|>")
@@ -38,14 +41,17 @@ JSON_END = re.compile(r"\s*```")
 BOX = r"<box>\([0-9]+,[0-9]+\),\([0-9]+,[0-9]+\)</box>"
 BOXES = re.compile(rf"(?:<ref>[^<]*</ref>)?(?:{BOX})+(?:[,，、;；\s]*(?:<ref>[^<]*</ref>)?(?:{BOX})+)*")
 
+Turn = Mapping[str, Any]  # of ours: {"from", "value"}, perhaps "loss"
+SizeOf = Callable[[str], tuple[int, int]]  # (image reference) -> (width, height)
+
 
 # ---- to ours --------------------------------------------------------------------------------------------------------
 
 
-def to_ours(record, form, notes, size_of):
-    """Our record of one in a chat format; raises FieldError. What is left out is counted in the Counter `notes`.
+def to_ours(record: object, form: str, notes: Counter[str], size_of: SizeOf) -> dict[str, Any]:
+    """Return our record for one in a chat format; raise FieldError if it cannot be converted.
 
-    size_of(reference): (width, height) of a picture, which is asked for where boxes are in pixels.
+    notes: counts what is left out. size_of(reference): (width, height) of an image, called if boxes are in pixels.
     """
     if not isinstance(record, dict):
         raise FieldError("", f"a {kind_of(record)}; use an object with turns")
@@ -70,9 +76,9 @@ def to_ours(record, form, notes, size_of):
 
 
 class _Reader:
-    """Reads the turns of one record and gives each place of a picture its reference."""
+    """A reader of the turns of one record, which replaces each image placeholder with its reference."""
 
-    def __init__(self, record, form, size_of):
+    def __init__(self, record: Mapping[str, Any], form: str, size_of: SizeOf) -> None:
         self.form, self.num_pictures, self.num_taken = form, 0, 0
         self.key = "images" if "images" in record else "image"
         found = record.get(self.key)
@@ -80,8 +86,8 @@ class _Reader:
         self.references = [_reference(f"{self.key}[{index}]", value) for index, value in enumerate(found)]
         self.objects = Objects(record.get("objects"), self.references, size_of)
 
-    def turn(self, where, turn):
-        """Our turn; the role may be "system"."""
+    def turn(self, where: str, turn: object) -> dict[str, Any]:
+        """Return our turn, whose role may be "system"; raise FieldError for another role or a wrong type."""
         if not isinstance(turn, dict):
             raise FieldError(where, f"a {kind_of(turn)}; use an object with a role and a text")
         role_key = "from" if "from" in turn else "role"
@@ -90,20 +96,20 @@ class _Reader:
         if not isinstance(role, str) or role not in ROLES or turn.get("tool_calls"):
             message = f"{shown(role)}; only system, user and assistant turns without tools can be trained on"
             raise FieldError(f"{where}.{role_key}", message)
-        ours = {"from": ROLES[role], "value": self.content(f"{where}.{text_key}", content)}
+        ours: dict[str, Any] = {"from": ROLES[role], "value": self.content(f"{where}.{text_key}", content)}
         if turn.get("weight") == 0 or turn.get("loss") is False:
             ours["loss"] = False
         return ours
 
-    def finish(self):
-        """Raise FieldError for pictures that no text refers to."""
+    def finish(self) -> None:
+        """Raise FieldError if no text refers to some image or box."""
         if self.num_taken < len(self.references):
             message = f"{len(self.references)} pictures, {self.num_taken} <image> in the text; write one for each"
             raise FieldError(self.key, message)
         self.objects.finish()
 
-    def content(self, where, content):
-        """Our text of a content: a string, or a list of parts."""
+    def content(self, where: str, content: object) -> str:
+        """Return our text of a content, which is a string or a list of parts."""
         if isinstance(content, str):
             return self._placed(where, content)
         if not isinstance(content, list):
@@ -118,8 +124,8 @@ class _Reader:
             value += text
         return value
 
-    def _part(self, where, part):
-        """("text" or "picture", our text) of a part of a content."""
+    def _part(self, where: str, part: Any) -> tuple[str, str]:
+        """Return ("text" or "picture", our text) of a part of a content."""
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             return "text", self._placed(f"{where}.text", part["text"])
@@ -131,31 +137,31 @@ class _Reader:
         value = part[key].get("url") if isinstance(part[key], dict) else part[key]
         return "picture", self._picture(_reference(f"{where}.{key}", value))
 
-    def _placed(self, where, text):
-        """The text with our boxes, and with pictures in the place of <image>; one that begins a line ends it, too."""
+    def _placed(self, where: str, text: str) -> str:
+        """Return the text with our boxes, and with images for <image>; an image that begins a line also ends it."""
         text = self.objects.placed(where, _text_to_ours(where, text, self.form))
 
-        def picture(match):
+        def picture(match: re.Match[str]) -> str:
             begins = match.start() == 0 or text[match.start() - 1] == "\n"
             return self._next(where) + "\n" * (begins and text[match.end() : match.end() + 1] not in ("", "\n"))
 
         return PLACEHOLDER.sub(picture, text)
 
-    def _next(self, where):
-        """Our text of the next picture of the record."""
+    def _next(self, where: str) -> str:
+        """Return our text of the next image of the record; raise FieldError if there is none left."""
         self.num_taken += 1
         if self.num_taken > len(self.references):
             message = f"more <image> than the {len(self.references)} pictures under 'image' or 'images'; write one each"
             raise FieldError(where, message)
         return self._picture(self.references[self.num_taken - 1])
 
-    def _picture(self, reference):
+    def _picture(self, reference: str) -> str:
         self.num_pictures += 1
         return f"Picture {self.num_pictures}: <img>{reference}</img>"
 
 
-def _reference(where, value):
-    """A picture reference as ours; file:// becomes a path."""
+def _reference(where: str, value: object) -> str:
+    """Return an image reference as ours: a file:// address as a path, bytes as a data: URI."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # an Image of `datasets`
         return f"data:image/{_image_kind(value['bytes'])};base64,{base64.b64encode(value['bytes']).decode()}"
     if isinstance(value, dict):
@@ -168,19 +174,19 @@ def _reference(where, value):
 
 
 def _image_kind(content: bytes) -> str:
-    """Return the name of a picture's format, from its first bytes."""
+    """Return the name of an image's format, from its first bytes."""
     kinds = {b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
     return next((kind for magic, kind in kinds.items() if content.startswith(magic)), "png")
 
 
-def _text_to_ours(where, text, form):
+def _text_to_ours(where: str, text: str, form: str) -> str:
     if form == "qwen2vl":
         return QWEN2_SPAN.sub(lambda match: _qwen2_span(where, match), text)
     return _from_qwen3(where, text) if form == "qwen3vl" else text
 
 
-def _qwen2_span(where, match):
-    """Our tag for one of Qwen2-VL's."""
+def _qwen2_span(where: str, match: re.Match[str]) -> str:
+    """Return our tag for one of Qwen2-VL's."""
     kind, content = match.groups()
     tag = QWEN2_TAGS[kind]
     if tag == "ref":
@@ -190,8 +196,11 @@ def _qwen2_span(where, match):
     return f"<{tag}>{points}</{tag}>"
 
 
-def _steps(where, values, count):
-    """Coordinates from 0 to 1000, as Qwen2-VL and Qwen3-VL write them, on our grid."""
+def _steps(where: str, values: Sequence[Any], count: int) -> list[int]:
+    """Return coordinates from 0 to 1000, as Qwen2-VL and Qwen3-VL write them, on our grid.
+
+    Raises FieldError unless they are `count` numbers in that range.
+    """
     try:
         steps = [int(float(value)) for value in values]
     except (TypeError, ValueError, OverflowError):
@@ -204,9 +213,10 @@ def _steps(where, values, count):
     return [min(GRID - 1, step) for step in steps]
 
 
-def _from_qwen3(where, text):
-    """The text with <ref> and <box> in the place of JSON with "bbox_2d"."""
-    decoder, parts, position = json.JSONDecoder(), [], 0
+def _from_qwen3(where: str, text: str) -> str:
+    """Return the text with <ref> and <box> in the place of JSON with "bbox_2d"."""
+    parts: list[str] = []
+    decoder, position = json.JSONDecoder(), 0
     while match := JSON_START.search(text, position):
         try:
             content, end = decoder.raw_decode(text, match.end())
@@ -230,7 +240,7 @@ def _from_qwen3(where, text):
     return ours
 
 
-def _qwen3_boxes(where, entries):
+def _qwen3_boxes(where: str, entries: Sequence[dict[str, Any]]) -> str:
     text, last = "", None
     for entry in entries:
         label = entry.get("label")
@@ -248,8 +258,8 @@ def _qwen3_boxes(where, entries):
 # ---- and back -------------------------------------------------------------------------------------------------------
 
 
-def from_ours(record, form):
-    """The record of a chat format for one of ours; raises FieldError for what it cannot hold."""
+def from_ours(record: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """Return the record of a chat format for one of ours; raise FieldError if that format cannot hold it."""
     kept = {name: record[name] for name in ("id", "weight") if name in record}
     turns = [{"from": "system", "value": record["system"]}] if "system" in record else []
     turns += record["conversations"]
@@ -265,9 +275,11 @@ def from_ours(record, form):
     return kept | {"messages": [_message(f"conversations[{i}].value", turn, form) for i, turn in enumerate(turns)]}
 
 
-def _with_placeholders(turns, form):
+def _with_placeholders(turns: Sequence[Turn], form: str) -> dict[str, Any]:
+    """Return {"conversations"} of LLaVA or ShareGPT, with the images and the system message under their own keys."""
     names = {"user": "human", "assistant": "gpt", "system": "system"}
-    pictures, converted, kept = [], [], {}
+    kept: dict[str, Any] = {}
+    pictures, converted = [], []
     for turn in turns:
         pictures += [match[1] for match in PICTURE.finditer(turn["value"])]
         text = PICTURE.sub("<image>", turn["value"])
@@ -282,8 +294,10 @@ def _with_placeholders(turns, form):
     return {**kept, "conversations": converted}
 
 
-def _message(where, turn, form):
-    parts, position, text = [], 0, turn["value"]
+def _message(where: str, turn: Turn, form: str) -> dict[str, Any]:
+    """Return a turn as {"role", "content"}; the content is a string if the turn has no images."""
+    parts: list[dict[str, Any]] = []
+    position, text = 0, turn["value"]
     for match in PICTURE.finditer(text):
         before = text[position : match.start()].removesuffix("\n")
         if before:
@@ -300,7 +314,7 @@ def _message(where, turn, form):
     return message | ({} if turn.get("loss", True) else {"weight": 0})
 
 
-def _text_from_ours(where, text, form):
+def _text_from_ours(where: str, text: str, form: str) -> str:
     if form == "qwen2vl":
         for theirs, tag in QWEN2_TAGS.items():
             text = text.replace(f"<{tag}>", f"<|{theirs}_start|>").replace(f"</{tag}>", f"<|{theirs}_end|>")
@@ -312,8 +326,8 @@ def _text_from_ours(where, text, form):
     return text
 
 
-def _qwen3_json(match):
-    """Boxes that follow one another as one block of JSON."""
+def _qwen3_json(match: re.Match[str]) -> str:
+    """Return consecutive boxes as one block of JSON."""
     lines, label = [], None
     for phrase, numbers in re.findall(r"<ref>([^<]*)</ref>|<box>([^<]*)</box>", match.group()):
         if not numbers:

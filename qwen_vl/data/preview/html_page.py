@@ -1,9 +1,17 @@
-"""The preview as one self-contained HTML page: no script, no request, images included."""
+"""The preview as one self-contained HTML page: no scripts, no requests, images included."""
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from string import Template
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # preview.py imports this module
+    from PIL import Image
+
+    from .overlays import Mark
+    from .preview import Page, Preview, Token
 
 SHOWN_REFERENCE = 60  # characters of a picture reference on the page; a data URI has thousands
 
@@ -76,8 +84,8 @@ LEGEND = (
 )
 
 
-def render(page):
-    """The UTF-8 bytes of the page (a `preview.Page`)."""
+def render(page: "Page") -> bytes:
+    """Return the page as HTML in UTF-8."""
     totals = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(number)}</dd></div>" for what, number in page.totals())
     text = PAGE.substitute(
         title=clean(f"Preview of {page.file}"),
@@ -89,25 +97,25 @@ def render(page):
     return text.encode("utf-8")
 
 
-def clean(text):
-    """Text for HTML: escaped, and control characters, which HTML forbids, as their visible symbols."""
+def clean(text: str) -> str:
+    """Return text for HTML: escaped, with visible symbols for control characters, which HTML forbids."""
     return escape(visible(text))
 
 
-def visible(text):
-    """The text with every control character but the newline as its symbol, and halves of surrogate pairs escaped."""
+def visible(text: str) -> str:
+    """Return the text with a symbol for each control character but the newline, and with lone surrogates escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(chr(0x2400 + ord(c)) if c < " " and c != "\n" else "\u2421" if c == "\x7f" else c for c in text)
 
 
-def shortened(reference):
-    """A picture reference in a length that can be read."""
+def shortened(reference: str) -> str:
+    """Return an image reference, cut after SHOWN_REFERENCE characters."""
     more = len(reference) - SHOWN_REFERENCE
     return reference if more <= 0 else f"{reference[:SHOWN_REFERENCE]}.. ({more} more characters)"
 
 
-def badges(sample):
-    """[(text, kind), ..]: what stands beside the name of a sample."""
+def badges(sample: "Preview") -> list[tuple[str, str]]:
+    """Return [(text, kind), ..]: the badges next to the name of a sample."""
     length = f"{sample.length:,} tokens"
     if sample.status == "trimmed":
         length = f"{sample.kept_length:,} of {length}"
@@ -116,7 +124,7 @@ def badges(sample):
     return found + [(sample.status, sample.status)] * (sample.status != "whole")
 
 
-def _sample(sample):
+def _sample(sample: "Preview") -> str:
     marks = "".join(f'<span class="badge {kind}">{escape(text)}</span>' for text, kind in badges(sample))
     references = [mark.text for _, marks_ in sample.turns for mark in marks_ if mark.kind == "img"]
     pictures = "".join(
@@ -132,7 +140,8 @@ def _sample(sample):
     )
 
 
-def _picture(number, picture, reference):
+def _picture(number: int, picture: "Image.Image | str", reference: str) -> str:
+    """Return an image with its caption; picture: the image, or the text of the error if it cannot be opened."""
     caption = f"<figcaption>Picture {number}: {clean(shortened(reference))}</figcaption>"
     if isinstance(picture, str):
         return f'<figure><div class="failed">{clean(picture)}</div>{caption}</figure>'
@@ -140,8 +149,8 @@ def _picture(number, picture, reference):
     return f'<figure><img src="{_data_uri(picture)}" {size} alt="Picture {number}">{caption}</figure>'
 
 
-def _data_uri(picture):
-    """The picture as a data URI: JPEG for photographs, PNG where that is smaller, as with drawings."""
+def _data_uri(picture: "Image.Image") -> str:
+    """Return the image as a data: URI, in JPEG or PNG, whichever is smaller."""
     candidates = []
     for form, options in (("jpeg", {"quality": 88}), ("png", {})):
         stream = io.BytesIO()
@@ -151,12 +160,12 @@ def _data_uri(picture):
     return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
-def _turn(role, marks):
+def _turn(role: str, marks: "Sequence[Mark]") -> str:
     text = "".join(_mark(mark) for mark in marks)
     return f'<div class="turn {role}"><span class="role">{role}</span>{text}</div>'
 
 
-def _mark(mark):
+def _mark(mark: "Mark") -> str:
     if mark.kind == "text":
         return clean(mark.text)
     if mark.kind == "img":
@@ -165,7 +174,7 @@ def _mark(mark):
     return f'<span class="shape {mark.kind}" style="color: {color}">{clean(mark.text)}</span>'
 
 
-def _token(token):
+def _token(token: "Token") -> str:
     classes = ["t"]
     classes += ["y"] * (token.num_targets > 0 and token.kind != "picture")
     classes += {"special": ["s"], "picture": ["p"], "text": []}[token.kind]

@@ -1,15 +1,21 @@
-"""The preview as one PNG, drawn with Pillow: what the HTML page shows, for where no browser is at hand."""
+"""The preview as one PNG, drawn with Pillow: the content of the HTML page, for machines without a browser."""
 
 import io
 import re
 from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
 from qwen_vl.model.box_drawing_qwen import FIRST_CJK, load_font, warn_of_missing_characters
 
 from .html_page import badges, shortened, visible
+
+if TYPE_CHECKING:  # preview.py imports this module
+    from .overlays import Mark
+    from .preview import Page, Preview, Token
 
 WIDTH, MARGIN, PADDING = 1200, 32, 20
 PICTURE_WIDTH = 480
@@ -21,9 +27,11 @@ ROLE_PAPER = {"user": "#f2f4f7", "assistant": "#e9f5ec", "system": PAPER}
 # Where a line may end: between ideographs, and around white space.
 PARTS = re.compile(r"\n|[\u2e80-\uffff]|[^\s\u2e80-\uffff]+|[^\S\n]+")
 
+Operation = Callable[[Image.Image, ImageDraw.ImageDraw], None]  # draws on the finished sheet
 
-def render(page):
-    """The bytes of a PNG of the page (a `preview.Page`). ValueError if it would be too high to draw."""
+
+def render(page: "Page") -> bytes:
+    """Return the page as a PNG; raise ValueError if it would be too high to draw."""
     _warn(page)
     sheet = _Sheet()
     sheet.text(visible(f"Preview of {page.file}"), 22)
@@ -41,42 +49,45 @@ def render(page):
     return stream.getvalue()
 
 
-def _warn(page):
-    """Warn once where no font of the system has the characters of the turns."""
+def _warn(page: "Page") -> None:
+    """Warn once if no font of the system has the characters of the turns."""
     texts = (mark.text for sample in page.samples for _, marks in sample.turns for mark in marks)
     foreign = next((text for text in texts if any(character >= FIRST_CJK for character in text)), "")
     warn_of_missing_characters("".join(character for character in foreign if character >= FIRST_CJK)[:10])
 
 
 class _Run:
-    """Text in one colour on one paper, which may be broken over lines."""
+    """Text in one color on one background, which may be broken over lines."""
 
-    def __init__(self, text, ink=INK, paper=None, *, cut=False, whole=False):
+    def __init__(
+        self, text: str, ink: str = INK, paper: str | None = None, *, cut: bool = False, whole: bool = False
+    ) -> None:
         self.text, self.ink, self.paper, self.cut = text, ink, paper, cut
         self.parts = [text] if whole else PARTS.findall(text)
 
 
 class _Sheet:
-    """Collects what is to be drawn, top to bottom; the height is known only in the end. `y` is where it goes on."""
+    """A list of drawing operations, top to bottom; the height is known only at the end. `y`: the current position."""
 
-    def __init__(self):
-        self.y, self._operations, self._draw = MARGIN, [], ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    def __init__(self) -> None:
+        self._operations: list[Operation] = []
+        self.y, self._draw = MARGIN, ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
-    def picture(self):
-        """The finished sheet."""
+    def picture(self) -> Image.Image:
+        """Draw the finished sheet and return it."""
         picture = Image.new("RGB", (WIDTH, self.y + MARGIN), BACKGROUND)
         draw = ImageDraw.Draw(picture)
         for operation in self._operations:
             operation(picture, draw)
         return picture
 
-    def text(self, text, size, ink=INK, **place):
-        """A paragraph."""
+    def text(self, text: str, size: int, ink: str = INK, **place: float) -> None:
+        """Set a paragraph; place: `left`, `right` and `gap` of `flow`."""
         self.flow([_Run(text, ink)], size, **place)
 
     @contextmanager
-    def card(self, left, right, fill, outline=None):
-        """Within this block, what is drawn lies on a rounded card from `left` to `right`."""
+    def card(self, left: int, right: int, fill: str, outline: str | None = None) -> Iterator[None]:
+        """Draw a rounded card from `left` to `right` behind everything that the `with` block draws."""
         top, place = self.y, len(self._operations)
         self.y += PADDING // 2
         yield
@@ -84,11 +95,13 @@ class _Sheet:
         box = (left, top, right, self.y)
         self._operations.insert(place, lambda _, draw: draw.rounded_rectangle(box, 8, fill=fill, outline=outline))
 
-    def paste(self, image, x, y):
+    def paste(self, image: Image.Image, x: int, y: int) -> None:
         self._operations.append(lambda picture, _: picture.paste(image, (x, y)))
 
-    def flow(self, runs, size, *, left=MARGIN, right=WIDTH - MARGIN, gap=0):
-        """Set runs one after another in lines between `left` and `right`, and go on below them."""
+    def flow(
+        self, runs: Sequence[_Run], size: int, *, left: float = MARGIN, right: float = WIDTH - MARGIN, gap: float = 0
+    ) -> None:
+        """Set runs one after another in lines between `left` and `right`, and move `y` below them."""
         font, step = load_font(size), round(size * 1.65)
         x, started = left, False
         for run in runs:
@@ -107,8 +120,8 @@ class _Sheet:
             x += gap * started
         self.y += step * started
 
-    def _fitting(self, part, font, width):
-        """The part itself, or pieces of it where it is wider than a whole line."""
+    def _fitting(self, part: str, font: Any, width: float) -> Iterator[str]:
+        """Yield the part itself, or pieces of it if it is wider than a whole line."""
         while len(part) > 1 and self._draw.textlength(part, font=font) > width:
             lengths = range(1, len(part) + 1)
             end = max(
@@ -118,10 +131,10 @@ class _Sheet:
             part = part[end:]
         yield part
 
-    def _piece(self, piece, run, font, box):
+    def _piece(self, piece: str, run: _Run, font: Any, box: tuple[float, float, float, float]) -> None:
         left, top, right, bottom = box
 
-        def draw_piece(picture, draw):
+        def draw_piece(picture: Image.Image, draw: ImageDraw.ImageDraw) -> None:
             if run.paper:
                 draw.rectangle((left, top + 2, right - 1, bottom - 2), fill=run.paper)
             draw.text((left, top + font.size // 4), piece, font=font, fill=run.ink)
@@ -131,8 +144,8 @@ class _Sheet:
         self._operations.append(draw_piece)
 
 
-def _sample(sheet, sample):
-    """A card with the name, pictures on the left, turns beside them, and all tokens below."""
+def _sample(sheet: _Sheet, sample: "Preview") -> None:
+    """Draw a card with the name, images on the left, turns next to them, and all tokens below."""
     left, right = MARGIN + PADDING, WIDTH - MARGIN - PADDING
     with sheet.card(MARGIN, WIDTH - MARGIN, PAPER, RED if sample.status == "dropped" else LINE):
         runs = [_Run(visible(sample.id))] + [_Run(text, RED if kind else QUIET) for text, kind in badges(sample)]
@@ -154,7 +167,8 @@ def _sample(sheet, sample):
             sheet.flow(runs, 13, left=left + PADDING // 2, right=right - PADDING // 2, gap=2)
 
 
-def _picture(sheet, number, picture, reference, left):
+def _picture(sheet: _Sheet, number: int, picture: Image.Image | str, reference: str, left: int) -> None:
+    """Draw an image with its caption; picture: the image, or the text of the error if it cannot be opened."""
     place = {"left": left, "right": left + PICTURE_WIDTH}
     if isinstance(picture, str):
         sheet.text(visible(picture), 13, RED, **place)
@@ -165,7 +179,7 @@ def _picture(sheet, number, picture, reference, left):
     sheet.y += 8
 
 
-def _mark(mark):
+def _mark(mark: "Mark") -> _Run:
     if mark.kind == "img":
         return _Run(visible(f" {shortened(mark.text)} "), INK, LINE, whole=True)
     if mark.kind == "text":
@@ -173,7 +187,7 @@ def _mark(mark):
     return _Run(visible(f"[{mark.text}]"), mark.color or QUIET)
 
 
-def _token(token):
+def _token(token: "Token") -> _Run:
     text = visible(token.text).replace("\n", "\u21b5\n")
     if token.kind == "picture":
         return _Run(f" {text} \u00d7 {token.num_positions} ", INK, LINE, cut=not token.kept, whole=True)

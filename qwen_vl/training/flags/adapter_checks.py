@@ -22,7 +22,7 @@ def check(settings: Namespace) -> list[str]:
             "adapters into the ViT: --lora_target_modules attention vision"
         )
     if settings.quantization and not settings.q_lora:
-        problems.append("--quantization needs --q_lora: quantised weights cannot train themselves")
+        problems.append("--quantization needs --q_lora: quantized weights cannot train themselves")
     if settings.lora_weight_path:
         decided = [flag for flag in (*OF_NEW_ADAPTERS, "modules_to_save") if getattr(settings, flag)]
         decided += ["init_lora_weights"] if settings.init_lora_weights != "default" else []

@@ -55,10 +55,10 @@ class DataArguments:
     packing: str = option("none", "auto: whole samples fill rows of --model_max_length; batch sizes then count rows.")
     max_pictures_per_row: int | None = option(None, "Most pictures of a packed row, to bound memory; default no limit.")
     tokenized_cache: str | None = option(
-        None, "Folder for tokenised data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
+        None, "Folder for tokenized data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
     )
     lazy_preprocess: bool = option(
-        False, "Where nothing is cached: tokenise on access instead of keeping all ids in memory."
+        False, "Where nothing is cached: tokenize on access instead of keeping all ids in memory."
     )
     streaming: bool = option(
         False, "Read data that does not fit in memory as it is needed, record by record; with --max_steps."
@@ -86,7 +86,7 @@ class LoraArguments:
     modules_to_save: list[str] | None = option(  # noqa: RUF009
         None, "Modules that train whole beside the adapters; default wte and lm_head on a base model; 'none' for none."
     )
-    q_lora: bool = option(False, "Adapters on quantised weights: as the checkpoint stores them, else --quantization.")
+    q_lora: bool = option(False, "Adapters on quantized weights: as the checkpoint stores them, else --quantization.")
     quantization: str | None = option(
         None, "What --q_lora makes of float weights while loading: nf4 (the default) or int8, by bitsandbytes."
     )

@@ -37,7 +37,7 @@ class Weights(NamedTuple):
 
     frozen: float  # bytes
     trained: int  # bytes, without DeepSpeed's master copies
-    quantised: float  # bytes, of `frozen`
+    quantized: float  # bytes, of `frozen`
     parameters: int  # trained ones
     largest: int  # trained parameters in the largest tensor
     matrices: int  # trained parameters that are float32 matrices of the decoder and the head, without adapters
@@ -116,11 +116,11 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
     """Return the Weights of a `prepared` model; under Q-LoRA the linears of its blocks are packed."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen: float = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
-    quantised = 0.0
+    quantized = 0.0
     if method == "qlora":
         linears = [m for name, m in family.block_linears(model) if ".lora_" not in name]
-        quantised = sum(packed_bytes(packing, m) for m in linears)
-        frozen += quantised - sum(m.weight.nbytes + (0 if m.bias is None else m.bias.nbytes) for m in linears)
+        quantized = sum(packed_bytes(packing, m) for m in linears)
+        frozen += quantized - sum(m.weight.nbytes + (0 if m.bias is None else m.bias.nbytes) for m in linears)
     by_dtype: dict[torch.dtype, int] = {}
     for p in trained.values():
         by_dtype[p.dtype] = by_dtype.get(p.dtype, 0) + p.nbytes
@@ -128,7 +128,7 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
     return Weights(
         frozen=frozen,
         trained=sum(p.nbytes for p in trained.values()),
-        quantised=quantised,
+        quantized=quantized,
         parameters=sum(p.numel() for p in trained.values()),
         largest=max(p.numel() for p in trained.values()),
         matrices=sum(

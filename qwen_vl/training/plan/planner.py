@@ -197,7 +197,7 @@ def check(setup: Setup) -> None:
     if setup.on_cpu and setup.method == "qlora":
         raise ValueError("--cpu --method qlora: not planned for; Q-LoRA is for GPUs")
     if setup.method == "qlora" and setup.zero == 3:
-        raise ValueError("--method qlora --zero 3: quantised weights cannot be divided; use --zero 2 (docs/lora.md)")
+        raise ValueError("--method qlora --zero 3: quantized weights cannot be divided; use --zero 2 (docs/lora.md)")
     if not 0 < setup.targets <= 1:
         raise ValueError(f"--targets {setup.targets}: a share between 0 and 1")
 

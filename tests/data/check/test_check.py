@@ -130,8 +130,8 @@ def test_each_picture_is_opened_once(write, pictures, tmp_path, monkeypatch, cap
     assert check(first, broken, "--pictures", "exist", "--workers", 1) == (0, "") and not opened
 
 
-def test_grey_of_more_than_8_bits_is_a_warning(write, tmp_path):
-    """Each record is named, and how its picture is scaled; colour and grey of 8 bits are in order."""
+def test_gray_of_more_than_8_bits_is_a_warning(write, tmp_path):
+    """Each record is named, and how its picture is scaled; color and gray of 8 bits are in order."""
     levels = np.arange(400).reshape(20, 20) % 256
     pictures = {
         "scan.png": (levels * 257).astype(np.uint16),
@@ -147,8 +147,8 @@ def test_grey_of_more_than_8_bits_is_a_warning(write, tmp_path):
     assert code == 0 and {entry["kind"] for entry in found} == {"scaled picture"}
     messages = {entry["id"]: entry["message"] for entry in found}
     assert list(messages) == ["scan.png", "depth.tif", "float.tif"]
-    assert messages["scan.png"].endswith("scan.png: 16-bit grey: scaled to 8 bits")
-    assert messages["depth.tif"].endswith("32-bit grey: 0 .. 255000 scaled to 8 bits")
+    assert messages["scan.png"].endswith("scan.png: 16-bit gray: scaled to 8 bits")
+    assert messages["depth.tif"].endswith("32-bit gray: 0 .. 255000 scaled to 8 bits")
 
 
 def test_lengths_are_those_of_training(write, vocab_dir, tokenizer, tmp_path, capsys):

@@ -197,7 +197,7 @@ def test_the_command(data, make_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_a_browser_shows_it(data, make_checkpoint, tmp_path):
-    """Laid out by Chromium: pictures are there, token colours are painted, no request is made."""
+    """Laid out by Chromium: pictures are there, token colors are painted, no request is made."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on this machine")

@@ -42,7 +42,7 @@ for name, model in models.items():
 
 @pytest.fixture(scope="module")
 def int4(make_checkpoint, tmp_path_factory):
-    """The folder of a tiny checkpoint that the command quantised, and its lines."""
+    """The folder of a tiny checkpoint that the command quantized, and its lines."""
     out = tmp_path_factory.mktemp("int4") / "int4"
     data = runs.write_data(out.parent)
     words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on_with_the_blocks_that_are_done(int4, make_che
     with pytest.raises(SystemExit) as ended:
         run(quantize.main, [*words, "--damp", "0.1"])
     assert ended.value.code == 1 and "begun with another damp" in capsys.readouterr().err
-    quantize.main(words)  # one block may be quantised, and one is all that is left
+    quantize.main(words)  # one block may be quantized, and one is all that is left
     assert "block 1/2: done before" in capsys.readouterr().err
     assert runs.equal(runs.weights(out), runs.weights(int4))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "out"]
@@ -212,7 +212,7 @@ def test_perplexity_is_that_of_all_targets(make_checkpoint, tmp_path):
         (["--calibration", "data.json"], "no groups of 128: give a --group_size that divides 64"),
     ],
 )
-def test_what_cannot_be_quantised_is_one_error(make_checkpoint, tmp_path, monkeypatch, capsys, flags, said):
+def test_what_cannot_be_quantized_is_one_error(make_checkpoint, tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     runs.write_data(tmp_path, [(None, "1+1?", "2")]).rename("text.json")
     runs.write_data(tmp_path)
@@ -222,7 +222,7 @@ def test_what_cannot_be_quantised_is_one_error(make_checkpoint, tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "text.json"]
 
 
-def test_neither_adapters_nor_quantised_models_are_quantised(make_int4_checkpoint, tmp_path):
+def test_neither_adapters_nor_quantized_models_are_quantized(make_int4_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="is quantized already"):
         quantize_quantize.open_float(make_int4_checkpoint())
     (tmp_path / "adapter_config.json").write_text("{}")

@@ -150,13 +150,13 @@ def test_what_fits_and_the_command_for_it(words, expected, capsys):
     assert "| full" in shown and "| qlora" in shown and "2048 tokens" in shown
 
 
-def test_quantised_checkpoints_are_planned_as_they_are_stored(make_checkpoint, tmp_path, capsys):
+def test_quantized_checkpoints_are_planned_as_they_are_stored(make_checkpoint, tmp_path, capsys):
     settings = json.loads((make_checkpoint() / "config.json").read_text(encoding="utf-8"))
     settings["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     main.main(["plan", "--model", str(tmp_path), "--method", "qlora"])
     assert f"finetune_qlora_single_gpu.sh -m {tmp_path}" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="weights are quantised"):
+    with pytest.raises(ValueError, match="weights are quantized"):
         main.main(["plan", "--model", str(tmp_path)])
     setup = memory_model.Setup(method="qlora")
     sizes = [planned(setup._replace(packing=kind)).parts["weights"] for kind in ("nf4", "gptq", "int8")]
