@@ -1,10 +1,11 @@
 """A tiny Qwen-VL with random weights: the real classes, a small configuration, a prefix of the published vocabulary.
 
-`python -m qwen_vl.cli.random_model CONFIG.json OUT` writes the checkpoint folder OUT.
+`python -m qwen_vl.checkpoint.random_model CONFIG.json OUT` writes the checkpoint folder OUT.
 """
 
 import json
 import os
+import sys
 import tempfile
 from importlib.resources import files
 from itertools import islice
@@ -87,3 +88,7 @@ def cut_tokenizer(num_ranks: int, *, image_span_tokens: int, model_max_length: i
         ranks.write_bytes(b"".join(islice(lines, num_ranks)))
         tokenizer = QWenTokenizer(str(ranks), image_span_tokens=image_span_tokens, model_max_length=model_max_length)
     return tokenizer
+
+
+if __name__ == "__main__":
+    build(*sys.argv[1:3])  # the two arguments alone; `qwen_vl.cli.random_model` has help and messages
