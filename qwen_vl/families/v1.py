@@ -137,7 +137,8 @@ def inner_model(model: nn.Module) -> QWenModel:
 
 def tower(model: nn.Module) -> VisionTower:
     """Return the vision tower of a model, which may have adapters."""
-    return inner_model(model).visual  # by name, as PEFT may have put a copy that trains whole around the original
+    # Where a copy trains whole, PEFT has put it behind the original, in a module around both.
+    return [module for module in inner_model(model).visual.modules() if isinstance(module, VisionTower)][-1]
 
 
 def vit(vision_tower: VisionTower) -> nn.Module:

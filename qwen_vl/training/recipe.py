@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from qwen_vl.adapters import bases, build, lora_targets
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.data import build as data_build
 from qwen_vl.data import mixing
@@ -112,7 +113,7 @@ def load_tokenizer(
 ) -> QWenTokenizer:
     """Return the tokenizer of a checkpoint, or of the adapter that continues on it, with the new tokens of this run."""
     if adapter_dir:
-        return bases.load_tokenizer(adapter_dir, name, config, training.cache_dir)
+        return Adapter.open(adapter_dir).load_tokenizer(name, config, training.cache_dir)
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 

@@ -73,7 +73,7 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
 
 
 # The first two lie below adapters; the others handle the files of any run.
-SPELL_THEM_TOO = {"checkpoint/loading.py", "checkpoint/folder.py", "training/final_model.py"}
+SPELL_THEM_TOO = {"checkpoint/files.py", "checkpoint/folder.py", "training/final_model.py"}
 SPELL_THEM_TOO |= {"training/resume/settings.py", "training/resume/checkpoints.py"}
 
 

@@ -247,7 +247,7 @@ def test_parsing_a_shipped_config_connects_no_process(offline, monkeypatch, word
     assert not torch.distributed.is_initialized()
     assert flags.training.output_dir == "OUT" and flags.data.data_path == ["DATA.json"]
     connected = []
-    monkeypatch.setattr(engines, "meet", lambda **how: connected.append(how) or 1 / 0)
+    monkeypatch.setattr(engines, "initialize", lambda **how: connected.append(how) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         flags.training.start()
     assert connected == [{"use_cpu": True, "timeout": 300, "ddp_timeout": 1800}]
