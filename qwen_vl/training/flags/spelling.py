@@ -1,7 +1,8 @@
 """What a flag or key that does not exist was meant to be."""
 
 import difflib
-from argparse import ArgumentParser
+
+from transformers import HfArgumentParser
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a word processor makes a long one of two
 
@@ -11,7 +12,7 @@ def is_flag(word: str) -> bool:
     return word.startswith(tuple(DASHES)) or "=" in word
 
 
-def suggestion(word: str, parser: ArgumentParser, *, mark: str = "") -> str:
+def suggestion(word: str, parser: HfArgumentParser, *, mark: str = "") -> str:
     """Return ' (did you mean --x?)' for a word that is close to a flag, ' (write x)' for other dashes or letters.
 
     mark: what stands before a flag where the word was found. A value behind = does not count.
