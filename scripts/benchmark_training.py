@@ -337,13 +337,13 @@ def draw(results, path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(14, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     names = [f"{size}\n{method}\n{length}" for size, method, length, *_ in results["throughput"]]
     left.bar(names, [row[-1] for row in results["throughput"]], color="#1f6fb2")
     left.set(title="tokens/s, times the reference's way")
-    left.tick_params(axis="x", labelsize=7)
+    left.tick_params(axis="x", labelsize=6.5)
     names = [f"{size} {method}" for size, method, *_ in results["memory"]]
     for offset, (column, label) in enumerate(((2, "reference's way"), (3, "ours"), (4, "before a step"))):
         places = [index + 0.27 * (offset - 1) for index in range(len(names))]

@@ -1,6 +1,8 @@
 """A report folder: accuracy of each stage, loss curves and some answers, as Markdown with pictures and as JSON."""
 
 import json
+import math
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from .metrics import find_boxes, iou
 
 SHOWN_SIDE = 384  # pixels of a drawn picture's longer side: small pictures are enlarged, so that labels can be read
 COLUMNS = 4
+FEW_POINTS = 20  # of a curve, which are then shown by themselves
 LONGEST_CELL = 100  # characters of an answer in a table; an untrained model says anything
 
 
@@ -83,14 +86,31 @@ def answers_table(examples):
 
 def draw_curves(curves, path):
     """Write a picture with one panel of loss over steps for each curve that has points."""
+    curves_figure(curves).savefig(path, dpi=110)
+
+
+def curves_figure(curves: dict[str, list]):
+    """Return the matplotlib figure of `draw_curves`; losses that are not finite are gaps."""
     curves = {name: points for name, points in curves.items() if points}
-    figure, panels = _figure(1, len(curves), width=5, height=3.2)
-    for panel, (name, points) in zip(panels, curves.items(), strict=True):
-        panel.plot([step for step, _ in points], [loss for _, loss in points], linewidth=1.2)
-        panel.set(title=name, xlabel="step", ylabel="loss")
-        panel.set_ylim(bottom=0)
+    figure, panels = _figure(-(-len(curves) // COLUMNS), min(COLUMNS, len(curves)), width=5, height=3.2)
+    for panel in panels[len(curves) :]:
+        panel.axis("off")
+    for panel, (name, points) in zip(panels, curves.items(), strict=False):
+        losses = [loss if math.isfinite(loss) else math.nan for _, loss in points]
+        known = [loss for loss in losses if loss == loss] or [0.0]
+        marker = "o" if len(known) <= FEW_POINTS else None
+        panel.plot([step for step, _ in points], losses, linewidth=1.2, marker=marker, markersize=3)
+        panel.set_title(textwrap.shorten(name, 40, placeholder=" .."))
+        panel.set(xlabel="step", ylabel="loss")
+        panel.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        if points[0][0] == points[-1][0]:
+            panel.set_xlim(points[0][0] - 1, points[0][0] + 1)
+        if min(known) > 0 and max(known) / min(known) >= 10_000:
+            panel.set_yscale("log")
+        else:
+            panel.set_ylim(bottom=min(0, *known) * 1.05, top=None if max(known) > 0 else 1)
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def draw_answers(examples, path):

@@ -1,6 +1,7 @@
 """Scores against literals, and the report's pictures."""
 
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -44,6 +45,34 @@ def test_whatever_a_model_writes_is_scored():
     hostile = ["<box>(0,0),(999999999,100)</box>", f"<box>(0,0),({'9' * 5000},100)</box>", "<box>(1.5,2),(3,4)</box>"]
     assert [len(metrics.find_boxes(text)) for text in hostile] == [1, 0, 0]
     assert metrics.box_accuracy([*hostile, "<|im_end|>" + right], [right] * 4) == pytest.approx(1 / 4)
+
+
+def test_loss_curves_of_any_size_are_seen_whole():
+    curves = {
+        "usual": [(step, 1000 / step) for step in range(50, 1000, 50)],
+        "one point": [(7, 2.0)],
+        "negative": [(1, -1.0), (2, -3.0)],
+        "zero": [(1, 0.0), (2, 0.0)],
+        "gaps and spikes": [(1, math.nan), (2, 1e5), (3, math.inf), (4, 1e-7), (9, 0.5)],
+        "nothing": [(1, math.nan)],
+        "empty": [],
+    }
+    figure = report.curves_figure(curves)
+    figure.canvas.draw()
+    panels = [panel for panel in figure.axes if panel.axison]
+    assert [panel.get_title() for panel in panels] == list(curves)[:-1]
+    for panel, points in zip(panels, curves.values(), strict=False):
+        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+        assert left < right and bottom < top
+        (line,) = panel.lines
+        assert line.get_marker() == "o"  # a point alone would not be seen
+        assert len(line.get_ydata()) == len(points)
+        known = [(x, y) for x, y in points if math.isfinite(y)]
+        hidden = [(x, y) for x, y in known if not (left <= x <= right and bottom <= y <= top)]
+        assert not hidden, (panel.get_title(), panel.get_xlim(), panel.get_ylim())
+        assert all(tick == round(tick) for tick in panel.get_xticks())
+    assert [panel.get_yscale() for panel in panels].index("log") == 4
+    assert report.curves_figure({"long": [(n, 1.0) for n in range(100)]}).axes[0].lines[0].get_marker() == "None"
 
 
 def test_report_holds_every_stage_and_draws_the_boxes(tmp_path):
