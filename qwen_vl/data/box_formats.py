@@ -194,8 +194,8 @@ def _joined(ref, images, annotations):
     }
 
 
-def _is_one_object(path):
-    """Whether a path is a JSON file that begins as an object, and is not called JSON Lines."""
+def _is_one_object(path: str | os.PathLike) -> bool:
+    """Return whether a path is a JSON file that begins as an object, and is not called JSON Lines."""
     if len(data_files(path)) > 1 or os.path.isdir(path) or is_named_lines(path) or form_of(path) != "text":
         return False
     with open_bytes(path) as file:

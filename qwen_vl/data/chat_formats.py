@@ -166,8 +166,8 @@ def _reference(where, value):
     return value
 
 
-def _image_kind(content):
-    """The name of a picture's format, from its first bytes."""
+def _image_kind(content: bytes) -> str:
+    """Return the name of a picture's format, from its first bytes."""
     kinds = {b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
     return next((kind for magic, kind in kinds.items() if content.startswith(magic)), "png")
 

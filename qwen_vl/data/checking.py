@@ -18,6 +18,7 @@ from .conversations import check_folder, convert_hint, entries, is_repeated, sea
 from .inspection import Inspector
 from .opening import plain_name
 from .parallel import chunked, default_workers, process_map
+from .shards import is_among
 from .validation import ERRORS, WARNINGS, DataError, Problem
 
 RECORDS_A_CHUNK, PICTURES_A_CHUNK = 256, 32
@@ -172,6 +173,8 @@ def parse(argv):
     for option, out in (("--fix", args.fix), ("--report", args.report)):
         if out and os.path.realpath(out) in map(os.path.realpath, args.files):
             parser.error(f"{option} {out}: would overwrite the file that is checked; give another name")
+        if out and any(is_among(out, path) for path in args.files):
+            parser.error(f"{option} {out}: would be read as data of the folder that is checked; put it elsewhere")
     return args
 
 

@@ -7,12 +7,14 @@ import functools
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_vl.model.image_processing_qwen import find_picture
 
+from . import path_hints
 from .markup import ImageCount, convertible, images_of
-from .shards import open_whole
+from .shards import DataFile, open_whole
 from .skipping import SkipManifest, own_id
 from .validation import DataError, Problem, check_record
 
@@ -68,7 +70,8 @@ def read(path, *, image_folder=None, check_pictures=True, skip_manifest=None):
 def check_folder(image_folder):
     """DataError if the folder is given and not there."""
     if image_folder and not os.path.isdir(image_folder):
-        raise DataError(f"image folder {image_folder}: no such folder; correct --image_folder or leave it out")
+        cause = path_hints.hint(str(image_folder), os.path.isdir)
+        raise DataError(f"image folder {image_folder}: no such folder{cause}; correct --image_folder or leave it out")
 
 
 def named(path, place, record):
@@ -95,7 +98,7 @@ def is_repeated(name, seen):
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-def entries(path, *, is_ours=True):
+def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[str, object]]:
     """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`shards.data_files`).
 
     place is "[3]" for an element of a JSON list or a row of a table, ":4" for a line of JSON Lines; in a folder the
@@ -113,7 +116,7 @@ def entries(path, *, is_ours=True):
         raise DataError(f"{path}: no records; give at least one conversation")
 
 
-def check_columns(file):
+def check_columns(file: DataFile) -> None:
     """Raise DataError for a table that has no column of conversations, or two columns of one name."""
     twice = [name for name, count in Counter(file.columns or ()).items() if count > 1]
     if twice:
@@ -128,8 +131,11 @@ def check_columns(file):
 # ---- the problems ---------------------------------------------------------------------------------------------------
 
 
-def convert_hint(path, formats, num_records):
-    """What to do with a file of another format: at least half of its records are, as the Counter `formats` says."""
+def convert_hint(path: str | os.PathLike, formats: Counter, num_records: int) -> str:
+    """Return what to do with a file of another format; "" if fewer than half of its records are in one.
+
+    formats: how many records seem to be in each.
+    """
     if not formats or 2 * formats.total() < num_records:
         return ""
     form = formats.most_common(1)[0][0]

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .checking import printable
 from .conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
 from .files import whole_file
 from .opening import packed, plain_name
+from .shards import is_among
 from .skipping import own_id
 from .validation import DataError, FieldError, Problem
 
@@ -99,8 +101,8 @@ def _problems(place, record, exists):
     return [problem for problem in check_entry(place, record, exists) if problem.is_error]
 
 
-def _leftovers(place, record, form, notes):
-    """Yields a Problem for each text with markup of another format, which would be written as plain text.
+def _leftovers(place: str, record: dict, form: str, notes: Counter) -> Iterator[Problem]:
+    """Yield a Problem for each text with markup of another format, which would be written as plain text.
 
     What may well be text, such as HTML, is counted in `notes` instead.
     """
@@ -186,6 +188,8 @@ def main(argv):
         parser.error("--from and --to are the same")
     if os.path.realpath(arguments.source) == os.path.realpath(arguments.out):
         parser.error(f"OUT {arguments.out}: would overwrite SOURCE; give another name")
+    if is_among(arguments.out, arguments.source):
+        parser.error(f"OUT {arguments.out}: would be read as data of the folder SOURCE; put it elsewhere")
     if plain_name(arguments.out).suffix in (".parquet", ".arrow"):
         parser.error(f"OUT {arguments.out}: JSON is written; name it .json or .jsonl")
     if arguments.target_format == "coco" and plain_name(arguments.out).suffix == ".jsonl":

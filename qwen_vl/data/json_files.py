@@ -11,6 +11,7 @@ from .path_hints import is_invisible
 from .validation import DataError, Problem, kind_of
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv")
 STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"?|,(?=\s*([}\]]))', re.DOTALL)
 MAX_LINES_NAMED = 5
 CURLY_QUOTES = "“”„‟«»"
@@ -58,8 +59,6 @@ def read_text(path: str | os.PathLike) -> str:
     """Return the text of a UTF-8 file without a byte order mark; raise DataError if it is empty or not UTF-8."""
     with open_bytes(path) as file:
         content = file.read()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{path}: UTF-16; save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -100,6 +99,8 @@ def _parse(path: str | os.PathLike) -> Iterable[Entry]:
     except (ValueError, RecursionError) as error:
         if is_named or _is_object(text.lstrip().split("\n", 1)[0]):
             return _parse_lines(text.split("\n"))  # not splitlines: U+2028 may stand inside a string
+        if plain_name(path).suffix.lower() in TABLE_SUFFIXES:
+            raise DataError(f"{path}: a table in text; write its rows as JSON Lines or Parquet") from None
         raise DataError(f"{path}: {json_error(error)}; correct it there, or write the file with json.dump") from None
     if isinstance(content, dict) and is_named:
         return [(":1", content)]

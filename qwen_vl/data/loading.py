@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from .cache import cached, default_folder
 from .dataset import ConversationDataset
 from .markup import ImageCount, images_of
 from .mixing import MixedDataset
-from .shards import data_files, open_files
+from .shards import DataFile, data_files, open_files
 from .skipping import SkipManifest, sha256
 from .streaming import StreamingDataset
 from .validation import DataError
@@ -53,8 +54,8 @@ def stream(sources, tokenizer, *, skip_manifests=(), **options):
     return StreamingDataset(sources, tokenizer, skips=skips, **options)
 
 
-def _look_at_head(path):
-    """Warn of what the first records of a stream have of other formats; DataError if all their images are such."""
+def _look_at_head(path: str) -> None:
+    """Log what the first records of a stream deserve a warning for; raise DataError if all their images are lost."""
     images, notes = ImageCount(), Counter()
     for _, record in islice(chain.from_iterable(map(_all_of, open_files(path))), NUM_HEAD):
         images.add(images_of(record))
@@ -65,8 +66,8 @@ def _look_at_head(path):
         logger.warning("%s: %s (%d times in the first %d records)", path, message, count, images.num_records)
 
 
-def _all_of(file):
-    """(place, record) for all of a file that is streamed, in order."""
+def _all_of(file: DataFile) -> Iterator[tuple[Callable[[], str], object]]:
+    """Yield (function that gives the place, record) for all of a file that is streamed, in order."""
     return chain.from_iterable(map(file.read, file.blocks(1)))
 
 

@@ -3,6 +3,7 @@
 Names decide only where the bytes do not: what is called .json may be packed, and what is called .gz may be plain.
 """
 
+import codecs
 import gzip
 import io
 import os
@@ -23,6 +24,8 @@ PACKED_SUFFIXES = (".gz", ".zst")
 FORMS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}  # the last one begins a stream of Arrow
 NAMED_FORMS = {".parquet": "parquet", ".arrow": "arrow"}
 REFUSED = (
+    (codecs.BOM_UTF16_LE, "UTF-16; save it as UTF-8"),
+    (codecs.BOM_UTF16_BE, "UTF-16; save it as UTF-8"),
     (b"version https://git-lfs", "a pointer of Git LFS and not the file itself; get it with `git lfs pull`"),
     (b"PARE", "encrypted Parquet; write it without encryption"),
     (b"PK\x03\x04", "a zip archive; unpack it and name a file in it"),

@@ -12,6 +12,7 @@ import errno
 import glob
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -34,6 +35,7 @@ BLOCK_ROWS = 4096
 BATCH_ROWS = 256  # rows that become Python objects at a time
 PIECE = 2**20
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".arrow")  # of what is read in a folder; .json where there are none
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?:-[0-9]+-of-[0-9]+[^/]*)?\.")  # as hubs name their files
 STREAMED = "JSON Lines (.jsonl), a JSON list, Parquet (.parquet) or Arrow (.arrow)"
 
 Block = tuple[int, int]
@@ -62,13 +64,18 @@ def data_files(path: str | os.PathLike) -> list[tuple[Path, str]]:
     return [(path, "")]
 
 
+def is_among(out: str | os.PathLike, path: str | os.PathLike) -> bool:
+    """Return whether a file that is to be written would lie in a folder of data files."""
+    return os.path.isdir(path) and Path(out).resolve().is_relative_to(Path(path).resolve())
+
+
 def _in_folder(path: Path) -> list[Path]:
     """Return the data files of a folder, in order."""
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(state.parent.name for state in path.glob("*/state.json"))
-        raise DataError(f"{path}: holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}")
     if (path / "state.json").is_file():
         return _of_dataset(path)
+    saved = sorted(state.parent for state in path.glob("*/state.json"))
+    if saved:
+        raise _splits(path, [folder.name for folder in saved], saved[-1])
     files = sorted(
         file
         for file in path.rglob("*")
@@ -76,10 +83,18 @@ def _in_folder(path: Path) -> list[Path]:
     )
     for suffixes in (SUFFIXES, (".json",)):
         found = [file for file in files if plain_name(file).suffix.lower() in suffixes]
+        named = {match[1]: file for file in found if (match := SPLIT.match(file.name))}
+        if len(named) > 1:
+            name, file = max(named.items())
+            raise _splits(path, sorted(named), file.with_name(f"{name}*{''.join(file.suffixes)}"))
         if found:
             return found
     named = ", ".join(f"*{suffix}" for suffix in (*SUFFIXES, ".json"))
     raise DataError(f"{path}: no file named {named} in this folder")
+
+
+def _splits(path: Path, names: list[str], example: Path) -> DataError:
+    return DataError(f"{path}: holds the splits {', '.join(names)}; name one of them, such as {str(example)!r}")
 
 
 def _of_dataset(path: Path) -> list[Path]:
@@ -97,12 +112,12 @@ def _of_dataset(path: Path) -> list[Path]:
     return files
 
 
-def open_files(path: str | os.PathLike) -> list["LineFile | PackedLines | ListFile | ParquetFile | ArrowFile"]:
+def open_files(path: str | os.PathLike) -> list["DataFile"]:
     """Return the file objects of a path, to be streamed; raise DataError for what cannot be, OSError."""
     return [_open_streamed(file, prefix) for file, prefix in data_files(path)]
 
 
-def _open_streamed(path: Path, prefix: str):
+def _open_streamed(path: Path, prefix: str) -> "DataFile":
     form = form_of(path)
     if form != "text":
         return TABLES[form](path, prefix)
@@ -122,7 +137,7 @@ def _open_streamed(path: Path, prefix: str):
     return PackedLines(path, prefix) if is_packed(path) else LineFile(path, prefix)
 
 
-def open_whole(path: str | os.PathLike) -> Iterator["TextFile | ParquetFile | ArrowFile"]:
+def open_whole(path: str | os.PathLike) -> Iterator["DataFile"]:
     """Yield the file objects of a path, to be read as a whole; raise what they raise."""
     for file, prefix in data_files(path):
         form = form_of(file)
@@ -334,6 +349,7 @@ class ArrowFile(Table):
 
 
 TABLES = {"parquet": ParquetFile, "arrow": ArrowFile}
+DataFile = TextFile | LineFile | PackedLines | ListFile | ParquetFile | ArrowFile
 
 
 def _ranges(total: int, size: int, num: int) -> list[Block]:

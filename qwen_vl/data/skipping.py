@@ -129,7 +129,7 @@ def write_manifest(data_path, out, bad):
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def _order(place):
-    """What sorts places: the file's name, then the number."""
+def _order(place: str) -> tuple[str, int]:
+    """Return what sorts places: the file's name, then the number."""
     name, number = NUMBER.fullmatch(place).groups()
     return name, int(number)

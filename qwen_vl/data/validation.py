@@ -118,8 +118,8 @@ def check_record(place, record, exists=None):
 # Everything below yields (field, kind, message), or (kind, message) where the caller knows the field.
 
 
-def _given(name, mapping):
-    """The keys of a record or turn that have a value: null stands for a key that is not there, unless it must be."""
+def _given(name: str, mapping: dict) -> dict:
+    """Return a record or turn without null, which stands for a key that is not there, unless the key is required."""
     required, _, _ = KEYS[name]
     return {key: value for key, value in mapping.items() if value is not None or key in required}
 
@@ -142,8 +142,8 @@ def _record(record, exists):
         yield "conversations", "wrong type", _no_turns(turns)
 
 
-def _no_turns(value):
-    """What to do with a value that is no list of turns."""
+def _no_turns(value: object) -> str:
+    """Return what to do with a value that is no list of turns."""
     cure = "use a list of at least one user and one answer"
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         return f"a string that is not JSON, but perhaps a list as Python prints it; {cure}, or write it with json.dumps"
@@ -175,13 +175,13 @@ def _keys(name, mapping):
             yield "ignored key", f"key {key!r} of a {name} is ignored{cure}"
 
 
-def _bare(text):
-    """A key or role without what is not seen, in small letters."""
+def _bare(text: str) -> str:
+    """Return a key or role without what is not seen, in small letters."""
     return "".join(char for char in text if not path_hints.is_invisible(char)).strip().lower()
 
 
-def _unseen(text):
-    """What sets a text apart from its `_bare` form."""
+def _unseen(text: str) -> str:
+    """Return what sets a text apart from its `_bare` form."""
     return " and ".join(path_hints.invisible_in(text)) or "capital letters or spaces"
 
 
@@ -239,8 +239,8 @@ def _turn(turn, exists):
         yield ".loss", "wrong type", f"a {kind_of(turn['loss'])}; use true or false"
 
 
-def _other_role(role):
-    """What to do with a role that is not one of ours."""
+def _other_role(role: object) -> str:
+    """Return what to do with a role that is not one of ours."""
     if not isinstance(role, str):
         return "use 'user' or 'assistant'"
     bare = _bare(role)

@@ -1,6 +1,7 @@
 """OUT/run.json: what a trained model or adapter was made from, and how; exports carry it on, and make a page of it."""
 
 import json
+import os
 import platform
 import time
 from importlib import metadata
@@ -64,8 +65,8 @@ def is_newer(output_dir, moment):
     return Path(output_dir, FILE).stat().st_mtime >= moment
 
 
-def hashed(path):
-    """[{"name", "sha256"}, ..] of a data file, or of the data files of a folder or a pattern."""
+def hashed(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Return [{"name", "sha256"}, ..] of a data file, or of the data files of a folder or a pattern."""
     return [{"name": file.name, "sha256": sha256(file)} for file, _ in data_files(path)]
 
 

@@ -151,6 +151,8 @@ def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, picture):
     mixed = load(sources, tokenizer, cache="none", **OPTIONS)
     assert [sample["id"] for sample in mixed] == [*"abcabc", *"abc"]
     assert Path(mixed[2]["images"][0]).is_file()
+    hub(tmp_path / "hub")
+    assert read(f"{tmp_path}/hub/train*.parquet") == BARE and len(read(f"{tmp_path}/hub/*")) == 80
 
 
 def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_path, picture):
@@ -338,6 +340,12 @@ def splits(path):
     datasets.DatasetDict(train=data, test=data).save_to_disk(path)
 
 
+def hub(path):
+    path.mkdir()
+    for split in ("train", "test"):
+        parquet.write_table(table(BARE), path / f"{split}-00000-of-00001.parquet")
+
+
 def without_a_shard(path):
     FILES["saved"](path, BARE)
     (path / "data-00001-of-00002.arrow").unlink()
@@ -364,7 +372,9 @@ BROKEN = {
         lambda path: parquet.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["id", "id"]), path),
         "two columns 'id'",
     ),
+    "wide.json": (lambda path: path.write_bytes("[]".encode("utf-16")), "UTF-16; save it as UTF-8"),
     "splits": (splits, "holds the splits test, train; name one of them"),
+    "hub": (hub, "holds the splits test, train; name one of them"),
     "lost": (without_a_shard, "data-00001-of-00002.arrow of the saved data set missing"),
     "nothing": (lambda path: path.mkdir(), "no file named *.jsonl"),
 }  # fmt: skip
@@ -387,6 +397,24 @@ def test_a_file_that_cannot_be_read_says_why(name, tokenizer, tmp_path):
         list(stream(parse_sources([str(path)]), tokenizer, epochs=1, **OPTIONS))
 
     assert words in error_of(streamed)
+
+
+def test_outputs_do_not_land_among_the_data(tmp_path, capsys):
+    FILES["folder"](tmp_path / "folder", FULL[:2] + BARE)
+    data, out = str(tmp_path / "folder"), str(tmp_path / "folder" / "sub" / "out.jsonl")
+    for arguments in (
+        ["check", data, "--report", out],
+        ["check", data, "--fix", out],
+        ["convert", data, out, "--from", "ours", "--to", "llava"],
+    ):
+        with pytest.raises(SystemExit):
+            commands.main(arguments)
+        assert "put it elsewhere" in capsys.readouterr().err and not Path(out).exists()
+    (tmp_path / "d.csv").write_text("id,conversations\n1,x\n")
+    assert "a table in text; write its rows as JSON Lines or Parquet" in error_of(read, tmp_path / "d.csv")
+    assert f"write / in paths, not \\; '{data}' is there" in error_of(
+        read, tmp_path / "d.csv", image_folder=f"{tmp_path}\\folder"
+    )
 
 
 def test_a_list_is_streamed_in_pieces(tmp_path, monkeypatch):
