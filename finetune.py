@@ -40,7 +40,7 @@ def main(argv=None):
         name, config, lora_args, train_args, resume_from=resume_from, cache_folder=data_args.vision_cache
     )
     settings = arguments.changed(*parsed)
-    if is_finished(resume_from, train_args, settings):
+    if is_finished(resume_from, train_args, settings, settled):
         return
     train_data, eval_data = datasets(data_args, train_args, tokenizer, resume_from)
     outset.check(train_data, train_args, lines, checkpoint=resume_from)
@@ -191,11 +191,11 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
         arguments,
         engines,
         loading,
+        outset,
         quantization,
         resume_settings,
         saving,
         tuning,
-        vision_cache,
     )
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
@@ -227,6 +227,7 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
             model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     lines = tuning.rows(model, rates=rates, weight_decay=training.weight_decay)
     vision_cache.check_frozen(cache_folder, model, is_sharded=engines.is_sharded(training))
+    outset.check_optimizer(training, model)
     base = base_of(name, kind, lora.lora_weight_path, training.cache_dir)
     if resume_from:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
@@ -234,8 +235,8 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
     return kind, rates, base, lines
 
 
-def is_finished(resume_from, training, settings):
-    """Whether the run that a checkpoint belongs to has its result already; says so."""
+def is_finished(resume_from, training, settings, settled):
+    """Whether the run that a checkpoint belongs to has its result already; says so, and which settings do nothing."""
     from qwen_vl.training import checkpoints, resume_settings
 
     newest = checkpoints.is_automatic(training.resume_from_checkpoint)
@@ -251,7 +252,8 @@ def is_finished(resume_from, training, settings):
         print(
             f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
-            "--resume false or another --output_dir begins a new one",
+            "--resume false or another --output_dir begins a new one"
+            + (f". Without effect: {settled.said()}" if settled.applied else ""),
             file=sys.stderr,
         )
     return True

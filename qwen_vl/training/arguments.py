@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from dataclasses import MISSING, dataclass, field, fields
+from math import inf
 
 import torch
 import yaml
@@ -30,8 +31,9 @@ POSITIVE = (  # flags that make no sense at 0
     "gradient_accumulation_steps",
     "num_train_epochs",
     "meeting_timeout",
+    "shuffle_buffer",
 )
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "early_stopping_patience")
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "dataloader_num_workers")
 
 
 def option(default, text, **metadata):
@@ -381,12 +383,12 @@ def check_streaming(settings):
 def out_of_range(settings):
     """Yields (flag, what it takes, value) for every value that no run can use."""
     for name in POSITIVE:
-        if getattr(settings, name) <= 0:
+        if not 0 < getattr(settings, name) < inf:  # nor is it NaN
             yield name, "a number above 0", getattr(settings, name)
     if not 0 <= settings.lora_dropout < 1:
         yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
     for name in NOT_NEGATIVE:
-        if getattr(settings, name) < 0:
+        if not 0 <= getattr(settings, name) < inf:
             yield name, "0 or more", getattr(settings, name)
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:

@@ -42,7 +42,7 @@ def check(settings):
 
 
 def check_schedule(settings):
-    """A line where --lr_scheduler_kwargs are not those of the schedule, or one is missing: it is made to see that."""
+    """A line where a schedule does not take its --lr_scheduler_kwargs, or AdamW its settings: both are made to see."""
     options, name = settings.lr_scheduler_kwargs, str(settings.lr_scheduler_type)
     try:
         options = json.loads(options) if isinstance(options, str) else options
@@ -52,7 +52,12 @@ def check_schedule(settings):
         return [f'--lr_scheduler_kwargs {options}: write an object, such as {{"min_lr": 1e-6}}']
     if name not in list(SchedulerType):
         return []  # transformers names those that it knows
-    one_weight = torch.optim.SGD([torch.zeros(1)], lr=abs(settings.learning_rate) or 1.0)
+    try:
+        betas = settings.adam_beta1, settings.adam_beta2
+        rate = abs(settings.learning_rate) or 1.0
+        one_weight = torch.optim.AdamW([torch.zeros(1)], rate, betas, settings.adam_epsilon)
+    except ValueError as error:
+        return [f"--adam_beta1, --adam_beta2, --adam_epsilon: {error}"]
     try:
         get_scheduler(name, one_weight, 1, 10, scheduler_specific_kwargs=options)
     except (TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 import logging
 
 from torch.utils.data import IterableDataset
+from transformers import Trainer
 
 from qwen_vl.data.packing import PackedDataset
 
@@ -21,6 +22,19 @@ def check_steps(max_steps):
             f"--max_steps {max_steps}: nothing would be trained; use a number above 0, or leave it out for "
             "--num_train_epochs"
         )
+
+
+def check_optimizer(training, model):
+    """Raise ImportError where the library of an optimizer is not installed.
+
+    training: TrainingArguments. model: on the meta device, as `finetune.rehearse` has it.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training, model)
+    except ImportError:
+        raise
+    except Exception as error:  # what only the weights decide comes when they are there
+        logger.debug("--optim %s: %s", training.optim, error)
 
 
 def check(data, training, rows, *, checkpoint=None):

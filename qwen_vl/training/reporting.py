@@ -12,7 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 from transformers import TrainerCallback
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ def check(settings):
 
     Only the first of several processes talks to them, so the others find nothing.
     """
-    names = settings.report_to
+    names = settings.report_to if settings.report_to != ["all"] else get_available_reporting_integrations()
     problems = [f"--report_to {name}: use none, tensorboard, wandb, or both" for name in names if not is_known(name)]
-    if len(names) > 1 and {"none", "all"} & set(names):
+    if len(names) > 1 and not {"none", "all"}.isdisjoint(names):
         problems.append(f"--report_to {' '.join(names)}: none and all stand alone")
     if problems or os.environ.get("RANK", "0") != "0":
         return problems
@@ -43,7 +43,7 @@ def is_known(name):
 
 def unusable(name, logging_dir):
     """Why the logger of a name cannot be used here, or None."""
-    if name in ("none", "all"):  # all: of those that are installed
+    if name == "none":
         return None
     if name == "wandb" and os.environ.get("WANDB_DISABLED", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "the environment variable WANDB_DISABLED forbids it; unset it, or leave wandb out"
@@ -59,7 +59,7 @@ def unusable(name, logging_dir):
 def wandb_login():
     """Why wandb has no account to log to, or None; a terminal can still be asked for the key."""
     mode, cure = os.environ.get("WANDB_MODE", "online"), "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
-    if mode in WITHOUT_LOGIN or (sys.stdin.isatty() and sys.stderr.isatty()):
+    if mode in WITHOUT_LOGIN or (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     import wandb
     from wandb.sdk import wandb_setup

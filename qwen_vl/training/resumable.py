@@ -192,7 +192,7 @@ class ResumableTrainer(Trainer):
         pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         old, rates = scheduler.get_last_lr(), [base * share(scheduler.last_epoch) for base, share in pairs]
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
         scheduler._last_lr = rates
         if ends[0] != ends[1] and old != rates and ends[1] > self.state.global_step:
             logger.warning(

@@ -63,9 +63,12 @@ class Settled(NamedTuple):
 
     def report(self):
         """Log which other settings apply from here on, once the data have been found to be those of the checkpoint."""
-        said = [f"--{flag} {shown(now)} (was {shown(before)})" for flag, (before, now) in self.applied.items()]
-        if said:
-            logger.warning("resumed with other settings, which apply from here on: %s", ", ".join(said))
+        if self.applied:
+            logger.warning("resumed with other settings, which apply from here on: %s", self.said())
+
+    def said(self):
+        """The settings that apply now, and what they were before."""
+        return ", ".join(f"--{flag} {shown(now)} (was {shown(was)})" for flag, (was, now) in self.applied.items())
 
 
 def settle(checkpoint, groups, *, anew=False):

@@ -16,6 +16,10 @@ def check(settings):
         problems += [f"{flag} needs --eval_strategy and --eval_data_path" for flag, is_set in needing.items() if is_set]
     elif settings.save_strategy == "best" and not metric:
         problems.append("--save_strategy best needs --metric_for_best_model; give eval_loss")
+    if settings.early_stopping_patience < 0:
+        problems.append(f"--early_stopping_patience {settings.early_stopping_patience}: use 0 or more")
+    if settings.label_names not in (None, ["labels"]):
+        problems.append("--label_names: an evaluation finds its loss by the labels alone; leave the flag out")
     if metric and metric.removeprefix("eval_") not in MEASURED:
         known = ", ".join(f"eval_{name}" for name in MEASURED)
         problems.append(f"--metric_for_best_model {metric}: evaluation measures {known}; give eval_loss")

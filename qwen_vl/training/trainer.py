@@ -241,8 +241,11 @@ class QWenTrainer(ResumableTrainer):
 def optimizer_settings(optimizer):
     """{flag: values} of the settings of an optimizer, over its groups."""
     flags = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_beta": "betas", "adam_epsilon": "eps"}
-    found = {flag: {str(group[key]) for group in optimizer.param_groups if key in group} for flag, key in flags.items()}
-    return {flag: ", ".join(sorted(values)) for flag, values in found.items()}
+    groups, found = optimizer.param_groups, {}
+    for flag, key in flags.items():
+        values = [group[key] for group in groups if key in group]
+        found[flag] = ", ".join(sorted({str(list(v) if isinstance(v, tuple) else v) for v in values}))
+    return found
 
 
 @contextmanager

@@ -46,6 +46,10 @@ def test_no_steps(refused, steps):
     assert f"--max_steps {steps}: nothing would be trained; use a number above 0" in refused(max_steps=steps)
 
 
+def test_an_optimizer_that_is_not_installed(refused):
+    assert "need to install `schedulefree`" in refused(optim="schedule_free_adamw")
+
+
 def test_only_vision_and_no_picture(refused, tmp_path):
     said = refused(*VISION, data_path=texts(tmp_path)[0])
     assert "nothing would be trained: only the vit would, and no sample has a picture" in said

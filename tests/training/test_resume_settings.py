@@ -117,6 +117,30 @@ def test_what_would_be_another_run_is_refused(stopped, make_checkpoint, flags, s
     assert content(stopped) == before
 
 
+@pytest.mark.parametrize(
+    ("chat_format", "flags"),
+    [
+        ("raw", ()),
+        ("chatml", ("--new_special_tokens", "<a>", "--lora_target_modules", "attention", "vision")),
+        ("chatml", ("--init_lora_weights", "pissa", "--modules_to_save", "ln_f", "lm_head", "--lora_bias", "all")),
+        ("chatml", ("--use_dora", "--use_rslora", "--lora_target_modules", "all-linear", "--loraplus_lr_ratio", "4")),
+        ("chatml", ("--q_lora",)),
+    ],
+    ids=["base", "tokens", "pissa", "dora", "nf4"],
+)
+def test_the_same_flags_are_not_refused(make_checkpoint, tmp_path, caplog, chat_format, flags):
+    out = runs.train(make_checkpoint(chat_format), tmp_path / "out", *LORA, *flags, **STEPS | {"max_steps": 2})
+    stopped_at(out, 1)
+    runs.train(make_checkpoint(chat_format), out, *LORA, *flags, *AUTO, **STEPS | {"max_steps": 2})
+    assert len(runs.losses(out)) == 2 and "resumed with other settings" not in caplog.text
+    on = (*LORA[:1], "--lora_weight_path", str(out))
+    if "--q_lora" in flags:
+        return
+    more = runs.train(make_checkpoint(chat_format), tmp_path / "more", *on, **STEPS | {"max_steps": 2})
+    runs.train(make_checkpoint(chat_format), stopped_at(more, 1), *on, *AUTO, **STEPS | {"max_steps": 2})
+    assert len(runs.losses(more)) == 2 and "resumed with other settings" not in caplog.text
+
+
 @pytest.mark.parametrize("lora", [LORA, ()], ids=["lora", "full"])
 def test_another_base_is_refused_and_one_that_moved_is_not(make_checkpoint, tmp_path, lora):
     first = runs.train(make_checkpoint(), tmp_path / "first", *lora, max_steps=1, save_strategy="steps")
@@ -159,6 +183,7 @@ def test_a_finished_run_that_is_called_again_changes_no_byte(lora_run, make_chec
     assert f"already finished (step 4 of 4); nothing trained, and {out} is as it was" in said
     assert "mean loss" not in said and "saved" not in said
     assert called_again(out, make_checkpoint, *LORA, **STEPS | {"learning_rate": 0.1, "save_steps": 2})
+    assert "Without effect: --data_path" in (said := capsys.readouterr().err) and "--save_steps 2 (was 1)" in said
     assert called_again(out, make_checkpoint, *LORA, **STEPS | {"max_steps": 3})
     assert called_again(out, make_checkpoint, *LORA, **STEPS | {"per_device_train_batch_size": 4})
     assert called_again(out, make_checkpoint, *LORA, **STEPS | {"max_steps": -1, "num_train_epochs": 1})
