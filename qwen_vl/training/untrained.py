@@ -7,12 +7,12 @@ a picture. A parameter without one is no part of what is computed, such as a cop
 there. Without any picture in the data a trained part of the tower cannot learn: that is a warning, and an error where
 nothing else trains.
 
-Values, at the end of a run: up to SAMPLED of each parameter against those at its start. It is an error if nothing at
-all has changed, or if a parameter has not whose gradients, by the state of the optimizer, were others than 0; raised
-when the result is saved. A rate of 0 asks for no change, and gradients of 0 make none: those of the A side of an
-adapter in the first step, or of rows of tokens that do not occur. Not compared are resumed runs, whose last few steps
-may round to nothing, runs that end with the weights of an earlier step (--load_best_model_at_end), and DeepSpeed and
-FSDP, where a process has a part of the values or a rounded copy of them.
+Values, at the end of a run: up to SAMPLED of each parameter against those at its start. It is an error, raised when
+the result is saved, if nothing at all has changed, or if a parameter has not whose gradients, by the state of the
+optimizer, were others than 0. A rate of 0 asks for no change. Gradients of 0 make none, as for the row of a token that
+does not occur: a warning. Not compared are resumed runs, whose last steps may round to nothing, runs that end with the
+weights of an earlier step (--load_best_model_at_end), and DeepSpeed and FSDP, where a process has a part of the values
+or a rounded copy of them.
 """
 
 import logging
@@ -25,6 +25,7 @@ from . import tuning
 from .pictureless import PICTURES, TOWER, trains_nothing_else
 
 SAMPLED = 1024  # values of a parameter that are compared
+FIRST_STEPS = 2  # in which the A side of an adapter may get gradients of 0 alone
 NAMED = 3  # parameters that a message names
 ONLY_TOWER = "all that is to train is of the vision tower, and the data hold no picture"
 
@@ -89,10 +90,13 @@ class UntrainedCheck(TrainerCallback):
                 logger.warning("%s to train and did not change, as no batch had a picture", named(self._waiting))
         is_best = args.load_best_model_at_end and state.best_model_checkpoint  # values of an earlier step
         if self._first and not is_best:
-            self.problem = self._unchanged(steps, optimizer)
+            self.problem = self._unchanged(steps, optimizer, speaks=state.is_world_process_zero)
 
-    def _unchanged(self, steps: int, optimizer) -> str | None:
-        """Return what to say of parameters that have the values they began with and should not, or None."""
+    def _unchanged(self, steps: int, optimizer, *, speaks: bool) -> str | None:
+        """Return what to say of parameters that have the values they began with and should not, or None.
+
+        speaks: whether this process warns of those that had nothing to learn from.
+        """
         groups = optimizer.param_groups
         rates = {id(p): group.get("initial_lr", group["lr"]) for group in groups for p in group["params"]}
         rated = {name: parameter for name, parameter in self._trains.items() if rates[id(parameter)]}
@@ -108,6 +112,12 @@ class UntrainedCheck(TrainerCallback):
         stuck = [name for name in same if has_moved(optimizer.state.get(rated[name], {}), rated[name])]
         if stuck:
             return f"{named(stuck)} to train and did not change in {steps} steps; their learning rate is too low for it"
+        idle = [name for name in same if has_rested(optimizer.state.get(rated[name], {}), rated[name])]
+        if idle and steps > FIRST_STEPS and speaks:
+            said = (
+                "%s to train and did not change, as all their gradients were 0: nothing in the data makes use of them"
+            )
+            logger.warning(said, named(idle))
         return None
 
 
@@ -117,10 +127,21 @@ def sample(tensor: torch.Tensor) -> torch.Tensor:
     return values[:: max(1, -(-len(values) // SAMPLED))].clone()
 
 
+def moments(state: dict, parameter: torch.Tensor) -> list[torch.Tensor]:
+    """Return what an optimizer's state of a parameter keeps of its gradients, value by value."""
+    tensors = [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
 def has_moved(state: dict, parameter: torch.Tensor) -> bool:
-    """Return whether an optimizer's state of a parameter tells of gradients other than 0 where `sample` looks."""
-    moments = [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
-    return any(bool(sample(moment).any()) for moment in moments if moment.is_floating_point())
+    """Return whether the state of a parameter tells of gradients other than 0 where `sample` looks."""
+    return any(bool(sample(moment).any()) for moment in moments(state, parameter))
+
+
+def has_rested(state: dict, parameter: torch.Tensor) -> bool:
+    """Return whether the state of a parameter tells that all its gradients were 0."""
+    found = moments(state, parameter)
+    return bool(found) and not any(bool(moment.any()) for moment in found)
 
 
 def named(names) -> str:

@@ -124,13 +124,16 @@ def test_what_did_not_change_is_an_error_once_it_is_saved(make_checkpoint, tmp_p
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_what_should_not_change_is_no_error(make_checkpoint, tmp_path):
+def test_what_should_not_change_is_no_error(make_checkpoint, tmp_path, caplog):
     """Rates of 0, gradients of 0, an optimizer without a state, the best weights, the last steps of a resumed run."""
     base, lora = make_checkpoint(), "--use_lora"
     train(base, tmp_path, lora, name="rate", learning_rate=0)
     train(base, tmp_path, name="vision", fix_vit=False, vision_lr=0, max_steps=1)
     train(base, tmp_path, lora, name="first", max_steps=1)  # the A sides
-    train(base, tmp_path, lora, "--new_special_tokens", "<never>", name="tokens")  # a row of wte
+    assert not [entry for entry in caplog.records if "to train" in entry.getMessage()]
+    train(base, tmp_path, lora, "--new_special_tokens", "<never>", name="tokens")
+    (said,) = [entry.getMessage() for entry in caplog.records if "to train" in entry.getMessage()]
+    assert said.startswith("1 parameter (transformer.wte.") and "nothing in the data makes use of them" in said
     train(base, tmp_path, lora, name="sgd", optim="sgd")
     each = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     data = runs.write_data(tmp_path)
