@@ -196,6 +196,7 @@ def rehearse(name, config, lora, training, *, resume_from=None, cache_folder=Non
         resume_settings,
         saving,
         tuning,
+        vision_cache,
     )
 
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)

@@ -18,11 +18,10 @@ or a rounded copy of them.
 import logging
 
 import torch
-from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from . import tuning
-from .pictureless import PICTURES, TOWER, trains_nothing_else
+from .pictureless import PICTURES, TOWER
 
 SAMPLED = 1024  # values of a parameter that are compared
 FIRST_STEPS = 2  # in which the A side of an adapter may get gradients of 0 alone
@@ -52,12 +51,10 @@ class UntrainedCheck(TrainerCallback):
         self._has_picture = any(key in batch for batch in batches for key in PICTURES)
         self._had_picture |= self._has_picture
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        self._began, data = state.global_step, train_dataloader.dataset
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._began = state.global_step
         self._trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._waiting = dict(self._trains)
-        if trains_nothing_else(model) and not isinstance(data, IterableDataset) and not any(data.num_pictures):
-            raise ValueError(f"nothing can train: {ONLY_TOWER}; let another part train, or give data with pictures")
         if self._by_hooks:
             for name, parameter in self._trains.items():
                 parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._waiting.pop(name, None))

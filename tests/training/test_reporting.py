@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import runs
 import transformers
+import wandb
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.integrations import TensorBoardCallback
 from wandb.errors import CommError
@@ -33,7 +34,8 @@ def refusal(capsys, monkeypatch, tmp_path):
         assert ended.value.code == 2
         return capsys.readouterr().err.partition("error: ")[2].strip()
 
-    return refused
+    yield refused
+    wandb.teardown()  # it keeps the settings that it was first asked with
 
 
 @pytest.mark.parametrize(

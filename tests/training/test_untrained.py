@@ -96,7 +96,7 @@ def test_the_vision_tower_alone_trains_where_pictures_are(make_checkpoint, tmp_p
     for name, recomputed in (("plain", ()), ("recomputed", ("--gradient_checkpointing",))):
         late = train(make_checkpoint(), tmp_path, *RESAMPLER, *recomputed, samples=TEXTS + PICTURES, name=name, **flags)
         assert runs.largest_difference(runs.weights(one), runs.weights(late)) < 1e-6
-    with pytest.raises(ValueError, match=f"nothing can train: {NO_PICTURE}; let another part train"):
+    with pytest.raises(ValueError, match="only the resampler would, and no sample has a picture"):
         train(make_checkpoint(), tmp_path, *RESAMPLER, samples=TEXTS, name="none")
     with pytest.raises(ValueError, match=f"nothing has trained: {NO_PICTURE}"):
         lines = [json.dumps(record) for record in json.loads((tmp_path / "none-data" / "data.json").read_text())]
