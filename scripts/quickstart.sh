@@ -47,4 +47,4 @@ step report "answers of every stage to held-out questions"
     --stage "before=$OUT/tiny" --stage "after full=$OUT/full" --stage "after LoRA, merged=$OUT/merged" \
     --curve "boxes=$OUT/boxes" --curve "full=$OUT/full" --curve "LoRA=$OUT/lora"
 
-step done "look at $OUT/report/report.md"
+step done "done; look at $OUT/report/report.md"
