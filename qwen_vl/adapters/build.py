@@ -96,11 +96,10 @@ def load_adapters(model: QWenLMHeadModel, adapter: str | Path | Adapter, *, trai
 
 
 def settle(model: PeftModel) -> PeftModel:
-    """Correct what trains where PEFT's rules do not fit this model, and return the PeftModel."""
-    if model.peft_config["default"].bias == "all":  # PEFT sees only parameters that are called `bias`
-        for name, parameter in model.named_parameters():
-            if name.endswith(family.HIDDEN_BIASES) and ".original_module." not in name:
-                parameter.requires_grad_(True)
+    """Correct what trains where PEFT's rules do not fit this model, and return the PeftModel.
+
+    With `bias="all"` the resampler's `in_proj_bias` stays frozen as PEFT leaves it: it would not be saved.
+    """
     return freeze_fixed_table(model)
 
 

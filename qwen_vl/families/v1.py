@@ -35,7 +35,6 @@ BLOCK_CLASSES = (QWenBlock, VisualAttentionBlock)  # what FSDP wraps; twins: con
 
 FIXED_TABLE = "attn_pool.pos_embed"  # the end of the name of a parameter that never trains
 UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
-HIDDEN_BIASES = ("in_proj_bias",)  # ends of the names of biases that are not called `bias`
 
 # Parts of the model in the order in which a name is looked up: the first match wins.
 RESAMPLER_PART, VIT_PART, EMBEDDINGS_PART, HEAD_PART = "resampler", "vit", "embeddings", "lm_head"
