@@ -23,7 +23,14 @@ GPU_CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVI
 
 # Loggers limited to errors: they warn about missing kernels that are not needed (torchao, bitsandbytes), about the use
 # of torch by torchao, about each retry of a download, and about details of gptqmodel.
-ERRORS_ONLY = ("torchao", "bitsandbytes", "torch.utils._pytree", "huggingface_hub", "gptqmodel")
+ERRORS_ONLY = (
+    "torchao",
+    "bitsandbytes",
+    "torch.utils._pytree",
+    "torch.utils.cpp_extension",
+    "huggingface_hub",
+    "gptqmodel",
+)
 UNWANTED_LINES = {  # logger: part of a message without news
     "DeepSpeed": "Setting accelerator to CPU",  # as --use_cpu says
     "transformers.training_args": "When using FSDP, prefer",  # our TrainingArguments already do
