@@ -27,7 +27,8 @@ if __name__ == "__main__":
 import torch
 from transformers import GenerationConfig
 
-from qwen_vl.adapters import bases, build, on_disk
+from qwen_vl.adapters import build, on_disk
+from qwen_vl.adapters.adapter import BASE_FILE
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.random_model import build_tokenizer
@@ -84,7 +85,7 @@ def write_adapter(folder, base):
             parameter.data.normal_(0, 0.01)
     model.save_pretrained(folder)
     record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
-    (folder / bases.BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    (folder / BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
     return "rank 64 on " + ", ".join(family.DEFAULT_LORA_TARGETS)
 
 

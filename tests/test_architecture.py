@@ -267,7 +267,7 @@ def test_commands_prepare_before_they_import_torch():
                 heavy = module.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}
                 heavy |= module.startswith("qwen_vl") and module not in light
                 assert not heavy, f"{name_of(path)}:{node.lineno} imports {module} before prepare()"
-    assert len(checked) >= 12 and {"finetune", "main", "evaluate", "merge_and_unload"} <= set(checked)
+    assert len(checked) >= 12 and {"finetune", "__main__", "evaluate", "merge_and_unload"} <= set(checked)
 
 
 def test_importing_the_package_changes_no_other_library():

@@ -16,7 +16,6 @@ from qwen_vl.families.v1 import ALL_LINEAR, LORA_WORDS, TOKEN_TABLES
 from qwen_vl.model import QWenLMHeadModel
 
 from .adapter import OF_BASE_WEIGHTS, Adapter
-from .convert import make_plain, starting_point  # noqa: F401 (callers ask for them here)
 
 
 def target_modules(model: nn.Module, targets: Sequence[str]) -> list[str] | str:

@@ -27,7 +27,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="qwen-vl data cache",
         description="Encode the images of conversation files with the frozen vision tower of a model, once, into the "
         "folder that training takes as --vision_cache. Give the flags that training is given.",
-        epilog="Several GPUs: torchrun --nproc_per_node 8 -m qwen_vl.cli.main data cache ..",
+        epilog="Several GPUs: torchrun --nproc_per_node 8 -m qwen_vl.cli data cache ..",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -38,7 +38,3 @@ def version() -> str:
         return metadata.version("qwen-vl")
     except metadata.PackageNotFoundError:
         return "(not installed, run from its folder)"
-
-
-if __name__ == "__main__":
-    entry()

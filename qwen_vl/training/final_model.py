@@ -9,15 +9,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
-from qwen_vl.adapters import lora_targets
-from qwen_vl.adapters.bases import BASE_FILE
+from qwen_vl.adapters import convert
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
 from qwen_vl.checkpoint import saving, shard_writer
 from qwen_vl.checkpoint.saving import staged
 from qwen_vl.families import v1 as family
 
 # Weights that an earlier run may have left in an output folder, and that would be loaded in place of the new ones.
-WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", "adapter_config.json", BASE_FILE)
-CONFIGS = ("config.json", "adapter_config.json")  # without one of them a folder loads as nothing
+WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", CONFIG_FILE, BASE_FILE)
+CONFIGS = ("config.json", CONFIG_FILE)  # without one of them a folder loads as nothing
 COMPLETE = ".complete"  # in the output folder: the final model, until all of its files are in place
 FILES = "files.json"  # in there: the names of its files
 
@@ -73,7 +73,7 @@ def save_final(
     A model of an earlier run is replaced, as `put_in_place` has it. Raises OSError if the folder cannot be written.
 
     weights: all weights of the model by name, if each process holds a part of them (`engines.whole_weights`).
-    start: the `lora_targets.starting_point` that is removed from the adapter.
+    start: the `convert.starting_point` that is removed from the adapter.
     """
     output_dir = Path(output_dir)
     put_in_place(output_dir)  # what a run that was killed here has left
@@ -84,7 +84,7 @@ def save_final(
     with staged(output_dir / ".saving", output_dir) as staging:
         write_folder(model, tokenizer, staging, base=base, state_dict=weights)
         if start:
-            lora_targets.make_plain(staging, start)
+            convert.make_plain(staging, start)
         names = sorted(file.name for file in staging.iterdir())
         (staging / FILES).write_text(json.dumps(names) + "\n", encoding="utf-8")
         os.replace(staging, output_dir / COMPLETE)

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import set_seed
 
-from qwen_vl.adapters import bases, build, lora_targets
+from qwen_vl.adapters import build, convert, lora_targets
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.data import build as data_build
@@ -64,7 +64,7 @@ class Loaded(NamedTuple):
 
     model: QWenLMHeadModel | PeftModel
     dtype: torch.dtype  # of frozen weights, and of the final model
-    start: dict[str, Any] | None  # `lora_targets.starting_point` of its adapters
+    start: dict[str, Any] | None  # `convert.starting_point` of its adapters
     rows: list[param_groups.Row]
 
 
@@ -88,18 +88,19 @@ def prepare(flags: TrainFlags) -> Prepared:
     checkpoint = checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
     settled = resume_settings.settle(checkpoint, flags, anew=training.ignore_data_skip)
     config = loading.load_config(name, training.cache_dir)
-    tokenizer = load_tokenizer(name, config, lora.lora_weight_path, training)
+    adapter = Adapter.open(lora.lora_weight_path) if lora.lora_weight_path else None
+    tokenizer = load_tokenizer(name, config, adapter, training)
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     rates = param_groups.Rates(
         training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
     )
     check_adapter_flags(kind, lora, training)
     loading.check_files(name, training.cache_dir)
-    model = rehearse(loading.skeleton(name, config, training.cache_dir), kind, lora, training)
+    model = rehearse(loading.skeleton(name, config, training.cache_dir), kind, adapter, lora, training)
     rows = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
     cache.check_frozen(flags.data.vision_cache, model, is_sharded=engines.is_sharded(training))
     preflight.check_optimizer(training, model)
-    base = describe_base(name, kind, lora.lora_weight_path, training.cache_dir)
+    base = describe_base(name, kind, adapter, training.cache_dir)
     if checkpoint:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
         resume_settings.check(checkpoint, model, dtype=dtype, base=base)
@@ -109,11 +110,11 @@ def prepare(flags: TrainFlags) -> Prepared:
 
 
 def load_tokenizer(
-    name: str, config: QWenConfig, adapter_dir: str | None, training: TrainingArguments
+    name: str, config: QWenConfig, adapter: Adapter | None, training: TrainingArguments
 ) -> QWenTokenizer:
     """Return the tokenizer of a checkpoint, or of the adapter that continues on it, with the new tokens of this run."""
-    if adapter_dir:
-        return Adapter.open(adapter_dir).load_tokenizer(name, config, training.cache_dir)
+    if adapter:
+        return adapter.load_tokenizer(name, config, training.cache_dir)
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 
@@ -131,17 +132,16 @@ def check_adapter_flags(kind: str | None, lora: LoraArguments, training: Trainin
 
 
 def rehearse(
-    model: QWenLMHeadModel, kind: str | None, lora: LoraArguments, training: TrainingArguments
+    model: QWenLMHeadModel, kind: str | None, adapter: Adapter | None, lora: LoraArguments, training: TrainingArguments
 ) -> QWenLMHeadModel | PeftModel:
     """Return a model of the meta device as it will be trained; no weight is loaded.
 
     Raises ValueError or OSError if the flags do not fit the model or the adapter folder.
     """
     with torch.device("meta"):
-        if lora.lora_weight_path:
-            bases.recorded_base(lora.lora_weight_path)  # an error without an adapter
+        if adapter:
             asked = None if lora.lora_r == LoraArguments.lora_r else lora.lora_r
-            return lora_targets.rehearsed(lora.lora_weight_path, model, r=asked)
+            return lora_targets.rehearsed(adapter, model, r=asked)
         if not training.use_lora:
             return tuning.freeze_for_full(model, fix_vit=training.fix_vit)
         whole = build.whole_modules(model, lora.modules_to_save) or ()
@@ -151,11 +151,11 @@ def rehearse(
         return model
 
 
-def describe_base(name: str, kind: str | None, adapter_dir: str | None, cache_dir: str | None) -> dict[str, Any]:
-    """Return "name", "fingerprint" and "quantization" of a base. Raise ValueError if `adapter_dir` has another base."""
+def describe_base(name: str, kind: str | None, adapter: Adapter | None, cache_dir: str | None) -> dict[str, Any]:
+    """Return "name", "fingerprint" and "quantization" of a base. Raise ValueError if `adapter` has another base."""
     base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}
-    if adapter_dir:
-        bases.check_base(adapter_dir, **base)
+    if adapter:
+        adapter.check_base(**base)
     return base | {"quantization": kind}
 
 
@@ -266,7 +266,7 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
         model = add_adapters(model, lora, new_tokens)
         if training.activation_checkpointing:
             model.enable_input_require_grads()
-        start = lora_targets.starting_point(model)
+        start = convert.starting_point(model)
     else:
         model = tuning.freeze_for_full(model, fix_vit=training.fix_vit)
     # DeepSpeed keeps float32 copies itself.

@@ -72,9 +72,7 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
     assert sorted(opened) == sorted([*wanted, base, str(tmp_path / ".merged.partial")])
 
 
-# The first two lie below adapters; the others handle the files of any run.
-SPELL_THEM_TOO = {"checkpoint/files.py", "checkpoint/folder.py", "training/final_model.py"}
-SPELL_THEM_TOO |= {"training/resume/settings.py", "training/resume/checkpoints.py"}
+SPELL_THEM_TOO = {"checkpoint/files.py", "checkpoint/folder.py"}  # they lie below adapters
 
 
 def test_one_place_knows_the_files_of_an_adapter():

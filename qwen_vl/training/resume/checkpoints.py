@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint.files import read_json_or_none
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,7 @@ def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
     if not problems and read_json(folder, TRAINER_STATE) is None:
         problems.append(f"no {TRAINER_STATE} there that can be read")
     if resumable and not problems and not has_optimizer(folder):
-        is_adapter = (folder / "adapter_config.json").is_file()
-        kind, flag = ("adapter", "lora_weight_path") if is_adapter else ("model", "model_name_or_path")
+        kind, flag = ("adapter", "lora_weight_path") if is_adapter(folder) else ("model", "model_name_or_path")
         problems.append(
             f"holds the {kind} alone, without the optimizer's state, as of a run with --save_only_model; train it "
             f"further as --{flag} {folder}"

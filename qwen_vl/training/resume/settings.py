@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
 from qwen_vl.training.monitor import run_record
 
 from . import checkpoints
@@ -145,7 +146,7 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
     "fingerprint", "quantization"}. What a checkpoint does not say, as one of an older version, is not compared.
     """
     state, problems = checkpoints.run_state(checkpoint), []
-    theirs = checkpoints.read_json(checkpoint, "adapter_config.json")
+    theirs = checkpoints.read_json(checkpoint, CONFIG_FILE)
     if isinstance(model, PeftModel) != (theirs is not None):
         problems.append(f"--use_lora {isinstance(model, PeftModel)} (the checkpoint's: {theirs is not None})")
     elif theirs is not None:
@@ -157,7 +158,7 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
     own = str(dtype).removeprefix("torch.")
     if state.get("dtype", own) != own:
         problems.append(f"precision {own}, by --bf16 or --fp16 (the checkpoint's: {state['dtype']})")
-    recorded = state.get("base") or checkpoints.read_json(checkpoint, "base.json") or {}
+    recorded = state.get("base") or checkpoints.read_json(checkpoint, BASE_FILE) or {}
     if recorded.get("quantization", base["quantization"]) != base["quantization"]:
         problems.append(f"base weights as {base['quantization']} (the checkpoint's: {recorded['quantization']})")
     if recorded.get("fingerprint", base["fingerprint"]) != base["fingerprint"]:
