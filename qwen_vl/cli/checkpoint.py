@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl.adapters.adapter import is_adapter
+from qwen_vl.checkpoint.dtypes import DTYPES
 from qwen_vl.export.checkpoint import export, show
-from qwen_vl.export.model_folder import DTYPES
 from qwen_vl.training.resume import checkpoints
 
 from .parsers import Parser
@@ -37,7 +37,7 @@ def make_parser() -> Parser:
     take.add_argument("output", help="folder to write; must not exist or be empty")
     take.add_argument(
         "--dtype",
-        choices=[name for name in DTYPES if name != "auto"],
+        choices=DTYPES,
         help="of a model's weights (default: what the run computed in)",
     )
     return parser

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from qwen_vl.checkpoint import shard_writer
+from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.export.merge import merge
-from qwen_vl.export.model_folder import DTYPES
 
 from .parsers import Parser
 
@@ -53,5 +53,5 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--prompts", help="conversations on which a change of base is measured (default: built in)")
     parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
     parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the result (default: the base's)")
+    parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the result (default: the base's)")
     parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")

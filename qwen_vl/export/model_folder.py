@@ -6,18 +6,18 @@ import torch
 
 from qwen_vl.checkpoint import shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.dtypes import dtype_or_auto
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import merged_weights
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def dtypes_of(disk: DiskModel, dtype: str) -> dict[str, torch.dtype]:
-    """Return {name: dtype} of the weights to write. dtype: a key of DTYPES; "auto" keeps that of each weight."""
-    return {name: DTYPES[dtype] or disk.weights.dtype(name) for name in disk.places}
+    """Return {name: dtype} of the weights to write. dtype: one of CHOICES; "auto" keeps that of each weight."""
+    wanted = dtype_or_auto(dtype)
+    return {name: disk.weights.dtype(name) if wanted == "auto" else wanted for name in disk.places}
 
 
 def write(
