@@ -60,13 +60,13 @@ WORDS = (
 )
 
 
-def write_data(folder, count, seed=0, *, pictures=16, size=(96, 64)):
-    """A conversation file of `count` records in the shape of a visual-question data set: one picture, a few turns.
+def write_data(folder, count, seed=0, *, images=16, size=(96, 64)):
+    """A conversation file of `count` records in the shape of a visual-question data set: one image, a few turns.
 
-    The records take turns with `pictures` pictures of some size.
+    The records take turns with `images` images of some size.
     """
     generator = random.Random(seed)
-    for name in range(pictures):
+    for name in range(images):
         noise = Image.frombytes("L", (16, 16), generator.randbytes(256)).resize(size)
         color = tuple(generator.randrange(256) for _ in range(3))
         Image.composite(Image.new("RGB", size, color), noise.convert("RGB"), noise).save(folder / f"{name}.png")
@@ -78,8 +78,8 @@ def write_data(folder, count, seed=0, *, pictures=16, size=(96, 64)):
     for number in range(count):
         turns = []
         for turn in range(generator.choice([1, 1, 2, 2, 3])):
-            picture = f"Picture 1: <img>{number % pictures}.png</img>\n" if turn == 0 else ""
-            turns.append({"from": "user", "value": picture + text(3, 20)})
+            image = f"Picture 1: <img>{number % images}.png</img>\n" if turn == 0 else ""
+            turns.append({"from": "user", "value": image + text(3, 20)})
             turns.append({"from": "assistant", "value": text(1, 40)})
         records.append({"id": f"sample-{number}", "conversations": turns})
     path = folder / f"data_{count}.json"

@@ -30,11 +30,11 @@ CONDITIONS = ("alone", "beside a second training", "beside other programs")
 PATIENCE = 90  # seconds until a first step at the most; a step that takes longer counts as none
 
 
-def build(folder: Path, pictures: int) -> None:
+def build(folder: Path, images: int) -> None:
     """Write the data and the model of the quickstart into a folder; in processes, as this one needs its cores."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in (
-        [ROOT / "scripts/quickstart/make_data.py", folder / "data", "--limit", pictures],
+        [ROOT / "scripts/quickstart/make_data.py", folder / "data", "--limit", images],
         ["-m", "qwen_vl.cli.random_model", ROOT / "configs/model/tiny.json", folder / "tiny"],
     ):
         command = [sys.executable, *map(str, words)]
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--settings takes NAME=VALUE, not {wrong[0]}" if wrong else "--seconds takes a number above 0")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        build(folder, pictures=300)
+        build(folder, images=300)
         found = {s: [measure(folder, s, condition, args.seconds) for condition in CONDITIONS] for s in args.settings}
     text = f"Tokens a second of a training on {usable_cores()} cores, of each where there are two:\n\n{table(found)}"
     print(text)

@@ -2,7 +2,7 @@
 
 How fast training is and how much memory it takes, as ratios measured side by side in one run on models with random
 weights: against a plain loop that works as the reference trainer does (every sample padded to the longest length, all
-logits, eager attention, pictures opened in the step); against a bare loop over the same batches, which shows what the
+logits, eager attention, images opened in the step); against a bare loop over the same batches, which shows what the
 trainer itself costs; against the machine's own products of matrices (MFU); an epoch from the vision cache against one
 without; and what a start costs from 1,000 to 100,000 samples. Writes training.md and training.png. Needs the extra
 `demo`. About 20 minutes on 2 idle CPU cores.
@@ -45,7 +45,7 @@ from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.terminal import markdown_table
 from qwen_vl.training import trainer, tuning
@@ -109,10 +109,10 @@ def update(model, optimizer, loss):
     optimizer.zero_grad()
 
 
-def loss_of_all_logits(model, batch, pictures):
+def loss_of_all_logits(model, batch, images):
     """The loss from the logits of every position; they are gone before the backward pass, as the reference's are."""
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    logits = model(**inputs, pixel_values=pictures, use_cache=False).logits.float()
+    logits = model(**inputs, pixel_values=images, use_cache=False).logits.float()
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].reshape(-1))
 
 
@@ -124,8 +124,8 @@ def reference_way(model, samples, tokenizer, length, steps):
     for step in range(steps):
         chosen = [samples[index % len(samples)] for index in range(BATCH * step, BATCH * (step + 1))]
         batch = padded(collator([sample | {"images": []} for sample in chosen]), length, tokenizer.pad_token_id)
-        pictures = [pixels(open_picture(picture), size) for sample in chosen for picture in sample["images"]]
-        update(model, optimizer, loss_of_all_logits(model, batch, torch.stack(pictures)))
+        images = [pixels(read_image(image), size) for sample in chosen for image in sample["images"]]
+        update(model, optimizer, loss_of_all_logits(model, batch, torch.stack(images)))
         tokens += sum(batch["lengths"])
     return tokens, time.perf_counter() - start
 
@@ -145,7 +145,7 @@ def too_large(models, args):
 def rows_of(samples, length, most):
     """At most so many packed rows, each a batch of its own: at 2048 tokens about as many samples as the reference's."""
     rows = PackedDataset(samples, PackOptions(length))
-    rows.rows, rows.lengths, rows.num_pictures = rows.rows[:most], rows.lengths[:most], rows.num_pictures[:most]
+    rows.rows, rows.lengths, rows.num_images = rows.rows[:most], rows.lengths[:most], rows.num_images[:most]
     return rows
 
 
@@ -252,9 +252,9 @@ def overhead_and_mfu(models, path, args):
 def published_ratio_tower(hidden):
     """(visual settings, ratio) of a vision tower that costs as much beside the small decoder as the published one.
 
-    In operations of a step of LoRA on samples of 384 tokens with one picture.
+    In operations of a step of LoRA on samples of 384 tokens with one image.
     """
-    batch = costs.work([384], targets=100, pictures=1)
+    batch = costs.work([384], targets=100, images=1)
 
     def ratio(config):
         counted = costs.training_operations(config, batch, trained=set(), adapter_parameters=1)
@@ -275,9 +275,9 @@ def vision_cache_gain(folder, args):
     """(ratio of the second epoch's rates, cost of tower / decoder here, published)."""
     vision, reached, wanted = published_ratio_tower(256)
     name = build(folder, "cached", {}, **vision)
-    pictures = Path(folder, "distinct")
-    pictures.mkdir()
-    path = write_data(pictures, args.samples, seed=1, pictures=args.samples, size=(640, 480))
+    images = Path(folder, "distinct")
+    images.mkdir()
+    path = write_data(images, args.samples, seed=1, images=args.samples, size=(640, 480))
     tokenizer, ratios = loading.load_tokenizer(name), []
     rows = rows_of(dataset(path, tokenizer, 2048), 2048, MOST_ROWS["small"])
     for number in range(args.rounds):
@@ -344,7 +344,7 @@ def table(head, rows):
 
 
 def draw(results, path):
-    """Write a picture of throughput, memory and start."""
+    """Write an image of throughput, memory and start."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -442,7 +442,7 @@ def main(argv=None):
         models = {size: build(folder, size, SIZES[size]) for size in args.sizes}
         data = Path(folder, "data")
         data.mkdir()
-        path = write_data(data, args.samples, pictures=args.samples, size=(640, 480))
+        path = write_data(data, args.samples, images=args.samples, size=(640, 480))
         left_out = too_large(models, args)
         args.pairs = [pair for pair in args.pairs if pair not in left_out]
         args.memory = [size for size in args.memory if (size, args.length) not in left_out]

@@ -1,4 +1,4 @@
-"""Chat about a picture with an exported folder, as a user does who has transformers but not this repository.
+"""Chat about an image with an exported folder, as a user does who has transformers but not this repository.
 
 python scripts/chat_with_folder.py FOLDER PICTURE BOXES.png QUESTION ..
 """
@@ -16,12 +16,12 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 if not sys.stderr.isatty():
     disable_progress_bar()
-folder, picture, boxes, *questions = sys.argv[1:]
+folder, image, boxes, *questions = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 history = None
 for question in questions:
-    query = question if history else tokenizer.from_list_format([{"image": picture}, {"text": question}])
+    query = question if history else tokenizer.from_list_format([{"image": image}, {"text": question}])
     answer, history = model.chat(tokenizer, query, history=history)
     print(f"user: {question}\nassistant: {answer}")
     drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)

@@ -135,8 +135,8 @@ def merge_adapter(base, adapter, merged):
 
 
 def compare(base, adapter, merged):
-    """That comparison: logits of base + adapter and of the merged model on a prompt with a picture, one by one."""
-    prompt = [verify.picture_prompt(loading.load_tokenizer(base), loading.load_config(base))]
+    """That comparison: logits of base + adapter and of the merged model on a prompt with an image, one by one."""
+    prompt = [verify.image_prompt(loading.load_tokenizer(base), loading.load_config(base))]
     options = {"dtype": torch.bfloat16}
     adapted = verify.logits_from_disk(base, prompt, adapter_dir=adapter, **options)
     difference = verify.compare(adapted, verify.logits_from_disk(merged, prompt, **options))
@@ -145,7 +145,7 @@ def compare(base, adapter, merged):
 
 
 def answer(folder, *, from_disk):
-    """Answer one question about a picture."""
+    """Answer one question about an image."""
     opened = verify.open_on_disk if from_disk else verify.open_in_memory
     model, tokenizer, _ = opened(folder, "auto", "cpu")
     start, records = time.monotonic(), probe_prompts.built_in()[:1]

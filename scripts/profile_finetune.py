@@ -1,7 +1,7 @@
 """python scripts/profile_finetune.py [--model CHAT --base BASE --int4 INT4 | --config FILE.json] [--out table.md]
 
 The table of the Qwen-VL README on the device at hand, as Markdown: peak memory and seconds of a step of LoRA on a base
-model, LoRA on a chat model and Q-LoRA with samples of 384, 512, 1024 and 2048 tokens and one picture each (batch 1,
+model, LoRA on a chat model and Q-LoRA with samples of 384, 512, 1024 and 2048 tokens and one image each (batch 1,
 accumulation 8, gradient checkpointing), each in a process of its own, and beside it what `qwen-vl plan` says. Without
 --model small random ones are made (configs/model/benchmark.json), whose Q-LoRA is nf4. On a CPU memory is that of the
 whole process, on a GPU what its tensors take, so that the plan is compared without context and fragmentation. Needs the
@@ -49,7 +49,7 @@ def build_models(config, folder):
 
 
 def write_data(folder, tokenizer, length, count):
-    """(path, share of targets) of a file of `count` conversations with one picture and exactly `length` tokens."""
+    """(path, share of targets) of a file of `count` conversations with one image and exactly `length` tokens."""
     Image.effect_noise((96, 64), 60).convert("RGB").save(folder / "picture.png")
 
     def record(number, words):

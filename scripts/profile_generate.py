@@ -1,7 +1,7 @@
 """python scripts/profile_generate.py [--model FOLDER | --config FILE.json] [--lengths 2048 8192] [--out table.md]
 
 The inference table of the Qwen-VL README on the device at hand, as Markdown: tokens a second while a model that sees
-one picture writes until it has 2048 and 8192 tokens, and the peak memory of reading 2048 tokens and of writing 8192.
+one image writes until it has 2048 and 8192 tokens, and the peak memory of reading 2048 tokens and of writing 8192.
 Then ratios, measured in alternating pairs in this run: our cache against one that concatenates, the logits of one
 position against all in the prefill, four rows at once against one by one, and a conversation with a memory against one
 without. Without --model a small random one is made (configs/model/benchmark.json). On a CPU memory is that of the whole
@@ -39,7 +39,7 @@ PUBLISHED = {"bf16": "28.87 / 24.32 tokens/s, 22.60 / 28.01 GB", "Int4": "37.79 
 
 
 def prompt(model, length, rows=1):
-    """Inputs of `generate` with one picture a row, filled up to `length` ids."""
+    """Inputs of `generate` with one image a row, filled up to `length` ids."""
     start, span = family.image_start_id(model.config), family.tokens_per_image(model.config)
     ids = [start, *[start + 2] * (span - 2), start + 1]
     ids = torch.tensor([ids + [11] * (length - len(ids))] * rows, device=model.device)

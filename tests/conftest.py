@@ -40,7 +40,7 @@ def golden():
 
 @pytest.fixture
 def in_golden_dir(monkeypatch):
-    """Run inside the golden folder, because picture paths in the recorded ids are relative to it."""
+    """Run inside the golden folder, because image paths in the recorded ids are relative to it."""
     monkeypatch.chdir(GOLDEN_DIR)
     return GOLDEN_DIR
 
@@ -56,7 +56,7 @@ def published_vocab():
 def make_checkpoint(tmp_path_factory):
     """Return a function `make_checkpoint(chat_format="chatml") -> Path` that makes a tiny random Qwen-VL folder.
 
-    0.3 M parameters, 64-pixel pictures of 16 vectors, the first 1000 ranks of the published vocabulary. The folder is
+    0.3 M parameters, 64-pixel images of 16 vectors, the first 1000 ranks of the published vocabulary. The folder is
     built once a session for each chat format ("raw": a base model), so tests must not write into it.
     """
     from qwen_vl.checkpoint import random_model

@@ -18,7 +18,7 @@ from qwen_vl.cli import data, main
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 from qwen_vl.serving import terminal_chat
 
-PICTURES = Path(__file__).parent / "golden" / "images"
+IMAGES = Path(__file__).parent / "golden" / "images"
 TWO_BOXES = "<ref>the sign</ref><box>(100,200),(500,700)</box><box>(0,0),(999,999)</box> 好"
 
 
@@ -58,7 +58,7 @@ def exit_code(argv):
 
 
 def differ(first, second):
-    """Whether two pictures of the same size have different pixels."""
+    """Whether two images of the same size have different pixels."""
     with Image.open(first) as a, Image.open(second) as b:
         assert a.size == b.size
         return a.convert("RGB").tobytes() != b.convert("RGB").tobytes()
@@ -186,12 +186,12 @@ def test_data_verbs(capsys, tmp_path):
 def test_one_question_with_boxes(scripted, in_tmp_path, capsys):
     folder, answers = scripted
     answers.append(TWO_BOXES)
-    picture = PICTURES / "train_00.jpg"
-    assert exit_code(["chat", folder, "--image", picture, "--query", "Where?", "--out", "boxes.png"]) == 0
+    image = IMAGES / "train_00.jpg"
+    assert exit_code(["chat", folder, "--image", image, "--query", "Where?", "--out", "boxes.png"]) == 0
     shown = capsys.readouterr()
     assert shown.out == TWO_BOXES + "\n"  # whole and nothing else: it can go into a pipe
     assert "boxes drawn into boxes.png" in shown.err
-    assert differ("boxes.png", picture)
+    assert differ("boxes.png", image)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_one_question_with_boxes(scripted, in_tmp_path, capsys):
 def test_an_answer_without_drawable_boxes_is_no_error(scripted, in_tmp_path, capsys, answer, note):
     folder, answers = scripted
     answers.append(answer)
-    assert exit_code(["chat", folder, "--image", PICTURES / "rgb.png", "--query", "Where?"]) == 0
+    assert exit_code(["chat", folder, "--image", IMAGES / "rgb.png", "--query", "Where?"]) == 0
     shown = capsys.readouterr()
     assert shown.out == answer + "\n" and note in shown.err
     assert not list(in_tmp_path.iterdir())
@@ -214,7 +214,7 @@ def test_an_answer_without_drawable_boxes_is_no_error(scripted, in_tmp_path, cap
 def test_a_conversation_survives_mistakes(scripted, in_tmp_path, capsys, monkeypatch):
     folder, answers = scripted
     (in_tmp_path / "answer_boxes_1.png").write_bytes(b"of another day")
-    Image.open(PICTURES / "photo.jpg").save("my photo.jpg")
+    Image.open(IMAGES / "photo.jpg").save("my photo.jpg")
     asked = []
     really_stream = QWenLMHeadModel.chat_stream
 
@@ -226,22 +226,22 @@ def test_a_conversation_survives_mistakes(scripted, in_tmp_path, capsys, monkeyp
     answers += ["first", TWO_BOXES, "<box>(0,0),(9,9)</box>"]
     lines = ["", "one", "/image gone.png", "/jump", "<img> never closed", "/image 'my photo.jpg'", "two", "/clear", "3"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, "/quit", "unheard"])))
-    assert exit_code(["chat", folder, "--image", PICTURES / "rgb.png", "--system", "Be brief."]) == 0
+    assert exit_code(["chat", folder, "--image", IMAGES / "rgb.png", "--system", "Be brief."]) == 0
 
-    picture_one = f"Picture 1: <img>{PICTURES / 'rgb.png'}</img>\none"
-    picture_two = "Picture 2: <img>my photo.jpg</img>\ntwo"
+    image_one = f"Picture 1: <img>{IMAGES / 'rgb.png'}</img>\none"
+    image_two = "Picture 2: <img>my photo.jpg</img>\ntwo"
     assert asked == [
-        (picture_one, [], "Be brief."),
-        ("<img> never closed", [(picture_one, "first")], "Be brief."),
-        (picture_two, [(picture_one, "first")], "Be brief."),
+        (image_one, [], "Be brief."),
+        ("<img> never closed", [(image_one, "first")], "Be brief."),
+        (image_two, [(image_one, "first")], "Be brief."),
         ("3", [], "Be brief."),
     ]
     errors = capsys.readouterr().err
-    assert "error: picture 'gone.png': no such file" in errors
+    assert "error: image 'gone.png': no such file" in errors
     assert "no command '/jump'" in errors and "error: unclosed <img>" in errors
     assert "boxes drawn into answer_boxes_2.png" in errors  # the first name was taken
     assert differ("answer_boxes_2.png", "my photo.jpg")
-    assert "no picture to draw them on" in errors  # the picture was forgotten with the conversation
+    assert "no image to draw them on" in errors  # the image was forgotten with the conversation
 
 
 def test_the_model_answers_until_standard_input_ends(make_checkpoint, monkeypatch, capsys):
@@ -279,7 +279,7 @@ def test_an_interrupt_stops_the_answer_only(capsys, monkeypatch):
     "arguments, message",
     [
         (["--image", "gone.png"], "gone.png"),
-        (["--out", "boxes.pgn"], "--out boxes.pgn: not a picture format"),
+        (["--out", "boxes.pgn"], "--out boxes.pgn: not an image format"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
     ],
 )

@@ -57,7 +57,7 @@ def recorder(tmp_path):
 
 @pytest.fixture
 def work_dir(tmp_path):
-    """Return a folder with a space in its name that holds `my data.json`: two conversations with a picture."""
+    """Return a folder with a space in its name that holds `my data.json`: two conversations with an image."""
     folder = tmp_path / "some where"
     folder.mkdir()
     shutil.copy(ROOT / "tests/golden/images/rgb.png", folder / "a.png")

@@ -1,4 +1,4 @@
-"""The quickstart's parts on a dozen pictures: data, tiny model, answers, report, and the scripts that call them."""
+"""The quickstart's parts on a dozen images: data, tiny model, answers, report, and the scripts that call them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ FILES = ("boxes", "full", "lora", "test")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return a data folder of 12 pictures of each split."""
+    """Return a data folder of 12 images of each split."""
     out = tmp_path_factory.mktemp("data")
     make_data.build(out, limit=12)
     return out
@@ -49,7 +49,7 @@ def test_records_are_valid_and_fit_the_tiny_model(folder, tiny):
             assert len(ids) < net.config.seq_length
 
 
-def test_the_test_file_shows_test_pictures_alone(folder):
+def test_the_test_file_shows_test_images_alone(folder):
     for name, forbidden in (
         ("boxes", "<img>test/"),
         ("full", "<img>test/"),
@@ -67,8 +67,8 @@ def test_boxes_hold_the_shape_and_nothing_else(folder):
         _, query, answer = split(record)
         if not record["id"].startswith("box-en/"):
             continue
-        with Image.open(folder / query.partition("<img>")[2].partition("</img>")[0]) as picture:
-            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        with Image.open(folder / query.partition("<img>")[2].partition("</img>")[0]) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
         values, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
         far = np.abs(pixels - values[counts.argmax()]).max(-1) > 90
         rows, columns = np.where(far.any(1))[0], np.where(far.any(0))[0]
@@ -80,13 +80,13 @@ def test_boxes_hold_the_shape_and_nothing_else(folder):
 
 @pytest.mark.parametrize("shape", ["circle", "rectangle", "triangle"])
 def test_look_reads_color_shape_and_box_from_pixels(tmp_path, shape):
-    picture = Image.new("RGB", (64, 64), (240, 250, 235))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (64, 64), (240, 250, 235))
+    draw = ImageDraw.Draw(image)
     if shape == "triangle":
         draw.polygon([(32, 16), (16, 47), (47, 47)], fill=make_data.PALETTE["teal"])
     else:
         (draw.ellipse if shape == "circle" else draw.rectangle)((16, 16, 47, 47), fill=make_data.PALETTE["teal"])
-    picture.save(tmp_path / "one.png")
+    image.save(tmp_path / "one.png")
     color, found, box, _ = make_data.look(tmp_path / "one.png")
     assert (color, found, box) == ("teal", shape, (250, 250, 750, 750))
 

@@ -44,13 +44,13 @@ def test_measure_streaming_fails_beyond_its_bound(monkeypatch, used, fits):
 
 def test_chat_with_folder(make_checkpoint, tmp_path):
     """scripts/chat_with_folder.py in a process that cannot import the package."""
-    picture = ROOT / "tests/golden/images/rgb.png"
+    image = ROOT / "tests/golden/images/rgb.png"
     done = subprocess.run(
         [
             sys.executable,
             ROOT / "scripts/chat_with_folder.py",
             make_checkpoint(),
-            picture,
+            image,
             tmp_path / "b.png",
             "hi",
             "a?",
@@ -84,7 +84,7 @@ def test_benchmark_threads(tmp_path, monkeypatch, capsys):
         benchmark.check([(SimpleNamespace(poll=lambda: 1), tmp_path / "0")])
 
     found = iter([8000.0, 0.0, 100.0, 6000.0, 2300.0, 900.0])
-    monkeypatch.setattr(benchmark, "build", lambda folder, pictures: None)
+    monkeypatch.setattr(benchmark, "build", lambda folder, images: None)
     monkeypatch.setattr(benchmark, "measure", lambda *words: next(found))
     benchmark.main(["--settings", "GOMP_SPINCOUNT=300000", "OMP_WAIT_POLICY=passive", "--out", str(tmp_path / "t.md")])
     table = (tmp_path / "t.md").read_text(encoding="utf-8")

@@ -137,7 +137,9 @@ def test_commands_say_nothing_of_other_libraries(make_checkpoint, make_int4_chec
         [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert not runs.noise(done.stdout + done.stderr)
+    # Ours, and right where no installed font has Chinese characters.
+    others = [line for line in runs.noise(done.stdout + done.stderr) if "no font for the characters" not in line]
+    assert not others
     assert "saved to" in done.stderr and "agree" in done.stderr  # what is ours stays
 
 
@@ -162,8 +164,8 @@ def test_errors_and_the_users_own_settings_stay(levels, monkeypatch, caplog):
         warnings.simplefilter("always")
         startup.quiet_libraries()
         warnings.warn("old name", FutureWarning)
-        warnings.warn("a picture is damaged", UserWarning)
-        assert [str(warning.message) for warning in shown] == ["a picture is damaged"]
+        warnings.warn("an image is damaged", UserWarning)
+        assert [str(warning.message) for warning in shown] == ["an image is damaged"]
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         monkeypatch.setattr(sys, "warnoptions", ["always"])  # python -W always

@@ -7,7 +7,7 @@ from PIL import Image
 
 from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.model.chat_qwen import SYSTEM
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.engine import load
 from qwen_vl.serving.terminal_chat import BOX_FILE, Session, converse, free_path, local_path
 
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Chat as the command line says: one question with --query, else until the user ends it."""
     args = make_parser().parse_args(argv)
     if args.out and Path(args.out).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--out {args.out}: not a picture format that can be written; end it in .png or .jpg")
+        raise ValueError(f"--out {args.out}: not an image format that can be written; end it in .png or .jpg")
     images = [local_path(reference) for reference in args.image]
     for reference in images:
-        open_picture(reference)  # before the weights, which take longer
+        read_image(reference)  # before the weights, which take longer
     model, tokenizer = load(
         args.model, device=args.device, dtype=args.dtype, base=args.base, trust_base=args.trust_base
     )

@@ -92,14 +92,14 @@ def lines(check: Check, args: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the printed summary."""
     yield from summary.files_table(check.files)
     yield from summary.kinds_lines(check.files, {"the file"} | ERRORS, "errors")
-    missing = [file.path for file in check.files if file.kinds["missing picture"]]
+    missing = [file.path for file in check.files if file.kinds["missing image"]]
     folders = dict.fromkeys(folder for path in missing for folder in search_dirs(path, args.image_folder))
     if folders:
-        yield f"pictures were looked for in {', '.join(folders)}; correct the paths or give --image_folder"
+        yield f"images were looked for in {', '.join(folders)}; correct the paths or give --image_folder"
     yield from filter(None, (convert_hint(file.path, file.formats, file.num_records) for file in check.files))
     yield from summary.kinds_lines(check.files, WARNINGS, "warnings")
     yield ""
-    yield summary.pictures_line(check.pictures.values(), sum(file.num_pictures for file in check.files))
+    yield summary.images_line(check.images.values(), sum(file.num_images for file in check.files))
     if args.model:
         yield from summary.lengths_lines(check.files, args.max_length)
     else:
@@ -120,7 +120,7 @@ def fix(found: FileSummary, out: str) -> None:
     folder = search_dirs(found.path)[0]
     if os.path.realpath(os.path.dirname(out)) != os.path.realpath(folder):
         folder = os.path.relpath(folder) if not os.path.isabs(found.path) else folder
-        print(f"relative pictures were looked for beside {found.path}: use {out} with --image_folder {folder}")
+        print(f"relative images were looked for beside {found.path}: use {out} with --image_folder {folder}")
 
 
 def finish(files: Sequence[FileSummary]) -> None:

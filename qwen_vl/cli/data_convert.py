@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         source_format=arguments.source_format,
         target_format=arguments.target_format,
         image_folder=arguments.image_folder,
-        check_pictures=arguments.pictures == "exist",
+        check_images=arguments.pictures == "exist",
         skip_errors=arguments.skip_errors,
         prompt=arguments.prompt,
         box_format=arguments.box_format,

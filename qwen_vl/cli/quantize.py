@@ -71,7 +71,7 @@ def calibration(args: argparse.Namespace) -> list[Any]:
     )
     num_images = sum(len(sample.get("pixel_values", ())) for sample in samples)
     if not num_images:
-        raise ValueError(f"{args.calibration}: no pictures in it; calibrate with data like that of later use")
+        raise ValueError(f"{args.calibration}: no images in it; calibrate with data like that of later use")
     tokens = sum(sample["input_ids"].shape[1] for sample in samples)
     print(f"calibration: {len(samples)} conversations, {num_images} images, {tokens:,} tokens", file=sys.stderr)
     return samples

@@ -13,8 +13,8 @@ from typing import Any
 from .validation import GRID
 
 MARK = re.compile(r"<(img|ref|box|quad)>(.*?)</\1>", re.DOTALL)
-NAMED_PICTURE = re.compile(r"(?:Picture|图片?) ?([0-9]{1,4})")
-TOLERANCE = 1.0  # pixels by which a box may stand out of its picture, as some tools round
+NAMED_IMAGE = re.compile(r"(?:Picture|图片?) ?([0-9]{1,4})")
+TOLERANCE = 1.0  # pixels by which a box may stand out of its image, as some tools round
 
 
 def to_grid(
@@ -31,7 +31,7 @@ def to_grid(
         raise ValueError(f"box {_shown(box)} has its corners swapped; give x1, y1 (top left), x2, y2 (bottom right)")
     if min(x1, y1) < -tolerance or x2 > width + tolerance or y2 > height + tolerance:
         raise ValueError(
-            f"box {_shown(box)} (x1, y1, x2, y2) stands out of its picture of {width} x {height} pixels; correct the "
+            f"box {_shown(box)} (x1, y1, x2, y2) stands out of its image of {width} x {height} pixels; correct the "
             "size, or whether it is written as corners or as corner, width and height"
         )
     return _step(x1, width), _step(y1, height), _step(x2, width), _step(y2, height)
@@ -67,7 +67,7 @@ class Segment:
 
     kind: str
     text: str
-    picture: int | None = None  # of an img, ref, box or quad: the picture it is, or lies in, counted from 0
+    image: int | None = None  # of an img, ref, box or quad: the image it is, or lies in, counted from 0
 
 
 def segments(turns: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
@@ -75,7 +75,7 @@ def segments(turns: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
 
     A box belongs to the image that was named last before it: by its tag, or as "Picture 2" ("图2") in the text.
     """
-    pictures, parsed = 0, []
+    images, parsed = 0, []
     named: int | None = None
     for turn in turns:
         pieces: list[Segment] = []
@@ -83,19 +83,19 @@ def segments(turns: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
         for match in MARK.finditer(text):
             if match.start() > position:
                 pieces.append(Segment("text", text[position : match.start()]))
-                named = _last_named(pieces[-1].text, pictures, named)
+                named = _last_named(pieces[-1].text, images, named)
             if match[1] == "img":
-                pictures, named = pictures + 1, pictures
+                images, named = images + 1, images
             pieces.append(Segment(match[1], match[2], named))
             position = match.end()
         if position < len(text):
             pieces.append(Segment("text", text[position:]))
-            named = _last_named(pieces[-1].text, pictures, named)
+            named = _last_named(pieces[-1].text, images, named)
         parsed.append(pieces)
     return parsed
 
 
-def _last_named(text: str, num_pictures: int, otherwise: int | None) -> int | None:
+def _last_named(text: str, num_images: int, otherwise: int | None) -> int | None:
     """Return the index of the last image that a text names and that exists so far, or `otherwise`."""
-    indices = [int(number) - 1 for number in NAMED_PICTURE.findall(text)]
-    return next((index for index in reversed(indices) if 0 <= index < num_pictures), otherwise)
+    indices = [int(number) - 1 for number in NAMED_IMAGE.findall(text)]
+    return next((index for index in reversed(indices) if 0 <= index < num_images), otherwise)

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
 from qwen_vl.model.chat_qwen import SYSTEM
-from qwen_vl.model.image_loading_qwen import find_picture, is_local
+from qwen_vl.model.image_loading_qwen import find_image, is_local
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 IGNORE_INDEX = -100  # the label of a position that is no target
@@ -79,7 +79,7 @@ class Sample(UserDict[str, Any]):
         """
         folders, images = list(search_dirs), self.images
         if folders:
-            images = [find_picture(image, folders) or image if is_local(image) else image for image in images]
+            images = [find_image(image, folders) or image if is_local(image) else image for image in images]
         return Sample({**self.data, "id": name, "images": images})
 
 
@@ -222,6 +222,6 @@ def _num_fitting(name: object, turns: Sequence[Record], encoded: Sequence[Encode
     if not fitting:
         raise OverlengthError(
             f"sample {name!r}: up to its first answer it has {shortest or total} tokens, more than the limit of "
-            f"{max_length}; shorten it, use fewer pictures, or raise --model_max_length"
+            f"{max_length}; shorten it, use fewer images, or raise --model_max_length"
         )
     return fitting

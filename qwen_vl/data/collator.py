@@ -6,9 +6,9 @@ from typing import Protocol, TypedDict
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_embedding_qwen import picture_spans
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_embedding_qwen import image_spans
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -16,7 +16,7 @@ from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from .chatml import IGNORE_INDEX, Sample
 
 PADDING = {"loss_weights": 0.0, "sources": -1}
-HOST_KEYS = ("ids", "lengths", "picture_keys")  # lists of a batch for messages and meters; the model does not take them
+HOST_KEYS = ("ids", "lengths", "image_keys")  # lists of a batch for messages and meters; the model does not take them
 
 
 class Batch(TypedDict, total=False):
@@ -33,10 +33,10 @@ class Batch(TypedDict, total=False):
     position_ids: torch.Tensor  # [1, tokens], from 0 in each sample
     segment_lengths: list[int]  # tokens of each sample of a packed row
     target_index: torch.Tensor  # [targets], where the labels are
-    picture_spans: torch.Tensor  # [spans, 2], where the images are
-    picture_index: torch.Tensor  # [spans], which image each span shows, if one occurs again
+    image_spans: torch.Tensor  # [spans, 2], where the images are
+    image_index: torch.Tensor  # [spans], which image each span shows, if one occurs again
     pixel_values: torch.Tensor  # float32 [images, 3, image_size, image_size]
-    picture_keys: list[str | None]  # of the images that the vision cache lacks, None for the others
+    image_keys: list[str | None]  # of the images that the vision cache lacks, None for the others
     loss_weights: torch.Tensor  # [batch, longest], if a sample has another weight than 1
     sources: torch.Tensor  # [batch, longest], if samples name their sources
 
@@ -57,12 +57,12 @@ class ConversationCollator:
     Samples become rows that are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a
     text counts. Rows of samples become one row without padding instead. An empty list, as a rank may get at the end of
     an epoch, becomes a row of padding in which nothing is learned.
-    "target_index" and "picture_spans" tell a step on a device where labels and images are, so it need not synchronize
+    "target_index" and "image_spans" tell a step on a device where labels and images are, so it need not synchronize
     to find out. In "loss_weights" padding has 0, in "sources" -1.
-    An image that occurs several times in a batch is opened once, and "picture_index" says which spans show it.
+    An image that occurs several times in a batch is opened once, and "image_index" says which spans show it.
     vision_cache: if it has the features of all images of a batch, these replace "pixel_values", and no image is opened.
-    Otherwise "picture_keys" names those that it lacks.
-    Raises PictureError with the id of the sample.
+    Otherwise "image_keys" names those that it lacks.
+    Raises ImageError with the id of the sample.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class ConversationCollator:
         """Return the batch with its images and the positions of targets and images."""
         batch |= {"target_index": target_index(batch["labels"])} | self._images(samples)
         if any(sample["images"] for sample in samples):
-            batch["picture_spans"] = picture_spans(batch["input_ids"], *self._span)
+            batch["image_spans"] = image_spans(batch["input_ids"], *self._span)
         return batch
 
     def _images(self, samples: Sequence[Sample]) -> Batch:
-        """Return what a batch has of the images of its samples: their pixels or features, "picture_index", .."""
+        """Return what a batch has of the images of its samples: their pixels or features, "image_index", .."""
         index: list[int] = []
         places: dict[str, int] = {}  # reference: its index among the images
         owners: dict[str, str | int] = {}  # reference: the first sample that has it
@@ -131,23 +131,23 @@ class ConversationCollator:
                 owners.setdefault(reference, sample["id"])
         if not places:
             return {}
-        found = {"picture_index": torch.tensor(index)} if len(places) < len(index) else {}
+        found = {"image_index": torch.tensor(index)} if len(places) < len(index) else {}
         if self.vision_cache is not None:
             keys = [self.vision_cache.key(reference, self.search_dirs) for reference in places]
             features = [None if key is None else self.vision_cache.get(key) for key in keys]
             if all(known is not None for known in features):
                 return found | {self.vision_cache.kind: torch.stack(features)}
             missing = zip(keys, features, strict=True)
-            found["picture_keys"] = [key if known is None else None for key, known in missing]
+            found["image_keys"] = [key if known is None else None for key, known in missing]
         found["pixel_values"] = torch.stack([self._open(reference, owners[reference]) for reference in places])
         return found
 
     def _open(self, reference: str, name: str | int) -> torch.Tensor:
-        """Return the pixels of an image; raise PictureError with the name of its sample."""
+        """Return the pixels of an image; raise ImageError with the name of its sample."""
         try:
-            return pixels(open_picture(reference, search_dirs=self.search_dirs), self.image_size)
-        except PictureError as error:
-            raise PictureError(f"sample {name!r}: {error}") from error
+            return pixels(read_image(reference, search_dirs=self.search_dirs), self.image_size)
+        except ImageError as error:
+            raise ImageError(f"sample {name!r}: {error}") from error
 
 
 def checked(sample: Sample) -> Sample:

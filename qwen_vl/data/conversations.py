@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl.data.sources.readers import DataFile, open_whole
-from qwen_vl.model.image_loading_qwen import find_picture
+from qwen_vl.model.image_loading_qwen import find_image
 
 from . import path_hints
 from .markup import ImageCount, convertible, images_of
@@ -39,20 +39,20 @@ def read(
     path: str | os.PathLike,
     *,
     image_folder: str | None = None,
-    check_pictures: bool = True,
+    check_images: bool = True,
     skip_manifest: str | os.PathLike | None = None,
 ) -> list[dict[str, Any]]:
     """Return the checked conversations of a file of any kind: [{"id", "conversations": [{"from", "value"}, ..]}, ..].
 
     Records are as in the file, without the keys that have no value (`tidying.tidied`). A record without an id gets its
-    place in the file as id. With `check_pictures` every local image must exist in one of
+    place in the file as id. With `check_images` every local image must exist in one of
     `search_dirs(path, image_folder)`; none is opened.
     skip_manifest: a file that `qwen-vl data check --fix` wrote for this one; exactly its records are left out.
     Raises DataError with all problems of the file, OSError if it cannot be read.
     """
     check_folder(image_folder)
     folders = search_dirs(path, image_folder)
-    exists = functools.cache(lambda reference: find_picture(reference, folders) is not None)
+    exists = functools.cache(lambda reference: find_image(reference, folders) is not None)
     skips = SkipManifest(skip_manifest, path) if skip_manifest else None
     problems, images = _Problems(path, folders), ImageCount()
     seen: set[str | int] = set()
@@ -63,7 +63,7 @@ def read(
         record = named(path, place, record)
         conversations.append(record)
         images.add(images_of(record))
-        for problem in check_entry(place, record, exists if check_pictures else None):
+        for problem in check_entry(place, record, exists if check_images else None):
             problems.add(problem, record)
         if is_repeated(own_id(record), seen):
             problems.add(Problem(place, record["id"], "id", "same id", "a record has the id of an earlier one"))
@@ -183,9 +183,9 @@ class _Problems:
         if self.not_shown:
             by_kind = ", ".join(f"{count} {kind}" for kind, count in self.not_shown.most_common())
             lines.append(f"  and {self.not_shown.total()} more: {by_kind}")
-        if self.counts["missing picture"]:
+        if self.counts["missing image"]:
             folders = ", ".join(self.folders)
-            lines.append(f"  Pictures were looked for in {folders}; correct the paths or give --image_folder.")
+            lines.append(f"  Images were looked for in {folders}; correct the paths or give --image_folder.")
         hint = convert_hint(self.path, Counter(self.foreign.values()), num_records)
         lines += [f"  {hint}"] if hint else []
         raise DataError("\n".join(lines))

@@ -21,7 +21,7 @@ class SampleDataset(Protocol):
 
     names: Sequence[str]  # of its sources, where there are several
     lengths: list[int]  # tokens of each sample
-    num_pictures: list[int]  # images of each sample
+    num_images: list[int]  # images of each sample
     overlength: list[Overlength]
     is_weighted: bool  # whether some sample has another weight than 1
 
@@ -34,7 +34,7 @@ class ConversationDataset(Dataset):
     """Map-style: dataset[i] is the Sample of a conversation, with its "id".
 
     conversations: records as `conversations.read` returns them. Each of them is encoded once at the start, without
-    opening an image, so that `lengths` and `num_pictures` (one int a sample) are exact and no sample fails later on.
+    opening an image, so that `lengths` and `num_images` (one int a sample) are exact and no sample fails later on.
     Encodings stay in memory with `lazy=False` and are made again on access with `lazy=True`.
     `overlength` lists every conversation that exceeds the limit of the options, and what happened to it.
     search_dirs: the folders of relative images. `images` of a sample then holds the paths found there, so that data
@@ -55,7 +55,7 @@ class ConversationDataset(Dataset):
     ) -> None:
         self.options, self.search_dirs, self._tokenizer = options, tuple(search_dirs), tokenizer
         self.lengths: list[int] = []
-        self.num_pictures: list[int] = []
+        self.num_images: list[int] = []
         self.overlength: list[Overlength] = []
         self.is_weighted = False
         self._conversations: list[Record] = []
@@ -82,7 +82,7 @@ class ConversationDataset(Dataset):
 
     def _add(self, conversation: Record, sample: Sample) -> None:
         self.lengths.append(len(sample.input_ids))
-        self.num_pictures.append(len(sample.images))
+        self.num_images.append(len(sample.images))
         self.is_weighted |= sample.weight != 1
         self._conversations.append(conversation)
         if self._encoded is not None:
@@ -105,5 +105,5 @@ def report(entries: Sequence[Overlength], num_kept: int, options: EncodeOptions)
         f"(the longest, {longest['id']!r}, has {longest['length']})"
     )
     if options.overlength == "error" or not num_kept:
-        raise OverlengthError(f"{summary}; shorten them, use fewer pictures, or raise --model_max_length")
+        raise OverlengthError(f"{summary}; shorten them, use fewer images, or raise --model_max_length")
     logger.warning("%s: %d trimmed, %d dropped", summary, len(entries) - dropped, dropped)

@@ -58,7 +58,7 @@ class MixedDataset(Dataset):
     mix="interleave": as many samples as all data sets hold together. Each gives its share by weight, evenly spread. A
     data set that is smaller than its share starts again; from a larger one the seed chooses.
     The choice depends on the sizes, the weights and the seed alone, so it is the same for every rank, worker and epoch.
-    The sampler decides the order of training. `lengths`, `num_pictures`, `overlength` and `is_weighted` are as in
+    The sampler decides the order of training. `lengths`, `num_images`, `overlength` and `is_weighted` are as in
     ConversationDataset; `names` has one name for each source. With a single data set, samples have no "source".
     """
 
@@ -79,7 +79,7 @@ class MixedDataset(Dataset):
         order = _spread(drawn) if mix == "interleave" else slice(None)
         self._source, self._index = origin[order], np.concatenate(drawn)[order]
         self.lengths = self._gather([dataset.lengths for dataset in self.datasets])
-        self.num_pictures = self._gather([dataset.num_pictures for dataset in self.datasets])
+        self.num_images = self._gather([dataset.num_images for dataset in self.datasets])
         self.is_weighted = any(dataset.is_weighted for dataset in self.datasets)
         pairs = zip(self.names, self.datasets, strict=True)
         self.overlength: list[Overlength] = [

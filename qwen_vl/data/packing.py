@@ -26,24 +26,24 @@ class PackOptions:
     """How samples are packed into rows: the tokens of a row, and the most images in it (None: any number)."""
 
     max_length: int
-    max_pictures: int | None = None
+    max_images: int | None = None
 
 
 def pack(
     lengths: Sequence[int],
     *,
     max_length: int,
-    num_pictures: Sequence[int] | None = None,
-    max_pictures: int | None = None,
+    num_images: Sequence[int] | None = None,
+    max_images: int | None = None,
     seed: int | str = 0,
 ) -> list[list[int]]:
     """Return rows of sample indices, each of at most `max_length` tokens: every index occurs once, no sample is cut.
 
     Best fit over windows of shuffled samples: the longest first, each into the fullest row that still takes it. With
-    `max_pictures`, a row holds at most that many images (`num_pictures`: one count a sample). Rows come in random
+    `max_images`, a row holds at most that many images (`num_images`: one count a sample). Rows come in random
     order, the same for the same seed. Raises ValueError for a sample that is longer than a row.
     """
-    counts = num_pictures if num_pictures is not None else [0] * len(lengths)
+    counts = num_images if num_images is not None else [0] * len(lengths)
     too_long = [i for i, length in enumerate(lengths) if length > max_length]
     if too_long:
         raise ValueError(
@@ -55,7 +55,7 @@ def pack(
     rows = []
     for start in range(0, len(order), WINDOW):
         window = sorted(order[start : start + WINDOW], key=lambda i: -lengths[i])  # stable: ties stay shuffled
-        rows.extend(_best_fit(window, lengths, counts, max_length, max_pictures))
+        rows.extend(_best_fit(window, lengths, counts, max_length, max_images))
     generator.shuffle(rows)
     return rows
 
@@ -65,25 +65,25 @@ def _best_fit(
     lengths: Sequence[int],
     counts: Sequence[int],
     max_length: int,
-    max_pictures: int | None,
+    max_images: int | None,
 ) -> list[list[int]]:
     """Return rows for the indices of `window`, taken in the given order."""
     rows: list[list[int]] = []
-    pictures: list[int] = []  # images of each row
+    images: list[int] = []  # images of each row
     open_rows: list[tuple[int, int]] = []  # sorted (space left, row)
     for index in window:
         at = bisect.bisect_left(open_rows, (lengths[index], -1))
-        if max_pictures is not None and counts[index]:
-            while at < len(open_rows) and pictures[open_rows[at][1]] + counts[index] > max_pictures:
+        if max_images is not None and counts[index]:
+            while at < len(open_rows) and images[open_rows[at][1]] + counts[index] > max_images:
                 at += 1
         if at < len(open_rows):
             space, row = open_rows.pop(at)
         else:
             space, row = max_length, len(rows)
             rows.append([])
-            pictures.append(0)
+            images.append(0)
         rows[row].append(index)
-        pictures[row] += counts[index]
+        images[row] += counts[index]
         if space > lengths[index]:
             bisect.insort(open_rows, (space - lengths[index], row))
     return rows
@@ -95,7 +95,7 @@ def fill_rate(rows: Sequence[Sequence[int]], lengths: Sequence[int], max_length:
 
 
 class PackedDataset(Dataset):
-    """dataset[i] is a list of samples that together fill a row; `lengths` and `num_pictures` are those of each row.
+    """dataset[i] is a list of samples that together fill a row; `lengths` and `num_images` are those of each row.
 
     Rows are built once, from the known lengths and without opening an image. The sampler decides their order.
     `names`, `overlength` and `is_weighted` are those of the packed data set.
@@ -107,12 +107,12 @@ class PackedDataset(Dataset):
         self.rows = pack(
             dataset.lengths,
             max_length=options.max_length,
-            num_pictures=dataset.num_pictures,
-            max_pictures=options.max_pictures,
+            num_images=dataset.num_images,
+            max_images=options.max_images,
             seed=seed,
         )
         self.lengths = [sum(dataset.lengths[index] for index in row) for row in self.rows]
-        self.num_pictures = [sum(dataset.num_pictures[index] for index in row) for row in self.rows]
+        self.num_images = [sum(dataset.num_images[index] for index in row) for row in self.rows]
         self.fill_rate = fill_rate(self.rows, dataset.lengths, options.max_length)
         logger.info(
             "packed %d samples into %d rows of %d tokens, %.1f%% full",
@@ -141,8 +141,8 @@ def packed_stream(
         rows = pack(
             [len(sample_of(item).input_ids) for item in window],
             max_length=packing.max_length,
-            num_pictures=[len(sample_of(item).images) for item in window],
-            max_pictures=packing.max_pictures,
+            num_images=[len(sample_of(item).images) for item in window],
+            max_images=packing.max_images,
             seed=f"{seed} {number}",
         )
         yield from ([window[index] for index in row] for row in rows)

@@ -29,9 +29,9 @@ ERRORS = {
     "empty answer",
     "broken text",
     "unpaired tag",
-    "bad picture",
-    "missing picture",
-    "broken picture",
+    "bad image",
+    "missing image",
+    "broken image",
     "malformed box",
     "box off the grid",
     "swapped corners",
@@ -43,9 +43,9 @@ WARNINGS = {
     "same id",
     "same conversation",
     "over length",
-    "rotated picture",
-    "odd picture",
-    "scaled picture",
+    "rotated image",
+    "odd image",
+    "scaled image",
 }
 
 # (required, optional, what other formats call the required ones: with one of these, the error can name the cure)
@@ -177,7 +177,7 @@ def _keys(name: str, mapping: Mapping[str, object]) -> Iterator[Finding]:
     for key in mapping.keys() - required - optional:
         if others.get(key) not in missing and _bare(key) not in missing:
             is_image = name == "record" and key in markup.IMAGE_KEYS
-            cure = "; pictures stand in the text, as <img>PATH</img>" if is_image else ""
+            cure = "; images stand in the text, as <img>PATH</img>" if is_image else ""
             yield "ignored key", f"key {key!r} of a {name} is ignored{cure}"
 
 
@@ -196,7 +196,7 @@ def _image_key(record: Mapping[str, Any], turns: Sequence[Any]) -> Iterator[Plac
     keys = sorted(record.keys() & {"image", "images"})
     texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
     if keys and not any("<img>" in text for text in texts):
-        message = "pictures stand in the text here; put <img>PATH</img> where the picture belongs (now <image>)"
+        message = "images stand in the text here; put <img>PATH</img> where the image belongs (now <image>)"
         yield keys[0], "wrong key", message
 
 
@@ -268,7 +268,7 @@ def _value(role: object, value: object, exists: Exists | None) -> Iterator[Findi
 def _text(value: object, exists: Exists | None) -> Iterator[Finding]:
     """Check a text: its type, characters, tags, and markup of other formats."""
     if not isinstance(value, str):
-        cure = "write pictures into one string as <img>PATH</img>" if isinstance(value, list) else "use a string"
+        cure = "write images into one string as <img>PATH</img>" if isinstance(value, list) else "use a string"
         yield "wrong type", f"a {kind_of(value)}; {cure}"
         return
     if not _is_unicode(value):
@@ -311,14 +311,14 @@ def _span(name: str, content: str, exists: Exists | None) -> Iterator[Finding]:
 def _image(reference: str, exists: Exists | None) -> Iterator[Finding]:
     """Check the reference of an image."""
     if not reference.strip():
-        yield "bad picture", "<img></img> is empty; put a path, an http(s) address or a data: URI between"
+        yield "bad image", "<img></img> is empty; put a path, an http(s) address or a data: URI between"
     elif not is_local(reference):
         if not is_address(reference):
             cure = "use a path, http(s)://host/.. or data:image/png;base64,.."
-            yield "bad picture", f"picture {shown(reference)}: {cure}"
+            yield "bad image", f"image {shown(reference)}: {cure}"
     elif exists and not exists(reference):
         cause = path_hints.hint(reference, exists)
-        yield "missing picture", f"picture {path_hints.visible(shown(reference))}: no such file{cause}"
+        yield "missing image", f"image {path_hints.visible(shown(reference))}: no such file{cause}"
 
 
 def is_address(reference: str) -> bool:

@@ -10,7 +10,7 @@ from qwen_vl.data.chatml import Record
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.chat_qwen import SYSTEM, History, decode_answer, make_context
-from qwen_vl.model.image_loading_qwen import SearchDirs, open_picture
+from qwen_vl.model.image_loading_qwen import SearchDirs, read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.logits_qwen import LogitsError
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -45,7 +45,7 @@ def answer(
     """Return the model's greedy answers to the last questions of `conversations`, in their order.
 
     search_dirs: the folders of relative images. on_batch(done, total) is called after each batch.
-    Raise PictureError if an image cannot be opened, ValueError for a record without an answer, LogitsError if the
+    Raise ImageError if an image cannot be opened, ValueError for a record without an answer, LogitsError if the
     weights give logits that are not finite.
     """
     size = family.image_size(model.config)
@@ -65,11 +65,11 @@ def answer(
         rows = order[start : start + batch_size]
         for reference in (reference for row in rows for reference in prompts[row].references):
             if reference not in opened:
-                opened[reference] = pixels(open_picture(reference, search_dirs=search_dirs), size)
-        pictures = [opened[reference] for row in rows for reference in prompts[row].references]
+                opened[reference] = pixels(read_image(reference, search_dirs=search_dirs), size)
+        images = [opened[reference] for row in rows for reference in prompts[row].references]
         inputs = pad_left([prompts[row].ids for row in rows], tokenizer.eod_id)
-        if pictures:
-            inputs["pixel_values"] = torch.stack(pictures)  # [images, 3, size, size], in row order
+        if images:
+            inputs["pixel_values"] = torch.stack(images)  # [images, 3, size, size], in row order
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         try:
             output = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]

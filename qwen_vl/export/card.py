@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{title}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{title}", trust_remote_code=True).eval()
-answer, history = model.chat(tokenizer, "Picture 1: <img>picture.jpg</img>\\nWhat is in the picture?", history=None)
+answer, history = model.chat(tokenizer, "Picture 1: <img>image.jpg</img>\\nWhat is in the image?", history=None)
 ```
 """
 Record = dict[str, Any]  # run.json of a training, with a list "export" of what was done since

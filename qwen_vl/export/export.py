@@ -33,7 +33,7 @@ def export(
     if disk.weights.is_quantized:
         raise ValueError(f"{source}: is quantized, and stands alone already; copy the folder")
     dtypes = model_folder.dtypes_of(disk, dtype)
-    computing, prompt = dtypes[family.HEAD_WEIGHT], [verify.picture_prompt(folder.tokenizer, folder.config)]
+    computing, prompt = dtypes[family.HEAD_WEIGHT], [verify.image_prompt(folder.tokenizer, folder.config)]
     before = verify.logits_from_disk(folder, prompt, dtype=computing)
     with shard_writer.complete(written) as staging:
         model_folder.write(staging, disk, disk.model, folder.tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)

@@ -47,7 +47,7 @@ def merge(
     trained_on = adapter.find_base(base, trust=trust_base)
     target = target_of(adapter, trained_on, onto, dequantize)
     tokenizer = adapter.load_tokenizer(target, target.config)
-    prompt = [verify.picture_prompt(tokenizer, target.config)]
+    prompt = [verify.image_prompt(tokenizer, target.config)]
     questions = base_change.inputs_for(tokenizer, target.config, prompts_path, image_folder)
     disk = DiskModel(target)
     model = disk.model  # what it is before the adapter is wrapped around it

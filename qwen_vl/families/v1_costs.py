@@ -25,7 +25,7 @@ class Work(NamedTuple):
     tokens: int = 0
     pairs: int = 0  # of a token with one that it attends to: n (n + 1) / 2 for a sample of n tokens
     targets: int = 0
-    pictures: int = 0
+    images: int = 0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(mine + others for mine, others in zip(self, other, strict=True)))
@@ -44,9 +44,9 @@ class BlockRun(NamedTuple):
     on_cpu: bool
 
 
-def work(lengths: Sequence[int], *, targets: int, pictures: int) -> Work:
+def work(lengths: Sequence[int], *, targets: int, images: int) -> Work:
     """Return the Work of samples of these lengths."""
-    return Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), targets, pictures)
+    return Work(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), targets, images)
 
 
 def heads_width(config: QWenConfig) -> int:
@@ -78,9 +78,9 @@ def operations(config: QWenConfig, batch: Work) -> dict[str, int]:
     resampler = patches * width * hidden + 2 * patches * hidden**2  # kv_proj; keys and values
     resampler += 2 * queries * hidden**2 + 2 * queries * patches * hidden  # queries and output; attention
     return {
-        VIT_PART: 2 * batch.pictures * vit,
-        RESAMPLER_PART: 2 * batch.pictures * resampler,
-        PROJECTION: 2 * batch.pictures * queries * hidden**2,
+        VIT_PART: 2 * batch.images * vit,
+        RESAMPLER_PART: 2 * batch.images * resampler,
+        PROJECTION: 2 * batch.images * queries * hidden**2,
         DECODER_PART: 2 * batch.tokens * config.num_hidden_layers * block_weights(config),
         ATTENTION: 4 * batch.pairs * config.num_hidden_layers * heads_width(config),
         HEAD_PART: 2 * batch.targets * hidden * config.vocab_size,

@@ -1,4 +1,4 @@
-"""Draw the boxes of an answer, with their phrases, on a picture."""
+"""Draw the boxes of an answer, with their phrases, on an image."""
 
 import os
 import unicodedata
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#c71585", "#9a6324", "#808000", "#000075")
-SMALL, ENLARGED = 200, 320  # pixels of the longer side: a picture below the first is enlarged at least to the second
+SMALL, ENLARGED = 200, 320  # pixels of the longer side: an image below the first is enlarged at least to the second
 FIRST_CJK = "\u2e80"  # CJK radicals; kana, ideographs and Hangul syllables follow
 FONT_DIRS = (
     "~/.fonts",
@@ -61,17 +61,17 @@ def warn_of_missing_characters(label: str) -> None:
         warnings.warn(f"no font for the characters of {label!r}: install one, such as Noto Sans CJK or WenQuanYi")
 
 
-def draw_boxes(picture: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image:
-    """Return a copy of the PIL picture with boxes drawn on it.
+def draw_boxes(image: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image:
+    """Return a copy of the PIL image with boxes drawn on it.
 
     `boxes` are {'box': (x1, y1, x2, y2), 'ref': phrase} with coordinates in [0, 1000) relative to width and height,
     corners in any order, values outside moved to the edge. Each phrase gets the next color and is written as the
-    label; a box without one continues the phrase before it. Line and label grow with the picture. A picture so small
+    label; a box without one continues the phrase before it. Line and label grow with the image. An image so small
     that labels would cover it is enlarged by a whole factor.
     """
-    picture = enlarge_small(picture.convert("RGB"))  # a copy, also of an RGB picture
-    draw = ImageDraw.Draw(picture)
-    side = min(picture.size)
+    image = enlarge_small(image.convert("RGB"))  # a copy, also of an RGB image
+    draw = ImageDraw.Draw(image)
+    side = min(image.size)
     line = max(2, round(side / 150))
     font = load_font(max(11, round(side / 24)))
     color, phrases, labels = COLORS[0], 0, []
@@ -79,27 +79,27 @@ def draw_boxes(picture: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image
         if "ref" in box:
             color = COLORS[phrases % len(COLORS)]
             phrases += 1
-        corners = to_pixels(box["box"], picture.size)
+        corners = to_pixels(box["box"], image.size)
         draw.rectangle(corners, outline=color, width=line)
         if box.get("ref"):
             warn_of_missing_characters(box["ref"])
             labels.append((corners, box["ref"], color))
     for corners, label, color in labels:  # after all boxes, so that no line crosses a label
-        draw_label(draw, corners, label, color, font, picture.size)
-    return picture
+        draw_label(draw, corners, label, color, font, image.size)
+    return image
 
 
-def enlarge_small(picture: Image.Image) -> Image.Image:
-    """Return the picture, or one with each pixel several times if its longer side has less than SMALL pixels."""
-    longest = max(picture.size)
+def enlarge_small(image: Image.Image) -> Image.Image:
+    """Return the image, or one with each pixel several times if its longer side has less than SMALL pixels."""
+    longest = max(image.size)
     if longest >= SMALL:
-        return picture
+        return image
     factor = ceil(ENLARGED / longest)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def to_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) in pixels of a box in thousandths of (width, height), inside the picture."""
+    """Return (left, top, right, bottom) in pixels of a box in thousandths of (width, height), inside the image."""
     x1, y1, x2, y2 = box
     (left, right), (top, bottom) = sorted((x1, x2)), sorted((y1, y2))
     width, height = size
@@ -118,7 +118,7 @@ def draw_label(
     font: Any,
     size: tuple[int, int],
 ) -> None:
-    """Write the label in white on its color, outside the box (`label_place`), cut to the picture."""
+    """Write the label in white on its color, outside the box (`label_place`), cut to the image."""
     margin = max(2, font.size // 5)
     label = "".join(c for c in " ".join(label.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
     label = shorten(draw, label[: size[0]], font, size[0] - 2 * margin)  # hardly a character is narrower than a pixel

@@ -23,7 +23,7 @@ History = list[tuple[str, str | None]]  # (question, answer) pairs
 
 SYSTEM = "You are a helpful assistant."
 MAX_WINDOW_SIZE = 6144
-PICTURE_MARKS = ("<img>", "</img>", "<imgpad>")
+IMAGE_MARKS = ("<img>", "</img>", "<imgpad>")
 ONE_ROW = ("greedy_search", "sample")  # ways of generation that fill one row of a cache, in order
 MADE_BY_CHAT = (  # with a memory, nobody else may say what is computed
     *("past_key_values", "input_ids", "inputs", "inputs_embeds", "position_ids"),
@@ -53,7 +53,7 @@ def check_conversation(tokenizer: Any, query: Any, history: Any, system: Any) ->
         )
     if not isinstance(query, str):
         raise ValueError(
-            f"query is {query!r:.80}; pass a string, in which <img>path</img> names a picture "
+            f"query is {query!r:.80}; pass a string, in which <img>path</img> names an image "
             "(tokenizer.from_list_format writes it)"
         )
     if not isinstance(system, str):
@@ -107,14 +107,14 @@ def make_context(
         text = f"<|im_start|>{role}\n{content}<|im_end|>"
         return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
 
-    def without_pictures(role: str, content: str) -> Prompt:
+    def without_images(role: str, content: str) -> Prompt:
         """Return a turn that no user wrote: an image tag in it is text, whole or half."""
-        if not any(mark in content for mark in PICTURE_MARKS):
+        if not any(mark in content for mark in IMAGE_MARKS):
             return turn(role, content)
-        tags = tokenizer.text_tags - {*PICTURE_MARKS}
+        tags = tokenizer.text_tags - {*IMAGE_MARKS}
         return turn(role, content, (tokenizer.encode(content, allowed_special=tags, disallowed_special=()), []))
 
-    opening = without_pictures("system", system)
+    opening = without_images("system", system)
     question = turn("user", query)
     answer_start = Prompt(
         "<|im_start|>assistant\n", [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline], []
@@ -122,7 +122,7 @@ def make_context(
     used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
     kept = []
     for asked, answered in reversed(history or []):
-        reply = Prompt("", [], []) if answered is None else without_pictures("assistant", answered)
+        reply = Prompt("", [], []) if answered is None else without_images("assistant", answered)
         pair = [turn("user", asked), reply]
         used += sum(len(message.ids) + len(newline) for message in pair)
         if used >= max_window_size:
@@ -220,7 +220,7 @@ class ChatCall(NamedTuple):
             raise ValueError(f"{', '.join(twice)}: chat makes this itself from query, history and memory; leave it out")
         if self.tokenizer.image_span_tokens != config.image_span_tokens:
             raise ValueError(
-                f"the tokenizer writes {self.tokenizer.image_span_tokens} ids a picture, the model has "
+                f"the tokenizer writes {self.tokenizer.image_span_tokens} ids an image, the model has "
                 f"{config.image_span_tokens} queries; load both from the same folder"
             )
 
@@ -311,7 +311,7 @@ class ChatMixin:
         Images named in the text are opened: any path or address, or what `open_image` allows, a function from a
         reference to a PIL image (`image_loading_qwen.OpenImage`). With `memory` (`new_memory()`), images and turns
         that it knows are not computed again. `kwargs` go to `generate`, except `max_window_size`.
-        Raise ValueError for a base model and for arguments of other types, PictureError if an image cannot be opened,
+        Raise ValueError for a base model and for arguments of other types, ImageError if an image cannot be opened,
         LogitsError for weights whose logits are not finite.
         """
         if stream is not None:

@@ -76,7 +76,7 @@ class QWenConfig(PreTrainedConfig):
         if self.visual["output_dim"] != self.hidden_size:
             raise ValueError(
                 f"config.visual.output_dim is {self.visual['output_dim']} but hidden_size is {self.hidden_size}; "
-                "picture features replace embeddings, so the two must be equal"
+                "image features replace embeddings, so the two must be equal"
             )
         if round(self.image_span_tokens**0.5) ** 2 != self.image_span_tokens:
             raise ValueError(

@@ -23,7 +23,7 @@ LOST_CONNECTION = (
 SHOWN_LENGTH = 100  # characters of a reference that an error shows
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """An image that cannot be opened; the message says which, why, and what to do."""
 
 
@@ -46,23 +46,23 @@ def shown(reference: str) -> str:
     return f"{reference[:SHOWN_LENGTH]!r}... ({len(reference)} characters)"
 
 
-def too_many_bytes(name: str, max_bytes: int) -> PictureError:
-    """Return the PictureError for more than `max_bytes`."""
-    return PictureError(f"picture {name}: more than {max_bytes} bytes; give a smaller picture, or a local file")
+def too_many_bytes(name: str, max_bytes: int) -> ImageError:
+    """Return the ImageError for more than `max_bytes`."""
+    return ImageError(f"image {name}: more than {max_bytes} bytes; give a smaller image, or a local file")
 
 
 def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> tuple[bytes, str]:
     """Return (bytes, content type) of an http(s) address, after at most MAX_REDIRECTS redirects.
 
     A temporary failure (a busy server, a lost connection, a body that stops) is tried again after a pause, that of the
-    server (Retry-After) if it sends one. `timeout` seconds bound all tries and pauses. Raise PictureError.
+    server (Retry-After) if it sends one. `timeout` seconds bound all tries and pauses. Raise ImageError.
     """
     name, deadline = shown(url), time.monotonic() + timeout
     for num_tries, pause in enumerate((*PAUSES, None), start=1):
         try:
             with _request(url, name, deadline) as response:
                 return _read_limited(response, name, deadline, max_bytes), response.headers.get_content_type()
-        except PictureError:
+        except ImageError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             pause = _pause_after(error, pause)
@@ -99,19 +99,17 @@ def _retry_after(headers: Any) -> float | None:
         return None
 
 
-def _failure(error: Exception, name: str, timeout: float, num_tries: int) -> PictureError:
-    """Return the PictureError for the error of the last of `num_tries` tries."""
+def _failure(error: Exception, name: str, timeout: float, num_tries: int) -> ImageError:
+    """Return the ImageError for the error of the last of `num_tries` tries."""
     times = f", {num_tries} times" if num_tries > 1 else ""
     reason = _reason(error)
     if isinstance(error, urllib.error.HTTPError):
         cure = "try again later, or use a local file" if error.code in TEMPORARY else "correct the address"
-        return PictureError(f"picture {name}: the server answered {error.code} {error.reason}{times}; {cure}")
+        return ImageError(f"image {name}: the server answered {error.code} {error.reason}{times}; {cure}")
     if isinstance(reason, TimeoutError):
-        return PictureError(
-            f"picture {name}: not there within {timeout:g} seconds{times}; try again, or use a local file"
-        )
-    return PictureError(
-        f"picture {name}: no download ({reason}){times}; check the address and the network, or use a local file"
+        return ImageError(f"image {name}: not there within {timeout:g} seconds{times}; try again, or use a local file")
+    return ImageError(
+        f"image {name}: no download ({reason}){times}; check the address and the network, or use a local file"
     )
 
 
@@ -176,8 +174,8 @@ def _request(url: str, name: str, deadline: float) -> Any:
             error.close()
         url = urllib.parse.urljoin(url, target)
         if scheme_of(url) not in ("http", "https"):
-            raise PictureError(f"picture {name}: redirected to {shown(url)}; only http(s) is followed")
-    raise PictureError(f"picture {name}: more than {MAX_REDIRECTS} redirects; use the final address")
+            raise ImageError(f"image {name}: redirected to {shown(url)}; only http(s) is followed")
+    raise ImageError(f"image {name}: more than {MAX_REDIRECTS} redirects; use the final address")
 
 
 def _ascii_url(url: str) -> str:

@@ -101,7 +101,7 @@ class GenerationInputs:
         """Return rows repeated for beams or several answers; images are encoded once and repeated with their row."""
         pixel_values, features = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_features", None)
         if expand_size > 1 and input_ids is not None:
-            encoded = self.transformer.encode_pictures(
+            encoded = self.transformer.encode_images(
                 input_ids, pixel_values, features, open_image=model_kwargs.get("open_image")
             )
             if encoded is not None:

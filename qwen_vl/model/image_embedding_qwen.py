@@ -10,7 +10,7 @@ from .image_processing_qwen import open_pixels
 from .placement_qwen import execution_device
 
 
-def picture_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Tensor:
+def image_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Tensor:
     """Return row and first column of the ids inside each complete image span, in reading order: [spans, 2].
 
     `start_id` is the id of <img>, the next id is that of </img>; `length` is the number of ids between them.
@@ -25,8 +25,8 @@ def picture_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.
     if not whole.all():
         row, column = starts[~whole][0].tolist()
         raise ValueError(
-            f"row {row}: the picture span that starts at token {column} is cut or not closed by </img>; "
-            f"it takes {length + 2} ids, so shorten the text around it and never the picture"
+            f"row {row}: the image span that starts at token {column} is cut or not closed by </img>; "
+            f"it takes {length + 2} ids, so shorten the text around it and never the image"
         )
     return starts + torch.tensor([0, 1], device=starts.device)
 
@@ -40,7 +40,7 @@ class ImageEmbedding:
         """Return the pixels of the images that the ids of `spans` name: [spans, 3, size, size].
 
         Called only if the caller passed neither `pixel_values` nor features. `open_image` opens each image, by default
-        `open_picture`. Raise ValueError if a span names no image, PictureError if an image cannot be opened.
+        `read_image`. Raise ValueError if a span names no image, ImageError if an image cannot be opened.
         """
         pad_id, names = self.config.visual["image_start_id"] + 2, []
         for row, column in spans.tolist():
@@ -48,20 +48,20 @@ class ImageEmbedding:
             name = bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
             if not name or any(i >= 256 and i != pad_id for i in ids):
                 raise ValueError(
-                    f"row {row}: the picture span at token {column - 1} names no picture; pass `pixel_values`, "
+                    f"row {row}: the image span at token {column - 1} names no image; pass `pixel_values`, "
                     "as a reference that is longer than the span travels only there"
                 )
             names.append(name)
         opened = open_pixels(names, self.config.visual["image_size"], open_image)
         return torch.stack([opened[name] for name in names]).to(input_ids.device)
 
-    def encode_pictures(
+    def encode_images(
         self,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         vit_features: torch.Tensor | None = None,
-        picture_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
         spans: torch.Tensor | None = None,
         open_image: OpenImage | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -71,12 +71,10 @@ class ImageEmbedding:
         Raise ValueError if the number of images differs from the number of spans.
         """
         if spans is None:
-            spans = picture_spans(input_ids, self.config.visual["image_start_id"], self.config.image_span_tokens)
+            spans = image_spans(input_ids, self.config.visual["image_start_id"], self.config.image_span_tokens)
         given = [images for images in (image_features, vit_features, pixel_values) if images is not None]
-        if given and (number := len(given[0] if picture_index is None else picture_index)) != len(spans):
-            raise ValueError(
-                f"{number} pictures were passed but the ids hold {len(spans)} picture spans; pass one each"
-            )
+        if given and (number := len(given[0] if image_index is None else image_index)) != len(spans):
+            raise ValueError(f"{number} images were passed but the ids hold {len(spans)} image spans; pass one each")
         if len(spans) == 0:
             return None
         if image_features is None:
@@ -86,7 +84,7 @@ class ImageEmbedding:
                 # Not by the name of a weight: ZeRO-3 would gather it here, where processes without images do not.
                 pixel_values = pixel_values.to(execution_device(self.visual))
             image_features = self.visual(pixel_values, vit_features)
-        return spans, image_features if picture_index is None else image_features[picture_index]
+        return spans, image_features if image_index is None else image_features[image_index]
 
     def embed(
         self,
@@ -94,17 +92,17 @@ class ImageEmbedding:
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         vit_features: torch.Tensor | None = None,
-        picture_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
         spans: torch.Tensor | None = None,
         open_image: OpenImage | None = None,
     ) -> torch.Tensor:
         """Return embeddings [batch, length, hidden] of the ids, with the features of each image in place of its span.
 
-        Arguments and errors are those of `encode_pictures`.
+        Arguments and errors are those of `encode_images`.
         """
         embeds = self.wte(input_ids)
-        encoded = self.encode_pictures(
-            input_ids, pixel_values, image_features, vit_features, picture_index, spans, open_image
+        encoded = self.encode_images(
+            input_ids, pixel_values, image_features, vit_features, image_index, spans, open_image
         )
         if encoded is not None:
             spans, features = encoded

@@ -12,24 +12,24 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from .download_qwen import MAX_BYTES, TIMEOUT, PictureError, download
+from .download_qwen import MAX_BYTES, TIMEOUT, ImageError, download
 from .download_qwen import scheme_of as _scheme
 from .download_qwen import shown as _shown
 from .download_qwen import too_many_bytes as _too_many_bytes
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
-DIM = 32  # of 255: a picture whose highest level is below is nearly black
-SCALED = "scaled"  # key of a picture's `info`: how its levels became 8 bits
+DIM = 32  # of 255: an image whose highest level is below is nearly black
+SCALED = "scaled"  # key of an image's `info`: how its levels became 8 bits
 BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of a TIFF file, and a value of the second
 
 SearchDirs = str | os.PathLike | Sequence[str | os.PathLike]
-OpenImage = Callable[[Any], Image.Image]  # from a reference in a text or a call to an RGB image, or a PictureError
+OpenImage = Callable[[Any], Image.Image]  # from a reference in a text or a call to an RGB image, or an ImageError
 
-# The EPS reader hands the file to Ghostscript; a picture must never start another program.
+# The EPS reader hands the file to Ghostscript; an image must never start another program.
 REFUSED_FORMATS = {"EPS"}
 
 
-def open_picture(
+def read_image(
     reference: Any,
     *,
     search_dirs: SearchDirs = (),
@@ -45,7 +45,7 @@ def open_picture(
     Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken
     (docs/checkpoint_format.md section 4). Gray of more than 8 bits is scaled to 8 (`_to_8_bits`), where the original
     cuts it off; `info["scaled"]` then says how.
-    Raise PictureError if it cannot be opened.
+    Raise ImageError if it cannot be opened.
     """
     if isinstance(reference, Image.Image):
         return _to_rgb(reference, *_in_memory(reference))
@@ -53,8 +53,8 @@ def open_picture(
         reference = os.fspath(reference)
     if not isinstance(reference, str) or not reference:
         shown = " ".join(f"{reference!r:.60}".split())
-        raise PictureError(
-            f"picture {shown}: use a path, an http(s) address, a data: URI or a PIL image (Image.fromarray of an array)"
+        raise ImageError(
+            f"image {shown}: use a path, an http(s) address, a data: URI or a PIL image (Image.fromarray of an array)"
         )
     scheme = _scheme(reference)
     if scheme is None:
@@ -62,21 +62,21 @@ def open_picture(
     if scheme == "data":
         return _decode(io.BytesIO(_data_uri_bytes(reference, max_bytes)), _shown(reference), max_pixels)
     if scheme not in ("http", "https"):
-        raise PictureError(f"picture {_shown(reference)}: {scheme}:// is not read; use a path or an http(s) address")
+        raise ImageError(f"image {_shown(reference)}: {scheme}:// is not read; use a path or an http(s) address")
     content, content_type = download(reference, timeout, max_bytes)
     origin = f"{_shown(reference)} (the server calls it {content_type})" if content_type else _shown(reference)
     return _decode(io.BytesIO(content), origin, max_pixels)
 
 
 def image_opener(open_image: OpenImage | None) -> OpenImage:
-    """Return the function that opens the images a prompt names: `open_image`, by default `open_picture`.
+    """Return the function that opens the images a prompt names: `open_image`, by default `read_image`.
 
     A server passes a function that decides what a request may read: it gets a reference (a path, an address or a data
-    URI, as it stands in the text), and returns an RGB PIL image or raises PictureError. `refuse_images` is one.
+    URI, as it stands in the text), and returns an RGB PIL image or raises ImageError. `refuse_images` is one.
     Raise ValueError if `open_image` is not callable; the returned function raises ValueError if it returns no image.
     """
     if open_image is None:
-        return open_picture
+        return read_image
     if not callable(open_image):
         raise ValueError(
             f"open_image is a {type(open_image).__name__}; pass a function that takes a reference and returns a PIL "
@@ -88,7 +88,7 @@ def image_opener(open_image: OpenImage | None) -> OpenImage:
         if not isinstance(image, Image.Image):
             raise ValueError(
                 f"open_image returned a {type(image).__name__} for {reference!r:.80}; return an RGB PIL image, or "
-                "raise PictureError"
+                "raise ImageError"
             )
         return image
 
@@ -96,12 +96,12 @@ def image_opener(open_image: OpenImage | None) -> OpenImage:
 
 
 def refuse_images(reference: Any) -> Image.Image:
-    """Raise PictureError for any reference: the opener of a process in which no text may name what is opened."""
+    """Raise ImageError for any reference: the opener of a process in which no text may name what is opened."""
     name = _shown(reference) if isinstance(reference, str) else f"{reference!r:.60}"
-    raise PictureError(f"picture {name}: images named in a text are not opened here; pass the image itself")
+    raise ImageError(f"image {name}: images named in a text are not opened here; pass the image itself")
 
 
-def find_picture(reference: str, search_dirs: SearchDirs = ()) -> str | None:
+def find_image(reference: str, search_dirs: SearchDirs = ()) -> str | None:
     """Return the path of a local image, or None; a relative one is searched in each folder, then the working folder."""
     return next((path for path in _candidates(reference, search_dirs) if os.path.isfile(path)), None)
 
@@ -111,9 +111,9 @@ def is_local(reference: str) -> bool:
     return _scheme(reference) is None
 
 
-def _in_memory(picture: Image.Image) -> tuple[str, str]:
+def _in_memory(image: Image.Image) -> tuple[str, str]:
     """Return the name of a PIL image in an error, and the advice."""
-    return f"in memory ({picture.mode}, {picture.width} x {picture.height})", "give one that Pillow can load"
+    return f"in memory ({image.mode}, {image.width} x {image.height})", "give one that Pillow can load"
 
 
 def _candidates(reference: str, search_dirs: SearchDirs) -> list[str]:
@@ -126,7 +126,7 @@ def _candidates(reference: str, search_dirs: SearchDirs) -> list[str]:
 
 
 def _open_file(reference: str, search_dirs: SearchDirs, max_pixels: int) -> Image.Image:
-    path = find_picture(reference, search_dirs)
+    path = find_image(reference, search_dirs)
     if path is None:
         raise _missing(reference, search_dirs)
     shown = _shown(path)
@@ -134,29 +134,29 @@ def _open_file(reference: str, search_dirs: SearchDirs, max_pixels: int) -> Imag
         with open(path, "rb") as stream:
             return _decode(stream, shown, max_pixels)
     except OSError as error:
-        raise PictureError(f"picture {shown}: {error.strerror or error}; make the file readable") from error
+        raise ImageError(f"image {shown}: {error.strerror or error}; make the file readable") from error
 
 
-def _missing(reference: str, search_dirs: SearchDirs) -> PictureError:
-    """Return a PictureError that lists the places where the file is not."""
+def _missing(reference: str, search_dirs: SearchDirs) -> ImageError:
+    """Return an ImageError that lists the places where the file is not."""
     places = [os.path.abspath(path) for path in _candidates(reference, search_dirs) if "\0" not in path]
     folder = next((place for place in places if os.path.isdir(place)), None)
     if folder is not None:
-        return PictureError(f"picture {_shown(reference)}: {_shown(folder)} is a folder; name a picture in it")
+        return ImageError(f"image {_shown(reference)}: {_shown(folder)} is a folder; name an image in it")
     looked = ", ".join(dict.fromkeys(_shown(place) for place in places)) or "nowhere, as it holds a zero byte"
-    return PictureError(
-        f"picture {_shown(reference)}: no such file (looked for {looked}); correct the path, or name the folder of "
-        "the pictures"
+    return ImageError(
+        f"image {_shown(reference)}: no such file (looked for {looked}); correct the path, or name the folder of "
+        "the images"
     )
 
 
 def _decode(stream: BinaryIO, shown: str, max_pixels: int) -> Image.Image:
     """Return the RGB image in an open file; the header gives the size before memory is allocated for pixels."""
-    picture = _read_header(stream, shown)
-    width, height = picture.size
+    image = _read_header(stream, shown)
+    width, height = image.size
     if width * height > max_pixels:
         raise _too_many_pixels(shown, f"{width} x {height} pixels, the limit is {max_pixels}")
-    return _to_rgb(picture, shown, "the file is damaged or cut short; get it again or leave it out")
+    return _to_rgb(image, shown, "the file is damaged or cut short; get it again or leave it out")
 
 
 def _read_header(stream: BinaryIO, shown: str) -> Image.Image:
@@ -168,7 +168,7 @@ def _read_header(stream: BinaryIO, shown: str) -> Image.Image:
     Image.init()
     prefix = stream.read(16)
     if not prefix:
-        raise PictureError(f"picture {shown}: empty; get it again or leave it out")
+        raise ImageError(f"image {shown}: empty; get it again or leave it out")
     for name in [name for name in Image.ID if name not in REFUSED_FORMATS]:
         factory, accepts = Image.OPEN[name]
         try:
@@ -181,29 +181,29 @@ def _read_header(stream: BinaryIO, shown: str) -> Image.Image:
         except Image.DecompressionBombError as error:
             raise _too_many_pixels(shown, str(error)) from error
         except Exception as error:  # readers raise anything on a damaged header
-            raise PictureError(f"picture {shown}: the header is damaged ({error}); get the file again") from error
-    raise PictureError(f"picture {shown}: not a picture that Pillow reads; convert it to PNG or JPEG, or leave it out")
+            raise ImageError(f"image {shown}: the header is damaged ({error}); get the file again") from error
+    raise ImageError(f"image {shown}: not an image that Pillow reads; convert it to PNG or JPEG, or leave it out")
 
 
-def _too_many_pixels(shown: str, detail: str) -> PictureError:
-    return PictureError(f"picture {shown}: too large to decode ({detail}); shrink it, or leave it out")
+def _too_many_pixels(shown: str, detail: str) -> ImageError:
+    return ImageError(f"image {shown}: too large to decode ({detail}); shrink it, or leave it out")
 
 
-def _to_rgb(picture: Image.Image, shown: str, advice: str) -> Image.Image:
-    """Return the loaded image as RGB. Raise PictureError for any of the errors that decoders raise on damaged data."""
+def _to_rgb(image: Image.Image, shown: str, advice: str) -> Image.Image:
+    """Return the loaded image as RGB. Raise ImageError for any of the errors that decoders raise on damaged data."""
     try:
-        picture.load()
-        picture = _to_8_bits(picture)
-        if isinstance(picture.info.get("transparency"), bytes):
+        image.load()
+        image = _to_8_bits(image)
+        if isinstance(image.info.get("transparency"), bytes):
             # Alpha is dropped anyway; Pillow would warn of a palette with one.
-            picture = picture.copy()
-            del picture.info["transparency"]
-        return picture.convert("RGB")
+            image = image.copy()
+            del image.info["transparency"]
+        return image.convert("RGB")
     except Exception as error:
-        raise PictureError(f"picture {shown}: cannot be decoded ({error}); {advice}") from error
+        raise ImageError(f"image {shown}: cannot be decoded ({error}); {advice}") from error
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Return a loaded gray image of more than 8 bits as one of mode L, whose info[SCALED] says how; others unchanged.
 
     Levels of 12 or 16 bits are divided by the range of so many bits. Of 32-bit numbers and floats no file says the
@@ -211,10 +211,10 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     low that they would be black; else 0, or the lowest if that is negative, becomes black and the highest white.
     NaN becomes black.
     """
-    bits = _bits(picture)
-    if picture.mode not in ("I", "F") and not bits:
-        return picture
-    values, tags = np.asarray(picture), getattr(picture, "tag_v2", None)
+    bits = _bits(image)
+    if image.mode not in ("I", "F") and not bits:
+        return image
+    values, tags = np.asarray(image), getattr(image, "tag_v2", None)
     if tags is not None and values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
         values = values.view(np.uint32)  # for which Pillow has no mode
     finite = values[np.isfinite(values)]
@@ -225,23 +225,23 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
         dark = f"; dark, as nothing in it is above {highest:.0f} of {top}" if highest * 255 < DIM * top else ""
         scaled = f"{bits}-bit gray: scaled to 8 bits{dark}"
     else:
-        is_float, within = picture.mode == "F", lowest >= 0 and highest <= 255
+        is_float, within = image.mode == "F", lowest >= 0 and highest <= 255
         if within and finite.size == values.size and (not is_float or highest >= DIM):
-            return picture
+            return image
         low, high = min(lowest, 0.0), 1.0 if is_float and within and highest <= 1 else highest
         values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
         levels = np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
         scaled = f"{'float' if is_float else '32-bit'} gray: {low:g} .. {high:g} scaled to 8 bits"
-    picture, info = Image.fromarray(levels), picture.info
-    picture.info = {key: value for key, value in info.items() if key != "transparency"} | {SCALED: scaled}
-    return picture
+    image, info = Image.fromarray(levels), image.info
+    image.info = {key: value for key, value in info.items() if key != "transparency"} | {SCALED: scaled}
+    return image
 
 
-def _bits(picture: Image.Image) -> int | None:
+def _bits(image: Image.Image) -> int | None:
     """Return the bits of a level, 12 or 16, of a gray image whose file or mode tells them; else None."""
-    if picture.mode.startswith("I;16"):
-        return getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
-    return 16 if picture.mode == "I" and picture.format in ("PNG", "PPM") else None  # neither has 32
+    if image.mode.startswith("I;16"):
+        return getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+    return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None  # neither has 32
 
 
 def _data_uri_bytes(reference: str, max_bytes: int) -> bytes:
@@ -249,13 +249,13 @@ def _data_uri_bytes(reference: str, max_bytes: int) -> bytes:
     shown = _shown(reference)
     head, comma, payload = reference.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise PictureError(f"picture {shown}: not base64; write data:image/png;base64,.. with the encoded file")
+        raise ImageError(f"image {shown}: not base64; write data:image/png;base64,.. with the encoded file")
     if len(payload) * 3 // 4 > max_bytes + 2:
         raise _too_many_bytes(shown, max_bytes)
     try:
         content = base64.b64decode("".join(urllib.parse.unquote(payload).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(f"picture {shown}: broken base64 ({error}); encode the file again") from error
+        raise ImageError(f"image {shown}: broken base64 ({error}); encode the file again") from error
     if len(content) > max_bytes:
         raise _too_many_bytes(shown, max_bytes)
     return content

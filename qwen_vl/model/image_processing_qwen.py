@@ -13,20 +13,20 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from .image_loading_qwen import OpenImage, _in_memory, _to_rgb, image_opener, open_picture
+from .image_loading_qwen import OpenImage, _in_memory, _to_rgb, image_opener, read_image
 
 IMAGE_SIZE = 448
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def pixels(picture: Image.Image, image_size: int = IMAGE_SIZE) -> torch.Tensor:
+def pixels(image: Image.Image, image_size: int = IMAGE_SIZE) -> torch.Tensor:
     """Return float32 [3, image_size, image_size]: the image resized to a square and normalized.
 
     Source: docs/checkpoint_format.md section 4.
     """
-    picture = _to_rgb(picture, *_in_memory(picture))
-    levels = torch.from_numpy(np.array(_squash(picture, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
+    image = _to_rgb(image, *_in_memory(image))
+    levels = torch.from_numpy(np.array(_squash(image, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(CLIP_STD).view(3, 1, 1)
     # Divide, subtract, divide, each rounded to float32: any other order differs from the reference in the last bit.
@@ -38,25 +38,25 @@ def open_pixels(
 ) -> dict[str, torch.Tensor]:
     """Return the pixels [3, image_size, image_size] of each different reference, opened once by `open_image`.
 
-    `open_image` is by default `open_picture`. Raise PictureError if it cannot open an image, or refuses to.
+    `open_image` is by default `read_image`. Raise ImageError if it cannot open an image, or refuses to.
     """
     opener = image_opener(open_image)
     return {name: pixels(opener(name), image_size) for name in dict.fromkeys(references)}
 
 
-def _squash(picture: Image.Image, size: int) -> Image.Image:
+def _squash(image: Image.Image, size: int) -> Image.Image:
     """Return the image as size x size, bicubic; the aspect ratio is not kept.
 
     Each axis is resized by itself and rounded to bytes, so the order of the axes changes the last bits. Pillow 13
     resizes the height first if that saves work; Pillow 12 and older hardly ever do. The order here is always that of
     Pillow 13, with which the reference outputs were recorded, so every Pillow gives the same numbers.
     """
-    width, height = picture.size
+    width, height = image.size
     height_first = height > size and height - size > 2 * (width - size)
     between = (width, size) if height_first else (size, height)
     for step in (between, (size, size)):
-        picture = picture.resize(step, Image.Resampling.BICUBIC)
-    return picture
+        image = image.resize(step, Image.Resampling.BICUBIC)
+    return image
 
 
 class QWenImagesKwargs(ImagesKwargs, total=False):
@@ -68,7 +68,7 @@ class QWenImagesKwargs(ImagesKwargs, total=False):
 class QWenImageProcessor(BaseImageProcessor):
     """`processor(images)` -> BatchFeature with pixel_values float32 [N, 3, image_size, image_size].
 
-    Takes one image or a list (nested lists are flattened, in order) of whatever `open_picture` takes.
+    Takes one image or a list (nested lists are flattened, in order) of whatever `read_image` takes.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (the base class declares it so)
@@ -85,13 +85,13 @@ class QWenImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         """Return BatchFeature(pixel_values) of one image or nested lists of them.
 
-        `open_image` opens everything but PIL images, which are only converted; without it, `open_picture` does, with
-        `options`: search_dirs, timeout, max_bytes, max_pixels. Raise PictureError if an image cannot be opened,
+        `open_image` opens everything but PIL images, which are only converted; without it, `read_image` does, with
+        `options`: search_dirs, timeout, max_bytes, max_pixels. Raise ImageError if an image cannot be opened,
         ValueError if there is none, or if `open_image` comes with options, which it would not know of.
         """
         flat = list(_flatten(images))
         if not flat:
-            raise ValueError("no picture given; leave the image processor out for text alone")
+            raise ValueError("no image given; leave the image processor out for text alone")
         given = sorted(name for name, value in options.items() if value not in (None, (), []))
         if open_image is not None and given:
             raise ValueError(f"{', '.join(given)}: open_image decides what is opened; pass one or the other")
@@ -99,7 +99,7 @@ class QWenImageProcessor(BaseImageProcessor):
 
         def opened(image: Any) -> Image.Image:
             if open_image is None or isinstance(image, Image.Image):
-                return open_picture(image, **options)
+                return read_image(image, **options)
             return opener(image)
 
         # One after another, so that only the small squares of a batch are in memory together.

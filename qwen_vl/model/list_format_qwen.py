@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from .box_drawing_qwen import draw_boxes
-from .download_qwen import PictureError
+from .download_qwen import ImageError
 from .image_loading_qwen import OpenImage, image_opener
 
 IMG_START, IMG_END = "<img>", "</img>"
@@ -25,11 +25,11 @@ class ListFormat:
 
     def from_list_format(self, list_format: list[dict[str, Any]]) -> str:
         """Return the text of [{'image': path}, {'text': ..}, {'ref': .., 'box': [[x1, y1, x2, y2], ..]}]."""
-        text, pictures = "", 0
+        text, images = "", 0
         for element in list_format:
             if "image" in element:
-                pictures += 1
-                text += f"Picture {pictures}: {IMG_START}{element['image']}{IMG_END}\n"
+                images += 1
+                text += f"Picture {images}: {IMG_START}{element['image']}{IMG_END}\n"
             elif "text" in element:
                 text += element["text"]
             elif "box" in element:
@@ -71,7 +71,7 @@ class ListFormat:
         return elements
 
     def _fetch_latest_picture(self, response: str, history: list[tuple[str, str | None]] | None) -> str | None:
-        """Return the reference of the last picture in the response or, before it, in the newest question; or None."""
+        """Return the reference of the last image in the response or, before it, in the newest question; or None."""
         for text in (response, *(question for question, _ in reversed(history or []))):
             references = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
             if references:
@@ -104,12 +104,12 @@ class ListFormat:
         history: list[tuple[str, str | None]] | None = None,
         open_image: OpenImage | None = None,
     ) -> Image.Image | None:
-        """Return the latest picture (PIL) with the boxes of the response drawn on it; None without picture or box.
+        """Return the latest image (PIL) with the boxes of the response drawn on it; None without image or box.
 
-        The picture is the last one of the questions in `history`: what an answer names is never opened. Without a
-        history the response is a whole text, question and answer, and its last picture that opens is taken.
-        Malformed boxes are left out with a warning. A small picture comes back enlarged (`draw_boxes`).
-        `open_image` opens it, by default any path or address. Raise PictureError if it cannot be opened.
+        The image is the last one of the questions in `history`: what an answer names is never opened. Without a
+        history the response is a whole text, question and answer, and its last image that opens is taken.
+        Malformed boxes are left out with a warning. A small image comes back enlarged (`draw_boxes`).
+        `open_image` opens it, by default any path or address. Raise ImageError if it cannot be opened.
         """
         boxes = self._fetch_all_box_with_ref(response)
         if history is None:
@@ -122,11 +122,11 @@ class ListFormat:
 
 
 def _open_latest(references: list[str], opener: OpenImage) -> Image.Image:
-    """Return the last picture that opens, an invented one may stand behind it; raise the first's error if none does."""
+    """Return the last image that opens, an invented one may stand behind it; raise the first's error if none does."""
     for earlier, reference in reversed(list(enumerate(references))):
         try:
             return opener(reference)
-        except PictureError:
+        except ImageError:
             if not earlier:
                 raise
 

@@ -1,4 +1,4 @@
-"""What a conversation need not compute twice: features of its pictures, and keys and values of its earlier turns."""
+"""What a conversation need not compute twice: features of its images, and keys and values of its earlier turns."""
 
 import hashlib
 from collections import OrderedDict
@@ -23,21 +23,21 @@ class Recall(NamedTuple):
 
     inputs: dict  # keyword arguments for `generate`
     ids: list = ()  # of the whole prompt
-    digests: list = ()  # one for each of its pictures
+    digests: list = ()  # one for each of its images
     cache: GrowingCache | None = None  # None: of this answer nothing is kept
     settings: str = ""
     weights: str = ""
 
 
 class ChatMemory:
-    """Remembers the pictures and the last prompt of conversations, each with the model as it was then.
+    """Remembers the images and the last prompt of conversations, each with the model as it was then.
 
-    What is held is exactly what the cache was filled with: one row of ids, the pictures among them, and the state of
+    What is held is exactly what the cache was filled with: one row of ids, the images among them, and the state of
     the model, whose weights, adapters and settings are compared at each recall. An answer takes it out and puts it
     back complete; after an error, or beside the answer of another thread, there is nothing to take.
 
-    Pictures are known by their content, so a changed file is seen anew; the least recently used beyond `max_pictures`
-    are forgotten. Earlier turns are used again as far as the new prompt begins with the very ids and pictures of the
+    Images are known by their content, so a changed file is seen anew; the least recently used beyond `max_images`
+    are forgotten. Earlier turns are used again as far as the new prompt begins with the very ids and images of the
     last one; nothing of a prompt beyond the trained length is, where the positions of all its tokens change. The last
     prompt's keys and values stay allocated until `forget_turns`.
 
@@ -45,13 +45,13 @@ class ChatMemory:
     opens any path or address.
     """
 
-    def __init__(self, max_pictures: int = 64, open_image: OpenImage | None = None) -> None:
-        self.max_pictures, self.open_image = max_pictures, open_image
+    def __init__(self, max_images: int = 64, open_image: OpenImage | None = None) -> None:
+        self.max_images, self.open_image = max_images, open_image
         self.features = OrderedDict()  # digest of the pixels and of the model: [n_queries, hidden]
         self.forget_turns()
 
     def forget_turns(self) -> None:
-        """Keep nothing but the pictures."""
+        """Keep nothing but the images."""
         self.ids, self.digests, self.cache, self.model_state = [], [], None, None
 
     def recall(
@@ -65,9 +65,9 @@ class ChatMemory:
     ) -> Recall | None:
         """Return what the prompt `ids` may use: the features of its images and, with `turns`, a cache.
 
-        The cache holds the tokens that the last prompt began with, and the features are those of the pictures behind
+        The cache holds the tokens that the last prompt began with, and the features are those of the images behind
         them. None if a model trains, or hides its weights: nothing of it can be used again. `open_image` is by default
-        that of the memory. Raise PictureError if an image cannot be opened.
+        that of the memory. Raise ImageError if an image cannot be opened.
         """
         weights = None if any(module.training for module in model.modules()) else weights_digest(model)
         if weights is None:
@@ -109,19 +109,18 @@ class ChatMemory:
     ) -> tuple[torch.Tensor, list[str]]:
         """Return features [images, n_queries, hidden] of the named images, and a digest of each one's content.
 
-        The digests depend on `state` too, which stands for the model. Pictures that are not in memory go through the
+        The digests depend on `state` too, which stands for the model. Images that are not in memory go through the
         vision tower together.
         """
         size, visual = model.config.visual["image_size"], model.transformer.visual
         opened = open_pixels(references, size, open_image)
         digest_of = {
-            name: hashlib.sha256(state.encode() + picture.numpy().tobytes()).hexdigest()
-            for name, picture in opened.items()
+            name: hashlib.sha256(state.encode() + image.numpy().tobytes()).hexdigest() for name, image in opened.items()
         }
-        by_digest = {digest_of[name]: picture for name, picture in opened.items()}
+        by_digest = {digest_of[name]: image for name, image in opened.items()}
         with EXCHANGE:
             found = {digest: self.features[digest] for digest in by_digest if digest in self.features}
-        new = {digest: picture for digest, picture in by_digest.items() if digest not in found}
+        new = {digest: image for digest, image in by_digest.items() if digest not in found}
         if new:
             features = visual(torch.stack(list(new.values())).to(execution_device(visual)))
             found |= zip(new, (one.clone() for one in features), strict=True)
@@ -130,14 +129,14 @@ class ChatMemory:
             for digest in digests:
                 self.features[digest] = found[digest]
                 self.features.move_to_end(digest)
-            while len(self.features) > self.max_pictures:
+            while len(self.features) > self.max_images:
                 self.features.popitem(last=False)
         return torch.stack([found[digest] for digest in digests]), digests
 
     def common(self, config: QWenConfig, ids: list[int], digests: list[str]) -> tuple[int, int]:
-        """Return how many tokens, and pictures among them, the prompt `ids` has in common with what is remembered.
+        """Return how many tokens, and images among them, the prompt `ids` has in common with what is remembered.
 
-        At least one token is left to compute, and a picture's span is taken whole or not at all.
+        At least one token is left to compute, and an image's span is taken whole or not at all.
         """
         image_start, span = config.visual["image_start_id"], config.image_span_tokens + 2
         at = seen = 0

@@ -170,8 +170,8 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         vit_features: torch.Tensor | None = None,
-        picture_index: torch.Tensor | None = None,
-        picture_spans: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_spans: torch.Tensor | None = None,
         open_image: OpenImage | None = None,
         segment_lengths: list[int] | None = None,
         use_cache: bool | None = None,
@@ -184,7 +184,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed(
-                input_ids, pixel_values, image_features, vit_features, picture_index, picture_spans, open_image
+                input_ids, pixel_values, image_features, vit_features, image_index, image_spans, open_image
             )
         if segment_lengths is not None:
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
@@ -240,10 +240,10 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
     Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
     `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
     images as `pixel_values` [images, 3, size, size], the ViT's `vit_features` [images, patches, width], or ready
-    `image_features` [images, n_queries, hidden], in reading order of their spans; with `picture_index` [spans], in
+    `image_features` [images, n_queries, hidden], in reading order of their spans; with `image_index` [spans], in
     any order, each once. Without any of them, the images that the ids name are opened: any path or address, or what
     `open_image` allows (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
-    For training: `picture_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these
+    For training: `image_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these
     names, so a step on a GPU need not wait for them.
     In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
@@ -281,8 +281,8 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         vit_features: torch.Tensor | None = None,
-        picture_index: torch.Tensor | None = None,
-        picture_spans: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_spans: torch.Tensor | None = None,
         segment_lengths: list[int] | None = None,
         token_type_ids: torch.Tensor | None = None,  # the tokenizer returns them, the model has none
         use_cache: bool | None = None,
@@ -311,8 +311,8 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
             pixel_values=pixel_values,
             image_features=image_features,
             vit_features=vit_features,
-            picture_index=picture_index,
-            picture_spans=picture_spans,
+            image_index=image_index,
+            image_spans=image_spans,
             open_image=open_image,
             segment_lengths=segment_lengths,
             use_cache=use_cache,

@@ -18,7 +18,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 class QWenProcessor(ProcessorMixin):
     """A tokenizer and an image processor behind one call.
 
-    `processor(text="Picture 1: <img></img>\\nWhat is it?", images=[picture])` -> BatchFeature with input_ids [N, T],
+    `processor(text="Picture 1: <img></img>\\nWhat is it?", images=[image])` -> BatchFeature with input_ids [N, T],
     attention_mask [N, T] and, if there are images, pixel_values [images, 3, S, S] in the order of the spans.
     """
 
@@ -28,7 +28,7 @@ class QWenProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         if "image_span_tokens" not in tokenizer.init_kwargs:
             raise ValueError(
-                f"tokenizer: {type(tokenizer).__name__} makes no picture spans; use that of a Qwen-VL checkpoint"
+                f"tokenizer: {type(tokenizer).__name__} makes no image spans; use that of a Qwen-VL checkpoint"
             )
 
     def __call__(
@@ -46,14 +46,14 @@ class QWenProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Return input_ids, attention_mask and pixel_values of one text or a list of texts.
 
-        images: one image or a list, nested or flat, of what `open_picture` takes: one for each `<img>..</img>` of
+        images: one image or a list, nested or flat, of what `read_image` takes: one for each `<img>..</img>` of
         the texts, in order. A nested list with one entry a text is compared text by text. Without `images` the
         references in the texts are opened. With `control_tokens` the text is a whole prompt, in which markers such
         as <|im_start|> are tokens; without, they are plain text. padding, padding_side: as in `tokenizer.pad`.
-        search_dirs and images_kwargs (timeout, max_bytes, max_pixels) are those of `open_picture`. Instead of it,
+        search_dirs and images_kwargs (timeout, max_bytes, max_pixels) are those of `read_image`. Instead of it,
         `open_image` opens everything but PIL images: a function from a reference to a PIL image, for a server that
         decides what a request may read.
-        Raise ValueError if images and spans do not match, PictureError if an image cannot be opened.
+        Raise ValueError if images and spans do not match, ImageError if an image cannot be opened.
         """
         if text is None and images is None:
             raise ValueError("nothing to process; give text, images or both")
@@ -62,7 +62,7 @@ class QWenProcessor(ProcessorMixin):
             texts = _list_of_texts(text)
             encoded = [self.tokenizer.encode_message(item, control_tokens=control_tokens) for item in texts]
             rows = [ids for ids, _ in encoded]
-            images = _pictures_of([references for _, references in encoded], images)
+            images = _images_of([references for _, references in encoded], images)
             features = dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=padding_side))
         if images:
             features |= self.image_processor(
@@ -75,7 +75,7 @@ class QWenProcessor(ProcessorMixin):
         """Return the processor of a checkpoint folder or hub id.
 
         For a checkpoint without processor files, such as the published ones, it comes from the tokenizer and config.
-        Raise ValueError if the tokenizer's picture span and the config's number of queries differ.
+        Raise ValueError if the tokenizer's image span and the config's number of queries differ.
         """
         # Our own classes, and not the Auto classes of the base class, which would ask whether to trust the code.
         path = pretrained_model_name_or_path
@@ -92,7 +92,7 @@ class QWenProcessor(ProcessorMixin):
         return processor
 
     def check_fits(self, config: QWenConfig) -> None:
-        """Raise ValueError unless spans and pictures have the sizes that a model with this QWenConfig reads."""
+        """Raise ValueError unless spans and images have the sizes that a model with this QWenConfig reads."""
         pairs = (
             ("tokenizer image_span_tokens", self.tokenizer.image_span_tokens, "n_queries", config.image_span_tokens),
             ("image processor image_size", self.image_processor.image_size, "image_size", config.visual["image_size"]),
@@ -123,7 +123,7 @@ def _list_of_texts(text: Any) -> list[str]:
     return list(texts)
 
 
-def _pictures_of(references: list[list[str]], images: Any) -> list[Any]:
+def _images_of(references: list[list[str]], images: Any) -> list[Any]:
     """Return the images of a batch, one for each span: the given ones, else the references themselves.
 
     references: for each text, those in its spans. Raise ValueError if the numbers differ.
@@ -131,21 +131,21 @@ def _pictures_of(references: list[list[str]], images: Any) -> list[Any]:
     if images is None:
         for row, names in enumerate(references):
             if "" in names:
-                raise ValueError(f"text[{row}]: picture {names.index('') + 1} has no reference; pass images=[..]")
+                raise ValueError(f"text[{row}]: image {names.index('') + 1} has no reference; pass images=[..]")
         return [name for names in references for name in names]
     nested = isinstance(images, list | tuple) and any(isinstance(item, list | tuple) for item in images)
     if not nested:
         images = list(images) if isinstance(images, list | tuple) else [images]
         spans = sum(map(len, references))
         if len(images) != spans:
-            raise ValueError(f"the text has {spans} <img>..</img>, images {len(images)}; give one picture for each")
+            raise ValueError(f"the text has {spans} <img>..</img>, images {len(images)}; give one image for each")
         return images
     if len(images) != len(references):
         raise ValueError(f"images: {len(images)} lists for {len(references)} texts; give one list a text")
     images = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
-    for row, (names, pictures) in enumerate(zip(references, images, strict=True)):
-        if len(names) != len(pictures):
+    for row, (names, row_images) in enumerate(zip(references, images, strict=True)):
+        if len(names) != len(row_images):
             raise ValueError(
-                f"text[{row}] has {len(names)} <img>..</img>, images[{row}] {len(pictures)}; give one picture for each"
+                f"text[{row}] has {len(names)} <img>..</img>, images[{row}] {len(row_images)}; give one image for each"
             )
-    return [picture for pictures in images for picture in pictures]
+    return [image for row_images in images for image in row_images]

@@ -1,4 +1,4 @@
-"""The Qwen-VL tokenizer: byte-level BPE, special tokens after the ranks, picture references as spans of ids."""
+"""The Qwen-VL tokenizer: byte-level BPE, special tokens after the ranks, image references as spans of ids."""
 
 import base64
 import os
@@ -21,7 +21,7 @@ SPLIT_PATTERN = (
 ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMG_PAD = "<imgpad>"
 BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-PICTURE_TAGS = frozenset((*BOX_TAGS, IMG_START, IMG_END, IMG_PAD))
+IMAGE_TAGS = frozenset((*BOX_TAGS, IMG_START, IMG_END, IMG_PAD))
 NUM_EXTRA_TOKENS = 205  # without a meaning of their own
 SPECIAL_TOKENS = (
     *(ENDOFTEXT, IM_START, IM_END),
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = (
     *BOX_TAGS,
     *(IMG_START, IMG_END, IMG_PAD),
 )
-CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - PICTURE_TAGS
+CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - IMAGE_TAGS
 
 
 def read_vocabulary(path: str | os.PathLike) -> dict[bytes, int]:
@@ -88,10 +88,10 @@ def special_token_names(extra_tokens: list[str]) -> tuple[str, ...]:
 
 
 class QWenTokenizer(ListFormat, PreTrainedTokenizer):
-    """Text with picture, phrase and box tags to ids and back.
+    """Text with image, phrase and box tags to ids and back.
 
     `image_span_tokens` is the number of ids between <img> and </img>; it must equal the number of vectors the vision
-    tower makes of a picture. Pad and end of text are both <|endoftext|> unless the caller or the folder says otherwise.
+    tower makes of an image. Pad and end of text are both <|endoftext|> unless the caller or the folder says otherwise.
     `extra_tokens` are names for <|extra_0|>, <|extra_1|> ..: such a name in a text is that one token, also in messages.
     """
 
@@ -139,7 +139,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         self.quad_start_id, self.quad_end_id = ids["<quad>"], ids["</quad>"]
         self.special_ids = frozenset(ids.values())
         self.image_special_tokens = frozenset(ids[tag] for tag in (*BOX_TAGS, *self.extra_tokens))
-        self.text_tags = PICTURE_TAGS | frozenset(self.extra_tokens)
+        self.text_tags = IMAGE_TAGS | frozenset(self.extra_tokens)
 
     # ---- vocabulary ----
 
@@ -210,9 +210,9 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
     def encode_message(self, text: str, *, control_tokens: bool = False) -> tuple[list[int], list[str]]:
         """Return (ids, image references) of one message; the references are those of its <img>..</img>, in order.
 
-        Only picture, phrase and box tags and `extra_tokens` become special tokens; control markers such as <|im_end|>
+        Only image, phrase and box tags and `extra_tokens` become special tokens; control markers such as <|im_end|>
         stay plain text unless `control_tokens`. A reference whose bytes do not fit the span leaves padding only, and
-        the picture must come as pixel values. An unclosed <img>, or a tag inside a reference, is a ValueError.
+        the image must come as pixel values. An unclosed <img>, or a tag inside a reference, is a ValueError.
         """
         normal = unicodedata.normalize("NFC", text)
         allowed = self.tokenizer.special_tokens_set if control_tokens else self.text_tags
@@ -235,7 +235,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         """Return the tokens of text: bytes, and str for the special tokens in `allowed_special` (default: all).
 
         A token of `disallowed_special` ("all": every one that is not allowed) in the text is a ValueError, and so is
-        a picture reference that does not fit a span of 256 or more ids.
+        an image reference that does not fit a span of 256 or more ids.
         """
         text = unicodedata.normalize("NFC", text)
         every = self.tokenizer.special_tokens_set
@@ -288,8 +288,8 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         if len(raw) > self.image_span_tokens:
             if refuse_long:
                 raise ValueError(
-                    f"picture reference of {len(raw)} bytes, {self.image_span_tokens} fit: {reference[:60]!r}..; "
-                    "use a shorter path, or pass the picture as pixel_values"
+                    f"image reference of {len(raw)} bytes, {self.image_span_tokens} fit: {reference[:60]!r}..; "
+                    "use a shorter path, or pass the image as pixel_values"
                 )
             raw = b""
         padding = [self.img_pad_id] * (self.image_span_tokens - len(raw))
@@ -305,7 +305,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         keep_image_special: bool = False,
         **kwargs: Any,
     ) -> str:
-        """Return the text of ids; picture spans become <img>reference</img> again, ids beyond the vocabulary nothing.
+        """Return the text of ids; image spans become <img>reference</img> again, ids beyond the vocabulary nothing.
 
         `skip_special_tokens` drops every special token, with `keep_image_special` all but the ref, box and quad tags.
         A stray <img>, or a span that holds no reference, decodes as text. A negative id is a ValueError.
@@ -328,7 +328,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return self.tokenizer.decode_bytes([i for i in ids if i < self.eod_id or i in kept])
 
     def _image_spans(self, ids: list[int]) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (position of <img>, position of </img>, reference bytes) of every picture span in ids."""
+        """Yield (position of <img>, position of </img>, reference bytes) of every image span in ids."""
         start = _find(ids, self.img_start_id)
         while start >= 0:
             end = _find(ids, self.img_end_id, start)

@@ -7,8 +7,8 @@ from typing import TextIO
 
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.chat_qwen import SYSTEM, History
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.logits_qwen import LogitsError
 from qwen_vl.model.memory_qwen import ChatMemory
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -45,22 +45,22 @@ class Session:
         """Forget the conversation and its images."""
         self.history: History = []
         self.waiting: list[str] = []
-        self.num_pictures = 0
+        self.num_images = 0
         self.memory.forget_turns()
 
     def show(self, reference: str) -> None:
-        """Add an image to the next question. Raise PictureError, and change nothing, if it cannot be opened."""
+        """Add an image to the next question. Raise ImageError, and change nothing, if it cannot be opened."""
         reference = local_path(reference)
-        open_picture(reference)
+        read_image(reference)
         self.waiting.append(reference)
 
     def ask(self, text: str) -> str:
         """Stream the answer to a question to `out`, add both to the conversation and return the answer.
 
         An interrupted answer does not become part of the conversation.
-        Raise ValueError if the question cannot be encoded, PictureError if an image in it cannot be opened.
+        Raise ValueError if the question cannot be encoded, ImageError if an image in it cannot be opened.
         """
-        labels = enumerate(self.waiting, start=self.num_pictures + 1)
+        labels = enumerate(self.waiting, start=self.num_images + 1)
         query = "".join(f"Picture {n}: <img>{reference}</img>\n" for n, reference in labels) + text
         shown = ""
         options = {"history": self.history, "system": self.system, "memory": self.memory}
@@ -71,7 +71,7 @@ class Session:
             shown = answer
         self.out.write("\n")
         self.history.append((query, shown.strip()))
-        self.num_pictures, self.waiting = self.num_pictures + len(self.waiting), []
+        self.num_images, self.waiting = self.num_images + len(self.waiting), []
         return shown.strip()
 
     def draw(self, answer: str, path: Path) -> None:
@@ -84,15 +84,15 @@ class Session:
         with warnings.catch_warnings(record=True) as caught:  # about malformed boxes and missing fonts
             warnings.simplefilter("always")
             try:
-                picture = self.tokenizer.draw_bbox_on_latest_picture(answer, self.history)
-            except PictureError as error:  # gone since it was shown
+                image = self.tokenizer.draw_bbox_on_latest_picture(answer, self.history)
+            except ImageError as error:  # gone since it was shown
                 return self.note(f"the boxes of this answer cannot be drawn: {error}")
         for warning in caught:
             self.note(warning.message)
-        if picture is None:
-            return None if caught else self.note("this answer has boxes, but there is no picture to draw them on")
+        if image is None:
+            return None if caught else self.note("this answer has boxes, but there is no image to draw them on")
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        image.save(path)
         self.note(f"boxes drawn into {path}")
 
     def note(self, text: object) -> None:
@@ -119,8 +119,8 @@ def free_path(path: str | Path) -> Path:
 def converse(session: Session, box_file: str | Path) -> None:
     """Read questions and commands from standard input until /quit or its end. Print errors and continue."""
     print(f"Ask anything.\n{COMMANDS}", file=session.notes)
-    for picture in session.waiting:
-        session.note(f"the first question goes with {picture}")
+    for image in session.waiting:
+        session.note(f"the first question goes with {image}")
     while True:
         try:
             line = input("\nYou: ").strip()

@@ -14,7 +14,7 @@ from qwen_vl.training.resume.resumable_trainer import described
 
 logger = logging.getLogger(__name__)
 
-OF_VISION = ("vit", "resampler")  # parts of `param_groups.rows` that train on pictures alone
+OF_VISION = ("vit", "resampler")  # parts of `param_groups.rows` that train on images alone
 
 
 def check_steps(max_steps: int) -> None:
@@ -61,8 +61,8 @@ def check(data: Dataset, training: TrainingArguments, rows: list[Row], *, checkp
             "out, or lower --per_device_train_batch_size"
         )
     parts = {row.part.rpartition(" ")[2] for row in rows if row.trainable}
-    if parts <= set(OF_VISION) and not any(data.num_pictures):
+    if parts <= set(OF_VISION) and not any(data.num_images):
         raise ValueError(
-            f"nothing would be trained: only the {' and '.join(sorted(parts))} would, and no sample has a picture; "
-            "give data with pictures, or train other parts (--lora_target_modules, --fix_vit)"
+            f"nothing would be trained: only the {' and '.join(sorted(parts))} would, and no sample has an image; "
+            "give data with images, or train other parts (--lora_target_modules, --fix_vit)"
         )

@@ -20,7 +20,7 @@ from qwen_vl.data.collator import HOST_KEYS
 from qwen_vl.model import QWenTokenizer
 from qwen_vl.training.distributed.host_memory import keep_freed_memory
 from qwen_vl.training.distributed.text_only_steps import (
-    PICTURES,
+    IMAGES,
     VisionKeeper,
     run_vision_always,
     trains_nothing_else,
@@ -43,7 +43,7 @@ class QWenTrainer(ResumableTrainer):
 
     source_names: of the sources whose loss and tokens are logged apart, if there are several. is_weighted: whether
     samples may have other weights than 1, so that targets are counted by weight. rates: `tuning.Rates`, where parts of
-    the model have learning rates of their own. vision_cache: a VisionCache that is filled with the features of pictures
+    the model have learning rates of their own. vision_cache: a VisionCache that is filled with the features of images
     that it lacks.
     """
 
@@ -189,7 +189,7 @@ class QWenTrainer(ResumableTrainer):
         ids, details = inputs["ids"], {key: inputs[key] for key in sft.DETAILS if key in inputs}
         self._phases.mark("other")
         if self._filler:
-            self._filler.expect(inputs.get("picture_keys"))
+            self._filler.expect(inputs.get("image_keys"))
         inputs = {key: value for key, value in inputs.items() if key not in (*HOST_KEYS, *details)}
         inputs["use_cache"] = False
         if model.training:  # rows are padded on the right, where no token looks: spare the mask of all pairs
@@ -198,7 +198,7 @@ class QWenTrainer(ResumableTrainer):
             result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
         else:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._only_vision and model.training and not any(key in inputs for key in PICTURES):
+        if self._only_vision and model.training and not any(key in inputs for key in IMAGES):
             result = with_zero_gradient(result, self.model)
         self._phases.mark("loss")
         self._unchecked_losses.append((ids, (result[0] if return_outputs else result).detach()))

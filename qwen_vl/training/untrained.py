@@ -3,8 +3,8 @@
 Two signs, none of which makes a step wait for its device.
 
 Gradients, under every engine: whatever trains must get one in the first step, the vision tower in the first step with
-a picture. A parameter without one is no part of what is computed, such as a copy that nothing runs, and the run ends
-there. Without any picture in the data a trained part of the tower cannot learn: that is a warning, and an error where
+an image. A parameter without one is no part of what is computed, such as a copy that nothing runs, and the run ends
+there. Without any image in the data a trained part of the tower cannot learn: that is a warning, and an error where
 nothing else trains.
 
 Values, at the end of a run: up to SAMPLED of each parameter against those at its start. It is an error, raised when
@@ -25,12 +25,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qwen_vl.adapters import build
 from qwen_vl.families import v1 as family
-from qwen_vl.training.distributed.text_only_steps import PICTURES
+from qwen_vl.training.distributed.text_only_steps import IMAGES
 
 SAMPLED = 1024  # values of a parameter that are compared
 FIRST_STEPS = 2  # in which the A side of an adapter may get gradients of 0 alone
 NAMED = 3  # parameters that a message names
-ONLY_TOWER = "all that is to train is of the vision tower, and the data hold no picture"
+ONLY_TOWER = "all that is to train is of the vision tower, and the data hold no image"
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,12 @@ class UntrainedCheck(TrainerCallback):
         self._trains, self._waiting = {}, {}  # parameters by name; those of them that got no gradient so far
         self._first: dict[str, torch.Tensor] = {}  # samples of them at the start of a run
         self._began, self._largest_rate = 0, 0.0
-        self._has_picture = self._had_picture = False
+        self._has_image = self._had_image = False
 
     def begin(self, batches: list[dict]) -> None:
         """Take note of the batches of the next step."""
-        self._has_picture = any(key in batch for batch in batches for key in PICTURES)
-        self._had_picture |= self._has_picture
+        self._has_image = any(key in batch for batch in batches for key in IMAGES)
+        self._had_image |= self._has_image
 
     def on_train_begin(
         self,
@@ -86,7 +86,7 @@ class UntrainedCheck(TrainerCallback):
         if not self._waiting:
             return
         self._waiting = {name: parameter for name, parameter in self._waiting.items() if parameter.grad is None}
-        lost = [name for name in self._waiting if self._has_picture or not family.is_vision(name)]
+        lost = [name for name in self._waiting if self._has_image or not family.is_vision(name)]
         if lost:
             raise ValueError(
                 f"step {state.global_step + 1}: {named(lost)} to train and got no gradient; leave them out of what "
@@ -107,12 +107,12 @@ class UntrainedCheck(TrainerCallback):
         if not steps:
             return
         in_tower = [name for name in self._trains if family.is_vision(name)]
-        if in_tower and not self._had_picture:
+        if in_tower and not self._had_image:
             if len(in_tower) == len(self._trains) and self._first:
                 self.problem = f"nothing has trained: {ONLY_TOWER}"
                 return
             if self._waiting and state.is_world_process_zero:
-                logger.warning("%s to train and did not change, as no batch had a picture", named(self._waiting))
+                logger.warning("%s to train and did not change, as no batch had an image", named(self._waiting))
         is_best = args.load_best_model_at_end and state.best_model_checkpoint  # values of an earlier step
         if self._first and not is_best:
             self.problem = self._unchanged(steps, optimizer, speaks=state.is_world_process_zero)

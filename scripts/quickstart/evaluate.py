@@ -23,7 +23,7 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.cli.run import run
 from qwen_vl.data import conversations
 from qwen_vl.evaluation import generation, metrics
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 
 BATCH_SIZE = 64
 MAX_NEW_TOKENS = 48  # a box with its phrase takes about 30
@@ -79,9 +79,9 @@ def choose(records, predictions, search_dirs):
     examples = []
     for _, number in sorted(shown):
         _, query, answer = generation.split(records[number])
-        picture = open_picture(query.partition("<img>")[2].partition("</img>")[0], search_dirs=search_dirs)
+        image = read_image(query.partition("<img>")[2].partition("</img>")[0], search_dirs=search_dirs)
         said = {stage: answers[number] for stage, answers in predictions.items()}
-        examples.append(report.Example(query, answer, said, picture))
+        examples.append(report.Example(query, answer, said, image))
     return examples
 
 

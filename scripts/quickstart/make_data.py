@@ -1,9 +1,9 @@
-"""The quickstart's conversations: easy-vqa's pictures and questions, with Chinese, boxes and comparisons added.
+"""The quickstart's conversations: easy-vqa's images and questions, with Chinese, boxes and comparisons added.
 
 `python scripts/quickstart/make_data.py OUT` writes OUT/boxes.json, OUT/full.json and OUT/lora.json (one for each
-training stage), OUT/test.json and their pictures. The id of a test record starts with its task and language, as in
+training stage), OUT/test.json and their images. The id of a test record starts with its task and language, as in
 "box-en/12".
-The test file uses easy-vqa's test pictures alone, the others its training pictures alone.
+The test file uses easy-vqa's test images alone, the others its training images alone.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from qwen_vl.cli.run import run
 SEED = 7
 LANGUAGES = ("en", "zh")
 NUM_TEST = 300  # questions of each task and language in the test file
-QUESTIONS = {  # in training, about each picture that has some; easy-vqa has four times as many absent colors as shapes
+QUESTIONS = {  # in training, about each image that has some; easy-vqa has four times as many absent colors as shapes
     "shown color": 2, "absent color": 2, "shown shape": 3, "absent shape": 3, "shape": 2, "color": 1, "where": 3,
 }  # fmt: skip
 SHORT_WEIGHT = 4  # of a conversation with an answer of one word, whose few tokens the many of a box would outvote
 NAMED = 0.7  # share of box questions that name the thing, as those of the test do
-PAIRS = 0.5  # questions about two pictures, for each picture
+PAIRS = 0.5  # questions about two images, for each image
 CHINESE_SHARE = 0.65  # questions in Chinese, for each in English
 REPLAYED = 4  # every how many English questions are repeated beside the Chinese ones
 NEGATION = re.compile(r" not? ")
@@ -63,7 +63,7 @@ COMPARISONS = {  # what is compared -> the question in each language
 
 
 class Scene(NamedTuple):
-    """One picture: its reference, what its pixels show (box in thousandths of the sides), its easy-vqa questions."""
+    """One image: its reference, what its pixels show (box in thousandths of the sides), its easy-vqa questions."""
 
     reference: str
     color: str
@@ -74,9 +74,9 @@ class Scene(NamedTuple):
 
 
 def look(path):
-    """(color, shape, box, area) of a picture of one plain shape on a plain background, read from its pixels."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)  # [height, width, 3]
+    """(color, shape, box, area) of an image of one plain shape on a plain background, read from its pixels."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)  # [height, width, 3]
     codes, counts = np.unique(pixels @ (65536, 256, 1), return_counts=True)
     background = int(codes[counts.argmax()])
     distance = np.abs(pixels - (background >> 16, background >> 8 & 255, background & 255)).sum(-1)
@@ -97,7 +97,7 @@ def grid(edge, side):
 
 
 def scenes(split, out, limit=None):
-    """The first `limit` pictures of easy-vqa's split ("train" or "test") as Scenes, copied to OUT/split."""
+    """The first `limit` images of easy-vqa's split ("train" or "test") as Scenes, copied to OUT/split."""
     import easy_vqa
 
     texts, answers, owners = getattr(easy_vqa, f"get_{split}_questions")()
@@ -168,15 +168,15 @@ def pick_pair(all_scenes, rng):
             return kind, one, other
 
 
-def record(name, pictures, question, answer):
-    """A conversation of one question about pictures (Scenes), and its answer."""
-    shown = "".join(f"Picture {i}: <img>{scene.reference}</img>\n" for i, scene in enumerate(pictures, start=1))
+def record(name, images, question, answer):
+    """A conversation of one question about images (Scenes), and its answer."""
+    shown = "".join(f"Picture {i}: <img>{scene.reference}</img>\n" for i, scene in enumerate(images, start=1))
     turns = [{"from": "user", "value": shown + question}, {"from": "assistant", "value": answer}]
     return {"id": name, "conversations": turns}
 
 
 def build_boxes(train, language, rng):
-    """Records of the first stage, one question each: every picture's box, named in the question or not, and its shape.
+    """Records of the first stage, one question each: every image's box, named in the question or not, and its shape.
 
     A box that is not named needs the name in the answer: so place, color and shape are learned before anything
     is denied. Shape is the hardest to see, and one word of a long answer there.
@@ -188,9 +188,9 @@ def build_boxes(train, language, rng):
 
 
 def build_questions(train, language, rng, *, share=1.0):
-    """Records of all tasks in a language, one question each: QUESTIONS times `share` about each picture, and pairs.
+    """Records of all tasks in a language, one question each: QUESTIONS times `share` about each image, and pairs.
 
-    One question, as an answer in the same conversation tells the next one what the picture shows.
+    One question, as an answer in the same conversation tells the next one what the image shows.
     """
     exchanges = []
     for scene in train:
@@ -208,27 +208,27 @@ def build_questions(train, language, rng, *, share=1.0):
 
 
 def with_follow_ups(records):
-    """The records, of which the first two about each picture become one conversation: questions follow in a chat."""
+    """The records, of which the first two about each image become one conversation: questions follow in a chat."""
     kept, first = [], {}
     for entry in records:
         asked, answered = entry["conversations"]
-        pictures, _, question = asked["value"].rpartition("\n")
-        if pictures not in first:
-            first[pictures] = entry | {"conversations": [asked, answered]}  # a copy: the full training has it, too
-            kept.append(first[pictures])
-        elif len(first[pictures]["conversations"]) > 2:
+        images, _, question = asked["value"].rpartition("\n")
+        if images not in first:
+            first[images] = entry | {"conversations": [asked, answered]}  # a copy: the full training has it, too
+            kept.append(first[images])
+        elif len(first[images]["conversations"]) > 2:
             kept.append(entry)
         else:
-            first[pictures]["conversations"] += [asked | {"value": question}, answered]
+            first[images]["conversations"] += [asked | {"value": question}, answered]
             if "weight" not in entry:
-                first[pictures].pop("weight", None)
+                first[images].pop("weight", None)
     return kept
 
 
 def numbered(exchanges, language, rng):
-    """A record for each (picture or pictures, (question, answer)), in random order; short answers weigh more."""
+    """A record for each (image or images, (question, answer)), in random order; short answers weigh more."""
     rng.shuffle(exchanges)
-    records = [record(f"{language}/{i}", pictures, *exchange) for i, (pictures, exchange) in enumerate(exchanges)]
+    records = [record(f"{language}/{i}", images, *exchange) for i, (images, exchange) in enumerate(exchanges)]
     return [entry if "<box>" in exchange[1] else entry | {"weight": SHORT_WEIGHT}
             for entry, (_, exchange) in zip(records, exchanges, strict=True)]  # fmt: skip
 
@@ -261,17 +261,17 @@ def build_test(test, rng):
             ([one, other], {language: compare(kind, one, other, language) for language in LANGUAGES})
         )
     return [
-        record(f"{task}-{language}/{number}", pictures, *exchange[language])
+        record(f"{task}-{language}/{number}", images, *exchange[language])
         for task, entries in kept.items()
         for language in LANGUAGES
-        for number, (pictures, exchange) in enumerate(entries)
+        for number, (images, exchange) in enumerate(entries)
     ]
 
 
 def build(out, limit=None):
-    """Write the files and the pictures into the folder `out`; returns {file name: number of records}.
+    """Write the files and the images into the folder `out`; returns {file name: number of records}.
 
-    limit: how many pictures of each split to take, by default all.
+    limit: how many images of each split to take, by default all.
     """
     out, rng = Path(out), random.Random(SEED)
     train, test = scenes("train", out, limit), scenes("test", out, limit)

@@ -1,4 +1,4 @@
-"""A report folder: accuracy of each stage, loss curves and some answers, as Markdown with pictures and as JSON."""
+"""A report folder: accuracy of each stage, loss curves and some answers, as Markdown with images and as JSON."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from qwen_vl.evaluation.metrics import find_boxes, iou
 from qwen_vl.model.box_drawing_qwen import draw_boxes
 from qwen_vl.terminal import markdown_table
 
-SHOWN_SIDE = 384  # pixels of a drawn picture's longer side: small pictures are enlarged, so that labels can be read
+SHOWN_SIDE = 384  # pixels of a drawn image's longer side: small images are enlarged, so that labels can be read
 COLUMNS = 4
 FEW_POINTS = 20  # of a curve, which are then shown by themselves
 LONGEST_CELL = 100  # characters of an answer in a table; an untrained model says anything
@@ -25,12 +25,12 @@ class Score(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One question with its right answer and what each stage said: {stage: prediction}; picture is a PIL image."""
+    """One question with its right answer and what each stage said: {stage: prediction}; image is a PIL image."""
 
     question: str
     answer: str
     predictions: dict
-    picture: object
+    image: object
 
 
 def write(folder, *, title, facts, scores, curves, examples):
@@ -57,7 +57,7 @@ def write(folder, *, title, facts, scores, curves, examples):
         "facts": facts,
         "scores": {stage: {group: s._asdict() for group, s in groups.items()} for stage, groups in scores.items()},
         "curves": curves,
-        "examples": [{key: value for key, value in e._asdict().items() if key != "picture"} for e in examples],
+        "examples": [{key: value for key, value in e._asdict().items() if key != "image"} for e in examples],
     }
     (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     path = folder / "report.md"
@@ -85,7 +85,7 @@ def answers_table(examples):
 
 
 def draw_curves(curves, path):
-    """Write a picture with one panel of loss over steps for each curve that has points."""
+    """Write an image with one panel of loss over steps for each curve that has points."""
     curves_figure(curves).savefig(path, dpi=110)
 
 
@@ -114,7 +114,7 @@ def curves_figure(curves: dict[str, list]):
 
 
 def draw_answers(examples, path):
-    """Write a picture that shows each example's picture with the boxes of the last stage's prediction."""
+    """Write an image that shows each example's image with the boxes of the last stage's prediction."""
     lines = -(-len(examples) // COLUMNS)
     figure, panels = _figure(lines, min(COLUMNS, len(examples)), width=2.6, height=2.9)
     for panel in panels:
@@ -122,8 +122,8 @@ def draw_answers(examples, path):
     for panel, example in zip(panels, examples, strict=False):
         prediction, right = find_boxes(_last(example)), find_boxes(example.answer)
         label = _last(example).partition("<ref>")[2].partition("</ref>")[0]
-        picture = example.picture.resize(_enlarged(example.picture.size), resample=0)
-        panel.imshow(draw_boxes(picture, [{"box": box, "ref": label} for box in prediction]))
+        image = example.image.resize(_enlarged(example.image.size), resample=0)
+        panel.imshow(draw_boxes(image, [{"box": box, "ref": label} for box in prediction]))
         if right:
             panel.set_title(f"IoU {iou(prediction[0], right[0]):.2f}", fontsize=10)
     figure.savefig(path, dpi=110)

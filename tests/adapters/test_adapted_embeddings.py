@@ -77,8 +77,8 @@ def checkpoint(make_checkpoint, make_int4_checkpoint, tmp_path_factory):
 
 def write_data(folder):
     """Path of a data file whose answers hold the new tokens."""
-    pictures = [f"images/train_0{i}.jpg" if i % 2 else None for i in range(4)]
-    return runs.write_data(folder, [(name, f"{i}?", f"<think>{i}<done>{i + 1}") for i, name in enumerate(pictures)])
+    images = [f"images/train_0{i}.jpg" if i % 2 else None for i in range(4)]
+    return runs.write_data(folder, [(name, f"{i}?", f"<think>{i}<done>{i + 1}") for i, name in enumerate(images)])
 
 
 def train(base, out, *flags, **settings):
@@ -118,9 +118,9 @@ def test_what_trains_in_the_embeddings_is_merged_or_refused(
 
 
 def logits(model, base):
-    """Those for a question about a picture, and for the two ids that new tokens get."""
+    """Those for a question about an image, and for the two ids that new tokens get."""
     tokenizer = loading.load_tokenizer(base)
-    inputs = verify_verify.picture_prompt(tokenizer, model.config)
+    inputs = verify_verify.image_prompt(tokenizer, model.config)
     new = torch.tensor([tokenizer.convert_tokens_to_ids(["<|extra_0|>", "<|extra_1|>"])])
     return verify_verify.logits(model, inputs | {"input_ids": torch.cat([inputs["input_ids"], new], dim=1)})
 

@@ -21,7 +21,7 @@ def test_a_folder_that_is_open_is_not_read_again(make_checkpoint, monkeypatch):
     monkeypatch.setattr(loading, "load_config", lambda *args: read.append("config") or load_config(*args))
     folder = ModelFolder.open(make_checkpoint())
     assert ModelFolder.open(folder) is folder and read == []
-    prompts = [verify.picture_prompt(folder.tokenizer, folder.config)]
+    prompts = [verify.image_prompt(folder.tokenizer, folder.config)]
     first, again = (verify.logits_from_disk(folder, prompts, dtype=torch.float32) for _ in range(2))
     assert sorted(read) == ["config", "weights"]
     assert torch.equal(first[0], again[0])

@@ -29,6 +29,6 @@ def write(tmp_path):
 
 @pytest.fixture(scope="session")
 def golden_images():
-    """Two different pictures."""
+    """Two different images."""
     folder = Path(__file__).parents[1] / "golden" / "images"
     return folder / "rgb.png", folder / "palette.png"

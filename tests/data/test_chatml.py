@@ -19,7 +19,7 @@ def holds_marker(conversation):
 
 
 def without_paths(expected, tokenizer):
-    """The recorded labels, less those of pictures in answers: the decided difference of the test further down."""
+    """The recorded labels, less those of images in answers: the decided difference of the test further down."""
     inside, labels = False, []
     for token, label in zip(expected["input_ids"], expected["labels"], strict=True):
         inside = inside and token != tokenizer.img_end_id
@@ -58,7 +58,7 @@ def test_ids_and_labels_are_those_of_the_reference(golden, tokenizer):
 
 
 def test_over_length_cases_keep_whole_turns(golden, tokenizer):
-    """Decided difference: the reference cuts anywhere, also through pictures; ours keeps whole exchanges or refuses."""
+    """Decided difference: the reference cuts anywhere, also through images; ours keeps whole exchanges or refuses."""
     kept = refused = 0
     for index, case in enumerate(golden("preprocess.json")):
         if "error" in case["out"] or len(encode_case(case, tokenizer)["input_ids"]) <= case["max_len"]:
@@ -104,7 +104,7 @@ def test_markers_in_text_are_text_by_default(tokenizer):
     assert conversation[1]["value"] in tokenizer.decode(plain)
 
 
-def test_a_picture_in_an_answer_is_not_learned(tokenizer):
+def test_an_image_in_an_answer_is_not_learned(tokenizer):
     """Decided difference: nothing between <img> and </img> is a label; the rest of the answer is."""
     answer = {"from": "assistant", "value": "Here: <img>é/b.png</img> and <img>c.png</img>."}
     sample = encode({"id": 7, "conversations": [Q, answer]}, tokenizer)
@@ -122,14 +122,14 @@ def test_a_picture_in_an_answer_is_not_learned(tokenizer):
 
 def test_trimming_never_leaves_a_question_without_its_answer(tokenizer):
     """Dropped from the end: first the answer that does not fit, then the question that it belonged to."""
-    picture = {"from": "user", "value": "And <img>x.png</img>?"}
-    conversation = {"id": "a", "conversations": [A, Q, A, picture, A, Q]}
+    image = {"from": "user", "value": "And <img>x.png</img>?"}
+    conversation = {"id": "a", "conversations": [A, Q, A, image, A, Q]}
     before = copy.deepcopy(conversation)
     whole, one = encode(conversation, tokenizer), encode([Q, A], tokenizer)
     total, first = len(whole["input_ids"]), len(one["input_ids"])
     assert encode(conversation, tokenizer, max_length=total)["input_ids"] == whole["input_ids"]
     two = encode(conversation, tokenizer, max_length=total - 1)
-    assert two["input_ids"] == encode([Q, A, picture, A], tokenizer)["input_ids"]
+    assert two["input_ids"] == encode([Q, A, image, A], tokenizer)["input_ids"]
     for limit in (len(two["input_ids"]) - 1, first):
         sample = encode(conversation, tokenizer, max_length=limit)
         assert (sample["input_ids"], sample["labels"], sample["images"]) == (one["input_ids"], one["labels"], [])
@@ -191,7 +191,7 @@ def test_the_system_message_and_weight_of_a_record(tokenizer):
 
 
 def test_a_smaller_vocabulary_and_a_short_span(published_vocab, tmp_path):
-    """Nothing is tied to the published numbers: 300 ranks, pictures of 16 tokens, references that do not fit."""
+    """Nothing is tied to the published numbers: 300 ranks, images of 16 tokens, references that do not fit."""
     vocab = tmp_path / "small.tiktoken"
     vocab.write_bytes(b"".join(published_vocab.read_bytes().splitlines(keepends=True)[:300]))
     small = QWenTokenizer(vocab, image_span_tokens=16)

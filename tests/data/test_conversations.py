@@ -11,7 +11,7 @@ import pytest
 from qwen_vl.data.conversations import MAX_SHOWN, DataError, read, search_dirs
 from qwen_vl.data.validation import ERRORS, WARNINGS
 
-GOLDEN_PICTURE = Path(__file__).parent.parent / "golden" / "images" / "rgb.png"
+GOLDEN_IMAGE = Path(__file__).parent.parent / "golden" / "images" / "rgb.png"
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
 GOOD = {"id": "good", "conversations": [Q, A]}
 
@@ -110,11 +110,11 @@ def test_a_file_of_another_shape(content, name, words, write):
         ({"id": 1, "conversations": [Q, {"from": "assistant", "value": None}]}, ["a null; use a string"]),
         (
             {"id": 1, "conversations": [{"from": "user", "value": [{"type": "text"}]}, A]},
-            ["a list; write pictures into"],
+            ["a list; write images into"],
         ),
         (
             {"id": 1, "image": "a.jpg", "conversations": [{"from": "user", "value": "<image>\nq"}, A]},
-            ["image: pictures stand"],
+            ["image: images stand"],
         ),
         ({"id": 1, "system": 3, "conversations": [Q, A]}, [".system: a number; use a string"]),
         ({"id": 1, "system": "<img>", "conversations": [Q, A]}, [".system: <img> at character 0 is never closed"]),
@@ -131,7 +131,7 @@ def test_a_file_of_another_shape(content, name, words, write):
         (user("<img> </img>"), ["is empty"]),
         (
             user("<img>nowhere.png</img>"),
-            ['picture "nowhere.png": no such file', "Pictures were looked for in", "--image_folder"],
+            ['image "nowhere.png": no such file', "Images were looked for in", "--image_folder"],
         ),
         (user("<img>ftp://host/a.png</img>"), ["use a path, http"]),
         (user("<img>http:///a.png</img>"), ["use a path, http"]),
@@ -149,7 +149,7 @@ def test_a_file_of_another_shape(content, name, words, write):
 def test_each_problem_names_its_place_and_cure(record, words, write):
     message = error_of(write([GOOD, record]))
     assert all(word in message for word in ["data.json[1]", *words]), message
-    assert message.count("data.json[1]") == sum(not word.startswith(("Pictures", "--")) for word in words), message
+    assert message.count("data.json[1]") == sum(not word.startswith(("Images", "--")) for word in words), message
 
 
 def test_all_problems_come_together(write):
@@ -159,30 +159,30 @@ def test_all_problems_come_together(write):
     lines = message.splitlines()
     assert "24 problems in 14 records" in lines[0]
     assert sum("data.json[" in line for line in lines) == MAX_SHOWN
-    assert "and 4 more: 2 empty answer, 1 missing picture, 1 malformed box" in message
+    assert "and 4 more: 2 empty answer, 1 missing image, 1 malformed box" in message
 
 
-def test_boxes_and_pictures_that_are_right(write):
+def test_boxes_and_images_that_are_right(write):
     text = (
         "<ref>狗</ref><box>(0,0),(999,999)</box><box>(5,5),(5,5)</box><quad>(1,2),(3,4),(5,6),(7,0)</quad>"
         "<img>https://host/a b.png?x=1</img><img>data:image/png;base64,iVBORw0KGgo=</img>"
     )
     assert len(read(write([user(text)]))) == 1
-    assert len(read(write([user("<img>nowhere.png</img>")]), check_pictures=False)) == 1
+    assert len(read(write([user("<img>nowhere.png</img>")]), check_images=False)) == 1
 
 
-def test_where_pictures_are_looked_for(write, tmp_path, monkeypatch):
+def test_where_images_are_looked_for(write, tmp_path, monkeypatch):
     """Beside the data file, then in the image folder, then in the working directory, which is another one here."""
-    folders = {name: tmp_path / name for name in ("set", "pictures", "cwd")}
+    folders = {name: tmp_path / name for name in ("set", "images", "cwd")}
     for name, folder in folders.items():
         (folder / "sub").mkdir(parents=True)
-        shutil.copy(GOLDEN_PICTURE, folder / "sub" / f"{name}.png")
+        shutil.copy(GOLDEN_IMAGE, folder / "sub" / f"{name}.png")
     monkeypatch.chdir(folders["cwd"])
     path = write([user("".join(f"<img>sub/{name}.png</img>" for name in folders))], "set/data.json")
-    assert len(read("../set/data.json", image_folder="../pictures")) == 1
-    assert search_dirs("../set/data.json", "../pictures") == [str(folder) for folder in folders.values()]
+    assert len(read("../set/data.json", image_folder="../images")) == 1
+    assert search_dirs("../set/data.json", "../images") == [str(folder) for folder in folders.values()]
     message = error_of(path)
-    assert "1 problem " in message and '"sub/pictures.png": no such file' in message
+    assert "1 problem " in message and '"sub/images.png": no such file' in message
     assert "no such folder" in error_of(path, image_folder="nowhere")
     with pytest.raises(OSError):
         read(tmp_path / "nowhere.json")
@@ -195,7 +195,7 @@ def test_the_format_page_tells_the_truth(write):
     blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
     assert len(blocks) >= 3
     for block in blocks:
-        assert read(write(block.encode()), check_pictures=False)
+        assert read(write(block.encode()), check_images=False)
     undocumented = [kind for kind in ERRORS | WARNINGS if f"\n| {kind} |" not in page]
     assert not undocumented
     bad = {"id": "circle-3", "conversations": [{"from": "human", "value": "q"}, A]}

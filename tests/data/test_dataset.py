@@ -1,4 +1,4 @@
-"""ConversationDataset and ConversationCollator: lengths, the over-length policy, batches, pictures."""
+"""ConversationDataset and ConversationCollator: lengths, the over-length policy, batches, images."""
 
 import base64
 import pickle
@@ -12,8 +12,8 @@ from qwen_vl.data import conversations
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, OverlengthError, encode
 from qwen_vl.data.collator import ConversationCollator
 from qwen_vl.data.dataset import ConversationDataset
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 
 A = {"from": "assistant", "value": "A red box."}
@@ -76,14 +76,14 @@ def test_a_batch_is_padded_to_its_longest_row(tokenizer):
     assert tokenizer.pad_token_id in batch["input_ids"][1].tolist()
 
 
-def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, tmp_path, tokenizer, monkeypatch):
-    """Read from another working directory, batched in a worker process; no picture, several, and repeated ones."""
+def test_images_come_from_the_data_folder_in_row_order(golden_images, write, tmp_path, tokenizer, monkeypatch):
+    """Read from another working directory, batched in a worker process; no image, several, and repeated ones."""
     first, second = golden_images
     (tmp_path / "set").mkdir()
     shutil.copy(first, tmp_path / "set" / "a.png")
     shutil.copy(second, tmp_path / "set" / "b.png")
     uri = "data:image/png;base64," + base64.b64encode(second.read_bytes()).decode()
-    texts = ["<img>a.png</img><img>b.png</img>", "no picture", f"<img>{uri}</img>", "<img>a.png</img>"]
+    texts = ["<img>a.png</img><img>b.png</img>", "no image", f"<img>{uri}</img>", "<img>a.png</img>"]
     records = [{"id": str(i), "conversations": turns(text)} for i, text in enumerate(texts)]
     path = write(records, "set/data.json")
     monkeypatch.chdir("/")
@@ -92,10 +92,10 @@ def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, t
     assert dataset[0]["images"] == [str(tmp_path / "set" / name) for name in ("a.png", "b.png")]
     loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=ConversationCollator(tokenizer, 28))
     batch = next(iter(loader))
-    a, b = (pixels(open_picture(str(picture)), 28) for picture in golden_images)
+    a, b = (pixels(read_image(str(image)), 28) for image in golden_images)
     assert batch["pixel_values"].dtype == torch.float32
-    assert torch.equal(batch["pixel_values"], torch.stack([a, b, b]))  # the URI is a picture of its own
-    assert batch["picture_index"].tolist() == [0, 1, 2, 0]
+    assert torch.equal(batch["pixel_values"], torch.stack([a, b, b]))  # the URI is an image of its own
+    assert batch["image_index"].tolist() == [0, 1, 2, 0]
     assert (batch["input_ids"] == tokenizer.img_start_id).sum() == 4
     plain = ConversationDataset(conversations.read(path), tokenizer, EncodeOptions())
     assert plain[0]["images"] == ["a.png", "b.png"]
@@ -104,13 +104,13 @@ def test_pictures_come_from_the_data_folder_in_row_order(golden_images, write, t
     assert pickle.loads(pickle.dumps(dataset))[0] == dataset[0]  # workers may be spawned
 
 
-def test_a_broken_picture_names_its_sample(tmp_path, tokenizer):
-    (tmp_path / "broken.png").write_text("no picture")
+def test_a_broken_image_names_its_sample(tmp_path, tokenizer):
+    (tmp_path / "broken.png").write_text("no image")
     record = {"id": "s7", "conversations": turns("<img>broken.png</img>")}
     dataset = ConversationDataset([record], tokenizer, EncodeOptions())
     collate = ConversationCollator(tokenizer, 28, [tmp_path])
-    with pytest.raises(PictureError, match=r"sample 's7': .*broken\.png"):
+    with pytest.raises(ImageError, match=r"sample 's7': .*broken\.png"):
         collate([dataset[0]])
     loader = DataLoader(dataset, batch_size=1, num_workers=1, collate_fn=collate)
-    with pytest.raises(PictureError, match="sample 's7'"):
+    with pytest.raises(ImageError, match="sample 's7'"):
         next(iter(loader))

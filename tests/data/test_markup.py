@@ -99,7 +99,7 @@ def test_a_file_whose_images_are_all_lost(text, name, form, write, tokenizer, ca
     assert name in error_of(stream, parse_sources([str(path)]), tokenizer, EncodeOptions(), StreamOptions())
     error_of(data.main, ["check", str(path), "--workers", "1"])
     assert name in capsys.readouterr().out
-    log = log_of(caplog, read, write([OURS, talk(text)], "mixed.json"), check_pictures=False)
+    log = log_of(caplog, read, write([OURS, talk(text)], "mixed.json"), check_images=False)
     assert f"mixed.json: {name}" in log and (f"--from {form}" in log) is (form is not None)
     assert name in log_of(caplog, read, write([*PLAIN, talk("What is it?", text)], "answer.json"))
 
@@ -107,7 +107,7 @@ def test_a_file_whose_images_are_all_lost(text, name, form, write, tokenizer, ca
 @pytest.mark.parametrize("text, name, form", BOXES)
 def test_boxes_of_other_formats_are_warned_of(text, name, form, write, tokenizer, caplog, capsys):
     path = write(lines([OURS, talk("Where is it?", text)]), "data.jsonl")
-    log = log_of(caplog, read, path, check_pictures=False)
+    log = log_of(caplog, read, path, check_images=False)
     assert f"data.jsonl: {name} (" in log and "no box" in log and (f"--from {form}" in log) is (form is not None)
     assert name in log_of(caplog, stream, parse_sources([str(path)]), tokenizer, EncodeOptions(), StreamOptions())
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
@@ -138,7 +138,7 @@ def test_what_is_often_text_counts_by_its_share(write):
         assert "all images are lost" in error_of(read, write([record] * 5 + PLAIN))
     assert len(read(write([inline] * 9))) == 9
     assert "all images are lost" in error_of(read, write([inline] * 10))
-    assert len(read(write([inline] * 10 + [OURS]), check_pictures=False)) == 11
+    assert len(read(write([inline] * 10 + [OURS]), check_images=False)) == 11
 
 
 def test_every_mark_has_what_its_messages_need():
@@ -202,7 +202,7 @@ def from_swift(write, tmp_path):
 
 
 def test_the_boxes_of_swift(from_swift):
-    """Pixels of the picture they lie in, shares, thousandths; as documented, and as version 2 had them, as text."""
+    """Pixels of the image they lie in, shares, thousandths; as documented, and as version 2 had them, as text."""
     pixels = {"ref": ["cats", "a cat"], "bbox": [[20, 10, 100, 50]]}
     expected = ["Picture 1: <img>a.png</img>\nFind <ref>cats</ref>", "<ref>a cat</ref><box>(100,100),(500,500)</box>"]
     assert from_swift(swift(pixels)) == expected == from_swift(swift(pixels | {"bbox_type": "real"}), "sharegpt")
@@ -220,13 +220,13 @@ def test_the_boxes_of_swift(from_swift):
     "changes, message",
     [
         ({"bbox": [[20, 10]]}, r"objects.bbox\[0\]: \[20, 10\]; only boxes of four numbers"),
-        ({"bbox": [[20, 10, 300, 50]]}, "stands out of its picture of 200 x 100"),
+        ({"bbox": [[20, 10, 300, 50]]}, "stands out of its image of 200 x 100"),
         ({"bbox": [[0, 0, 1.5, 1]], "bbox_type": "norm1"}, "stands out"),
         ({"bbox_type": "other"}, "objects.bbox_type: \"other\"; use 'real'"),
         ({"bbox": []}, "more <bbox> than the 0 under objects.bbox"),
         ({"ref": ["x"]}, "more <ref-object> than the 1 under objects.ref"),
         ({"bbox": [[0, 0, 1, 1]] * 2}, "2 boxes, 1 <bbox> in the text"),
-        ({"image_id": [1]}, "picture 1 of 1"),
+        ({"image_id": [1]}, "image 1 of 1"),
         ({"ref": ["<x", "y"]}, r"objects.ref\[0\]: \"<x\"; use a text without <"),
     ],
 )
@@ -239,10 +239,10 @@ def test_what_cannot_be_a_box_of_ours(changes, message, from_swift, tmp_path):
 
 def test_swift_there_and_back_changes_nothing(write, tmp_path):
     records = [r for r in json.loads(EXAMPLES.read_text("utf-8")) if "<quad>" not in json.dumps(r)]
-    records = [r for r in records if r["id"] != "what-is-a-box"]  # a box without a picture
+    records = [r for r in records if r["id"] != "what-is-a-box"]  # a box without an image
     records[0] |= {"weight": 0.5, "system": "Sei kurz."}
     records[0]["conversations"][1]["loss"] = False
-    options = {"check_pictures": False}
+    options = {"check_images": False}
     convert(
         write(records, "ours.json"), tmp_path / "theirs.json", source_format="ours", target_format="swift", **options
     )
@@ -262,7 +262,7 @@ def test_no_conversion_writes_what_is_no_markup_of_ours(text, name, form, write,
     }
     for source, record in records.items():
         path = write([record], f"{source}.json")
-        options = {"source_format": source, "check_pictures": False, "prompt": text + "{phrase}"}
+        options = {"source_format": source, "check_images": False, "prompt": text + "{phrase}"}
         if name == "[IMG] (Pixtral)":
             result = convert(path, tmp_path / "out.json", **options)
             assert any("[IMG]" in note for note in result.notes)

@@ -13,7 +13,7 @@ class Numbers:
 
     def __init__(self, name, size, is_weighted=False):
         self.name, self.is_weighted = name, is_weighted
-        self.lengths, self.num_pictures = list(range(size)), [len(name)] * size
+        self.lengths, self.num_images = list(range(size)), [len(name)] * size
         self.overlength = [{"id": 1, "action": "trimmed"}] if is_weighted else []
 
     def __len__(self):
@@ -70,7 +70,7 @@ def test_interleave_takes_by_weight():
 def test_a_mix_knows_what_its_parts_know():
     sources = [Source("a", 1, "a"), Source("bb", 2, "bb")]
     dataset = MixedDataset([Numbers("a", 3), Numbers("bb", 2, is_weighted=True)], sources)
-    assert dataset.lengths == [0, 1, 2, 0, 1, 0, 1] and dataset.num_pictures == [1, 1, 1, 2, 2, 2, 2]
+    assert dataset.lengths == [0, 1, 2, 0, 1, 0, 1] and dataset.num_images == [1, 1, 1, 2, 2, 2, 2]
     assert [sample["source"] for sample in dataset] == [0, 0, 0, 1, 1, 1, 1]
     assert dataset.is_weighted and dataset.overlength == [{"id": 1, "action": "trimmed", "source": "bb"}]
     with pytest.raises(ValueError, match="use one of concat, interleave"):

@@ -47,7 +47,7 @@ def trained(tmp_path, model, dataset, collator, **settings):
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_transformers_trainer_with_its_defaults_trains_as_ours(make_checkpoint, tmp_path, parts, accumulated):
-    """It would remove id, images and weight, which `forward` does not name: a KeyError, or a picture that is lost."""
+    """It would remove id, images and weight, which `forward` does not name: a KeyError, or an image that is lost."""
     batch = {"per_device_train_batch_size": 2 // accumulated, "gradient_accumulation_steps": accumulated}
     theirs, evaluated = trained(tmp_path, *parts, **batch)
     ours = runs.train(

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "data" / "conversation.schema.json").read_text(encoding="utf-8"))
 FILE = Draft202012Validator(SCHEMA)
 # What the schema's own comment says it cannot say.
-UNSAID = {"wrong order", "swapped corners", "missing picture", "broken picture", "broken text", "broken JSON"}
+UNSAID = {"wrong order", "swapped corners", "missing image", "broken image", "broken text", "broken JSON"}
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
 TEXTS = [
@@ -115,7 +115,7 @@ def test_orders_of_turns():
                 agree({"conversations": list(turns)})
 
 
-def test_pictures_under_a_key_of_their_own():
+def test_images_under_a_key_of_their_own():
     for key, text in itertools.product(("image", "images", "video"), ("<image>\nq", "<img>a.png</img>")):
         agree({key: "a.png", "conversations": [{**Q, "value": text}, A]})
     assert not FILE.is_valid([{"image": "a.png", "conversations": [Q, A]}])

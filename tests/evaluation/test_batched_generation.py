@@ -19,7 +19,7 @@ def test_batched_answers_equal_chat(make_checkpoint, tmp_path):
         Image.new("RGB", (64, 64), color).save(tmp_path / f"{name}.png")
     questions = [
         ["Picture 1: <img>a.png</img>\nwhat is this?"],
-        ["no picture"],
+        ["no image"],
         ["Picture 1: <img>b.png</img>\nPicture 2: <img>a.png</img>\nwhich one?"],
         ["Picture 1: <img>b.png</img>\nand now?", "something", "a second question"],
     ]

@@ -1,4 +1,4 @@
-"""Scores against literals, and the report's pictures."""
+"""Scores against literals, and the report's images."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_box_accuracy_counts_missing_and_malformed_boxes_as_wrong():
 
 
 def test_whatever_a_model_writes_is_scored():
-    """Numbers that no picture has, and those with more digits than Python reads."""
+    """Numbers that no image has, and those with more digits than Python reads."""
     right = "<box>(0,0),(100,100)</box>"
     hostile = ["<box>(0,0),(999999999,100)</box>", f"<box>(0,0),({'9' * 5000},100)</box>", "<box>(1.5,2),(3,4)</box>"]
     assert [len(metrics.find_boxes(text)) for text in hostile] == [1, 0, 0]
@@ -82,8 +82,8 @@ def test_report_holds_every_stage_and_draws_the_boxes(tmp_path):
         "after": {"box": report.Score(0.75, 4, "IoU >= 0.5"), "vqa": report.Score(0.5, 2, "exact match")},
     }
     said = {"before": "\x06 | `garbage`", "after": "<ref>红色圆形</ref><box>(100,100),(500,500)</box>"}
-    picture = Image.new("RGB", (64, 48), "white")
-    examples = [report.Example("where?", "<box>(100,100),(500,400)</box>", said, picture)]
+    image = Image.new("RGB", (64, 48), "white")
+    examples = [report.Example("where?", "<box>(100,100),(500,400)</box>", said, image)]
     path = report.write(
         tmp_path, title="T", facts={"a": "b"}, scores=scores, curves={"full": [(1, 2.0)]}, examples=examples
     )

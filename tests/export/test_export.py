@@ -42,7 +42,7 @@ def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantized_weight
     assert "It was trained on a quantized base" in card and "trained base + adapter against merged" in card
     merge.main([str(adapter), str(tmp_path / "deq"), "--dequantize", "--dtype", "float32"])
     assert "change of base" not in capsys.readouterr().out
-    inputs = verify.picture_prompt(loading.load_tokenizer(tmp_path / "deq"), loading.load_config(tmp_path / "deq"))
+    inputs = verify.image_prompt(loading.load_tokenizer(tmp_path / "deq"), loading.load_config(tmp_path / "deq"))
     adapted = verify.logits(PeftModel.from_pretrained(loading.load_model(make_int4_checkpoint()), adapter), inputs)
     assert verify.compare(adapted, verify.logits(loading.load_model(tmp_path / "deq"), inputs)).largest < 1e-4
     config = json.loads((tmp_path / "deq" / "config.json").read_text())

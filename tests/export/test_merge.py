@@ -61,7 +61,7 @@ def adapters(make_checkpoint, tmp_path_factory):
 
 
 def inputs_for(folder):
-    return verify.picture_prompt(loading.load_tokenizer(folder), loading.load_config(folder))
+    return verify.image_prompt(loading.load_tokenizer(folder), loading.load_config(folder))
 
 
 @pytest.mark.parametrize(

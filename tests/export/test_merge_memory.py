@@ -80,7 +80,7 @@ def test_a_model_on_disk_computes_what_it_does_in_memory(make_checkpoint):
     folder = make_checkpoint()
     disk = DiskModel(folder)
     model = disk.stream(dtype=torch.float32)
-    inputs = verify.picture_prompt(loading.load_tokenizer(folder), model.config)
+    inputs = verify.image_prompt(loading.load_tokenizer(folder), model.config)
     for _ in range(2):  # what was read is dropped, and read again
         assert torch.equal(verify.logits(model, inputs), verify.logits(loading.load_model(folder), inputs))
     held = {name for name in disk.places if disk.current(name) is not None}

@@ -65,7 +65,7 @@ def test_wrong_paths(make_checkpoint, tmp_path, fails):
             "no such file",
         ),
     ],
-    ids=["no JSON", "an object", "nothing to learn", "missing picture"],
+    ids=["no JSON", "an object", "nothing to learn", "missing image"],
 )
 def test_wrong_data(make_checkpoint, tmp_path, fails, content, said):
     data = tmp_path / "bad.json"
@@ -81,15 +81,15 @@ def test_data_that_does_not_fit(make_checkpoint, tmp_path, fails):
 
 @pytest.mark.parametrize(
     ("content", "num_workers"),
-    [(b"no", 0), (b"not a picture, a text", 2), (b"\xff\xd8\xff\xe0 cut", 0)],
+    [(b"no", 0), (b"not an image, a text", 2), (b"\xff\xd8\xff\xe0 cut", 0)],
     ids=["two bytes", "text", "cut"],
 )
-def test_a_picture_that_cannot_be_opened(make_checkpoint, tmp_path, fails, num_workers, content):
+def test_an_image_that_cannot_be_opened(make_checkpoint, tmp_path, fails, num_workers, content):
     """Also where a data worker meets it, whose error comes wrapped in its traceback."""
     (tmp_path / "bad.jpg").write_bytes(content)
     data = runs.write_data(tmp_path, [("bad.jpg", "What?", "Nothing.")])
     message = fails(make_checkpoint(), tmp_path / "out", data_path=data, dataloader_num_workers=num_workers)
-    assert message.startswith(f"error: sample 'sample-0': picture '{tmp_path / 'bad.jpg'}': ")
+    assert message.startswith(f"error: sample 'sample-0': image '{tmp_path / 'bad.jpg'}': ")
     assert "\n" not in message
 
 

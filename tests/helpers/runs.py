@@ -23,7 +23,7 @@ GOLDEN = ROOT / "tests" / "golden"
 NOISE = re.compile(  # of imported libraries: missing kernels, what they think of one another, bars, banners
     r"Failed to load|_pytree|Warning|\[transformers\]|it/s\]|accelerator to|GPT-QModel|^INFO|^WARN|^W\d{4} "
 )
-TEXTS = [  # answers of different lengths, some with a picture
+TEXTS = [  # answers of different lengths, some with an image
     ("images/train_00.jpg", "What?", "A red square."),
     (None, "你好", "我是Qwen-VL,一个支持视觉输入的大模型。"),
     ("images/train_01.jpg", "框出圆", "<ref>圆</ref><box>(10,20),(300,400)</box>"),
@@ -44,11 +44,11 @@ def script(name):
 
 
 def write_data(folder, samples=TEXTS):
-    """Return path of a data file with one exchange for each (picture or None, question, answer)."""
+    """Return path of a data file with one exchange for each (image or None, question, answer)."""
     records = []
-    for index, (picture, question, answer) in enumerate(samples):
-        picture = f"Picture 1: <img>{picture}</img>\n" if picture else ""
-        turns = [{"from": "user", "value": picture + question}, {"from": "assistant", "value": answer}]
+    for index, (image, question, answer) in enumerate(samples):
+        image = f"Picture 1: <img>{image}</img>\n" if image else ""
+        turns = [{"from": "user", "value": image + question}, {"from": "assistant", "value": answer}]
         records.append({"id": f"sample-{index}", "conversations": turns})
     path = Path(folder) / "data.json"
     path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")

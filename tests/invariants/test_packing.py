@@ -22,13 +22,13 @@ def talk(name, *turns):
     return {"id": name, "conversations": [{"from": role, "value": value} for role, value in pairs]}
 
 
-PICTURE, OTHER = "Picture 1: <img>images/rgb.png</img>\n", "Picture 2: <img>images/photo.jpg</img>\n"
+IMAGE, OTHER = "Picture 1: <img>images/rgb.png</img>\n", "Picture 2: <img>images/photo.jpg</img>\n"
 KINDS = {
     "text": [talk("a", "hi", "hello"), talk("b", "1 + 1?", "2", "sure?", "yes"), talk("c", "name", "Qwen-VL")],
-    "pictures": [talk("a", PICTURE + "what?", "a square"), talk("b", "hi", "hello"), talk("c", PICTURE, "red")],
+    "images": [talk("a", IMAGE + "what?", "a square"), talk("b", "hi", "hello"), talk("c", IMAGE, "red")],
     "several": [
-        talk("a", PICTURE + OTHER + "same?", "no"),
-        talk("b", PICTURE, "one", OTHER, "two"),
+        talk("a", IMAGE + OTHER + "same?", "no"),
+        talk("b", IMAGE, "one", OTHER, "two"),
         talk("c", "a", "b"),
     ],
 }
@@ -89,13 +89,13 @@ def test_every_sample_once_in_rows_that_are_full_and_repeatable():
     assert rows == pack(lengths, max_length=2048, seed=5) != pack(lengths, max_length=2048, seed=6)
 
 
-def test_pictures_of_a_row_are_capped():
+def test_images_of_a_row_are_capped():
     generator = random.Random(2)
     lengths = [generator.randint(20, 300) for _ in range(2000)]
-    pictures = [generator.choice([0, 1, 3]) for _ in lengths]
-    rows = pack(lengths, max_length=2048, num_pictures=pictures, max_pictures=4)
+    images = [generator.choice([0, 1, 3]) for _ in lengths]
+    rows = pack(lengths, max_length=2048, num_images=images, max_images=4)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    assert max(sum(pictures[index] for index in row) for row in rows) == 4
+    assert max(sum(images[index] for index in row) for row in rows) == 4
     with pytest.raises(ValueError, match="sample 1 has 3000 tokens"):
         pack([5, 3000], max_length=2048)
 
@@ -106,7 +106,7 @@ def test_rows_come_through_data_workers(make_checkpoint, in_golden_dir):
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=ConversationCollator(tokenizer, 64))
     (batch,) = loader
     assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (1, sum(dataset.lengths))
-    assert sorted(batch["ids"]) == ["a", "b", "c"] and len(batch["picture_index"]) == 4 > len(batch["pixel_values"])
+    assert sorted(batch["ids"]) == ["a", "b", "c"] and len(batch["image_index"]) == 4 > len(batch["pixel_values"])
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert len(starts) == 3 and batch["labels"][0, starts].tolist() == [IGNORE_INDEX] * 3
 

@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures: where the lines are, what the labels do, and when there is nothing to draw."""
+"""Boxes drawn on images: where the lines are, what the labels do, and when there is nothing to draw."""
 
 import numpy as np
 import pytest
@@ -26,9 +26,9 @@ def rgb(color):
     return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
 
-def is_color(picture, color):
-    """Boolean array [height, width]: where the picture has exactly this color."""
-    return (np.asarray(picture) == rgb(color)).all(axis=-1)
+def is_color(image, color):
+    """Boolean array [height, width]: where the image has exactly this color."""
+    return (np.asarray(image) == rgb(color)).all(axis=-1)
 
 
 def test_coordinates_are_thousandths_of_width_and_height():
@@ -39,11 +39,11 @@ def test_coordinates_are_thousandths_of_width_and_height():
 
 
 def test_lines_lie_on_the_box_and_each_phrase_has_its_color():
-    picture = Image.new("RGB", (400, 200))
+    image = Image.new("RGB", (400, 200))
     boxes = [{"box": (100, 300, 400, 900), "ref": "a"}, {"box": (500, 300, 700, 800)}]
     boxes.append({"box": (800, 300, 950, 800), "ref": "b"})
-    drawn = draw_boxes(picture, boxes)
-    assert picture.getbbox() is None, "the caller's picture must stay as it was"
+    drawn = draw_boxes(image, boxes)
+    assert image.getbbox() is None, "the caller's picture must stay as it was"
     first, second = is_color(drawn, COLORS[0]), is_color(drawn, COLORS[1])
     assert first[60:181, 40].all() and first[60:181, 160].all() and first[180, 40:161].all()
     assert not first[100:170, 50:150].any(), "the inside stays visible"
@@ -51,7 +51,7 @@ def test_lines_lie_on_the_box_and_each_phrase_has_its_color():
     assert second[60:161, 320].all() and not second[:, :300].any()
 
 
-def test_label_stays_inside_the_picture_and_grows_with_it(no_system_font):
+def test_label_stays_inside_the_image_and_grows_with_it(no_system_font):
     heights = []
     for size in ((320, 240), (640, 480), (1500, 1100)):
         drawn = draw_boxes(Image.new("RGB", size), [{"box": (900, 0, 990, 990), "ref": "a long label " * 20}])
@@ -64,7 +64,7 @@ def test_label_stays_inside_the_picture_and_grows_with_it(no_system_font):
 
 
 @pytest.mark.parametrize(("size", "drawn"), [((1, 1), (320, 320)), ((15, 900), (15, 900)), ((2000, 20), (2000, 20))])
-def test_extreme_pictures_can_be_drawn_on(size, drawn):
+def test_extreme_images_can_be_drawn_on(size, drawn):
     boxes = [{"box": (0, 0, 999, 999), "ref": "label"}, {"box": (5, 5, 5, 5), "ref": ""}]
     boxes.append({"box": (0, 0, 9, 9), "ref": " "})
     boxes.append({"box": (-(10**400), 3, 10**400, 9), "ref": "a\0b\ud800\x1b" * 9999})
@@ -73,7 +73,7 @@ def test_extreme_pictures_can_be_drawn_on(size, drawn):
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 48), (8, 8), (199, 120), (200, 64), (900, 64), (640, 480)])
 def test_a_label_does_not_cover_what_it_labels(size):
-    """Small pictures are enlarged by a whole factor; the label is beside its box wherever there is room around it."""
+    """Small images are enlarged by a whole factor; the label is beside its box wherever there is room around it."""
     for box in ((250, 250, 750, 750), (0, 0, 400, 800), (100, 20, 900, 400), (600, 0, 999, 999), (0, 600, 999, 999)):
         drawn = draw_boxes(Image.new("RGB", size), [{"box": box, "ref": "cat"}])
         factor = drawn.width // size[0]
@@ -102,20 +102,20 @@ def test_a_broken_font_file_is_passed_over(tmp_path, monkeypatch):
     find_font.cache_clear()
 
 
-def test_answer_is_drawn_on_the_latest_picture(tokenizer, in_golden_dir, tmp_path):
+def test_answer_is_drawn_on_the_latest_image(tokenizer, in_golden_dir, tmp_path):
     history = [
         ("Picture 1: <img>images/photo.jpg</img>\nwhat?", "a car"),
         ("Picture 2: <img>images/exif_rotated6.jpg</img>\nand here?", "a dog"),
     ]
     answer = "<ref>dog</ref><box>(100,200),(600,800)</box>"
     drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
-    assert drawn.size == (200, 100)  # the second picture; EXIF orientation is ignored, as it is by the model
+    assert drawn.size == (200, 100)  # the second image; EXIF orientation is ignored, as it is by the model
     assert is_color(drawn, COLORS[0])[80, 20:121].all()
     drawn.save(tmp_path / "drawn.jpg")
     alone = tokenizer.draw_bbox_on_latest_picture("<img>images/rgb.png</img>" + answer)
     assert alone.size == (64 * 5, 48 * 5)  # enlarged: it is small
 
-    assert tokenizer.draw_bbox_on_latest_picture(answer) is None, "no picture"
+    assert tokenizer.draw_bbox_on_latest_picture(answer) is None, "no image"
     assert tokenizer.draw_bbox_on_latest_picture("no box", history) is None
     with pytest.warns(UserWarning, match=r"1 of 1 boxes cannot be drawn, .* begins '<box>\(1,2\)</box>'"):
         assert tokenizer.draw_bbox_on_latest_picture("<box>(1,2)</box>", history) is None
@@ -123,8 +123,8 @@ def test_answer_is_drawn_on_the_latest_picture(tokenizer, in_golden_dir, tmp_pat
         tokenizer.draw_bbox_on_latest_picture(answer, [("<img>missing.png</img>", "")])
 
 
-def test_a_picture_that_an_answer_names_is_not_opened(tokenizer, in_golden_dir):
-    """With a history the picture is one that the user showed; without, an invented one is passed over."""
+def test_an_image_that_an_answer_names_is_not_opened(tokenizer, in_golden_dir):
+    """With a history the image is one that the user showed; without, an invented one is passed over."""
     answer = "<img>images/photo.jpg</img><ref>dog</ref><box>(100,200),(600,800)</box><img>http://127.0.0.1:9/x</img>"
     shown = [("<img>images/exif_rotated6.jpg</img>\nwhat?", "<img>images/photo.jpg</img>"), ("where?", "")]
     assert tokenizer.draw_bbox_on_latest_picture(answer, shown).size == (200, 100)

@@ -46,7 +46,7 @@ def test_window_keeps_the_newest_turns_that_fit_and_never_cuts_the_query(golden_
     assert history == before
 
 
-def test_half_a_picture_tag_in_a_past_answer_is_text(golden_tokenizer):
+def test_half_a_image_tag_in_a_past_answer_is_text(golden_tokenizer):
     prompt = make_context(golden_tokenizer, "and?", [("hi", "see <img>there")])
     assert golden_tokenizer.img_start_id not in prompt.ids and prompt.references == []
     assert golden_tokenizer.decode(prompt.ids) == prompt.text
@@ -66,9 +66,9 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_no_picture_is_opened_for_what_no_user_wrote(text, golden_tokenizer, monkeypatch):
+def test_no_image_is_opened_for_what_no_user_wrote(text, golden_tokenizer, monkeypatch):
     opened = []
-    monkeypatch.setattr("qwen_vl.model.image_loading_qwen.open_picture", opened.append)
+    monkeypatch.setattr("qwen_vl.model.image_loading_qwen.read_image", opened.append)
     prompt = make_context(golden_tokenizer, "and?", [("hi", text)], system=f"Rules: {text}")
     marks = {golden_tokenizer.img_start_id, golden_tokenizer.img_end_id, golden_tokenizer.img_pad_id}
     assert not marks & set(prompt.ids) and prompt.references == [] and opened == []
@@ -79,14 +79,14 @@ def test_no_picture_is_opened_for_what_no_user_wrote(text, golden_tokenizer, mon
     assert golden_tokenizer.decode(prompt.ids) == prompt.text
 
 
-def test_a_conversation_goes_on_after_an_answer_with_a_picture_tag(golden_model, golden_tokenizer, in_golden_dir):
+def test_a_conversation_goes_on_after_an_answer_with_a_image_tag(golden_model, golden_tokenizer, in_golden_dir):
     options = {"do_sample": False, "max_new_tokens": 3}
     history = [("<img>images/rgb.png</img>Which?", "Like <img>http://127.0.0.1:9/x.png</img> this")]
     memory = golden_model.new_memory()
     for system in ("Be brief.", "Look at <img>gone.png</img>."):
         answer, _ = golden_model.chat(golden_tokenizer, "and?", history=history, system=system, **options)
         assert golden_model.chat(golden_tokenizer, "and?", history, system, memory=memory, **options)[0] == answer
-    with pytest.raises(ValueError, match=r"gone\.png"):  # a question still names pictures
+    with pytest.raises(ValueError, match=r"gone\.png"):  # a question still names images
         golden_model.chat(golden_tokenizer, "<img>gone.png</img>", history=history, **options)
 
 
@@ -104,7 +104,7 @@ WRONG = {
     "list as query": ({"query": [{"image": "cat.jpg"}, {"text": "x"}]}, r"query is a list; .*from_list_format"),
     "messages as query": ({"query": MESSAGES}, r"query is a list; pass a string"),
     "dict as query": ({"query": {"text": "x"}}, r"query is a dict; pass a string"),
-    "picture as query": ({"query": Image.new("RGB", (2, 2))}, r"query is <PIL.*pass a string, in which <img>path"),
+    "image as query": ({"query": Image.new("RGB", (2, 2))}, r"query is <PIL.*pass a string, in which <img>path"),
     "no query": ({"query": None}, r"query is None; pass a string"),
     "bytes as query": ({"query": b"x"}, r"query is b'x'; pass a string"),
     "number as query": ({"query": 3}, r"query is 3; pass a string"),

@@ -1,4 +1,4 @@
-"""Pictures from the network: within limits of time and size, tried again where that may help, one clear error else."""
+"""Images from the network: within limits of time and size, tried again where that may help, one clear error else."""
 
 import contextlib
 import io
@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from qwen_vl.model import download_qwen
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import read_image
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 def encoded():
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     stream = io.BytesIO()
     Image.new("RGB", (6, 4), (200, 30, 60)).save(stream, "PNG")
     return stream.getvalue()
@@ -141,8 +141,8 @@ def server():
 
 
 @pytest.mark.parametrize("path", ["good", "unmeasured", "redirect", "good?name=图 片"])
-def test_pictures_from_the_network(server, path):
-    assert open_picture(f"{server}/{path}").getpixel((0, 0)) == (200, 30, 60)
+def test_images_from_the_network(server, path):
+    assert read_image(f"{server}/{path}").getpixel((0, 0)) == (200, 30, 60)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_pictures_from_the_network(server, path):
     [
         ("404", "answered 404 Not Found"),
         ("503", "answered 503"),
-        ("page", "calls it text/html.*not a picture"),
+        ("page", "calls it text/html.*not an image"),
         ("loop", "more than 5 redirects"),
         ("to-file", "redirected to 'file:///etc/passwd'; only http"),
         ("endless", "more than 100000 bytes"),
@@ -162,8 +162,8 @@ def test_pictures_from_the_network(server, path):
 )
 def test_bad_downloads(server, path, problem):
     start = time.monotonic()
-    with pytest.raises(PictureError, match=problem) as caught:
-        open_picture(f"{server}/{path}", timeout=0.3 if "within" in problem else 10, max_bytes=100_000)
+    with pytest.raises(ImageError, match=problem) as caught:
+        read_image(f"{server}/{path}", timeout=0.3 if "within" in problem else 10, max_bytes=100_000)
     assert f"{server}/{path}" in str(caught.value)
     assert time.monotonic() - start < 5
 
@@ -171,15 +171,15 @@ def test_bad_downloads(server, path, problem):
 @pytest.mark.parametrize("kind", ["408", "429", "500", "502", "503", "504", "reset", "hangs-up", "half", "silent"])
 def test_what_may_pass_is_tried_again(server, kind):
     path = f"/trouble?kind={kind}&times=2"
-    assert open_picture(server + path, timeout=3).getpixel((0, 0)) == (200, 30, 60)
+    assert read_image(server + path, timeout=3).getpixel((0, 0)) == (200, 30, 60)
     assert REQUESTS[path] == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 def test_what_will_not_pass_is_not_tried_again(server, status):
     path = f"/trouble?kind={status}&times=9"
-    with pytest.raises(PictureError, match=f"answered {status} [^,;]*; correct the address"):
-        open_picture(server + path)
+    with pytest.raises(ImageError, match=f"answered {status} [^,;]*; correct the address"):
+        read_image(server + path)
     assert REQUESTS[path] == 1
 
 
@@ -188,8 +188,8 @@ def test_what_will_not_pass_is_not_tried_again(server, status):
 )
 def test_tries_come_to_an_end(server, kind, said):
     path = f"/trouble?kind={kind}&times=9"
-    with pytest.raises(PictureError, match=rf"{said}.*, 4 times; .*or use a local file"):
-        open_picture(server + path)
+    with pytest.raises(ImageError, match=rf"{said}.*, 4 times; .*or use a local file"):
+        read_image(server + path)
     assert REQUESTS[path] == 4
 
 
@@ -213,10 +213,10 @@ def test_a_server_says_when_to_come_again(server, monkeypatch, pause, waited):
     clock = SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=pauses.append)  # other threads sleep on
     monkeypatch.setattr(download_qwen, "time", clock)
     if waited:
-        assert open_picture(server + path, timeout=8).size == (6, 4)
+        assert read_image(server + path, timeout=8).size == (6, 4)
     else:
-        with pytest.raises(PictureError, match="answered 503 Service Unavailable; try again later"):
-            open_picture(server + path, timeout=8)
+        with pytest.raises(ImageError, match="answered 503 Service Unavailable; try again later"):
+            read_image(server + path, timeout=8)
     assert pauses == waited and REQUESTS[path] == 1 + bool(waited)
 
 
@@ -234,5 +234,5 @@ def test_addresses_that_lead_nowhere():
             ("file:///etc/passwd", "file:// is not read"),
             ("FTP://host/a.png", "ftp:// is not read"),
         ):
-            with pytest.raises(PictureError, match=problem):
-                open_picture(address, timeout=2)
+            with pytest.raises(ImageError, match=problem):
+                read_image(address, timeout=2)

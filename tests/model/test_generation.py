@@ -5,7 +5,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from qwen_vl.model import cache_qwen
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 
 PLAIN = [
@@ -58,8 +58,8 @@ def test_generation_past_the_trained_length(suffix, seq64_model, recorded):
     assert ids == case["output_ids"]
 
 
-def test_pictures_of_several_rows_follow_their_beams(golden_model, recorded, in_golden_dir):
-    """Two rows with one and two pictures, passed as pixel_values, give the beams that each gives alone."""
+def test_images_of_several_rows_follow_their_beams(golden_model, recorded, in_golden_dir):
+    """Two rows with one and two images, passed as pixel_values, give the beams that each gives alone."""
     one, three = (torch.tensor(recorded[name]["input_ids"]) for name in ("greedy_image", "greedy_three"))
     length = max(one.shape[1], three.shape[1])
     rows, mask = [], []
@@ -69,7 +69,7 @@ def test_pictures_of_several_rows_follow_their_beams(golden_model, recorded, in_
         mask.append(torch.tensor([[0] * padding + [1] * ids.shape[1]]))
     size = golden_model.config.visual["image_size"]
     names = ["rgb.png", "photo.jpg", "palette.png", "rgba.png"]
-    values = torch.stack([pixels(open_picture(f"images/{name}"), size) for name in names])
+    values = torch.stack([pixels(read_image(f"images/{name}"), size) for name in names])
     options = {"do_sample": False, "num_beams": 2, "max_new_tokens": 5}
     together = golden_model.generate(torch.cat(rows), attention_mask=torch.cat(mask), pixel_values=values, **options)
     for row, ids in enumerate((one, three)):

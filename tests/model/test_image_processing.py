@@ -1,4 +1,4 @@
-"""Pictures: bit-exact numbers, every way to name one, and one clear error for everything that can go wrong."""
+"""Images: bit-exact numbers, every way to name one, and one clear error for everything that can go wrong."""
 
 import base64
 import hashlib
@@ -14,22 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import find_picture, is_local, open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import find_image, is_local, read_image
 from qwen_vl.model.image_processing_qwen import CLIP_MEAN, CLIP_STD, QWenImageProcessor, pixels
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def encoded(picture=None, kind="PNG"):
-    """The bytes of a picture file."""
+def encoded(image=None, kind="PNG"):
+    """The bytes of an image file."""
     stream = io.BytesIO()
-    (picture or Image.new("RGB", (6, 4), (200, 30, 60))).save(stream, kind)
+    (image or Image.new("RGB", (6, 4), (200, 30, 60))).save(stream, kind)
     return stream.getvalue()
 
 
 def noise(width, height):
-    """A fixed RGB picture in which a change of any rounding shows."""
+    """A fixed RGB image in which a change of any rounding shows."""
     levels = (np.arange(width * height * 3, dtype=np.int64) ** 2 % 251).astype(np.uint8)
     return Image.fromarray(levels.reshape(height, width, 3))
 
@@ -50,7 +50,7 @@ def png_header(width, height):
 
 def test_pixels_equal_the_reference_bit_for_bit(golden, in_golden_dir):
     for name, expected in golden("image_preprocess.json").items():
-        values = pixels(open_picture(f"images/{name}"), 448)
+        values = pixels(read_image(f"images/{name}"), 448)
         assert values.dtype == torch.float32 and values.shape == (3, 448, 448)
         if expected["mode"].startswith("I;16"):
             continue  # Difference: gray of 16 bits is scaled to 8 and not cut off, so it does not become white
@@ -69,7 +69,7 @@ def test_pixels_equal_the_recorded_bytes_with_difference_zero(golden, in_golden_
         u8 = torch.from_numpy(levels[name])
         u8 = u8.permute(2, 0, 1) if u8.shape[-1] == 3 else u8
         expected = (u8.float() / 255 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
-        assert (pixels(open_picture(f"images/{name}"), 448) - expected).abs().max() == 0.0, name
+        assert (pixels(read_image(f"images/{name}"), 448) - expected).abs().max() == 0.0, name
 
 
 def test_the_order_of_the_resize_passes_does_not_depend_on_pillow():
@@ -89,10 +89,10 @@ def test_the_order_of_the_resize_passes_does_not_depend_on_pillow():
         assert digest.startswith(expected), size
 
 
-# ---- where a picture comes from ----
+# ---- where an image comes from ----
 
 
-def test_local_pictures_are_looked_for_in_order(tmp_path, monkeypatch):
+def test_local_images_are_looked_for_in_order(tmp_path, monkeypatch):
     for folder, color in (("first", (1, 1, 1)), ("second", (2, 2, 2)), ("here", (3, 3, 3))):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (2, 2), color).save(tmp_path / folder / "图 1.png")
@@ -100,25 +100,25 @@ def test_local_pictures_are_looked_for_in_order(tmp_path, monkeypatch):
     dirs = [tmp_path / "none", tmp_path / "first", str(tmp_path / "second")]
 
     def shade(reference, search_dirs=()):
-        return open_picture(reference, search_dirs=search_dirs).getpixel((0, 0))[0]
+        return read_image(reference, search_dirs=search_dirs).getpixel((0, 0))[0]
 
     assert shade("图 1.png", dirs) == 1
     assert shade("图 1.png", dirs[2:]) == 2
     assert shade("图 1.png") == shade(Path("图 1.png")) == shade("图 1.png", dirs[:1]) == 3
     assert shade(str(tmp_path / "second" / "图 1.png"), dirs) == 2
-    assert find_picture("图 1.png", dirs) == str(tmp_path / "first" / "图 1.png")
-    assert find_picture("absent.png", dirs) is None
+    assert find_image("图 1.png", dirs) == str(tmp_path / "first" / "图 1.png")
+    assert find_image("absent.png", dirs) is None
     assert [is_local(name) for name in ("a b.png", "C:\\a.png", "HTTPS://x/y", "data:,", "file:///a")] == (
         [True, True, False, False, False]
     )
 
 
-def test_in_memory_pictures_lose_alpha_and_are_left_alone():
+def test_in_memory_images_lose_alpha_and_are_left_alone():
     source = Image.new("P", (3, 2))
     source.putpalette([9, 8, 7])
     source.info["transparency"] = b"\0"
-    picture = open_picture(source)
-    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (9, 8, 7)
+    image = read_image(source)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (9, 8, 7)
     assert source.info["transparency"] == b"\0"
 
 
@@ -143,12 +143,12 @@ def saved(values, kind):
 
 
 def big_endian(mode):
-    """A picture in memory whose levels of 16 bits have the byte order of a mode."""
+    """An image in memory whose levels of 16 bits have the byte order of a mode."""
     return Image.frombytes(mode, (16, 16), (GRAY.astype(np.uint16) * 257).astype("<u2" if mode[-1] == "L" else ">u2"))
 
 
 @pytest.mark.parametrize(
-    ("picture", "scaled"),
+    ("image", "scaled"),
     [
         (saved(GRAY * np.uint16(257), "PNG"), "16-bit"),
         (saved(GRAY * np.uint16(257), "TIFF"), "16-bit"),
@@ -172,22 +172,22 @@ def big_endian(mode):
     ],
     ids=range(19),
 )
-def test_gray_of_more_than_8_bits_is_scaled(picture, scaled):
+def test_gray_of_more_than_8_bits_is_scaled(image, scaled):
     """Difference: the original cuts it off at 255, so that it is white, or black where it is float."""
-    if isinstance(picture, bytes):
-        picture = "data:image/x;base64," + base64.b64encode(picture).decode()
-    seen = open_picture(picture)
+    if isinstance(image, bytes):
+        image = "data:image/x;base64," + base64.b64encode(image).decode()
+    seen = read_image(image)
     assert seen.mode == "RGB" and np.array_equal(np.asarray(seen), np.repeat(GRAY[..., None], 3, axis=2))
     assert (scaled is None) == ("scaled" not in seen.info)
     assert scaled is None or seen.info["scaled"].startswith(scaled)
-    if isinstance(picture, Image.Image):
-        assert torch.equal(pixels(picture, 8), pixels(Image.fromarray(GRAY), 8)) and "scaled" not in picture.info
-        assert torch.equal(QWenImageProcessor(8)(picture).pixel_values[0], pixels(seen, 8))
+    if isinstance(image, Image.Image):
+        assert torch.equal(pixels(image, 8), pixels(Image.fromarray(GRAY), 8)) and "scaled" not in image.info
+        assert torch.equal(QWenImageProcessor(8)(image).pixel_values[0], pixels(seen, 8))
 
 
 def test_gray_without_a_usable_range():
     def levels(*values):
-        seen = open_picture(Image.fromarray(np.array([values], dtype=np.float32)))
+        seen = read_image(Image.fromarray(np.array([values], dtype=np.float32)))
         return np.asarray(seen)[0, :, 0].tolist(), seen.info["scaled"]
 
     nan, inf = float("nan"), float("inf")
@@ -195,10 +195,10 @@ def test_gray_without_a_usable_range():
     assert levels(-inf, nan, 0, 300, 600, inf)[0] == [0, 0, 0, 128, 255, 255]
     assert levels(nan, 60, 255)[0] == [0, 60, 255]
     assert levels(nan, nan)[0] == levels(0, 0)[0] == levels(-5, -5)[0] == [0, 0]
-    dark = open_picture(Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16)))  # 12 bits in 16
+    dark = read_image(Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16)))  # 12 bits in 16
     assert dark.getpixel((0, 0)) == (16, 16, 16) and "nothing in it is above 4095 of 65535" in dark.info["scaled"]
     packed = np.frombuffer(bytes([0xFF, 0xF0, 0x80]), dtype=np.uint8)  # two levels of 12 bits
-    seen = open_picture("data:;base64," + base64.b64encode(tiff(packed, (2, 1), 12, 1)).decode())
+    seen = read_image("data:;base64," + base64.b64encode(tiff(packed, (2, 1), 12, 1)).decode())
     assert np.asarray(seen)[0, :, 0].tolist() == [255, 8] and seen.info["scaled"].startswith("12-bit")
 
 
@@ -206,20 +206,20 @@ def test_color_of_16_bits_keeps_its_high_byte(tmp_path):
     """As Pillow reads it: 16-bit color was never cut off."""
     color = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=2)
     wide = b"P6 16 16 65535\n" + (color.astype(">u2") * 257).tobytes()
-    seen = open_picture("data:;base64," + base64.b64encode(wide).decode())
+    seen = read_image("data:;base64," + base64.b64encode(wide).decode())
     assert np.array_equal(np.asarray(seen), color) and "scaled" not in seen.info
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"])
 def test_other_modes_are_converted_as_by_pillow(mode):
-    picture = noise(9, 7)
+    image = noise(9, 7)
     for step in {"PA": "P", "RGBa": "RGBA"}.get(mode, ""), mode:
-        picture = picture.convert(step) if step else picture
-    assert open_picture(picture).tobytes() == picture.convert("RGB").tobytes()
+        image = image.convert(step) if step else image
+    assert read_image(image).tobytes() == image.convert("RGB").tobytes()
 
 
-def test_an_array_is_no_picture():
-    with pytest.raises(PictureError, match=r"use a path, .* \(Image.fromarray of an array\)") as caught:
+def test_an_array_is_no_image():
+    with pytest.raises(ImageError, match=r"use a path, .* \(Image.fromarray of an array\)") as caught:
         QWenImageProcessor(8)(np.zeros((99, 99, 3)))
     assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
 
@@ -230,16 +230,16 @@ def test_an_array_is_no_picture():
 def test_data_uris():
     content = base64.b64encode(encoded()).decode()
     for uri in (f"data:image/png;base64,{content}", f"DATA:;base64,{content[:20]}\n{content[20:].replace('+', '%2B')}"):
-        assert open_picture(uri).size == (6, 4)
+        assert read_image(uri).size == (6, 4)
     for uri, problem in (
         ("data:image/png;base64,@@@@", "broken base64"),
         ("data:image/png,abc", "not base64"),
         ("data:image/png;base64,", "empty"),
-        (f"data:text/plain;base64,{base64.b64encode(b'hello').decode()}", "not a picture"),
+        (f"data:text/plain;base64,{base64.b64encode(b'hello').decode()}", "not an image"),
         (f"data:image/png;base64,{'A' * 4000}", "more than 2000 bytes"),
     ):
-        with pytest.raises(PictureError, match=problem) as caught:
-            open_picture(uri, max_bytes=2000)
+        with pytest.raises(ImageError, match=problem) as caught:
+            read_image(uri, max_bytes=2000)
         assert len(str(caught.value)) < 400
 
 
@@ -249,46 +249,46 @@ def test_data_uris():
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("text.jpg", b"I am not a picture, whatever my name says. " * 9, "not a picture that Pillow reads"),
+        ("text.jpg", b"I am not an image, whatever my name says. " * 9, "not an image that Pillow reads"),
         ("empty.png", b"", "empty"),
         ("cut.jpg", encoded(noise(80, 80), "JPEG")[:1500], "damaged or cut short"),
         ("cut.png", encoded(noise(80, 80))[:800], "damaged or cut short"),
-        ("cut.webp", encoded(noise(80, 80), "WEBP")[:1500], "damaged|decoded|not a picture"),
+        ("cut.webp", encoded(noise(80, 80), "WEBP")[:1500], "damaged|decoded|not an image"),
         ("bomb.png", png_header(60000, 60000), "60000 x 60000 pixels, the limit is 89478485"),
         ("big.png", png_header(12000, 12000), "12000 x 12000 pixels"),  # where Pillow itself would only warn
-        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not a picture"),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "not an image"),
     ],
 )
 def test_bad_files(tmp_path, name, content, problem):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(PictureError, match=problem) as caught:
-        open_picture(name, search_dirs=[tmp_path])
+    with pytest.raises(ImageError, match=problem) as caught:
+        read_image(name, search_dirs=[tmp_path])
     assert str(path) in str(caught.value)
 
 
 def test_missing_files_say_where_they_were_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(PictureError) as caught:
-        open_picture("a.png", search_dirs=[tmp_path / "x", "y"])
+    with pytest.raises(ImageError) as caught:
+        read_image("a.png", search_dirs=[tmp_path / "x", "y"])
     for place in ("x", "y", "."):
         assert repr(os.path.abspath(os.path.join(place, "a.png"))) in str(caught.value)
     for reference, problem in (("folder", "is a folder"), ("a\0b", "zero byte"), ("n" * 5000, "no such file")):
-        with pytest.raises(PictureError, match=problem) as caught:
-            open_picture(reference)
+        with pytest.raises(ImageError, match=problem) as caught:
+            read_image(reference)
         assert len(str(caught.value)) < 600
     for reference in ("", None, 7, b"a.png"):
-        with pytest.raises(PictureError, match="use a path"):
-            open_picture(reference)
+        with pytest.raises(ImageError, match="use a path"):
+            read_image(reference)
 
 
 def test_the_pixel_limit_is_the_callers_and_leaves_pillow_as_it_is(tmp_path):
     noise(50, 40).save(tmp_path / "a.png")
     limit = Image.MAX_IMAGE_PIXELS
-    assert open_picture(str(tmp_path / "a.png"), max_pixels=2000).size == (50, 40)
-    with pytest.raises(PictureError, match="50 x 40 pixels, the limit is 1999"):
-        open_picture(str(tmp_path / "a.png"), max_pixels=1999)
+    assert read_image(str(tmp_path / "a.png"), max_pixels=2000).size == (50, 40)
+    with pytest.raises(ImageError, match="50 x 40 pixels, the limit is 1999"):
+        read_image(str(tmp_path / "a.png"), max_pixels=1999)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -300,8 +300,8 @@ def test_no_file_stays_open(tmp_path):
     before, kept = len(os.listdir("/proc/self/fd")), []
     for name in ("cut.jpg", "text.jpg", "anim.gif") * 5:
         try:
-            kept.append(open_picture(name, search_dirs=[tmp_path]))
-        except PictureError as error:
+            kept.append(read_image(name, search_dirs=[tmp_path]))
+        except ImageError as error:
             kept.append(error)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -318,7 +318,7 @@ def test_the_image_processor_takes_one_or_many_in_order(tmp_path):
     many = processor([[blue], ["red.png", (blue,)]], search_dirs=[tmp_path], return_tensors="np").pixel_values
     assert isinstance(many, np.ndarray) and many.shape == (3, 3, 8, 8)
     assert np.array_equal(many[1], one[0].numpy()) and np.array_equal(many[0], many[2])
-    with pytest.raises(ValueError, match="no picture given"):
+    with pytest.raises(ValueError, match="no image given"):
         processor([])
     with pytest.raises(ValueError, match="image_size: 0"):
         QWenImageProcessor(image_size=0)

@@ -97,7 +97,7 @@ def test_a_late_one_ends_a_stream_before_it_shows(model, tokenizer):
         next(stream)
 
 
-def test_a_damaged_tower_shows_with_a_picture(model, tokenizer, tmp_path):
+def test_a_damaged_tower_shows_with_a_image(model, tokenizer, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     model.transformer.visual.proj.data[0] = float("nan")
     model.chat(tokenizer, "hi", **GREEDY)

@@ -28,13 +28,13 @@ def model(make_checkpoint, tokenizer):
 
 @pytest.fixture
 def computed(model):
-    """[tokens of each decoder pass], [pictures of each pass of the vision tower], growing while the model is used."""
-    tokens, pictures = [], []
+    """[tokens of each decoder pass], [images of each pass of the vision tower], growing while the model is used."""
+    tokens, images = [], []
     hooks = [
         model.transformer.ln_f.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1])),
-        model.transformer.visual.register_forward_pre_hook(lambda module, args: pictures.append(len(args[0]))),
+        model.transformer.visual.register_forward_pre_hook(lambda module, args: images.append(len(args[0]))),
     ]
-    yield tokens, pictures
+    yield tokens, images
     for hook in hooks:
         hook.remove()
 
@@ -52,24 +52,24 @@ def converse(model, tokenizer, queries, memory, stream=False):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_turns_compute_only_what_is_new(stream, model, tokenizer, in_golden_dir, computed):
-    tokens, pictures = computed
+    tokens, images = computed
     shown = "Picture {}: <img>images/{}</img>\nWhat?".format
     queries = [shown(1, "rgb.png"), "And now?", shown(2, "photo.jpg") + shown(3, "rgb.png")]
     plain = converse(model, tokenizer, queries, memory=None, stream=stream)
-    without = sum(tokens), sum(pictures)
-    tokens.clear(), pictures.clear()
+    without = sum(tokens), sum(images)
+    tokens.clear(), images.clear()
     memory = model.new_memory()
     assert converse(model, tokenizer, queries, memory, stream) == plain
-    assert pictures == [1, 1] and without[1] == 5
+    assert images == [1, 1] and without[1] == 5
     assert sum(tokens) < without[0] - 2 * model.config.image_span_tokens
-    # Another conversation shares the system message, the pictures, and nothing else.
-    tokens.clear(), pictures.clear()
+    # Another conversation shares the system message, the images, and nothing else.
+    tokens.clear(), images.clear()
     other = [shown(1, "photo.jpg")]
     assert converse(model, tokenizer, other, memory) == converse(model, tokenizer, other, None)
-    assert pictures == [1]  # by the conversation without memory
+    assert images == [1]  # by the conversation without memory
 
 
-def test_a_picture_is_known_by_its_content(model, tokenizer, in_golden_dir, tmp_path, computed):
+def test_an_image_is_known_by_its_content(model, tokenizer, in_golden_dir, tmp_path, computed):
     name, memory = tmp_path / "x.png", model.new_memory()
     query = f"<img>{name}</img>What?"
     for content in ("rgb.png", "palette.png"):  # the same ids twice
@@ -77,7 +77,7 @@ def test_a_picture_is_known_by_its_content(model, tokenizer, in_golden_dir, tmp_
         answer, _ = model.chat(tokenizer, query, memory=memory, **GREEDY)
         assert answer == model.chat(tokenizer, query, **GREEDY)[0]
     assert len(memory.features) == 2
-    memory.max_pictures = 1
+    memory.max_images = 1
     model.chat(tokenizer, "<img>images/photo.jpg</img>", memory=memory, **GREEDY)
     assert len(memory.features) == 1
 
@@ -94,7 +94,7 @@ def test_nothing_is_reused_beyond_the_trained_length(model, tokenizer, computed)
     assert short == model.chat(tokenizer, "Hi", **GREEDY)[0]
 
 
-def test_beams_reuse_pictures_alone_and_errors_forget_turns(model, tokenizer, in_golden_dir, computed):
+def test_beams_reuse_images_alone_and_errors_forget_turns(model, tokenizer, in_golden_dir, computed):
     memory, query = model.new_memory(), "<img>images/rgb.png</img>What?"
     plain, _ = model.chat(tokenizer, query, num_beams=2, **GREEDY)
     computed[1].clear()
@@ -112,8 +112,8 @@ def test_beams_reuse_pictures_alone_and_errors_forget_turns(model, tokenizer, in
     assert model.chat(tokenizer, query, memory=memory, **GREEDY)[0] == full
 
 
-def test_a_span_that_the_model_wrote_is_no_picture(model, tokenizer):
-    """Ids of an answer that look like a picture carry no features: a later prompt with them computes the picture."""
+def test_a_span_that_the_model_wrote_is_no_image(model, tokenizer):
+    """Ids of an answer that look like an image carry no features: a later prompt with them computes the image."""
     memory = model.new_memory()
     ids, references = tokenizer.encode_message("<img>images/rgb.png</img>What?")
     memory.ids = list(ids)
@@ -152,7 +152,7 @@ OTHER_WAYS = {
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_a_call_that_generates_otherwise_leaves_nothing_false(way, model, tokenizer, in_golden_dir):
     options, memory = {**GREEDY, **OTHER_WAYS[way]}, model.new_memory()
-    query = B if "chunk" not in way else B.removeprefix("<img>images/rgb.png</img>")  # pictures are not split
+    query = B if "chunk" not in way else B.removeprefix("<img>images/rgb.png</img>")  # images are not split
     model.chat(tokenizer, A, memory=memory, **GREEDY)
     answer, _ = model.chat(tokenizer, query, memory=memory, **options)
     if not options["do_sample"]:
@@ -244,18 +244,18 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_changed_model_sees_nothing_of_before(change, model, tokenizer, in_golden_dir, computed):
-    tokens, pictures = computed
+    tokens, images = computed
     memory = model.new_memory()
     before = same_with_and_without(model, tokenizer, memory, max_new_tokens=20)
     change(model)
     plain, _ = model.chat(tokenizer, B, do_sample=False, max_new_tokens=20)
     assert plain != before or change is half, "the change shows in the answer"
-    tokens.clear(), pictures.clear()
+    tokens.clear(), images.clear()
     assert model.chat(tokenizer, B, do_sample=False, max_new_tokens=20, memory=memory)[0] == plain
-    assert tokens[0] > model.config.image_span_tokens and pictures == [1]
-    tokens.clear(), pictures.clear()
+    assert tokens[0] > model.config.image_span_tokens and images == [1]
+    tokens.clear(), images.clear()
     assert model.chat(tokenizer, B, do_sample=False, max_new_tokens=20, memory=memory)[0] == plain
-    assert tokens[0] == 1 and pictures == []  # what has not changed since is used
+    assert tokens[0] == 1 and images == []  # what has not changed since is used
 
 
 def test_an_adapter_that_is_switched(make_checkpoint, tokenizer, in_golden_dir):
@@ -328,7 +328,7 @@ def test_models_and_threads_share_a_memory(model, tokenizer, make_checkpoint, in
     same_with_and_without(model, tokenizer, memory)
 
 
-def test_nobody_else_brings_a_cache_or_pictures(model, tokenizer):
+def test_nobody_else_brings_a_cache_or_images(model, tokenizer):
     memory = model.new_memory()
     with pytest.raises(ValueError, match=r"past_key_values: chat makes this itself .* leave it out"):
         model.chat(tokenizer, A, memory=memory, past_key_values=memory.cache or object(), **GREEDY)

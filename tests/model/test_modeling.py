@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache
 
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
-from qwen_vl.model.image_embedding_qwen import picture_spans
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_embedding_qwen import image_spans
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 
 RELATIVE = 1e-5
@@ -181,20 +181,20 @@ def test_vision_tower(golden, golden_model, in_golden_dir):
     recorded, size = golden("vit_tiny.npz"), golden_model.config.visual["image_size"]
     with torch.no_grad():
         for name in recorded.files:
-            image = open_picture(f"images/{name}")
+            image = read_image(f"images/{name}")
             if "scaled" in image.info:  # gray of more than 8 bits, which the original cuts off: our decision
                 continue
             features = golden_model.transformer.visual(pixels(image, size)[None])
             assert apart(features[0], recorded[name]) < RELATIVE, name
 
 
-def test_vision_stages_and_other_picture_sizes(golden, golden_model, in_golden_dir):
+def test_vision_stages_and_other_image_sizes(golden, golden_model, in_golden_dir):
     stages, tower = golden("vit_stages_tiny.npz"), golden_model.transformer.visual
     found = {}
     for name in ("attn_pool", "ln_post"):
         getattr(tower, name).register_forward_hook(lambda m, i, o, name=name: found.__setitem__(name, o))
     with torch.no_grad():
-        picture = pixels(open_picture("images/rgb.png"), golden_model.config.visual["image_size"])[None]
+        picture = pixels(read_image("images/rgb.png"), golden_model.config.visual["image_size"])[None]
         found["out"] = tower(picture)
         first = dict(found)
         first["zeros224"] = tower(torch.zeros(1, 3, 224, 224))
@@ -204,7 +204,7 @@ def test_vision_stages_and_other_picture_sizes(golden, golden_model, in_golden_d
 
 
 def spans_of(model, ids):
-    return picture_spans(ids, model.config.visual["image_start_id"], model.config.image_span_tokens)
+    return image_spans(ids, model.config.visual["image_start_id"], model.config.image_span_tokens)
 
 
 def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_dir):
@@ -213,7 +213,7 @@ def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_
     ids = inputs["input_ids"]
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        picture = pixels(open_picture("images/rgb.png"), model.config.visual["image_size"])[None]
+        picture = pixels(read_image("images/rgb.png"), model.config.visual["image_size"])[None]
         spans = spans_of(model, ids)
         reference = bytes(i for i in ids[0, spans[0, 1] :].tolist() if i < 256).split(b"\n")[0]
         assert b"images/rgb.png" in reference
@@ -231,17 +231,17 @@ def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_
         assert apart(model(input_ids=ids, logits_to_keep=torch.tensor([3, 5])).logits, plain[:, [3, 5]]) < RELATIVE
 
 
-def test_pictures_and_spans_must_match(golden, golden_model, in_golden_dir):
+def test_images_and_spans_must_match(golden, golden_model, in_golden_dir):
     ids = inputs_of(golden("logits_tiny.npz"), "one_image")["input_ids"]
     start = int(spans_of(golden_model, ids)[0, 1])
     size = golden_model.config.visual["image_size"]
-    with pytest.raises(ValueError, match="2 pictures were passed but the ids hold 1"):
+    with pytest.raises(ValueError, match="2 images were passed but the ids hold 1"):
         golden_model(input_ids=ids, pixel_values=torch.zeros(2, 3, size, size))
     with pytest.raises(ValueError, match="cut or not closed"):
         golden_model(input_ids=ids[:, : start + 100])
     nameless = ids.clone()
     nameless[:, start : start + 256] = golden_model.config.visual["image_start_id"] + 2
-    with pytest.raises(ValueError, match="names no picture"):
+    with pytest.raises(ValueError, match="names no image"):
         golden_model(input_ids=nameless)
 
 

@@ -12,7 +12,7 @@ from qwen_vl.model import (
     image_loading_qwen,
     image_processing_qwen,
 )
-from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.download_qwen import ImageError
 from qwen_vl.model.image_loading_qwen import refuse_images
 
 GREEDY = {"do_sample": False, "max_new_tokens": 2}
@@ -45,7 +45,7 @@ def opened(monkeypatch):
         return RED
 
     for module in (image_loading_qwen, image_processing_qwen):
-        monkeypatch.setattr(module, "open_picture", nothing)
+        monkeypatch.setattr(module, "read_image", nothing)
     return names
 
 
@@ -55,7 +55,7 @@ def ids_of(tokenizer, text=QUERY):
 
 WAYS = {
     "chat": lambda m, t, p, o: m.chat(t, QUERY, open_image=o, **GREEDY),
-    "a picture of an earlier turn": lambda m, t, p, o: m.chat(t, "And?", [(QUERY, "Red.")], open_image=o, **GREEDY),
+    "an image of an earlier turn": lambda m, t, p, o: m.chat(t, "And?", [(QUERY, "Red.")], open_image=o, **GREEDY),
     "chat_stream": lambda m, t, p, o: list(m.chat_stream(t, QUERY, open_image=o, **GREEDY)),
     "chat with a memory": lambda m, t, p, o: m.chat(t, QUERY, memory=m.new_memory(), open_image=o, **GREEDY),
     "memory": lambda m, t, p, o: m.chat(t, QUERY, memory=m.new_memory(open_image=o), **GREEDY),
@@ -83,7 +83,7 @@ def test_the_opener_of_the_caller_is_the_only_one(way, model, tokenizer, process
         return RED
 
     with torch.no_grad():
-        with pytest.raises(PictureError, match="'/etc/passwd': images named in a text are not opened here"):
+        with pytest.raises(ImageError, match="'/etc/passwd': images named in a text are not opened here"):
             WAYS[way](model, tokenizer, processor, refuse_images)
         assert opened == []
         WAYS[way](model, tokenizer, processor, mine)
@@ -120,7 +120,7 @@ def test_a_known_image_is_opened_again_by_the_opener_of_each_call(model, tokeniz
     memory = model.new_memory(open_image=lambda name: RED)
     model.chat(tokenizer, QUERY, memory=memory, **GREEDY)
     assert len(memory.features) == 1
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         model.chat(tokenizer, QUERY, memory=memory, open_image=refuse_images, **GREEDY)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from qwen_vl.evaluation import generation
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
@@ -47,19 +47,19 @@ def asked(in_golden_dir):
     """A function that has a model answer in every way there is: a list of answers."""
 
     def ask(model, tokenizer):
-        with_picture, memory = "Picture 1: <img>images/rgb.png</img>\nWhat is it?", model.new_memory()
-        found = [model.chat(tokenizer, query, **GREEDY)[0] for query in ("Hello", with_picture)]
-        found += [model.chat(tokenizer, with_picture, memory=memory, **GREEDY)[0] for _ in range(2)]
-        found += model.chat_stream(tokenizer, with_picture, memory=memory, **GREEDY)
-        found.append(model.chat(tokenizer, with_picture, num_beams=2, **GREEDY)[0])
+        with_image, memory = "Picture 1: <img>images/rgb.png</img>\nWhat is it?", model.new_memory()
+        found = [model.chat(tokenizer, query, **GREEDY)[0] for query in ("Hello", with_image)]
+        found += [model.chat(tokenizer, with_image, memory=memory, **GREEDY)[0] for _ in range(2)]
+        found += model.chat_stream(tokenizer, with_image, memory=memory, **GREEDY)
+        found.append(model.chat(tokenizer, with_image, num_beams=2, **GREEDY)[0])
         ids, _ = tokenizer.encode_message("<img></img>Hello")
-        pictures = pixels(open_picture("images/rgb.png"), model.config.visual["image_size"])[None]
-        found.append(model.generate(torch.tensor([ids]), pixel_values=pictures, **GREEDY).tolist())
-        turns = [{"from": "user", "value": with_picture}, {"from": "assistant", "value": ""}]
+        images = pixels(read_image("images/rgb.png"), model.config.visual["image_size"])[None]
+        found.append(model.generate(torch.tensor([ids]), pixel_values=images, **GREEDY).tolist())
+        turns = [{"from": "user", "value": with_image}, {"from": "assistant", "value": ""}]
         found += generation.answer(model, tokenizer, [{"id": "x", "conversations": turns}], max_new_tokens=4)
         with torch.no_grad():
             ids = torch.tensor([ids])
-            found.append(model(ids, pixel_values=pictures, labels=ids, per_target_loss=True).loss.tolist())
+            found.append(model(ids, pixel_values=images, labels=ids, per_target_loss=True).loss.tolist())
         return found
 
     return ask

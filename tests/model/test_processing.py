@@ -1,4 +1,4 @@
-"""Texts with pictures, through the processor: ids, padding, pictures in the order of the spans, and its files."""
+"""Texts with images, through the processor: ids, padding, images in the order of the spans, and its files."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from qwen_vl.model.configuration_qwen import QWenConfig
-from qwen_vl.model.download_qwen import PictureError
+from qwen_vl.model.download_qwen import ImageError
 from qwen_vl.model.image_processing_qwen import QWenImageProcessor, pixels
 from qwen_vl.model.modeling_qwen import QWenLMHeadModel
 from qwen_vl.model.processing_qwen import QWenProcessor
@@ -44,7 +44,7 @@ def pictures(tmp_path):
 
 
 def tiny_config(tokenizer, **visual):
-    """The smallest model that reads the spans and pictures of this test's processor."""
+    """The smallest model that reads the spans and images of this test's processor."""
     tower = {"image_size": SIZE, "patch_size": 4, "width": 16, "layers": 1, "heads": 2, "mlp_ratio": 2.0}
     tower |= {"output_dim": 32, "n_queries": SPAN, "image_start_id": tokenizer.img_start_id} | visual
     return QWenConfig(
@@ -58,9 +58,9 @@ def tiny_config(tokenizer, **visual):
     )
 
 
-def test_pictures_come_in_the_order_of_the_spans(processor, pictures):
+def test_images_come_in_the_order_of_the_spans(processor, pictures):
     texts = ["Picture 1: <img>red.png</img>\n?", "Picture 1: <img>blue.png</img>\nPicture 2: <img>red.png</img>\n!"]
-    expected = torch.stack([pixels(picture, SIZE) for picture in (RED, BLUE, RED)])
+    expected = torch.stack([pixels(image, SIZE) for image in (RED, BLUE, RED)])
     opened = processor(text=texts, search_dirs=[pictures])
     given = processor(text=texts, images=[[RED], [BLUE, RED]])
     assert opened.keys() == given.keys() == {"input_ids", "attention_mask", "pixel_values"}
@@ -68,12 +68,12 @@ def test_pictures_come_in_the_order_of_the_spans(processor, pictures):
         assert torch.equal(batch.pixel_values, expected)
         for ids, mask, text in zip(batch.input_ids, batch.attention_mask, texts, strict=True):
             assert ids[mask.bool()].tolist() == processor.tokenizer(text).input_ids
-    assert set(processor(text="no picture")) == {"input_ids", "attention_mask"}
+    assert set(processor(text="no image")) == {"input_ids", "attention_mask"}
     assert set(processor(images=RED)) == {"pixel_values"}
 
 
-def test_pictures_without_a_fitting_reference(processor):
-    """In memory, by a long path or a data URI: the span is padding, the picture comes as pixel values."""
+def test_images_without_a_fitting_reference(processor):
+    """In memory, by a long path or a data URI: the span is padding, the image comes as pixel values."""
     stream = io.BytesIO()
     RED.save(stream, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -106,7 +106,7 @@ def test_control_markers_are_plain_text_on_request(processor):
         ("nothing", RED, "the text has 0 <img>..</img>, images 1"),
         (["<img></img>", "none"], [[], [RED]], r"text\[0\] has 1 <img>..</img>, images\[0\] 0"),
         (["<img></img>", "none"], [[RED]], "1 lists for 2 texts"),
-        (["x", "<img>red.png</img><img></img>"], None, r"text\[1\]: picture 2 has no reference"),
+        (["x", "<img>red.png</img><img></img>"], None, r"text\[1\]: image 2 has no reference"),
         ("<img>red.png", None, "unclosed <img>"),
         (["a", ""], None, "none of them empty"),
         ([["a"]], None, "use a string or a list of strings"),
@@ -118,17 +118,17 @@ def test_what_does_not_fit_together_is_refused(processor, text, images, problem)
         processor(text=text, images=images)
 
 
-def test_a_picture_that_cannot_be_opened_is_named(processor, pictures):
-    with pytest.raises(PictureError, match=r"absent\.png"):
+def test_an_image_that_cannot_be_opened_is_named(processor, pictures):
+    with pytest.raises(ImageError, match=r"absent\.png"):
         processor(text="<img>absent.png</img>")
-    with pytest.raises(PictureError, match="7 pixels, the limit is 6"):
+    with pytest.raises(ImageError, match="7 pixels, the limit is 6"):
         processor(text="<img>red.png</img>", search_dirs=[pictures], images_kwargs={"max_pixels": 6})
     with pytest.raises(TypeError, match="truncation"):
         processor(text="a", truncation=True)
 
 
 def test_the_model_reads_the_batch(processor, pictures, monkeypatch):
-    """Pictures through the processor give the logits that the model finds when it opens the references itself."""
+    """Images through the processor give the logits that the model finds when it opens the references itself."""
     monkeypatch.chdir(pictures)
     torch.manual_seed(0)
     model = QWenLMHeadModel(tiny_config(processor.tokenizer)).eval()

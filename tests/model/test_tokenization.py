@@ -43,7 +43,7 @@ def is_error(recorded):
 
 
 def span(tokenizer, reference):
-    """The ids of one picture span, written down independently of the tokenizer's code."""
+    """The ids of one image span, written down independently of the tokenizer's code."""
     raw = list(reference.encode())
     padding = [tokenizer.img_pad_id] * (tokenizer.image_span_tokens - len(raw))
     return [tokenizer.img_start_id, *raw, *padding, tokenizer.img_end_id]
@@ -68,7 +68,7 @@ def test_message_encoding_equals_chat_of_the_reference(tokenizer, golden):
     for case in golden("tokenizer_encode.json"):
         too_long = "fail" in case and case["fail"]["message"].endswith("is too long")
         if too_long:
-            # Difference: a reference that does not fit leaves padding only; its picture comes as pixel values.
+            # Difference: a reference that does not fit leaves padding only; its image comes as pixel values.
             ids, (reference,) = tokenizer.encode_message(case["text"])
             assert ids == span(tokenizer, "") and len(reference.encode()) > tokenizer.image_span_tokens
         elif "ids_chat" in case or "ids" in case:
@@ -103,7 +103,7 @@ def expected_where_the_reference_fails(case):
         return ""  # Difference: ids beyond the vocabulary (the model's padded rows) decode as nothing
     if len(ids) == 258:
         return "<img>" + "p" * 256 + "</img>"  # Difference: a full span decodes
-    # Difference: an <img> that starts no picture span decodes as text.
+    # Difference: an <img> that starts no image span decodes as text.
     return {
         (151857,): "<img>",
         (151857, 97, 151858): "<img>\ufffd</img>",  # neither padded nor full
@@ -142,7 +142,7 @@ def test_list_format_equals_the_reference(tokenizer, golden):
             assert tokenizer.to_list_format(case["text"]) == case["list_format"], case["text"]
 
 
-def test_boxes_and_latest_picture_equal_the_reference(tokenizer, golden):
+def test_boxes_and_latest_image_equal_the_reference(tokenizer, golden):
     for case in golden("boxes.json"):
         if "response" in case:
             assert tokenizer._fetch_latest_picture(case["response"], case["history"]) == case["latest_picture"]
@@ -235,7 +235,7 @@ def test_a_prefix_of_the_ranks_is_a_vocabulary(small_vocab):
     assert references == ["图.png"] and ids[:18] == span(tokenizer, "图.png") and max(ids) < 1217
     assert tokenizer.decode(ids) == text and tokenizer.im_end_id not in ids
     assert tokenizer.im_end_id in tokenizer.encode(text)
-    # A reference that does not fit a small span is padding only, everywhere: the picture comes as pixel values.
+    # A reference that does not fit a small span is padding only, everywhere: the image comes as pixel values.
     long = "<img>" + "x" * 17 + "</img>"
     assert tokenizer.encode(long) == tokenizer.encode_message(long)[0] == span(tokenizer, "")
     assert tokenizer.decode(tokenizer.encode("<img>0123456789abcdef</img>")) == "<img>0123456789abcdef</img>"

@@ -1,4 +1,4 @@
-"""The vision tower computes what it must and no more: frozen parts without a backward pass, each picture once."""
+"""The vision tower computes what it must and no more: frozen parts without a backward pass, each image once."""
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ def model(make_checkpoint):
     return loading.load_model(make_checkpoint()).train()
 
 
-def ids_of(model, pictures=3):
-    """One row of ids with some pictures, and its labels."""
+def ids_of(model, images=3):
+    """One row of ids with some images, and its labels."""
     start, span = model.config.visual["image_start_id"], model.config.image_span_tokens
-    ids = torch.tensor([[1, *[start, *[start + 2] * span, start + 1, 5, 6] * pictures, 7, 8, 9]])
+    ids = torch.tensor([[1, *[start, *[start + 2] * span, start + 1, 5, 6] * images, 7, 8, 9]])
     return ids, ids.where(ids < 10, -100)
 
 
@@ -49,25 +49,25 @@ def test_a_frozen_vit_leaves_nothing_for_the_backward_pass(model, checkpointing)
 
 
 @pytest.mark.parametrize("fix_vit", [True, False])
-def test_pictures_that_repeat_are_encoded_once(model, fix_vit):
+def test_images_that_repeat_are_encoded_once(model, fix_vit):
     tuning.freeze_for_full(model, fix_vit=fix_vit)
     (ids, labels), two, index = ids_of(model), torch.rand(2, 3, 64, 64), torch.tensor([1, 0, 1])
     loss, expected = gradients(model, input_ids=ids, labels=labels, pixel_values=two[index])
-    again, ours = gradients(model, input_ids=ids, labels=labels, pixel_values=two, picture_index=index)
+    again, ours = gradients(model, input_ids=ids, labels=labels, pixel_values=two, image_index=index)
     assert again.item() == pytest.approx(loss.item(), rel=1e-6) and ours.keys() == expected.keys()
     for name, gradient in ours.items():
         assert (gradient - expected[name]).norm() <= 5e-6 * expected[name].norm() + 1e-9, name
-    with pytest.raises(ValueError, match="2 pictures were passed but the ids hold 3"):
-        model(input_ids=ids, pixel_values=two, picture_index=index[:2])
+    with pytest.raises(ValueError, match="2 images were passed but the ids hold 3"):
+        model(input_ids=ids, pixel_values=two, image_index=index[:2])
 
 
-def test_features_in_place_of_pictures(model):
+def test_features_in_place_of_images(model):
     """Of the ViT, with gradients of the resampler, or of the whole tower."""
     tuning.freeze_for_full(model, fix_vit=True)
-    (ids, labels), pictures = ids_of(model), torch.rand(3, 3, 64, 64)
-    loss, expected = gradients(model, input_ids=ids, labels=labels, pixel_values=pictures)
-    features = model.transformer.visual.encode(pictures).detach()
+    (ids, labels), images = ids_of(model), torch.rand(3, 3, 64, 64)
+    loss, expected = gradients(model, input_ids=ids, labels=labels, pixel_values=images)
+    features = model.transformer.visual.encode(images).detach()
     again, ours = gradients(model, input_ids=ids, labels=labels, vit_features=features)
     assert torch.equal(again, loss) and all(torch.equal(ours[name], expected[name]) for name in expected)
-    ready = model.transformer.visual(pictures).detach()
+    ready = model.transformer.visual(images).detach()
     assert torch.equal(model(input_ids=ids, labels=labels, image_features=ready).loss, loss)

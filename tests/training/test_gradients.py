@@ -1,7 +1,7 @@
 """Loss and gradients of full and LoRA training against the recorded reference, through our own choice of what trains.
 
 Decided differences: `attn_pool.pos_embed` never trains here, so its recorded gradient has no counterpart; a batch
-without pictures gives the vision tower no gradient where the reference may have zeros; the case recorded after an
+without images gives the vision tower no gradient where the reference may have zeros; the case recorded after an
 evaluation shows the reference's NTK factor leaking into training; `hook_nockpt` has random adapters.
 """
 
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from qwen_vl.adapters import build as adapters_build
 from qwen_vl.data.chatml import encode
 from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.training import tuning
 
@@ -95,9 +95,9 @@ def batch(golden, tokenizer):
             "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         }
-        pictures = [open_picture(name, search_dirs=[GOLDEN_DIR]) for sample in samples for name in sample["images"]]
-        if pictures:
-            inputs["pixel_values"] = torch.stack([pixels(picture) for picture in pictures])
+        images = [read_image(name, search_dirs=[GOLDEN_DIR]) for sample in samples for name in sample["images"]]
+        if images:
+            inputs["pixel_values"] = torch.stack([pixels(image) for image in images])
         return inputs
 
     return make

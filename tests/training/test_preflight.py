@@ -26,7 +26,7 @@ def refused(make_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def texts(tmp_path, **fields):
-    """Paths of a data file without pictures, as JSON and as JSON Lines; fields: of every record."""
+    """Paths of a data file without images, as JSON and as JSON Lines; fields: of every record."""
     path = runs.write_data(tmp_path, [text for text in runs.TEXTS if text[0] is None])
     records = [record | fields for record in json.loads(path.read_text())]
     lines = tmp_path / "data.jsonl"
@@ -50,9 +50,9 @@ def test_an_optimizer_that_is_not_installed(refused):
     assert "need to install `schedulefree`" in refused(optim="schedule_free_adamw")
 
 
-def test_only_vision_and_no_picture(refused, tmp_path):
+def test_only_vision_and_no_image(refused, tmp_path):
     said = refused(*VISION, data_path=texts(tmp_path)[0])
-    assert "nothing would be trained: only the vit would, and no sample has a picture" in said
+    assert "nothing would be trained: only the vit would, and no sample has an image" in said
 
 
 def test_a_stream_of_which_no_record_is_taken(refused, tmp_path):
@@ -69,7 +69,7 @@ def test_rates_of_zero_are_said(make_checkpoint, tmp_path, caplog):
 
 
 def test_a_batch_in_which_nothing_trains_is_passed_over(make_checkpoint, tmp_path):
-    """Adapters in the ViT, and a batch without pictures: no gradient and no update, instead of an error of torch."""
+    """Adapters in the ViT, and a batch without images: no gradient and no update, instead of an error of torch."""
     settings = {"per_device_train_batch_size": 1, "max_steps": 2, "train_sampling_strategy": "sequential"}
     settings |= {"save_strategy": "steps", "save_steps": 1}
     data = runs.write_data(tmp_path, [runs.TEXTS[1], runs.TEXTS[0]])

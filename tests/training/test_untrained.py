@@ -17,10 +17,10 @@ from qwen_vl.training import trainer
 from qwen_vl.training.vision_cache import cache as vision_cache_cache
 
 TEXTS = [(None, f"{i}?", f"{i} and more") for i in range(6)]
-PICTURES = [("images/train_00.jpg", "What?", "A red square."), ("images/train_01.jpg", "And?", "A circle.")]
+IMAGES = [("images/train_00.jpg", "What?", "A red square."), ("images/train_01.jpg", "And?", "A circle.")]
 RESAMPLER = ("--use_lora", "--lora_target_modules", "resampler")
 NO_GRADIENT = "to train and got no gradient; leave them out of what trains"
-NO_PICTURE = "all that is to train is of the vision tower, and the data hold no picture"
+NO_IMAGE = "all that is to train is of the vision tower, and the data hold no image"
 
 
 def train(model, tmp_path, *flags, samples=runs.TEXTS, name="out", **settings):
@@ -52,9 +52,9 @@ def test_what_gets_no_gradient_ends_the_run_in_its_first_step(make_checkpoint, t
     train(make_checkpoint(), tmp_path, "--use_lora", name="lora")  # which does not train it
 
 
-def test_the_vision_tower_must_get_gradients_in_the_first_step_with_a_picture(make_checkpoint, tmp_path, cut_off):
+def test_the_vision_tower_must_get_gradients_in_the_first_step_with_a_image(make_checkpoint, tmp_path, cut_off):
     cut_off(nn.Conv2d)
-    flags = {"samples": TEXTS[:4] + PICTURES, "train_sampling_strategy": "sequential", "fix_vit": False}
+    flags = {"samples": TEXTS[:4] + IMAGES, "train_sampling_strategy": "sequential", "fix_vit": False}
     with pytest.raises(ValueError, match=rf"step 3: .*transformer.visual.conv1.weight\) was {NO_GRADIENT}"):
         train(make_checkpoint(), tmp_path, **flags)
 
@@ -76,33 +76,31 @@ def test_recomputation_that_passes_no_gradients_is_found(make_checkpoint, tmp_pa
         train(make_checkpoint(), tmp_path, *flags, *kwargs)
 
 
-def test_parts_without_pictures_are_a_warning_where_others_train(make_checkpoint, tmp_path, caplog):
+def test_parts_without_images_are_a_warning_where_others_train(make_checkpoint, tmp_path, caplog):
     out = train(make_checkpoint(), tmp_path, samples=TEXTS)
     (said,) = [entry.getMessage() for entry in caplog.records if "to train" in entry.getMessage()]
-    assert re.search(
-        r"^10 parameters \(.*attn_pool.* were to train and did not change, as no batch had a picture", said
-    )
+    assert re.search(r"^10 parameters \(.*attn_pool.* were to train and did not change, as no batch had an image", said)
     before, after = runs.weights(make_checkpoint()), runs.weights(out)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".visual." not in name}
     caplog.clear()
     train(make_checkpoint(), tmp_path, "--use_lora", samples=TEXTS, name="lora")
-    train(make_checkpoint(), tmp_path, samples=TEXTS + PICTURES, name="mixed", num_train_epochs=1, max_steps=-1)
+    train(make_checkpoint(), tmp_path, samples=TEXTS + IMAGES, name="mixed", num_train_epochs=1, max_steps=-1)
     assert not [entry for entry in caplog.records if "to train" in entry.getMessage()]
 
 
-def test_the_vision_tower_alone_trains_where_pictures_are(make_checkpoint, tmp_path):
-    """Steps without pictures change nothing, neither by momentum nor by weight decay; data without any are refused."""
+def test_the_vision_tower_alone_trains_where_images_are(make_checkpoint, tmp_path):
+    """Steps without images change nothing, neither by momentum nor by weight decay; data without any are refused."""
     flags = {"train_sampling_strategy": "sequential", "weight_decay": 0.5, "lr_scheduler_type": "constant"}
-    one = train(make_checkpoint(), tmp_path, *RESAMPLER, samples=PICTURES, max_steps=1, name="one", **flags)
-    more = train(make_checkpoint(), tmp_path, *RESAMPLER, samples=PICTURES + TEXTS, name="more", **flags)
+    one = train(make_checkpoint(), tmp_path, *RESAMPLER, samples=IMAGES, max_steps=1, name="one", **flags)
+    more = train(make_checkpoint(), tmp_path, *RESAMPLER, samples=IMAGES + TEXTS, name="more", **flags)
     assert len(runs.losses(more)) == 4 and runs.equal(runs.weights(one), runs.weights(more))
     for name, recomputed in (("plain", ()), ("recomputed", ("--gradient_checkpointing",))):
-        late = train(make_checkpoint(), tmp_path, *RESAMPLER, *recomputed, samples=TEXTS + PICTURES, name=name, **flags)
+        late = train(make_checkpoint(), tmp_path, *RESAMPLER, *recomputed, samples=TEXTS + IMAGES, name=name, **flags)
         assert runs.largest_difference(runs.weights(one), runs.weights(late)) < 1e-6
-    with pytest.raises(ValueError, match="only the resampler would, and no sample has a picture"):
+    with pytest.raises(ValueError, match="only the resampler would, and no sample has an image"):
         train(make_checkpoint(), tmp_path, *RESAMPLER, samples=TEXTS, name="none")
-    with pytest.raises(ValueError, match=f"nothing has trained: {NO_PICTURE}"):
+    with pytest.raises(ValueError, match=f"nothing has trained: {NO_IMAGE}"):
         lines = [json.dumps(record) for record in json.loads((tmp_path / "none-data" / "data.json").read_text())]
         (tmp_path / "data.jsonl").write_text("\n".join(lines))
         runs.train(make_checkpoint(), tmp_path / "s", *RESAMPLER, "--streaming", data_path=tmp_path / "data.jsonl")

@@ -13,15 +13,15 @@ from qwen_vl.data.validation import DataError, Problem
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import summary
-from .inspect_record import Inspected, Inspector, Picture
+from .inspect_record import Inspected, Inspector, SeenImage
 
-RECORDS_A_CHUNK, PICTURES_A_CHUNK = 256, 32
+RECORDS_A_CHUNK, IMAGES_A_CHUNK = 256, 32
 Uses = dict[str, list[tuple[str, str | int | None, str]]]  # key of an image: (place, own id, field) of each use
 ENCODING = EncodeOptions(max_length=2048)
 
 
 class Check:
-    """The check of several files; `files` has the FileSummary of each, `pictures` every Picture by its key.
+    """The check of several files; `files` has the FileSummary of each, `images` every Image by its key.
 
     tokenizer: None to leave out lengths. opens: whether images are opened. on_problem(path, problem) is called for
     each Problem, progress(text, num_done, num_all or None) now and then.
@@ -43,7 +43,7 @@ class Check:
         self._tokenizer, self._encoding = tokenizer, encoding
         self._on_problem, self._progress = on_problem, progress
         self._digests: dict[bytes, tuple[str, str]] = {}  # of conversations: (file, place) of the first
-        self.pictures: dict[str, Picture] = {}
+        self.images: dict[str, SeenImage] = {}
         self.files: list[summary.FileSummary] = []
 
     def file(self, path: str) -> summary.FileSummary:
@@ -58,7 +58,7 @@ class Check:
             self._add(found, Problem("", None, "", "the file", _without_path(error, path)))
             return found
         if self.opens:
-            self._pictures(found, inspector, uses)
+            self._images(found, inspector, uses)
         return found
 
     def _records(self, found: summary.FileSummary, inspector: Inspector) -> Uses:
@@ -71,7 +71,7 @@ class Check:
             for inspected in chunk:
                 found.add(inspected)
                 images.add(inspected.images)
-                self.pictures.update(inspected.opened)
+                self.images.update(inspected.opened)
                 for problem in (*inspected.problems, *self._repeated(found, inspected, ids)):
                     self._add(found, problem, inspected.id)
                 for field, key in dict.fromkeys(inspected.uses):  # once, however often a turn shows it
@@ -92,18 +92,18 @@ class Check:
             if first != (found.name, place):
                 yield Problem(place, name, "conversations", "same conversation", f"the same turns as {''.join(first)}")
 
-    def _pictures(self, found: summary.FileSummary, inspector: Inspector, uses: Uses) -> None:
+    def _images(self, found: summary.FileSummary, inspector: Inspector, uses: Uses) -> None:
         """Open the images that are new, and report the problems of each image for every record that uses it."""
-        unseen = [key for key in uses if key not in self.pictures]
-        chunks, num_done = list(chunked(unseen, PICTURES_A_CHUNK)), 0
-        for chunk, pictures in zip(chunks, process_map(inspector.pictures, chunks, workers=self.workers), strict=True):
-            self.pictures.update(zip(chunk, pictures, strict=True))
+        unseen = [key for key in uses if key not in self.images]
+        chunks, num_done = list(chunked(unseen, IMAGES_A_CHUNK)), 0
+        for chunk, images in zip(chunks, process_map(inspector.images, chunks, workers=self.workers), strict=True):
+            self.images.update(zip(chunk, images, strict=True))
             num_done += len(chunk)
-            self._progress(f"{found.name}: pictures", num_done, len(unseen))
+            self._progress(f"{found.name}: images", num_done, len(unseen))
         for key, places in uses.items():
-            for kind, message in self.pictures[key].problems:
+            for kind, message in self.images[key].problems:
                 for place, name, field in places:
-                    text = message if kind == "broken picture" else f"picture {key}: {message}"
+                    text = message if kind == "broken image" else f"image {key}: {message}"
                     self._add(found, Problem(place, name, field, kind, text), name)
 
     def _add(self, found: summary.FileSummary, problem: Problem, own_id: str | int | None = None) -> None:

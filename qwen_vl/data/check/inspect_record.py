@@ -14,17 +14,17 @@ from qwen_vl.data.conversations import FOREIGN_KINDS, check_entry, named
 from qwen_vl.data.markup import Images, convertible, images_of
 from qwen_vl.data.skip_manifests import own_id
 from qwen_vl.data.validation import Finding, Problem, is_address
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import SCALED, find_picture, is_local, open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import SCALED, find_image, is_local, read_image
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-PICTURE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
+IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 SMALLEST_SIDE = 10  # pixels; a smaller side looks like a placeholder
-LARGEST_RATIO = 10  # of the sides; pictures are squeezed to a square
+LARGEST_RATIO = 10  # of the sides; images are squeezed to a square
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
-class Picture(NamedTuple):
+class SeenImage(NamedTuple):
     """The findings about an image."""
 
     size: tuple[int, int] | None  # (width, height), None if it could not be opened
@@ -41,7 +41,7 @@ class Inspected(NamedTuple):
     length: int | None  # tokens, whole; None without a tokenizer, and for a record with errors
     num_targets: int | None  # learned labels of the part that is kept
     uses: list[tuple[str, str]]  # (field, key) for each image; equal keys are the same image
-    opened: dict[str, Picture]  # by key: the images that are in the text itself, as data: URIs
+    opened: dict[str, SeenImage]  # by key: the images that are in the text itself, as data: URIs
     images: Images  # how they are written
     format: str | None  # that `qwen-vl data convert --from` reads, of a record that seems to be of another format
 
@@ -65,14 +65,14 @@ class Inspector:
         self.path, self.folders, self.encoding, self.opens = path, folders, encoding, opens
         self.tokenizer = tokenizer
         self._found: dict[str, str | None] = {}  # reference: its path, or None
-        self._opened: dict[str, Picture] = {}  # by key
+        self._opened: dict[str, SeenImage] = {}  # by key
 
     def records(self, entries: Iterable[tuple[str, Any]]) -> list[Inspected]:
         """Return the Inspected of each (place, record), as `conversations.entries` yields them."""
         return [self._record(place, record) for place, record in entries]
 
-    def pictures(self, keys: Iterable[str]) -> list[Picture]:
-        """Return the Picture of each path or address, after opening it."""
+    def images(self, keys: Iterable[str]) -> list[SeenImage]:
+        """Return the Image of each path or address, after opening it."""
         return [look_at(key) for key in keys]
 
     def _record(self, place: str, record: Any) -> Inspected:
@@ -112,7 +112,7 @@ class Inspector:
     def _find(self, reference: str) -> str | None:
         """Return the path of a local image, or None."""
         if reference not in self._found:
-            self._found[reference] = find_picture(reference, self.folders)
+            self._found[reference] = find_image(reference, self.folders)
         return self._found[reference]
 
     def _uses(self, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -123,7 +123,7 @@ class Inspector:
             if isinstance(turn, dict):
                 texts.append((f"conversations[{index}].value", turn.get("value")))
         for field, text in texts:
-            for reference in PICTURE.findall(text) if isinstance(text, str) else []:
+            for reference in IMAGE.findall(text) if isinstance(text, str) else []:
                 key = self._key(reference)
                 if key:
                     yield field, key
@@ -140,31 +140,31 @@ class Inspector:
         return key
 
 
-def look_at(reference: str) -> Picture:
-    """Return the Picture of a path, an address or a data: URI."""
+def look_at(reference: str) -> SeenImage:
+    """Return the Image of a path, an address or a data: URI."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
         try:
-            picture = open_picture(reference)
-        except PictureError as error:
-            return Picture(None, (("broken picture", str(error)),))
-        return Picture(picture.size, tuple(_oddities(picture)))
+            image = read_image(reference)
+        except ImageError as error:
+            return SeenImage(None, (("broken image", str(error)),))
+        return SeenImage(image.size, tuple(_oddities(image)))
 
 
-def _oddities(picture: Image.Image) -> Iterator[Finding]:
+def _oddities(image: Image.Image) -> Iterator[Finding]:
     """Yield (kind, message) for what the owner of an image may not expect."""
-    width, height = picture.size
-    short, long = sorted(picture.size)
+    width, height = image.size
+    short, long = sorted(image.size)
     if short < SMALLEST_SIDE or long > LARGEST_RATIO * short:
-        yield "odd picture", f"{width} x {height} pixels; look whether it is the one that you mean"
-    if SCALED in picture.info:
-        yield "scaled picture", picture.info[SCALED]
+        yield "odd image", f"{width} x {height} pixels; look whether it is the one that you mean"
+    if SCALED in image.info:
+        yield "scaled image", image.info[SCALED]
     try:
-        orientation = picture.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged metadata, which the model does not see
         return
     if orientation != 1:
-        yield "rotated picture", f"EXIF orientation {orientation} is ignored; rotate the pixels themselves"
+        yield "rotated image", f"EXIF orientation {orientation} is ignored; rotate the pixels themselves"
 
 
 def _digest(record: dict[str, Any]) -> bytes:

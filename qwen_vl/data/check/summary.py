@@ -8,7 +8,7 @@ from pathlib import Path
 from qwen_vl.data.validation import Problem
 from qwen_vl.terminal import text_table
 
-from .inspect_record import Inspected, Picture
+from .inspect_record import Inspected, SeenImage
 
 MAX_EXAMPLES = 3  # problems of a kind that are spelled out
 MAX_BINS = 16
@@ -20,7 +20,7 @@ class FileSummary:
 
     def __init__(self, path: str) -> None:
         self.path, self.name = str(path), Path(path).name
-        self.num_records = self.num_pictures = self.num_targets = 0
+        self.num_records = self.num_images = self.num_targets = 0
         self.lengths = array("i")
         self.longest = (0, "")  # (tokens, place and id)
         self.kinds: Counter[str] = Counter()
@@ -34,7 +34,7 @@ class FileSummary:
         """Count a record without its problems."""
         self.num_records += 1
         self.formats.update([inspected.format] if inspected.format else [])
-        self.num_pictures += len(inspected.uses)
+        self.num_images += len(inspected.uses)
         if inspected.length is not None:
             self.lengths.append(inspected.length)
             self.num_targets += inspected.num_targets or 0
@@ -57,11 +57,11 @@ class FileSummary:
 
 def files_table(files: Sequence[FileSummary]) -> list[str]:
     """Return the lines of a table: a row for each FileSummary, and their sum."""
-    header = ["file", "records", "bad", "warned", "pictures", "tokens", "learned"]
+    header = ["file", "records", "bad", "warned", "images", "tokens", "learned"]
 
     def numbers(file: FileSummary) -> list[int | None]:
         tokens = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
-        return [file.num_records, len(file.bad), len(file.warned), file.num_pictures, *tokens]
+        return [file.num_records, len(file.bad), len(file.warned), file.num_images, *tokens]
 
     columns = [numbers(file) for file in files]
     rows = [[file.path, *map(_number, column)] for file, column in zip(files, columns, strict=True)]
@@ -91,15 +91,15 @@ def kinds_lines(files: Sequence[FileSummary], kinds: Collection[str], title: str
     return ["", title, *lines] if lines else []
 
 
-def pictures_line(pictures: Collection[Picture], num_uses: int) -> str:
-    """Return a line about Pictures: how many, and the range of their sizes."""
-    sizes = [picture.size for picture in pictures if picture.size]
-    text = f"pictures: {num_uses:,} in the texts, {len(pictures):,} different ones"
+def images_line(images: Collection[SeenImage], num_uses: int) -> str:
+    """Return a line about Images: how many, and the range of their sizes."""
+    sizes = [image.size for image in images if image.size]
+    text = f"images: {num_uses:,} in the texts, {len(images):,} different ones"
     if not sizes:
         return text + ", none opened"
     smallest, largest = (chosen(sizes, key=lambda size: size[0] * size[1]) for chosen in (min, max))
     from_to = f"from {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels"
-    return f"{text} opened, {len(pictures) - len(sizes):,} of them broken; {from_to}"
+    return f"{text} opened, {len(images) - len(sizes):,} of them broken; {from_to}"
 
 
 def lengths_lines(files: Sequence[FileSummary], limit: int) -> list[str]:

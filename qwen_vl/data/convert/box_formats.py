@@ -14,8 +14,8 @@ from qwen_vl.data.sources.json_files import is_named_lines, read_json
 from qwen_vl.data.sources.opening import form_of, open_bytes
 from qwen_vl.data.sources.readers import data_files
 from qwen_vl.data.validation import DataError, FieldError, Problem, kind_of, shown
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import find_picture, is_local, open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import find_image, is_local, read_image
 
 PROMPTS = {"coco": "Draw a box around every {phrase}.", "refcoco": "Draw a box around {phrase}."}
 NAME_KEYS = ("file_name", "image", "img_name", "image_path")
@@ -35,13 +35,13 @@ class Sizes:
 
     def _of(self, reference: str) -> tuple[int, int]:
         try:
-            path = find_picture(reference, self.folders) if is_local(reference) else None
+            path = find_image(reference, self.folders) if is_local(reference) else None
             if path is None:
-                return open_picture(reference, search_dirs=self.folders).size  # or the error that says what is wrong
-            with Image.open(path) as picture:
-                return picture.size
-        except (PictureError, OSError, Image.DecompressionBombError) as error:
-            raise FieldError("", f"{error}; the size of the picture is needed") from error
+                return read_image(reference, search_dirs=self.folders).size  # or the error that says what is wrong
+            with Image.open(path) as image:
+                return image.size
+        except (ImageError, OSError, Image.DecompressionBombError) as error:
+            raise FieldError("", f"{error}; the size of the image is needed") from error
 
 
 # ---- to ours --------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def from_coco(
         found.setdefault(annotation["image_id"], {}).setdefault(category, []).append((place, box))
     for image_id, image in images.items():
         if image_id not in found:
-            notes["a picture without annotations is left out"] += 1
+            notes["an image without annotations is left out"] += 1
         for category, boxes in found.get(image_id, {}).items():
             name = f"{image_id}-{category}"
             yield boxes[0][0], _conversation(name, _name(image), category, [box for _, box in boxes], "coco", prompt)
@@ -103,8 +103,8 @@ def from_refcoco(
             if isinstance(record, Problem):
                 raise FieldError(record.field, record.message)
             if not isinstance(record, dict):
-                raise FieldError("", f"a {kind_of(record)}; use an object with a picture, a bbox and sentences")
-            sentences, picture = _sentences(record), _name(record)
+                raise FieldError("", f"a {kind_of(record)}; use an object with an image, a bbox and sentences")
+            sentences, image = _sentences(record), _name(record)
             box = _to_grid(record.get("bbox"), box_format, record, sizes)
         except FieldError as error:
             error.id = record.get("ref_id", record.get("id")) if isinstance(record, dict) else None
@@ -113,15 +113,15 @@ def from_refcoco(
         name = record.get("ref_id", record.get("id", number))
         for index, sentence in enumerate(sentences):
             own = f"{name}-{index}" if len(sentences) > 1 else str(name)
-            yield place, _conversation(own, picture, sentence, [box], "refcoco", prompt)
+            yield place, _conversation(own, image, sentence, [box], "refcoco", prompt)
 
 
 def _conversation(
-    name: str, picture: str, phrase: str, boxes: Sequence[Box], form: str, prompt: str | None
+    name: str, image: str, phrase: str, boxes: Sequence[Box], form: str, prompt: str | None
 ) -> dict[str, Any]:
     question = (prompt or PROMPTS[form]).replace("{phrase}", phrase)
     answer = f"<ref>{phrase}</ref>" + "".join(box_text(box) for box in boxes)
-    turns = [("user", f"Picture 1: <img>{picture}</img>\n{question}"), ("assistant", answer)]
+    turns = [("user", f"Picture 1: <img>{image}</img>\n{question}"), ("assistant", answer)]
     return {"id": name, "conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
@@ -164,7 +164,7 @@ def _name(record: Mapping[str, Any]) -> str:
     """Return the file name of a record's image; raise FieldError if it has none."""
     key = next((key for key in NAME_KEYS if key in record), NAME_KEYS[0])
     if not isinstance(record.get(key), str) or not record[key]:
-        raise FieldError(key, f"{shown(record.get(key))}; use the path of the picture")
+        raise FieldError(key, f"{shown(record.get(key))}; use the path of the image")
     return record[key]
 
 
@@ -184,7 +184,7 @@ def _to_grid(values: object, box_format: str, record: Mapping[str, Any], sizes: 
     if size == (None, None):
         size = sizes.of(_name(record))
     if not all(_is_number(length) and length > 0 for length in size):
-        raise FieldError("width", f"{shown(size)}; use the width and height of the picture, or leave both out")
+        raise FieldError("width", f"{shown(size)}; use the width and height of the image, or leave both out")
     try:
         return to_grid((x1, y1, x2, y2), *size)
     except ValueError as error:
@@ -268,11 +268,11 @@ def found_boxes(record: Mapping[str, Any]) -> list[tuple[str, str, list[Box]]]:
             if piece.kind == "ref":
                 phrase = piece.text.strip()
             if piece.kind == "box":
-                if not phrase or piece.picture is None:
-                    missing = "phrase (<ref>)" if piece.picture is not None else "picture"
+                if not phrase or piece.image is None:
+                    missing = "phrase (<ref>)" if piece.image is not None else "image"
                     raise FieldError(where, f"a <box> without a {missing} before it; add it, or leave the record out")
                 if previous == "ref":
-                    found.append((references[piece.picture], phrase, []))
+                    found.append((references[piece.image], phrase, []))
                 found[-1][2].append(numbers(piece.text))
             previous = piece.kind
     return found
@@ -350,7 +350,7 @@ def to_refcoco(
 def _pixels(reference: str, sizes: Sizes) -> tuple[int, int]:
     """Return (width, height) of an image; raise FieldError for a data: URI, which these formats cannot name."""
     if reference[:5].lower() == "data:":
-        raise FieldError("conversations", "a data: URI has no file name; save the picture as a file first")
+        raise FieldError("conversations", "a data: URI has no file name; save the image as a file first")
     return sizes.of(reference)
 
 

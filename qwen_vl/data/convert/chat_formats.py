@@ -25,7 +25,7 @@ ROLES |= {role: role for role in ("user", "assistant", "system")}
 KNOWN_KEYS = {"id", "image", "images", "system", "weight", "conversations", "messages", "objects"}
 
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>")
-PICTURE = re.compile(r"(?:Picture [0-9]+: ?)?<img>(.*?)</img>", re.DOTALL)
+IMAGE = re.compile(r"(?:Picture [0-9]+: ?)?<img>(.*?)</img>", re.DOTALL)
 
 # What a text of ours must not hold, as the other format would read it: texts of ours have no such markup.
 MEANT: dict[str, tuple[str, ...]] = {form: ("<image>",) for form in ("llava", "sharegpt")}
@@ -60,7 +60,7 @@ def to_ours(record: object, form: str, notes: Counter[str], size_of: SizeOf) -> 
         raise FieldError(key or "", "no turns; give a list of them under 'conversations' or 'messages'")
     for name in ("video", "videos", "audio", "audios", "tools"):
         if record.get(name):
-            raise FieldError(name, "only text and pictures can be trained on; leave the record out")
+            raise FieldError(name, "only text and images can be trained on; leave the record out")
     notes.update(f"key {name!r} of a record is left out" for name in record.keys() - KNOWN_KEYS)
     reader = _Reader(record, form, size_of)
     ours = {name: record[name] for name in ("id", "weight") if record.get(name) is not None}
@@ -79,7 +79,7 @@ class _Reader:
     """A reader of the turns of one record, which replaces each image placeholder with its reference."""
 
     def __init__(self, record: Mapping[str, Any], form: str, size_of: SizeOf) -> None:
-        self.form, self.num_pictures, self.num_taken = form, 0, 0
+        self.form, self.num_images, self.num_taken = form, 0, 0
         self.key = "images" if "images" in record else "image"
         found = record.get(self.key)
         found = [] if found is None else found if isinstance(found, list) else [found]
@@ -104,7 +104,7 @@ class _Reader:
     def finish(self) -> None:
         """Raise FieldError if no text refers to some image or box."""
         if self.num_taken < len(self.references):
-            message = f"{len(self.references)} pictures, {self.num_taken} <image> in the text; write one for each"
+            message = f"{len(self.references)} images, {self.num_taken} <image> in the text; write one for each"
             raise FieldError(self.key, message)
         self.objects.finish()
 
@@ -118,14 +118,14 @@ class _Reader:
         parts = [(kind, text) for kind, text in parts if text]
         value = ""
         for index, (kind, text) in enumerate(parts):
-            if kind == "picture":
+            if kind == "image":
                 before = "\n" if index and parts[index - 1][0] == "text" else ""
                 text = before + text + "\n" * (index + 1 < len(parts))
             value += text
         return value
 
     def _part(self, where: str, part: Any) -> tuple[str, str]:
-        """Return ("text" or "picture", our text) of a part of a content."""
+        """Return ("text" or "image", our text) of a part of a content."""
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             return "text", self._placed(f"{where}.text", part["text"])
@@ -133,31 +133,31 @@ class _Reader:
             raise FieldError(f"{where}.type", f"{shown(kind)}; use 'text' or 'image_url'")
         key = next((key for key in ("image_url", "image", "url", "path") if key in part), None)
         if key is None:
-            return "picture", self._next(where)
+            return "image", self._next(where)
         value = part[key].get("url") if isinstance(part[key], dict) else part[key]
-        return "picture", self._picture(_reference(f"{where}.{key}", value))
+        return "image", self._image(_reference(f"{where}.{key}", value))
 
     def _placed(self, where: str, text: str) -> str:
         """Return the text with our boxes, and with images for <image>; an image that begins a line also ends it."""
         text = self.objects.placed(where, _text_to_ours(where, text, self.form))
 
-        def picture(match: re.Match[str]) -> str:
+        def image(match: re.Match[str]) -> str:
             begins = match.start() == 0 or text[match.start() - 1] == "\n"
             return self._next(where) + "\n" * (begins and text[match.end() : match.end() + 1] not in ("", "\n"))
 
-        return PLACEHOLDER.sub(picture, text)
+        return PLACEHOLDER.sub(image, text)
 
     def _next(self, where: str) -> str:
         """Return our text of the next image of the record; raise FieldError if there is none left."""
         self.num_taken += 1
         if self.num_taken > len(self.references):
-            message = f"more <image> than the {len(self.references)} pictures under 'image' or 'images'; write one each"
+            message = f"more <image> than the {len(self.references)} images under 'image' or 'images'; write one each"
             raise FieldError(where, message)
-        return self._picture(self.references[self.num_taken - 1])
+        return self._image(self.references[self.num_taken - 1])
 
-    def _picture(self, reference: str) -> str:
-        self.num_pictures += 1
-        return f"Picture {self.num_pictures}: <img>{reference}</img>"
+    def _image(self, reference: str) -> str:
+        self.num_images += 1
+        return f"Picture {self.num_images}: <img>{reference}</img>"
 
 
 def _reference(where: str, value: object) -> str:
@@ -208,7 +208,7 @@ def _steps(where: str, values: Sequence[Any], count: int) -> list[int]:
     if len(steps) != count:
         raise FieldError(where, f"box {shown(values)} has {len(steps)} numbers; use {count}")
     if not all(0 <= step <= GRID for step in steps):
-        message = "thousandths of the picture go from 0 to 1000; boxes in pixels (Qwen2.5-VL) must be scaled first"
+        message = "thousandths of the image go from 0 to 1000; boxes in pixels (Qwen2.5-VL) must be scaled first"
         raise FieldError(where, f"box {shown(steps)}; {message}")
     return [min(GRID - 1, step) for step in steps]
 
@@ -267,11 +267,11 @@ def from_ours(record: Mapping[str, Any], form: str) -> dict[str, Any]:
         taken = next((mark for mark in MEANT.get(form, ()) if mark in turn["value"]), None)
         if taken:
             where = "system" if turn["from"] == "system" else f"conversations[{index - ('system' in record)}].value"
-            raise FieldError(where, f"holds {taken} as text, which that format reads as a picture or box; remove it")
+            raise FieldError(where, f"holds {taken} as text, which that format reads as an image or box; remove it")
     if form in ("llava", "sharegpt"):
         return kept | _with_placeholders(turns, form)
     if form == "swift":
-        return kept | from_ours_to_swift(turns, PICTURE)
+        return kept | from_ours_to_swift(turns, IMAGE)
     return kept | {"messages": [_message(f"conversations[{i}].value", turn, form) for i, turn in enumerate(turns)]}
 
 
@@ -279,18 +279,18 @@ def _with_placeholders(turns: Sequence[Turn], form: str) -> dict[str, Any]:
     """Return {"conversations"} of LLaVA or ShareGPT, with the images and the system message under their own keys."""
     names = {"user": "human", "assistant": "gpt", "system": "system"}
     kept: dict[str, Any] = {}
-    pictures, converted = [], []
+    images, converted = [], []
     for turn in turns:
-        pictures += [match[1] for match in PICTURE.finditer(turn["value"])]
-        text = PICTURE.sub("<image>", turn["value"])
+        images += [match[1] for match in IMAGE.finditer(turn["value"])]
+        text = IMAGE.sub("<image>", turn["value"])
         if turn["from"] == "system":
             kept["system"] = text
         else:
             converted.append({**turn, "from": names[turn["from"]], "value": text})
-    if pictures and form == "llava":
-        kept["image"] = pictures[0] if len(pictures) == 1 else pictures
-    elif pictures:
-        kept["images"] = pictures
+    if images and form == "llava":
+        kept["image"] = images[0] if len(images) == 1 else images
+    elif images:
+        kept["images"] = images
     return {**kept, "conversations": converted}
 
 
@@ -298,7 +298,7 @@ def _message(where: str, turn: Turn, form: str) -> dict[str, Any]:
     """Return a turn as {"role", "content"}; the content is a string if the turn has no images."""
     parts: list[dict[str, Any]] = []
     position, text = 0, turn["value"]
-    for match in PICTURE.finditer(text):
+    for match in IMAGE.finditer(text):
         before = text[position : match.start()].removesuffix("\n")
         if before:
             parts.append({"type": "text", "text": _text_from_ours(where, before, form)})

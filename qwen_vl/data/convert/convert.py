@@ -15,7 +15,7 @@ from qwen_vl.data.files import whole_file
 from qwen_vl.data.skip_manifests import own_id
 from qwen_vl.data.sources.opening import packed, plain_name
 from qwen_vl.data.validation import DataError, FieldError, Problem
-from qwen_vl.model.image_loading_qwen import find_picture
+from qwen_vl.model.image_loading_qwen import find_image
 
 from . import box_formats, chat_formats
 
@@ -41,14 +41,14 @@ def convert(
     source_format: str,
     target_format: str = "ours",
     image_folder: str | None = None,
-    check_pictures: bool = True,
+    check_images: bool = True,
     skip_errors: bool = False,
     prompt: str | None = None,
     box_format: str = "xywh",
 ) -> Converted:
     """Convert a file and return the Converted. OUT is written completely or not at all.
 
-    Every record is one that `conversations.read` accepts, whatever the target format. With `check_pictures` local
+    Every record is one that `conversations.read` accepts, whatever the target format. With `check_images` local
     images must exist in `search_dirs(out, image_folder)`; sizes that the source does not have are read there.
     prompt: the question for COCO and RefCOCO, with {phrase}; box_format: "xywh" or "xyxy", of RefCOCO-style boxes.
     Raises DataError with all that cannot be converted, unless `skip_errors` leaves those records out.
@@ -56,11 +56,11 @@ def convert(
     check_folder(image_folder)
     result, folders = Converted(), search_dirs(out, image_folder)
     sizes = box_formats.Sizes(folders)
-    exists = functools.cache(lambda reference: find_picture(reference, folders) is not None)
+    exists = functools.cache(lambda reference: find_image(reference, folders) is not None)
     records = []
     for place, record in _read(source, source_format, sizes, result.notes, prompt, box_format):
         result.num_read += 1
-        problems = _problems(place, record, exists if check_pictures else None)
+        problems = _problems(place, record, exists if check_images else None)
         if source_format != "ours" and not problems:
             problems = list(_leftovers(place, record, source_format, result.notes))
         result.problems += problems
@@ -180,8 +180,8 @@ def _message(source: str | os.PathLike, result: Converted, folders: Sequence[str
     lines += [f"  {name}{problem}" for problem in problems[:MAX_SHOWN]]
     if len(problems) > MAX_SHOWN:
         lines.append(f"  and {len(problems) - MAX_SHOWN} more")
-    if any(problem.kind == "missing picture" for problem in problems):
+    if any(problem.kind == "missing image" for problem in problems):
         where, beside = ", ".join(folders), os.path.dirname(source) or "."
-        lines.append(f"  Pictures were looked for in {where}; give --image_folder (beside the source: {beside}).")
+        lines.append(f"  Images were looked for in {where}; give --image_folder (beside the source: {beside}).")
     lines.append("  --skip_errors leaves these records out and lists them.")
     return "\n".join(lines)

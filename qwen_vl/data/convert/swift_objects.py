@@ -2,7 +2,7 @@
 
 As it documents them: {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]], "bbox_type": "real" | "norm1", "image_id": [0]}; and
 as its version 2 had them: [{"caption": "dog", "bbox": [..], "bbox_type": "real" | "norm_1000" | "norm_1", "image": 0}],
-also as JSON text. Pixels ("real", the default) are thousandths of the picture in our format, so its size is needed.
+also as JSON text. Pixels ("real", the default) are thousandths of the image in our format, so its size is needed.
 """
 
 import json
@@ -21,7 +21,7 @@ Box = tuple[int, ...]
 class Objects:
     """What the placeholders of one record stand for, taken in their order.
 
-    content: the record's `objects`, or None. references: its pictures. size_of(reference): (width, height) of one.
+    content: the record's `objects`, or None. references: its images. size_of(reference): (width, height) of one.
     Raises FieldError for what cannot be one of our boxes.
     """
 
@@ -110,7 +110,7 @@ class Objects:
 
     def _size(self, where: str, place: object) -> tuple[int, int]:
         if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(self._references):
-            raise FieldError(where, f"picture {shown(place)} of {len(self._references)}; name one of them, from 0 on")
+            raise FieldError(where, f"image {shown(place)} of {len(self._references)}; name one of them, from 0 on")
         try:
             return self._size_of(self._references[place])
         except FieldError as error:
@@ -126,25 +126,25 @@ def _phrase(where: str, phrase: object) -> str:
 # ---- and back -------------------------------------------------------------------------------------------------------
 
 
-def from_ours_to_swift(turns: list[dict], picture: re.Pattern) -> dict:
-    """Return {"messages", "images", "objects"} of turns of ours; raise FieldError for a quad or a box in no picture.
+def from_ours_to_swift(turns: list[dict], image: re.Pattern) -> dict:
+    """Return {"messages", "images", "objects"} of turns of ours; raise FieldError for a quad or a box in no image.
 
-    Coordinates are the middle of their step as a share of the picture ("norm1"), so the way back changes nothing.
+    Coordinates are the middle of their step as a share of the image ("norm1"), so the way back changes nothing.
     """
     images, messages = [], []
     for turn in turns:
-        images += [match[1] for match in picture.finditer(turn["value"])]
+        images += [match[1] for match in image.finditer(turn["value"])]
         text = OURS.sub(lambda match: "<bbox>" if match[1] is None else "<ref-object>", turn["value"])
-        message = {"role": turn["from"], "content": picture.sub("<image>", text)}
+        message = {"role": turn["from"], "content": image.sub("<image>", text)}
         messages.append(message | ({} if turn.get("loss", True) else {"loss": False}))
     pieces = [piece for each in segments(turns) for piece in each]
     if any(piece.kind == "quad" for piece in pieces):
         raise FieldError("conversations", "holds a <quad>, which ms-swift cannot say; use a <box>")
     boxes = [piece for piece in pieces if piece.kind == "box"]
-    if any(piece.picture is None for piece in boxes):
-        raise FieldError("conversations", "a <box> without a picture before it; add it, or leave the record out")
+    if any(piece.image is None for piece in boxes):
+        raise FieldError("conversations", "a <box> without an image before it; add it, or leave the record out")
     phrases = [piece.text for piece in pieces if piece.kind == "ref"]
     objects = {"ref": phrases, "bbox": [[(step + 0.5) / GRID for step in numbers(box.text)] for box in boxes]}
-    objects |= {"bbox_type": "norm1", "image_id": [box.picture for box in boxes]}
+    objects |= {"bbox_type": "norm1", "image_id": [box.image for box in boxes]}
     kept = {"images": images} if images else {}
     return {"messages": messages, **kept} | ({"objects": objects} if boxes or phrases else {})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # preview.py imports this module
     from .overlays import Mark
     from .preview import Page, Preview, Token
 
-SHOWN_REFERENCE = 60  # characters of a picture reference on the page; a data URI has thousands
+SHOWN_REFERENCE = 60  # characters of an image reference on the page; a data URI has thousands
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -41,7 +41,7 @@ h2 { margin: 0 0 12px; font-size: 16px; overflow-wrap: anywhere; }
   color: #3c4554; font-size: 12px; font-weight: 400; }
 .badge.trimmed, .badge.dropped { background: #c93b3b; color: #fff; }
 .both { display: flex; flex-wrap: wrap; gap: 20px; }
-.pictures { flex: 0 1 auto; display: flex; flex-direction: column; gap: 12px; max-width: 480px; }
+.images { flex: 0 1 auto; display: flex; flex-direction: column; gap: 12px; max-width: 480px; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; border-radius: 4px; }
 figcaption { color: #5a6472; font-size: 12px; overflow-wrap: anywhere; }
@@ -78,7 +78,7 @@ LEGEND = (
     '<span class="t y">a target</span> the model learns to write it   '
     '<span class="t">ignored</span> it is only read   '
     '<span class="t s">&lt;special&gt;</span> a token of the model   '
-    '<span class="t p">Picture 1</span> a whole picture span   '
+    '<span class="t p">Picture 1</span> a whole image span   '
     '<span class="t cut">cut</span> behind the limit   '
     "Point at a token to see its id."
 )
@@ -127,34 +127,34 @@ def badges(sample: "Preview") -> list[tuple[str, str]]:
 def _sample(sample: "Preview") -> str:
     marks = "".join(f'<span class="badge {kind}">{escape(text)}</span>' for text, kind in badges(sample))
     references = [mark.text for _, marks_ in sample.turns for mark in marks_ if mark.kind == "img"]
-    pictures = "".join(
-        _picture(number, picture, reference)
-        for number, (picture, reference) in enumerate(zip(sample.pictures, references, strict=True), start=1)
+    images = "".join(
+        _image(number, image, reference)
+        for number, (image, reference) in enumerate(zip(sample.images, references, strict=True), start=1)
     )
     turns = "".join(_turn(role, marks_) for role, marks_ in sample.turns)
     tokens = "".join(_token(token) for token in sample.tokens)
-    column = f'<div class="pictures">{pictures}</div>' if pictures else ""
+    column = f'<div class="images">{images}</div>' if images else ""
     return (
         f'<section class="sample {sample.status}"><h2>{clean(sample.id)}{marks}</h2>'
         f'<div class="both">{column}<div class="turns">{turns}</div></div><div class="tokens">{tokens}</div></section>'
     )
 
 
-def _picture(number: int, picture: "Image.Image | str", reference: str) -> str:
-    """Return an image with its caption; picture: the image, or the text of the error if it cannot be opened."""
+def _image(number: int, image: "Image.Image | str", reference: str) -> str:
+    """Return an image with its caption; image: the image, or the text of the error if it cannot be opened."""
     caption = f"<figcaption>Picture {number}: {clean(shortened(reference))}</figcaption>"
-    if isinstance(picture, str):
-        return f'<figure><div class="failed">{clean(picture)}</div>{caption}</figure>'
-    size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<figure><img src="{_data_uri(picture)}" {size} alt="Picture {number}">{caption}</figure>'
+    if isinstance(image, str):
+        return f'<figure><div class="failed">{clean(image)}</div>{caption}</figure>'
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<figure><img src="{_data_uri(image)}" {size} alt="Picture {number}">{caption}</figure>'
 
 
-def _data_uri(picture: "Image.Image") -> str:
+def _data_uri(image: "Image.Image") -> str:
     """Return the image as a data: URI, in JPEG or PNG, whichever is smaller."""
     candidates = []
     for form, options in (("jpeg", {"quality": 88}), ("png", {})):
         stream = io.BytesIO()
-        picture.save(stream, form, **options)
+        image.save(stream, form, **options)
         candidates.append((stream.tell(), form, stream.getvalue()))
     _, form, content = min(candidates)
     return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
@@ -169,18 +169,18 @@ def _mark(mark: "Mark") -> str:
     if mark.kind == "text":
         return clean(mark.text)
     if mark.kind == "img":
-        return f'<span class="chip" title="picture {mark.picture + 1}">{clean(shortened(mark.text))}</span>'
+        return f'<span class="chip" title="image {mark.image + 1}">{clean(shortened(mark.text))}</span>'
     color = mark.color or "#5a6472"
     return f'<span class="shape {mark.kind}" style="color: {color}">{clean(mark.text)}</span>'
 
 
 def _token(token: "Token") -> str:
     classes = ["t"]
-    classes += ["y"] * (token.num_targets > 0 and token.kind != "picture")
-    classes += {"special": ["s"], "picture": ["p"], "text": []}[token.kind]
+    classes += ["y"] * (token.num_targets > 0 and token.kind != "image")
+    classes += {"special": ["s"], "image": ["p"], "text": []}[token.kind]
     classes += ["cut"] * (not token.kept)
     title, text = f"id {token.id}", clean(token.text).replace("\n", "\u21b5\n")
-    if token.kind == "picture":
+    if token.kind == "image":
         title = f"{token.num_positions} positions, {token.num_targets} targets"
         text = f"{text} &times; {token.num_positions}"
     return f'<span class="{" ".join(classes)}" title="{title}">{text}</span>'

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from qwen_vl.data.boxes import numbers, segments
 from qwen_vl.data.validation import GRID, SHAPES
 from qwen_vl.model.box_drawing_qwen import COLORS, draw_boxes, draw_label, load_font
-from qwen_vl.model.download_qwen import PictureError
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.download_qwen import ImageError
+from qwen_vl.model.image_loading_qwen import read_image
 
 LONGEST_SIDE = 480  # pixels of an image on a page
 SHORTEST_LONG_SIDE = 320  # images smaller than this are enlarged, or lines and labels would cover them
@@ -23,7 +23,7 @@ class Mark:
 
     kind: str
     text: str
-    picture: int | None
+    image: int | None
     color: str | None
 
 
@@ -50,15 +50,15 @@ def mark(turns: Sequence[Mapping[str, Any]]) -> tuple[list[MarkedTurn], dict[int
         marks, phrase = [], None
         for piece, follower in zip(pieces, [*(piece.kind for piece in pieces[1:]), "text"], strict=False):
             color = None
-            if piece.kind == "img" and piece.picture is not None:
-                shapes[piece.picture] = []
-            elif piece.kind == "ref" and follower in SHAPES and piece.picture is not None:
-                phrase, color = piece.text, colors.next(follower, piece.picture)
-            elif piece.kind in SHAPES and piece.picture is not None:
-                color = colors.current(piece.kind, piece.picture)
-                shapes[piece.picture].append(Shape(piece.kind, numbers(piece.text), phrase, color))
+            if piece.kind == "img" and piece.image is not None:
+                shapes[piece.image] = []
+            elif piece.kind == "ref" and follower in SHAPES and piece.image is not None:
+                phrase, color = piece.text, colors.next(follower, piece.image)
+            elif piece.kind in SHAPES and piece.image is not None:
+                color = colors.current(piece.kind, piece.image)
+                shapes[piece.image].append(Shape(piece.kind, numbers(piece.text), phrase, color))
                 phrase = None
-            marks.append(Mark(piece.kind, piece.text, piece.picture, color))
+            marks.append(Mark(piece.kind, piece.text, piece.image, color))
         shown.append((turn["from"], marks))
     return shown, shapes
 
@@ -69,41 +69,41 @@ class _Colors:
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, int]] = Counter()
 
-    def next(self, kind: str, picture: int) -> str:
-        self._counts[kind, picture] += 1
-        return self.current(kind, picture)
+    def next(self, kind: str, image: int) -> str:
+        self._counts[kind, image] += 1
+        return self.current(kind, image)
 
-    def current(self, kind: str, picture: int) -> str:
-        index = max(0, self._counts[kind, picture] - 1) % len(COLORS)
+    def current(self, kind: str, image: int) -> str:
+        index = max(0, self._counts[kind, image] - 1) % len(COLORS)
         return COLORS[index if kind == "box" else -1 - index]
 
 
 def draw_on(reference: str, shapes: Sequence[Shape], folders: Sequence[str]) -> Image.Image | str:
     """Return the image with its boxes, at the size of the page; the error as text if it cannot be opened."""
     try:
-        picture = open_picture(reference, search_dirs=folders)
-    except PictureError as error:
+        image = read_image(reference, search_dirs=folders)
+    except ImageError as error:
         return str(error)
-    longest = max(picture.size)
+    longest = max(image.size)
     wanted = min(LONGEST_SIDE, max(SHORTEST_LONG_SIDE, longest))
-    size = tuple(max(1, round(side * wanted / longest)) for side in picture.size)
-    picture = picture.resize(size, Image.Resampling.LANCZOS if wanted < longest else Image.Resampling.NEAREST)
+    size = tuple(max(1, round(side * wanted / longest)) for side in image.size)
+    image = image.resize(size, Image.Resampling.LANCZOS if wanted < longest else Image.Resampling.NEAREST)
     boxes = [
         {"box": shape.numbers} | ({} if shape.phrase is None else {"ref": shape.phrase})
         for shape in shapes
         if shape.kind == "box"
     ]
-    return _draw_quads(draw_boxes(picture, boxes), [shape for shape in shapes if shape.kind == "quad"])
+    return _draw_quads(draw_boxes(image, boxes), [shape for shape in shapes if shape.kind == "quad"])
 
 
-def _draw_quads(picture: Image.Image, quads: Sequence[Shape]) -> Image.Image:
+def _draw_quads(image: Image.Image, quads: Sequence[Shape]) -> Image.Image:
     """Draw quadrilaterals on an image in the style of `draw_boxes`, and return it."""
-    draw, side = ImageDraw.Draw(picture), min(picture.size)
-    width, height = picture.size
+    draw, side = ImageDraw.Draw(image), min(image.size)
+    width, height = image.size
     for quad in quads:
         xs, ys = [x * width / GRID for x in quad.numbers[::2]], [y * height / GRID for y in quad.numbers[1::2]]
         draw.polygon(list(zip(xs, ys, strict=True)), outline=quad.color, width=max(2, round(side / 150)))
         if quad.phrase:
             place = (min(xs), min(ys), max(xs), max(ys))
-            draw_label(draw, place, quad.phrase, quad.color, load_font(max(11, round(side / 24))), picture.size)
-    return picture
+            draw_label(draw, place, quad.phrase, quad.color, load_font(max(11, round(side / 24))), image.size)
+    return image

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # preview.py imports this module
     from .preview import Page, Preview, Token
 
 WIDTH, MARGIN, PADDING = 1200, 32, 20
-PICTURE_WIDTH = 480
+IMAGE_WIDTH = 480
 MAX_HEIGHT = 60_000  # pixels; Pillow draws no more than 65,535
 INK, QUIET, RED, PAPER = "#1d2430", "#5a6472", "#c93b3b", "#ffffff"
 TARGET, TARGET_INK, IGNORED, IGNORED_INK = "#bfe8c9", "#0d3b1c", "#eef0f3", "#6d7684"
@@ -45,7 +45,7 @@ def render(page: "Page") -> bytes:
         if sheet.y > MAX_HEIGHT:
             raise ValueError(f"the page would be over {MAX_HEIGHT} pixels high; use a smaller --num, or --format html")
     stream = io.BytesIO()
-    sheet.picture().save(stream, "png")
+    sheet.drawing().save(stream, "png")
     return stream.getvalue()
 
 
@@ -73,13 +73,13 @@ class _Sheet:
         self._operations: list[Operation] = []
         self.y, self._draw = MARGIN, ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
-    def picture(self) -> Image.Image:
+    def drawing(self) -> Image.Image:
         """Draw the finished sheet and return it."""
-        picture = Image.new("RGB", (WIDTH, self.y + MARGIN), BACKGROUND)
-        draw = ImageDraw.Draw(picture)
+        drawing = Image.new("RGB", (WIDTH, self.y + MARGIN), BACKGROUND)
+        draw = ImageDraw.Draw(drawing)
         for operation in self._operations:
-            operation(picture, draw)
-        return picture
+            operation(drawing, draw)
+        return drawing
 
     def text(self, text: str, size: int, ink: str = INK, **place: float) -> None:
         """Set a paragraph; place: `left`, `right` and `gap` of `flow`."""
@@ -96,7 +96,7 @@ class _Sheet:
         self._operations.insert(place, lambda _, draw: draw.rounded_rectangle(box, 8, fill=fill, outline=outline))
 
     def paste(self, image: Image.Image, x: int, y: int) -> None:
-        self._operations.append(lambda picture, _: picture.paste(image, (x, y)))
+        self._operations.append(lambda drawing, _: drawing.paste(image, (x, y)))
 
     def flow(
         self, runs: Sequence[_Run], size: int, *, left: float = MARGIN, right: float = WIDTH - MARGIN, gap: float = 0
@@ -134,7 +134,7 @@ class _Sheet:
     def _piece(self, piece: str, run: _Run, font: Any, box: tuple[float, float, float, float]) -> None:
         left, top, right, bottom = box
 
-        def draw_piece(picture: Image.Image, draw: ImageDraw.ImageDraw) -> None:
+        def draw_piece(drawing: Image.Image, draw: ImageDraw.ImageDraw) -> None:
             if run.paper:
                 draw.rectangle((left, top + 2, right - 1, bottom - 2), fill=run.paper)
             draw.text((left, top + font.size // 4), piece, font=font, fill=run.ink)
@@ -150,10 +150,10 @@ def _sample(sheet: _Sheet, sample: "Preview") -> None:
     with sheet.card(MARGIN, WIDTH - MARGIN, PAPER, RED if sample.status == "dropped" else LINE):
         runs = [_Run(visible(sample.id))] + [_Run(text, RED if kind else QUIET) for text, kind in badges(sample)]
         sheet.flow(runs, 16, left=left, right=right, gap=16)
-        top, beside = sheet.y, left + (PICTURE_WIDTH + PADDING if sample.pictures else 0)
+        top, beside = sheet.y, left + (IMAGE_WIDTH + PADDING if sample.images else 0)
         references = [mark.text for _, marks in sample.turns for mark in marks if mark.kind == "img"]
-        for number, (picture, reference) in enumerate(zip(sample.pictures, references, strict=True), start=1):
-            _picture(sheet, number, picture, reference, left)
+        for number, (image, reference) in enumerate(zip(sample.images, references, strict=True), start=1):
+            _image(sheet, number, image, reference, left)
         bottom, sheet.y = sheet.y, top
         for role, marks in sample.turns:
             with sheet.card(beside, right, ROLE_PAPER[role]):
@@ -167,14 +167,14 @@ def _sample(sheet: _Sheet, sample: "Preview") -> None:
             sheet.flow(runs, 13, left=left + PADDING // 2, right=right - PADDING // 2, gap=2)
 
 
-def _picture(sheet: _Sheet, number: int, picture: Image.Image | str, reference: str, left: int) -> None:
-    """Draw an image with its caption; picture: the image, or the text of the error if it cannot be opened."""
-    place = {"left": left, "right": left + PICTURE_WIDTH}
-    if isinstance(picture, str):
-        sheet.text(visible(picture), 13, RED, **place)
+def _image(sheet: _Sheet, number: int, image: Image.Image | str, reference: str, left: int) -> None:
+    """Draw an image with its caption; image: the image, or the text of the error if it cannot be opened."""
+    place = {"left": left, "right": left + IMAGE_WIDTH}
+    if isinstance(image, str):
+        sheet.text(visible(image), 13, RED, **place)
     else:
-        sheet.paste(picture, left, sheet.y)
-        sheet.y += picture.height + 2
+        sheet.paste(image, left, sheet.y)
+        sheet.y += image.height + 2
     sheet.text(visible(f"Picture {number}: {shortened(reference)}"), 12, QUIET, **place)
     sheet.y += 8
 
@@ -189,7 +189,7 @@ def _mark(mark: "Mark") -> _Run:
 
 def _token(token: "Token") -> _Run:
     text = visible(token.text).replace("\n", "\u21b5\n")
-    if token.kind == "picture":
+    if token.kind == "image":
         return _Run(f" {text} \u00d7 {token.num_positions} ", INK, LINE, cut=not token.kept, whole=True)
     if not token.kept:
         return _Run(text, CUT_INK, cut=True)

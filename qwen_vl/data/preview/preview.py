@@ -28,7 +28,7 @@ class Token:
 
     text: str
     id: int
-    kind: str  # "text", "special" or "picture"
+    kind: str  # "text", "special" or "image"
     num_positions: int
     num_targets: int
     kept: bool  # False after the place where --max_length cuts
@@ -40,7 +40,7 @@ class Preview:
 
     id: str
     turns: list[MarkedTurn]
-    pictures: list[Image.Image | str]  # images with their boxes, or the text of the error if one cannot be opened
+    images: list[Image.Image | str]  # images with their boxes, or the text of the error if one cannot be opened
     tokens: list[Token]
     status: str  # "whole", or what --max_length does: "trimmed" or "dropped"
     weight: float  # of its loss
@@ -75,15 +75,15 @@ class Page:
         """Return [(what, number as text), ..] over all samples of the page."""
         statuses = Counter(sample.status for sample in self.samples)
         tokens, targets = (sum(getattr(s, name) for s in self.samples) for name in ("kept_length", "num_targets"))
-        pictures = [picture for sample in self.samples for picture in sample.pictures]
-        failed = sum(isinstance(picture, str) for picture in pictures)
+        images = [image for sample in self.samples for image in sample.images]
+        failed = sum(isinstance(image, str) for image in images)
         share = f" ({targets / tokens:.0%})" if tokens else ""
         rows = [
             ("samples", f"{len(self.samples)} of {self.num_records}"),
             ("tokens", f"{tokens:,}"),
             ("targets", f"{targets:,}{share}"),
             ("longest", f"{max(sample.length for sample in self.samples):,}"),
-            ("pictures", f"{len(pictures)}"),
+            ("images", f"{len(images)}"),
         ]
         if failed:
             rows.append(("not opened", f"{failed}"))
@@ -112,18 +112,18 @@ def look(
     tokens = list(_tokens(whole.input_ids, labels, num_kept, tokenizer))
     turns, shapes = mark(_turns(conversation))
     references = [piece.text for _, pieces in turns for piece in pieces if piece.kind == "img"]
-    pictures = [draw_on(text, shapes[index], search_dirs) for index, text in enumerate(references)]
-    return Preview(str(conversation["id"]), turns, pictures, tokens, status, whole.weight)
+    images = [draw_on(text, shapes[index], search_dirs) for index, text in enumerate(references)]
+    return Preview(str(conversation["id"]), turns, images, tokens, status, whole.weight)
 
 
 def _tokens(ids: Sequence[int], labels: Sequence[int], num_kept: int, tokenizer: QWenTokenizer) -> Iterator[Token]:
     """Yield the Tokens of a sample; an image span is one of them."""
-    position, pictures, span = 0, 0, tokenizer.image_span_tokens + 2
+    position, images, span = 0, 0, tokenizer.image_span_tokens + 2
     while position < len(ids):
         index, kind, size = ids[position], "text", 1
         if index == tokenizer.img_start_id and ids[position + span - 1 : position + span] == [tokenizer.img_end_id]:
-            pictures += 1
-            text, kind, size = f"Picture {pictures}", "picture", span
+            images += 1
+            text, kind, size = f"Picture {images}", "image", span
         elif index in tokenizer.special_ids:
             text, kind = tokenizer.decoder[index], "special"
         else:
@@ -164,7 +164,7 @@ def preview(
     model: the folder or hub name of the checkpoint whose tokenizer is used. An image that is missing or damaged is
     shown as its error. Raises DataError for a broken file or an unknown id.
     """
-    records = read(path, image_folder=image_folder, check_pictures=False)
+    records = read(path, image_folder=image_folder, check_images=False)
     chosen = records[:num] if ids is None else _with_ids(path, records, ids)
     tokenizer = load_tokenizer(model)
     page = Page(str(path), str(model), len(records), encoding.max_length)

@@ -19,7 +19,7 @@ from qwen_vl.data.mixing import MIXES, Source
 from qwen_vl.data.packing import PackOptions, packed_stream
 from qwen_vl.data.skip_manifests import SkipManifest
 from qwen_vl.data.validation import DataError
-from qwen_vl.model.image_loading_qwen import find_picture
+from qwen_vl.model.image_loading_qwen import find_image
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from .readers import Block, StreamedFile, open_files
@@ -170,7 +170,7 @@ class StreamingDataset(IterableDataset):
             if entry and self._encoding.overlength == "error":
                 raise OverlengthError(
                     f"{self._sources[streamed.source].path}: {entry['id']!r} has {entry['length']} tokens, more than "
-                    f"{self._encoding.max_length}; shorten it, use fewer pictures, or raise --model_max_length"
+                    f"{self._encoding.max_length}; shorten it, use fewer images, or raise --model_max_length"
                 )
             if entry and notes:
                 self._note(entry, streamed.source)
@@ -259,7 +259,7 @@ def _check(
 
 
 def _is_there(dirs: Sequence[str], reference: str) -> bool:
-    return find_picture(reference, dirs) is not None
+    return find_image(reference, dirs) is not None
 
 
 def report(path: str | Path) -> dict[str, int]:

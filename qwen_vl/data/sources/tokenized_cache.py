@@ -23,7 +23,7 @@ from qwen_vl.data import chatml, conversations, dataset, skip_manifests, validat
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Overlength, Record, Sample
 from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.model import chat_qwen, tokenization_qwen
-from qwen_vl.model.image_loading_qwen import find_picture, is_local
+from qwen_vl.model.image_loading_qwen import find_image, is_local
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import progress
@@ -116,7 +116,7 @@ class CachedDataset(Dataset):
             raise CacheError(str(error)) from error
         self._batches: list[pa.RecordBatch] = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
-        self.lengths, self.num_pictures = self._sizes("input_ids"), self._sizes("images")
+        self.lengths, self.num_images = self._sizes("input_ids"), self._sizes("images")
         self.is_weighted = any((batch["weight"].to_numpy() != 1).any() for batch in self._batches)
 
     def __reduce__(self) -> tuple[type, tuple[Path, tuple[str, ...]]]:  # a spawned data worker maps the file itself
@@ -141,8 +141,8 @@ class CachedDataset(Dataset):
 
     def has_all_images(self) -> bool:
         """Return whether every local image still exists."""
-        references = {picture for batch in self._batches for picture in batch["images"].flatten().unique().to_pylist()}
-        return all(find_picture(picture, self.search_dirs) for picture in references if is_local(picture))
+        references = {image for batch in self._batches for image in batch["images"].flatten().unique().to_pylist()}
+        return all(find_image(image, self.search_dirs) for image in references if is_local(image))
 
     def _sizes(self, key: str) -> list[int]:
         """Return how many values each sample has under a key."""

@@ -20,7 +20,7 @@ from qwen_vl.families import v1 as family
 from . import gptq
 
 LINEARS = tuple(name for group in family.QUANTIZED_LINEARS for name in group)
-PICTURES_AT_ONCE = 16
+IMAGES_AT_ONCE = 16
 SETTINGS = "settings.json"
 
 Tensors = dict[str, torch.Tensor]  # by name
@@ -65,10 +65,10 @@ def digest(samples: Iterable[Batch]) -> str:
 def embed(disk: DiskModel, samples: Sequence[Batch], device: str | torch.device) -> list[torch.Tensor]:
     """Return the decoder's inputs of each sample, [1, length, hidden] in float32; images are features of the tower."""
     inner, tower = family.inner_model(disk.model), family.tower(disk.model)
-    pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+    images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
     features = []
-    if pictures:
-        for batch in torch.cat(pictures).split(PICTURES_AT_ONCE):
+    if images:
+        for batch in torch.cat(images).split(IMAGES_AT_ONCE):
             features.extend(tower(batch.to(device)))
     hidden, used = [], 0
     for sample in samples:

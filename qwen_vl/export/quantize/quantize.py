@@ -131,7 +131,7 @@ def write_packed(disk: DiskModel, work: Path, folder: Path, dtype: torch.dtype, 
 
 def check_written(source: ModelFolder, written: Path, stored: torch.dtype, computing: torch.dtype) -> Differences:
     """Return two Differences on built-in prompts: loaded against unpacked weights, and before against after."""
-    prompt = [verify.picture_prompt(source.tokenizer, source.config)]
+    prompt = [verify.image_prompt(source.tokenizer, source.config)]
     unpacked = verify.logits_from_disk(written, prompt, dtype=computing)
     model = loading.load_model(written, dtype=computing)
     loaded = [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in prompt]

@@ -59,13 +59,13 @@ class Outcome(NamedTuple):
     is_quantized: bool
 
 
-def picture_prompt(tokenizer: QWenTokenizer, config: QWenConfig) -> ModelInputs:
+def image_prompt(tokenizer: QWenTokenizer, config: QWenConfig) -> ModelInputs:
     """Return input_ids [1, length] and pixel_values [1, 3, size, size] of a question about a generated image."""
     size = family.image_size(config)
-    picture = Image.merge("RGB", probe_prompts.gradients(size))
+    image = Image.merge("RGB", probe_prompts.gradients(size))
     return {
         "input_ids": torch.tensor([make_context(tokenizer, QUESTION).ids]),
-        "pixel_values": pixels(picture, size)[None],
+        "pixel_values": pixels(image, size)[None],
     }
 
 

@@ -15,7 +15,7 @@ from torch import distributed
 
 from qwen_vl.families import v1 as family
 
-PICTURES = ("pixel_values", "vit_features", "image_features")  # keys of a batch that has images
+IMAGES = ("pixel_values", "vit_features", "image_features")  # keys of a batch that has images
 MARK = "is_vision"  # key of an optimizer group that holds parameters of the vision tower alone
 
 
@@ -65,7 +65,7 @@ class VisionKeeper:
         """Ask all ranks whether a batch of this step has an image, without blocking."""
         if self._seen is None:
             return
-        self._seen.fill_(any(key in batch for batch in batches for key in PICTURES))
+        self._seen.fill_(any(key in batch for batch in batches for key in IMAGES))
         if distributed.is_initialized():
             self._pending = distributed.all_reduce(self._seen, op=distributed.ReduceOp.MAX, async_op=True)
 

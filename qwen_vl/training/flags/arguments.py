@@ -46,7 +46,7 @@ class DataArguments:
         "concat", "Several files: concat (all samples, times the weight) or interleave (shares by weight)."
     )
     eval_data_path: str | None = option(None, "Conversation file for evaluation, same format.")
-    image_folder: str | None = option(None, "Where relative picture paths are looked up after the data file's folder.")
+    image_folder: str | None = option(None, "Where relative image paths are looked up after the data file's folder.")
     skip_manifest: list[str] | None = option(  # noqa: RUF009
         None, "Skip manifests of data files: the records they name are left out (qwen-vl data check --fix)."
     )
@@ -65,7 +65,7 @@ class DataArguments:
     )
     shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
     vision_cache: str | None = option(
-        None, "Folder for what the frozen vision tower makes of each picture: filled as needed, read from then on."
+        None, "Folder for what the frozen vision tower makes of each image: filled as needed, read from then on."
     )
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
@@ -103,7 +103,7 @@ class TrainingArguments(HfTrainingArguments):
 
     output_dir: str | None = option(None, "Where checkpoints and the final model or adapter are written.")
     model_max_length: int = option(
-        2048, "Most tokens of a sample; a picture counts its span, a longer sample is trimmed."
+        2048, "Most tokens of a sample; an image counts its span, a longer sample is trimmed."
     )
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
     use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora alone means it as well.")
@@ -137,7 +137,7 @@ class TrainingArguments(HfTrainingArguments):
     logging_nan_inf_filter: bool = option(False, "Kept off: a loss that is not finite stops the run.")
     prediction_loss_only: bool = option(True, "Evaluation keeps the loss, not the logits.")
     remove_unused_columns: bool = option(False, "Kept off: the collator makes exactly what the model takes.")
-    dataloader_num_workers: int = option(2, "Processes that open pictures beside the training process.")
+    dataloader_num_workers: int = option(2, "Processes that open images beside the training process.")
     dataloader_persistent_workers: bool = option(True, "Keep these processes from one epoch to the next.")
     dataloader_prefetch_factor: int | None = option(
         None, "Batches that each of them has ready; default enough for all micro-batches of a step."

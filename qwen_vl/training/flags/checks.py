@@ -68,7 +68,7 @@ def check(settings: Namespace) -> list[str]:
     if settings.checkpoint_every_n_blocks > 1 and settings.fsdp:
         problems.append("--checkpoint_every_n_blocks has no effect with --fsdp, which recomputes every block or none")
     if settings.remove_unused_columns:
-        problems.append("--remove_unused_columns True would remove the pictures; leave the flag out")
+        problems.append("--remove_unused_columns True would remove the images; leave the flag out")
     if not settings.save_safetensors:
         problems.append("--save_safetensors False: this tool writes safetensors only; leave the flag out")
     return problems

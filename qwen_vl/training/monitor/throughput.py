@@ -61,7 +61,7 @@ class SpeedMeter:
         self._positions += batch["input_ids"].numel()
         self._samples += len(lengths)
         self._targets += len(batch["target_index"])
-        work = costs.work(lengths, targets=0, pictures=0 if source is None else len(batch[source]))
+        work = costs.work(lengths, targets=0, images=0 if source is None else len(batch[source]))
         cached = () if source is None else costs.SPARED.get(source, ())
         self._work[cached] = self._work.get(cached, costs.Work()) + work
 

@@ -47,7 +47,7 @@ def block_pace(config: QWenConfig, device: torch.device, dtype: torch.dtype) -> 
         length = min(PROBE_TOKENS, config.seq_length)
         hidden = torch.randn(1, length, config.hidden_size, dtype=dtype, requires_grad=True)
         inputs = family.block_inputs(config, length)
-    work = costs.work([length], targets=0, pictures=0)
+    work = costs.work([length], targets=0, images=0)
     trained = (family.DECODER_PART, family.EMBEDDINGS_PART)
     operations = costs.in_blocks(costs.training_operations(config, work, trained=trained)) / config.num_hidden_layers
 

@@ -54,7 +54,7 @@ class Setup(NamedTuple):
     length: int = 2048  # tokens of a sample
     batch: int = 1
     accumulation: int = 8
-    pictures: int = 1  # of a sample
+    images: int = 1  # of a sample
     targets: float = 0.25  # share of the tokens that are learned
     half: bool = True  # bf16 or fp16; else float32
     checkpointing: bool = True
@@ -270,7 +270,7 @@ def vision_bytes(config: QWenConfig, weights: Weights, setup: Setup) -> float:
     """Return the bytes at the peak of the vision tower."""
     return costs.vision_bytes(
         config,
-        images=setup.batch * setup.pictures,
+        images=setup.batch * setup.images,
         width=2 if setup.half else 4,
         eager=setup.attention == "eager",
         trained=weights.parts,

@@ -53,7 +53,7 @@ def seconds(config: QWenConfig, weights: Weights, setup: Setup, machine: Machine
     """Return the seconds of an optimizer step: all micro-batches, then one pass over weights and states."""
     samples = [setup.length] * setup.batch
     targets = int(setup.targets * sum(samples))
-    batch = costs.work(samples, targets=targets, pictures=setup.batch * setup.pictures)
+    batch = costs.work(samples, targets=targets, images=setup.batch * setup.images)
     counted = costs.training_operations(config, batch, trained=weights.parts, adapter_parameters=weights.adapters)
     operations: float = sum(counted.values())
     if setup.checkpointing:

@@ -142,7 +142,7 @@ class ResumableTrainer(HookedTrainer):
         if place["order"] == "sequential":
             return lambda epoch: range(len(data))
         if place["group"]:
-            sizes = data.lengths if place["order"] == "group_by_length" else data.num_pictures
+            sizes = data.lengths if place["order"] == "group_by_length" else data.num_images
             return LengthGroupedSampler(sizes, place["group"], seed=place["seed"]).order
         return lambda epoch: shuffled(len(data), place["seed"] + epoch)
 
@@ -313,7 +313,7 @@ def described(data: Dataset, args: TrainingArguments, batch: int) -> dict[str, A
     batch: the samples or rows that all ranks together take at a time.
     """
     is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
-    # Packed rows are equally long; ranks that also see as many pictures wait for nobody.
+    # Packed rows are equally long; ranks that also see as many images wait for nobody.
     is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
     return {
         "kind": "stream" if is_stream else "files",
@@ -321,7 +321,7 @@ def described(data: Dataset, args: TrainingArguments, batch: int) -> dict[str, A
         "order": args.train_sampling_strategy,
         "seed": args.seed if args.data_seed is None else args.data_seed,
         "size": None if is_stream else len(data),
-        "fingerprint": data.fingerprint if is_stream else data_position.fingerprint(data.lengths, data.num_pictures),
+        "fingerprint": data.fingerprint if is_stream else data_position.fingerprint(data.lengths, data.num_images),
         "group": batch if is_sorted and not is_stream else None,
     }
 

@@ -23,12 +23,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
-from qwen_vl.model.image_loading_qwen import find_picture, is_local
+from qwen_vl.model.image_loading_qwen import find_image, is_local
 
 logger = logging.getLogger(__name__)
 
 TOWER = f"{family.TOWER}."
-SHARD_PICTURES, SHARD_BYTES = 256, 2**28  # a shard is written when it holds one of these
+SHARD_IMAGES, SHARD_BYTES = 256, 2**28  # a shard is written when it holds one of these
 OPEN_SHARDS = 64  # kept mapped by a reader
 
 
@@ -53,7 +53,7 @@ class VisionCache:
     def __getstate__(self) -> dict[str, Any]:  # a spawned data worker maps the files itself
         return self.__dict__ | {"_open": {}, "_new": {}}
 
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         """Return the number of cached images."""
         return len(self._places)
 
@@ -61,7 +61,7 @@ class VisionCache:
         """Return the key of an image, the hash of its bytes; None if it may change or is missing."""
         if not is_local(reference):
             return sha256(reference.encode()).hexdigest() if reference.startswith("data:") else None
-        path = find_picture(reference, search_dirs)
+        path = find_image(reference, search_dirs)
         if path is None:
             return None
         stat = os.stat(path)
@@ -92,7 +92,7 @@ class VisionCache:
             if key is not None:
                 self._new[key] = tensor.detach().to("cpu", copy=True).contiguous()
         first = next(iter(self._new.values()), None)
-        if first is not None and len(self._new) >= min(SHARD_PICTURES, max(SHARD_BYTES // max(first.nbytes, 1), 1)):
+        if first is not None and len(self._new) >= min(SHARD_IMAGES, max(SHARD_BYTES // max(first.nbytes, 1), 1)):
             self.flush()
 
     def flush(self) -> None:
@@ -212,7 +212,7 @@ def opened(
         return None
     kind = VIT_OUTPUT if any(p.requires_grad for p in family.tower(model).parameters()) else TOWER_OUTPUT
     cache = of_checkpoint(folder, name, kind=kind, dtype=dtype, cache_dir=cache_dir)
-    logger.info("vision cache %s: features of %d images (%s)", cache.folder, cache.num_pictures(), cache.kind)
+    logger.info("vision cache %s: features of %d images (%s)", cache.folder, cache.num_images(), cache.kind)
     return cache
 
 

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.data import conversations
-from qwen_vl.data.check.inspect_record import PICTURE
+from qwen_vl.data.check.inspect_record import IMAGE
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT
-from qwen_vl.model.image_loading_qwen import open_picture
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.terminal import progress
 
@@ -25,7 +25,7 @@ from . import cache as vision_cache_cache
 from .cache import VisionCache
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Images as (key of a VisionCache, pixels [3, size, size])."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[str | None, torch.Tensor]:
         reference, dirs = self._references[index], self._search_dirs
-        return self._cache.key(reference, dirs), pixels(open_picture(reference, search_dirs=dirs), self._image_size)
+        return self._cache.key(reference, dirs), pixels(read_image(reference, search_dirs=dirs), self._image_size)
 
 
 def fill(
@@ -57,7 +57,7 @@ def fill(
 
     references: of images, each searched for in `search_dirs`. tower: that of `families.v1`. autocast: the dtype that
     training computes in, or None.
-    Raise PictureError if an image cannot be opened.
+    Raise ImageError if an image cannot be opened.
     """
     keys: dict[str, str] = {}  # by key: the first reference with it
     unstable = 0
@@ -71,9 +71,9 @@ def fill(
     device = next(tower.parameters()).device
     context = torch.autocast(device.type, autocast) if autocast else nullcontext()
     loader = DataLoader(
-        Pictures(missing, search_dirs, cache, image_size), batch_size=batch_size, num_workers=workers if missing else 0
+        Images(missing, search_dirs, cache, image_size), batch_size=batch_size, num_workers=workers if missing else 0
     )
-    with torch.no_grad(), context, progress("encoding pictures", len(missing)) as advance:
+    with torch.no_grad(), context, progress("encoding images", len(missing)) as advance:
         for names, batch in loader:
             batch = batch.to(device)
             cache.add(names, tower(batch) if cache.kind == TOWER_OUTPUT else tower.encode(batch))
@@ -99,4 +99,4 @@ def load_tower(
 def references_of(path: str, image_folder: str | None) -> list[str]:
     """Return all references to images in a conversation file, in order."""
     records = conversations.read(path, image_folder=image_folder)
-    return [found for record in records for turn in record["conversations"] for found in PICTURE.findall(turn["value"])]
+    return [found for record in records for turn in record["conversations"] for found in IMAGE.findall(turn["value"])]

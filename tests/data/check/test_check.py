@@ -34,8 +34,8 @@ def vocab_dir(published_vocab, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path, golden_images):
-    """A folder of pictures: good.png, and one for each thing that can be wrong with one."""
+def images(tmp_path, golden_images):
+    """A folder of images: good.png, and one for each thing that can be wrong with one."""
     folder = tmp_path / "pics"
     folder.mkdir()
     shutil.copy(golden_images[0], folder / "good.png")
@@ -43,7 +43,7 @@ def pictures(tmp_path, golden_images):
     noise = Image.effect_noise((64, 48), 90).convert("RGB")
     noise.save(jpeg, "JPEG")
     (folder / "cut.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "empty.png").write_bytes(b"")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     turned = Image.Exif()
@@ -69,10 +69,10 @@ def report_of(*argv, folder):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_problem_is_reported_with_its_place(workers, write, pictures, tmp_path, capsys, monkeypatch):
-    """Of records, pictures and duplicates; the same whether in this process or in others."""
+def test_every_problem_is_reported_with_its_place(workers, write, images, tmp_path, capsys, monkeypatch):
+    """Of records, images and duplicates; the same whether in this process or in others."""
     monkeypatch.setattr(check_check, "RECORDS_A_CHUNK", 3)
-    monkeypatch.setattr(check_check, "PICTURES_A_CHUNK", 2)
+    monkeypatch.setattr(check_check, "IMAGES_A_CHUNK", 2)
     bad = ("cut.jpg", "text.png", "empty.png", "bomb.png")
     records = [
         record("good", "<img>good.png</img>"),
@@ -85,45 +85,45 @@ def test_every_problem_is_reported_with_its_place(workers, write, pictures, tmp_
         {**record("good", "other"), "source": "x"},
     ]
     path = write(records)
-    code, found = report_of(path, "--image_folder", pictures, "--workers", workers, folder=tmp_path)
+    code, found = report_of(path, "--image_folder", images, "--workers", workers, folder=tmp_path)
     keys = [(entry["record"], entry["id"], entry["field"], entry["kind"], entry["level"]) for entry in found]
     value, error, warning = "conversations[0].value", "error", "warning"
     assert code == 1 and sorted(keys, key=str) == sorted([
-        ("[1]", "twice", value, "broken picture", error),
-        *[(f"[{i}]", name, value, "broken picture", error) for i, name in enumerate(bad, start=2)],
+        ("[1]", "twice", value, "broken image", error),
+        *[(f"[{i}]", name, value, "broken image", error) for i, name in enumerate(bad, start=2)],
         ("[6]", "human", "conversations[0].from", "wrong role", error),
         ("[6]", "human", "conversations[1].value", "swapped corners", error),
-        ("[7]", "gone", value, "missing picture", error),
-        ("[8]", "turned", value, "rotated picture", warning),
-        ("[8]", "turned", value, "odd picture", warning),
+        ("[7]", "gone", value, "missing image", error),
+        ("[8]", "turned", value, "rotated image", warning),
+        ("[8]", "turned", value, "odd image", warning),
         ("[9]", None, "conversations", "same conversation", warning),
         ("[10]", "good", "", "ignored key", warning),
         ("[10]", "good", "id", "same id", warning),
     ], key=str)  # fmt: skip
     assert all(entry["file"] == str(path) and entry["message"] for entry in found)
     messages = {entry["id"]: entry["message"] for entry in found}
-    for name, words in zip(bad, ("cut short", "not a picture", "empty", "too large"), strict=True):
+    for name, words in zip(bad, ("cut short", "not an image", "empty", "too large"), strict=True):
         assert words in messages[name], messages[name]
     assert messages[None] == "the same turns as data.json[0]"
     shown = capsys.readouterr().out
-    assert "5  broken picture" in shown and 'data.json[6] (id "human").conversations[0].from: "human"; use' in shown
-    assert f"pictures were looked for in {tmp_path}, {pictures}, " in shown
+    assert "5  broken image" in shown and 'data.json[6] (id "human").conversations[0].from: "human"; use' in shown
+    assert f"images were looked for in {tmp_path}, {images}, " in shown
     assert "lengths: left out; give --model" in shown and shown.count("cut.jpg") == 3
 
 
-def test_each_picture_is_opened_once(write, pictures, tmp_path, monkeypatch, capsys):
-    """Over records, turns and files; a data: URI once a file. `--pictures exist` opens none."""
+def test_each_image_is_opened_once(write, images, tmp_path, monkeypatch, capsys):
+    """Over records, turns and files; a data: URI once a file. `--images exist` opens none."""
     opened = []
-    really_open = inspect_record.open_picture
-    monkeypatch.setattr(inspect_record, "open_picture", lambda name: opened.append(name) or really_open(name))
-    uri = "data:image/png;base64," + base64.b64encode((pictures / "good.png").read_bytes()).decode()
+    really_open = inspect_record.read_image
+    monkeypatch.setattr(inspect_record, "read_image", lambda name: opened.append(name) or really_open(name))
+    uri = "data:image/png;base64," + base64.b64encode((images / "good.png").read_bytes()).decode()
     text = f"<img>good.png</img><img>turned.jpg</img><img>{uri}</img>"
     first = write([record("a", text), record("b", text)], "pics/a.json")
     second = write([record("c", text + "<img>flat.png</img>")], "pics/b.json")
     assert check(first, second, "--workers", 1) == (0, "")
     names = ["uri" if name == uri else name.rpartition("/")[2] for name in opened]
     assert sorted(names) == ["flat.png", "good.png", "turned.jpg", "uri", "uri"]
-    assert "pictures: 10 in the texts, 4 different ones opened, 0 of them broken; from" in capsys.readouterr().out
+    assert "images: 10 in the texts, 4 different ones opened, 0 of them broken; from" in capsys.readouterr().out
     broken = write([record("d", "<img>data:image/png;base64,AAAA</img>")], "pics/c.json")
     assert check(broken)[0] == 1
     del opened[:]
@@ -131,20 +131,20 @@ def test_each_picture_is_opened_once(write, pictures, tmp_path, monkeypatch, cap
 
 
 def test_gray_of_more_than_8_bits_is_a_warning(write, tmp_path):
-    """Each record is named, and how its picture is scaled; color and gray of 8 bits are in order."""
+    """Each record is named, and how its image is scaled; color and gray of 8 bits are in order."""
     levels = np.arange(400).reshape(20, 20) % 256
-    pictures = {
+    images = {
         "scan.png": (levels * 257).astype(np.uint16),
         "depth.tif": (levels * 1000).astype(np.int32),
         "float.tif": (levels / 255).astype(np.float32),
         "plain.png": levels.astype(np.uint8),
         "labels.tif": levels.astype(np.int32),
     }
-    for name, values in pictures.items():
+    for name, values in images.items():
         Image.fromarray(values).save(tmp_path / name)
-    path = write([record(name, f"<img>{name}</img>") for name in pictures])
+    path = write([record(name, f"<img>{name}</img>") for name in images])
     code, found = report_of(path, folder=tmp_path)
-    assert code == 0 and {entry["kind"] for entry in found} == {"scaled picture"}
+    assert code == 0 and {entry["kind"] for entry in found} == {"scaled image"}
     messages = {entry["id"]: entry["message"] for entry in found}
     assert list(messages) == ["scan.png", "depth.tif", "float.tif"]
     assert messages["scan.png"].endswith("scan.png: 16-bit gray: scaled to 8 bits")
@@ -152,7 +152,7 @@ def test_gray_of_more_than_8_bits_is_a_warning(write, tmp_path):
 
 
 def test_lengths_are_those_of_training(write, vocab_dir, tokenizer, tmp_path, capsys):
-    """Exact, pictures counted without opening one; what the limit would trim or drop is a warning."""
+    """Exact, images counted without opening one; what the limit would trim or drop is a warning."""
     long = {"id": "long", "conversations": [Q, A, Q, {**A, "value": "word " * 300}]}
     records = [record("a"), long, record("huge", "word " * 300), record("p", "<img>https://host/x.png</img>")]
     records.append({"id": "few", "system": "Be brief.", "conversations": [Q, {**A, "loss": False}, Q, A]})
@@ -270,11 +270,11 @@ def test_text_that_no_terminal_shows(write, tmp_path):
     assert found[0]["id"] == "\ud83d"
 
 
-def test_a_terminal_shows_how_far_it_is(write, pictures):
-    records = [record(str(n), f"<img>{pictures / 'good.png'}</img>{n}") for n in range(600)]
+def test_a_terminal_shows_how_far_it_is(write, images):
+    records = [record(str(n), f"<img>{images / 'good.png'}</img>{n}") for n in range(600)]
     with on_terminal() as screen:
         assert check(write(records), "--workers", "2") == (0, "")
-    stages = ["data.json: records", "data.json: pictures"]
+    stages = ["data.json: records", "data.json: images"]
     drawn = [text for text in screen.text.split("\r\x1b[2K") if text.startswith("data.json: ")]
     assert list(dict.fromkeys(text.partition(" ━")[0].rstrip() for text in drawn)) == stages
     assert " 1/1 " in drawn[-1] and screen.text.endswith("\x1b[2K")  # erased, as the summary follows

@@ -29,7 +29,7 @@ def parts(*values):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with pictures a.png (640 x 480) and b.png (50 x 2000)."""
+    """A folder with images a.png (640 x 480) and b.png (50 x 2000)."""
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     Image.new("RGB", (50, 2000)).save(tmp_path / "b.png")
     return tmp_path
@@ -41,9 +41,9 @@ def to_ours(folder, write):
 
     def run(content, form, **options):
         name = "source.jsonl" if isinstance(content, bytes) else "source.json"
-        options = {"source_format": form, "check_pictures": False} | options
+        options = {"source_format": form, "check_images": False} | options
         convert(write(content, name), folder / "out.json", **options)
-        return read(folder / "out.json", check_pictures=options["check_pictures"])
+        return read(folder / "out.json", check_images=options["check_images"])
 
     return run
 
@@ -51,8 +51,8 @@ def to_ours(folder, write):
 def back(records, form, folder, write, **options):
     """Ours in another format, and again as ours."""
     paths = [write(records, "ours.json"), folder / "theirs.json", folder / "again.json"]
-    convert(paths[0], paths[1], source_format="ours", target_format=form, check_pictures=False, **options)
-    convert(paths[1], paths[2], source_format=form, check_pictures=False, **options)
+    convert(paths[0], paths[1], source_format="ours", target_format=form, check_images=False, **options)
+    convert(paths[1], paths[2], source_format=form, check_images=False, **options)
     return json.loads(paths[1].read_text("utf-8")), json.loads(paths[2].read_text("utf-8"))
 
 
@@ -80,7 +80,7 @@ def test_pixels_to_grid_and_back_within_half_a_step():
 
 @pytest.mark.parametrize("box", [(0, 0, 642, 5), (-2, 0, 5, 5), (5, 0, 4, 5), (0, 5, 5, 4), (600, 0, 700, 9)])
 def test_a_box_that_cannot_be_right_is_an_error(box):
-    with pytest.raises(ValueError, match=r"swapped|stands out of its picture of 640 x 480 pixels"):
+    with pytest.raises(ValueError, match=r"swapped|stands out of its image of 640 x 480 pixels"):
         to_grid(box, 640, 480)
 
 
@@ -136,8 +136,8 @@ def test_openai(to_ours):
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "weight": 1}]},
     ]
     first, second = to_ours("\n".join(map(json.dumps, records)).encode(), "openai")
-    pictures = f"Picture 1: <img>{URI}</img>\nPicture 2: <img>https://x.org/a.jpg</img>\n"
-    turns = turns_of(f"Look:\n{pictures}Same?", "No.", f"And now?\nPicture 3: <img>{URI}</img>", "Yes.")
+    images = f"Picture 1: <img>{URI}</img>\nPicture 2: <img>https://x.org/a.jpg</img>\n"
+    turns = turns_of(f"Look:\n{images}Same?", "No.", f"And now?\nPicture 3: <img>{URI}</img>", "Yes.")
     turns[1]["loss"] = False
     assert first == {"id": "out.json[0]", "system": "Be brief.", "conversations": turns}
     assert second["conversations"] == turns_of("Hi", "Ho")
@@ -217,8 +217,8 @@ def coco(**changes):
 
 
 def test_coco_and_back(to_ours, folder, write):
-    """One conversation a picture and category; sizes from the file or the picture; back within half a step."""
-    records = to_ours(coco(), "coco", check_pictures=True, prompt="框出图中的{phrase}")
+    """One conversation an image and category; sizes from the file or the image; back within half a step."""
+    records = to_ours(coco(), "coco", check_images=True, prompt="框出图中的{phrase}")
     assert [record["id"] for record in records] == ["5-交通灯", "5-dog", "6-dog"]
     assert records[0]["conversations"] == turns_of(
         "Picture 1: <img>a.png</img>\n框出图中的交通灯",
@@ -253,18 +253,18 @@ def test_refcoco_and_back(to_ours, folder):
         {"image": "a.png", "bbox": [64, 48, 64, 48], "sentences": [{"sent": "left dog"}, {"sent": "the dog"}]},
         {"file_name": "b.png", "width": 50, "height": 2000, "bbox": [0, 0, 25, 500], "sentence": "top"},
     ]
-    records = to_ours(flat, "refcoco", check_pictures=True)
+    records = to_ours(flat, "refcoco", check_images=True)
     answers = [record["conversations"][1]["value"] for record in records]
     assert answers[0] == "<ref>left dog</ref><box>(100,100),(200,200)</box>"
     assert answers[2] == "<ref>top</ref><box>(0,0),(500,250)</box>"
     assert [record["id"] for record in records] == ["0-0", "0-1", "1"]
     corners = [record | {"bbox": [x, y, x + w, y + h]} for record in flat for x, y, w, h in [record["bbox"]]]
-    assert to_ours(corners, "refcoco", check_pictures=True, box_format="xyxy") == records
+    assert to_ours(corners, "refcoco", check_images=True, box_format="xyxy") == records
     refs = [{"ref_id": 9, "ann_id": 1, "file_name": "a_1.png", "sentences": [{"sent": "x"}]}]
     (joined,) = to_ours(coco(refs=refs), "refcoco")
     assert joined["id"] == "9" and joined["conversations"][1]["value"] == "<ref>x</ref><box>(15,41),(172,145)</box>"
 
-    to_ours(flat, "refcoco", check_pictures=True)
+    to_ours(flat, "refcoco", check_images=True)
     convert(folder / "out.json", folder / "refs.json", source_format="ours", target_format="refcoco")
     result = json.loads((folder / "refs.json").read_text("utf-8"))
     assert [[sentence["sent"] for sentence in ref["sentences"]] for ref in result] == [["left dog", "the dog"], ["top"]]
@@ -278,11 +278,11 @@ def test_refcoco_and_back(to_ours, folder):
 HUMAN, GPT = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}
 BAD_TURNS = [
     ({"image": "a.png", "conversations": [{"from": "tool", "value": "x"}, GPT]}, r'conversations\[0\].from: "tool"'),
-    ({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, GPT]}, r"image: 1 pictures, 0 <image>"),
-    ({"conversations": [HUMAN, GPT]}, r"conversations\[0\].value: more <image> than the 0 pictures"),
+    ({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, GPT]}, r"image: 1 images, 0 <image>"),
+    ({"conversations": [HUMAN, GPT]}, r"conversations\[0\].value: more <image> than the 0 images"),
     ({"image": "a.png", "conversations": [HUMAN, HUMAN | {"value": "x"}, GPT]}, "a second 'user' turn in a row"),
     ({"image": [7], "conversations": [HUMAN, GPT]}, r"image\[0\]: 7; use a path"),
-    ({"video": "a.mp4", "conversations": [HUMAN, GPT]}, "video: only text and pictures"),
+    ({"video": "a.mp4", "conversations": [HUMAN, GPT]}, "video: only text and images"),
     ({"image": "gone.png", "conversations": [HUMAN, GPT]}, '"gone.png": no such file'),
     ({"image": "a.png", "conversations": [HUMAN]}, "nothing to learn"),
     ({"id": "x"}, "no turns; give a list of them under 'conversations' or 'messages'"),
@@ -297,10 +297,10 @@ def test_what_is_told_about_turns(record, message, to_ours, folder):
     """Record and field, all at once; nothing is written, unless --skip_errors leaves them out."""
     good = {"image": "a.png", "conversations": [HUMAN, GPT]}
     with pytest.raises(DataError, match=message) as caught:
-        to_ours([good, record], "sharegpt", check_pictures=True)
+        to_ours([good, record], "sharegpt", check_images=True)
     assert "source.json[1]" in str(caught.value)
     assert not [name for name in os.listdir(folder) if "out" in name]
-    assert len(to_ours([good, record], "sharegpt", check_pictures=True, skip_errors=True)) == 1
+    assert len(to_ours([good, record], "sharegpt", check_images=True, skip_errors=True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_the_command(folder, write, capsys):
         "2 records from 2 records" in (shown := capsys.readouterr().out)
         and "key 'extra' of a record is left out" in shown
     )
-    assert len(read(out, check_pictures=False)) == 2
+    assert len(read(out, check_images=False)) == 2
     shutil.copy(folder / "a.png", folder / "gone.png")
     good = {"id": "g", "image": "a.png", "conversations": [HUMAN, GPT]}
     source = write([good, {"id": "b", "conversations": [HUMAN, GPT]}], "llava.json")

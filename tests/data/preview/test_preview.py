@@ -16,7 +16,7 @@ from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, encode
 from qwen_vl.data.preview import html_page, png_page, preview
 from qwen_vl.model.box_drawing_qwen import COLORS
 
-GOLDEN_PICTURE = Path(__file__).parents[2] / "golden" / "images" / "photo.jpg"
+GOLDEN_IMAGE = Path(__file__).parents[2] / "golden" / "images" / "photo.jpg"
 HOSTILE = (
     '</span><script>alert("1")</script> <img src="http://evil.example/x.png"> &lt; \x00\x1b\x7f 好\n\n"\' <|im_end|>'
 )
@@ -59,8 +59,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def data(write, tmp_path):
-    """A file with markup in every place that holds text, several pictures, one missing, boxes and a quad."""
-    shutil.copy(GOLDEN_PICTURE, tmp_path / "photo.jpg")
+    """A file with markup in every place that holds text, several images, one missing, boxes and a quad."""
+    shutil.copy(GOLDEN_IMAGE, tmp_path / "photo.jpg")
     Image.new("RGB", (8, 4), "white").save(tmp_path / "tiny.png")
     question = f"Picture 1: <img>photo.jpg</img>\nPicture 2: <img>tiny.png</img>\n{HOSTILE.replace('<img', '<im')}"
     answer = (
@@ -76,14 +76,14 @@ def data(write, tmp_path):
 
 
 def test_every_token_of_the_page_is_what_is_encoded(data, make_checkpoint):
-    """Ids, targets and what is cut, position by position; a picture span is one chip with its count."""
+    """Ids, targets and what is cut, position by position; an image span is one chip with its count."""
     page = preview.preview(data, make_checkpoint(), encoding=EncodeOptions(90))
     parsed = Page(html_page.render(page))
     tokenizer = preview.load_tokenizer(make_checkpoint())
     span = tokenizer.image_span_tokens + 2
     assert [sample.status for sample in page.samples] == ["dropped", "whole", "dropped"]
     assert [sample.length for sample in page.samples][1] <= 90
-    for record, shown in zip(preview.read(data, check_pictures=False), parsed.samples, strict=True):
+    for record, shown in zip(preview.read(data, check_images=False), parsed.samples, strict=True):
         sample = encode(record, tokenizer)
         position = 0
         for classes, title, text in shown:
@@ -132,9 +132,9 @@ def test_the_page_is_inert_and_needs_nothing_else(data, make_checkpoint):
     assert parsed.tags.count("img") == 2  # and the missing one is an error in its place
 
 
-def test_boxes_are_drawn_on_the_picture_they_belong_to(data, make_checkpoint):
-    """A tiny picture is enlarged first, so that the lines do not cover it; the quad follows the picture named last."""
-    photo, tiny = preview.preview(data, make_checkpoint(), num=1).samples[0].pictures
+def test_boxes_are_drawn_on_the_image_they_belong_to(data, make_checkpoint):
+    """A tiny image is enlarged first, so that the lines do not cover it; the quad follows the image named last."""
+    photo, tiny = preview.preview(data, make_checkpoint(), num=1).samples[0].images
     assert tiny.size == (320, 160)
     box, quad = ImageColor.getrgb(COLORS[0]), ImageColor.getrgb(COLORS[-1])
     assert tiny.getpixel((80, 100)) == box and tiny.getpixel((160, 120)) == box
@@ -143,7 +143,7 @@ def test_boxes_are_drawn_on_the_picture_they_belong_to(data, make_checkpoint):
     assert box not in {color for _, color in photo.getcolors(2**20)}
 
 
-def test_which_picture_a_box_belongs_to():
+def test_which_image_a_box_belongs_to():
     turns = turns_of(
         "Picture 1: <img>a</img>\nPicture 2: <img>b</img>\nCompare Picture 1 and Picture 9.",
         "<box>(0,0),(1,1)</box>",
@@ -152,7 +152,7 @@ def test_which_picture_a_box_belongs_to():
         "<img>c</img>",
         "<ref>y</ref><box>(5,6),(7,8)</box>",
     )
-    found = [(piece.kind, piece.picture) for pieces in segments(turns) for piece in pieces if piece.kind != "text"]
+    found = [(piece.kind, piece.image) for pieces in segments(turns) for piece in pieces if piece.kind != "text"]
     assert found == [
         ("img", 0), ("img", 1), ("box", 0), ("ref", 1), ("box", 1), ("quad", 0), ("img", 2), ("ref", 2), ("box", 2),
     ]  # fmt: skip
@@ -164,9 +164,9 @@ def test_which_picture_a_box_belongs_to():
 
 def test_png_shows_the_same(data, make_checkpoint, tmp_path):
     page = preview.preview(data, make_checkpoint())
-    with Image.open(io.BytesIO(png_page.render(page))) as picture:
-        colors = {color: count for count, color in picture.convert("RGB").getcolors(2**22)}
-        assert picture.width == png_page.WIDTH and picture.height > 600
+    with Image.open(io.BytesIO(png_page.render(page))) as image:
+        colors = {color: count for count, color in image.convert("RGB").getcolors(2**22)}
+        assert image.width == png_page.WIDTH and image.height > 600
     for color in (png_page.TARGET, png_page.IGNORED, COLORS[0], COLORS[-1]):
         assert colors[ImageColor.getrgb(color)] > 50
     page.samples *= 200
@@ -197,7 +197,7 @@ def test_the_command(data, make_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_a_browser_shows_it(data, make_checkpoint, tmp_path):
-    """Laid out by Chromium: pictures are there, token colors are painted, no request is made."""
+    """Laid out by Chromium: images are there, token colors are painted, no request is made."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on this machine")

@@ -103,7 +103,7 @@ def quiet():
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
 
 
@@ -143,7 +143,7 @@ def error_of(function, *args, **options):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_same_samples_from_every_kind_of_file(name, tokenizer, tmp_path, picture):
+def test_the_same_samples_from_every_kind_of_file(name, tokenizer, tmp_path, image):
     """In memory, from the cache and in a stream, told by content where the name says something else."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "expected.json").write_text(json.dumps(FULL + BARE))
@@ -154,7 +154,7 @@ def test_the_same_samples_from_every_kind_of_file(name, tokenizer, tmp_path, pic
     assert {sample["weight"] for sample in found.values()} == {0.5, 1, 2}
 
 
-def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, picture):
+def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, image):
     for name in ("data.jsonl.gz", "data.parquet"):
         FILES[name](tmp_path / name, FULL)
     sources = parse_sources([f"{tmp_path}/*.parquet:2", str(tmp_path / "data.jsonl.gz")])
@@ -165,7 +165,7 @@ def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, picture):
     assert read(f"{tmp_path}/hub/train*.parquet") == BARE and len(read(f"{tmp_path}/hub/*")) == 80
 
 
-def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_path, picture):
+def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_path, image):
     """Objects as JSON text, null for absent keys, in Parquet, JSON Lines, a JSON list and on disk; ids of two kinds."""
     records = [
         *FULL,
@@ -278,7 +278,7 @@ def test_check_fix_and_skip(name, tokenizer, tmp_path, capsys):
 
 
 def test_convert_and_preview_read_tables(tokenizer, tmp_path, published_vocab, capsys):
-    """LLaVA's columns, with the pictures' bytes as `datasets` has them; OpenAI's parts, whose absent keys are null."""
+    """LLaVA's columns, with the images' bytes as `datasets` has them; OpenAI's parts, whose absent keys are null."""
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "JPEG")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -298,7 +298,7 @@ def test_convert_and_preview_read_tables(tokenizer, tmp_path, published_vocab, c
         "conversations",
     }
     cli_data.main(["convert", str(tmp_path / "openai.parquet"), str(out), "--from", "openai", "--pictures", "any"])
-    assert read(out, check_pictures=False)[0]["conversations"][0]["value"] == "What?\nPicture 1: <img>a.png</img>"
+    assert read(out, check_images=False)[0]["conversations"][0]["value"] == "What?\nPicture 1: <img>a.png</img>"
     with pytest.raises(SystemExit):
         cli_data.main(["convert", str(out), str(tmp_path / "x.parquet"), "--from", "ours", "--to", "llava"])
     shutil.copy(published_vocab, tmp_path / "qwen.tiktoken")

@@ -39,8 +39,8 @@ RECORDS[3]["conversations"][1]["value"] = "word " * 600
 
 @pytest.fixture
 def data(write, tmp_path, golden_images):
-    for name, picture in zip(("a.png", "b.png"), golden_images, strict=True):
-        shutil.copy(picture, tmp_path / name)
+    for name, image in zip(("a.png", "b.png"), golden_images, strict=True):
+        shutil.copy(image, tmp_path / name)
     return write(RECORDS)
 
 
@@ -71,7 +71,7 @@ def test_the_same_samples_as_without_it(make, data, tokenizer, monkeypatch, capl
     first = make()
     for dataset in (first, make(), pickle.loads(pickle.dumps(first))):
         assert list(dataset) == list(plain) and dataset[-1] == plain[-1]
-        assert (dataset.lengths, dataset.num_pictures) == (plain.lengths, plain.num_pictures)
+        assert (dataset.lengths, dataset.num_images) == (plain.lengths, plain.num_images)
         assert dataset.overlength == plain.overlength and dataset.is_weighted
         with pytest.raises(IndexError):
             dataset[len(plain)]
@@ -132,7 +132,7 @@ def test_an_interrupted_or_failed_start_leaves_nothing(make, tmp_path, monkeypat
     assert len(make()) == 4
 
 
-def test_a_picture_that_is_gone_is_an_error_all_the_same(make, tmp_path):
+def test_an_image_that_is_gone_is_an_error_all_the_same(make, tmp_path):
     make()
     (tmp_path / "b.png").unlink()
     with pytest.raises(DataError, match=r"data.json\[0\] .*\"b.png\": no such file"):

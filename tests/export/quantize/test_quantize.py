@@ -130,7 +130,7 @@ def test_the_export_has_the_published_names_shapes_and_settings(int4, make_int4_
 
 
 def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, make_int4_checkpoint):
-    inputs = verify.picture_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    inputs = verify.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
     before = verify.logits(loading.load_model(make_checkpoint()), inputs)
     loaded = verify.logits(loading.load_model(int4), inputs)
     assert verify.compare(loaded, verify.logits(DiskModel(int4).stream(dtype=torch.float32), inputs)).largest < 1e-4
@@ -141,7 +141,7 @@ def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, mak
 @pytest.mark.slow
 def test_readers_of_others_load_the_export(int4, tmp_path):
     """In a process without this project; a zero point that is off by one would move each weight by a whole step."""
-    inputs = verify.picture_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    inputs = verify.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     runs.python_elsewhere(tmp_path, "-c", READERS, int4)
     ours = verify.logits(loading.load_model(int4, dtype=torch.float32), inputs)
@@ -208,7 +208,7 @@ def test_perplexity_is_that_of_all_targets(make_checkpoint, tmp_path):
     [
         (["--bits", "3"], "--bits 3: only 4 bits"),
         ([], "--calibration: GPTQ needs conversations"),
-        (["--calibration", "text.json"], "no pictures in it"),
+        (["--calibration", "text.json"], "no images in it"),
         (["--calibration", "data.json"], "no groups of 128: give a --group_size that divides 64"),
     ],
 )

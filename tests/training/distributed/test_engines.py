@@ -17,14 +17,14 @@ ENGINES = {
         for path in sorted((runs.ROOT / "configs" / "fsdp").glob("*.json"))
     },
 }
-FEW_PICTURES = (
+FEW_IMAGES = (
     [sample for sample in runs.TEXTS if sample[0]][:1]
     + [s for s in runs.TEXTS if not s[0]] * 3
     + [
         (None, "2+2?", "4"),
         (None, "Again?", "Yes."),
     ]
-)  # one picture in 12 samples: in most steps no process has one
+)  # one image in 12 samples: in most steps no process has one
 LORA = ("--use_lora", "--lora_dropout", "0")
 EVERY_STEP = ("--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
 TOO_FAST = ("--learning_rate", "0.03", "--lr_scheduler_type", "constant", "--max_steps", "8")  # best before the end
@@ -33,13 +33,13 @@ MODES = {  # chat format of the model, flags, data
     "full_vit": ("chatml", ("--fix_vit", "False"), runs.TEXTS),
     "lora": ("chatml", LORA, runs.TEXTS),
     "lora_base": ("raw", LORA, runs.TEXTS),
-    "few_pictures": ("chatml", ("--fix_vit", "False", "--weight_decay", "0.5"), FEW_PICTURES),
+    "few_pictures": ("chatml", ("--fix_vit", "False", "--weight_decay", "0.5"), FEW_IMAGES),
     "recomputed": ("chatml", (*LORA, "--gradient_checkpointing", "True"), runs.TEXTS),
     "recomputed_full": ("chatml", ("--gradient_checkpointing", "True"), runs.TEXTS),
     "best": ("raw", (*LORA, *EVERY_STEP, *TOO_FAST, "--early_stopping_patience", "2"), runs.TEXTS),
-    "few_pictures_lora": ("raw", LORA, FEW_PICTURES),
+    "few_pictures_lora": ("raw", LORA, FEW_IMAGES),
 }
-MARKED = [(picture, question, f"<act> {answer}") for picture, question, answer in runs.TEXTS]  # a new token
+MARKED = [(image, question, f"<act> {answer}") for image, question, answer in runs.TEXTS]  # a new token
 VARIANTS = {  # of adapters, and what else depends on the engine
     "dora": ("chatml", (*LORA, "--use_dora", "--use_rslora"), runs.TEXTS),
     "rates": ("chatml", (*LORA, "--lora_target_modules", "attention", "mlp", "resampler", "--loraplus_lr_ratio", "4",

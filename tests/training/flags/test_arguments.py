@@ -169,7 +169,7 @@ def test_a_wrong_yaml_is_refused(tmp_path, capsys, text, said):
         (["--sample_phases_every", "-1"], ["--sample_phases_every -1: use 0 or more"]),
         (["--report_to", "wandbb"], ["--report_to wandbb"]),
         (["--save_safetensors", "False"], ["safetensors"]),
-        (["--remove_unused_columns", "True"], ["pictures"]),
+        (["--remove_unused_columns", "True"], ["images"]),
         (["--label_smoothing_factor", "0.1"], ["--label_smoothing_factor 0.1"]),
         (["--lora_dropout", "1"], ["--lora_dropout 1.0"]),
     ],

@@ -37,7 +37,7 @@ def test_the_formula_counts_what_torch_does(make_checkpoint, way):
     labels[:, -5:] = 7
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=labels, pixel_values=torch.rand(number, 3, 64, 64), use_cache=False).loss.backward()
-    batch = v1_costs.work([length] * number, targets=5 * number, pictures=number)
+    batch = v1_costs.work([length] * number, targets=5 * number, images=number)
     ours = v1_costs.training_operations(config, batch, trained=trained, adapter_parameters=adapters)
     # Eager attention: all length^2 pairs.
     expected = sum(ours.values()) - ours["attention"] + ours["attention"] * 2 * length / (length + 1)
@@ -47,12 +47,12 @@ def test_the_formula_counts_what_torch_does(make_checkpoint, way):
 def test_published_size():
     """The 9.6B model: about two operations for each weight and token, and 1.9B weights for each of 1024 patches."""
     config = QWenConfig()
-    parts = v1_costs.operations(config, v1_costs.work([384], targets=100, pictures=1))
+    parts = v1_costs.operations(config, v1_costs.work([384], targets=100, images=1))
     assert parts["decoder"] / (2 * 384) == pytest.approx(32 * (4 * 4096**2 + 3 * 4096 * 11008))
     assert parts["vit"] / (2 * 1024) == pytest.approx(1.9e9, rel=0.06)  # with its attention
-    twice = v1_costs.work([384, 384], targets=200, pictures=2)
+    twice = v1_costs.work([384, 384], targets=200, images=2)
     assert v1_costs.operations(config, twice) == {part: 2 * number for part, number in parts.items()}
-    assert twice == v1_costs.work([384], targets=100, pictures=1) + v1_costs.work([384], targets=100, pictures=1)
+    assert twice == v1_costs.work([384], targets=100, images=1) + v1_costs.work([384], targets=100, images=1)
 
 
 def test_measuring_the_peak_leaves_the_random_numbers_alone():

@@ -17,12 +17,12 @@ from qwen_vl.training.vision_cache import cache as vision_cache_cache
 
 LORA = ("--use_lora", "--lora_dropout", "0")
 KINDS = {"image_features": LORA, "vit_features": ()}
-PICTURES = sum(picture is not None for picture, _, _ in runs.TEXTS)
+IMAGES = sum(image is not None for image, _, _ in runs.TEXTS)
 
 
 @pytest.fixture
 def passes(monkeypatch):
-    """A list that gets the number of pictures of every pass through the ViT."""
+    """A list that gets the number of images of every pass through the ViT."""
     seen, encode = [], VisionTower.encode
     monkeypatch.setattr(VisionTower, "encode", lambda self, x: seen.append(len(x)) or encode(self, x))
     return seen
@@ -40,11 +40,11 @@ def test_a_run_from_the_cache_equals_one_without(make_checkpoint, tmp_path, pass
     data = runs.write_data(tmp_path)
     settings = {"data_path": data, "max_steps": 8, "learning_rate": 1e-3, "gradient_accumulation_steps": 1}
     plain = runs.train(make_checkpoint(), tmp_path / "plain", *KINDS[kind], **settings)
-    assert sum(passes) == 2 * PICTURES
+    assert sum(passes) == 2 * IMAGES
     passes.clear()
     cache = tmp_path / "cache"
     cached = runs.train(make_checkpoint(), tmp_path / "cached", *KINDS[kind], vision_cache=cache, **settings)
-    assert sum(passes) == PICTURES
+    assert sum(passes) == IMAGES
     close(plain, cached)
     (folder,) = cache.iterdir()
     assert folder.name.startswith(kind) and json.loads((folder / "info.json").read_text())["dtype"] == "float32"
@@ -76,14 +76,14 @@ def cache_of(make_checkpoint, tmp_path):
 
 
 def test_what_belongs_to_something_else_is_never_used(cache_of, make_checkpoint, tmp_path, caplog):
-    """Another picture under the same name, another tower, dtype or kind, a shard in a wrong folder."""
+    """Another image under the same name, another tower, dtype or kind, a shard in a wrong folder."""
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8), "red").save(path)
     cache, features = cache_of(), torch.rand(16, 64)
     key = cache.key("a.png", [tmp_path])
     cache.add([key], features[None])
     cache.flush()
-    assert torch.equal(cache_of().get(cache_of().key(str(path))), features) and cache_of().num_pictures() == 1
+    assert torch.equal(cache_of().get(cache_of().key(str(path))), features) and cache_of().num_images() == 1
     Image.new("RGB", (8, 8), "blue").save(path)
     assert cache.key("a.png", [tmp_path]) != key and cache.get(cache.key(str(path))) is None
     changed = shutil.copytree(make_checkpoint(), tmp_path / "changed")
@@ -115,7 +115,7 @@ def test_damage_is_found_and_mended(cache_of, make_checkpoint, tmp_path, passes,
     passes.clear()
     again = runs.train(make_checkpoint(), tmp_path / "again", *LORA, data_path=data, **settings)
     assert "is damaged; the image is encoded again" in caplog.text
-    assert 1 <= sum(passes) < PICTURES
+    assert 1 <= sum(passes) < IMAGES
     close(first, again)
     passes.clear()
     shard.write_bytes(content[: len(content) // 2])

@@ -1,0 +1,56 @@
+"""What a metric returns: figures with their uncertainty, and a score for each record."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from qwen_vl.evaluation.records import Answer, Record
+
+Unit = Literal["percent", "points", "count", "share"]
+
+
+class Pair(NamedTuple):
+    """A record and its answer, which has no `error`."""
+
+    record: Record
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a report. `value` and `standard_error` are in `unit`; percent goes from 0 to 100."""
+
+    value: float
+    count: int  # of records that it is made of
+    standard_error: float | None = None  # clustered by image; None where it is not defined
+    unit: Unit = "percent"
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """The score of one record, 0 to 1 unless the metric says otherwise."""
+
+    id: str
+    score: float
+    scored: str  # the text that was compared, after all normalization
+    unmatched: bool = False  # no option, yes/no or box could be read from the answer
+    extra: Mapping[str, Any] = field(default_factory=dict)  # such as iou, variant scores
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of one benchmark. `figures` keeps its order in reports; names like "accuracy", "type/yes/no"."""
+
+    headline: str  # key of the figure that stands in the table
+    figures: dict[str, Figure]
+    samples: list[SampleScore]
+    notes: tuple[str, ...] = ()  # such as what the idf was taken from
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A rule of scoring. `score` gets the answered records in the order of the benchmark."""
+
+    name: str
+    score: Callable[[Sequence[Pair]], Result]
+    needs_judge: bool = False
