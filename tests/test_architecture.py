@@ -23,7 +23,7 @@ TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "golden" not i
 
 # What each room of the package may import from the others. Downward only, so the table has no circle.
 LAYERS = (  # a room may import those of earlier layers, and nothing of its own layer but itself
-    ("model", "terminal", "startup"),
+    ("model", "terminal", "startup", "files"),
     ("families",),
     ("checkpoint",),
     ("adapters", "data"),
@@ -34,7 +34,7 @@ LAYERS = (  # a room may import those of earlier layers, and nothing of its own 
     ("finetune",),
     ("cli",),
 )
-OF_MODEL_ALONE = {"data": {"model", "terminal", "startup"}}  # rooms that may import less than the layers below them
+OF_MODEL_ALONE = {"data": {"model", "terminal", "startup", "files"}}  # rooms that may import less than the layers below them
 MAY_IMPORT = {
     room: OF_MODEL_ALONE.get(room, {below for layer in LAYERS[:i] for below in layer} if i else set())
     for i, layer in enumerate(LAYERS)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from qwen_vl.data.chatml import LOSS_ON, EncodeOptions
 from qwen_vl.data.check.check import printable
-from qwen_vl.data.files import whole_file
 from qwen_vl.data.preview.preview import WRITERS, preview
+from qwen_vl.files import whole_file
 
 from .parsers import Parser, positive
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl.data.sources.readers import data_files
+from qwen_vl.files import whole_file
 
-from .files import whole_file
 from .validation import DataError, shown
 
 logger = logging.getLogger(__name__)

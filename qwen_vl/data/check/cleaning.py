@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from qwen_vl.data.files import whole_file
 from qwen_vl.data.sources.json_files import LINE_SUFFIXES
 from qwen_vl.data.sources.opening import form_of, open_bytes, packed, plain_name
 from qwen_vl.data.sources.readers import data_files, open_whole
 from qwen_vl.data.validation import DataError
+from qwen_vl.files import whole_file
 
 SPACE = re.compile(r"[ \t\n\r]*")  # between JSON values
 Bytes = Iterator[bytes]

@@ -11,10 +11,10 @@ from typing import Any
 
 from qwen_vl.data import markup
 from qwen_vl.data.conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
-from qwen_vl.data.files import whole_file
 from qwen_vl.data.skip_manifests import own_id
 from qwen_vl.data.sources.opening import packed, plain_name
 from qwen_vl.data.validation import DataError, FieldError, Problem
+from qwen_vl.files import whole_file
 from qwen_vl.model.image_loading_qwen import find_image
 
 from . import box_formats, chat_formats

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,6 +16,7 @@ from qwen_vl.checkpoint import int4_layout, loading
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.data.collator import Batch
 from qwen_vl.families import v1 as family
+from qwen_vl.files import replacing
 
 from . import gptq
 
@@ -122,15 +123,8 @@ def quantize_blocks(
 
 def keep(parts: Tensors, file: Path) -> None:
     """Write the packed linears of a block, so that `file` is always complete. Raise OSError if it cannot be written."""
-    partial = file.with_suffix(".partial")
-    try:
-        save_file(parts, partial)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"{file}: could not be written ({error}); free some space and run the same command, which resumes"
-        ) from error
-    partial.rename(file)
+    with replacing(file, cure="free some space and run the same command, which resumes") as unfinished:
+        save_file(parts, unfinished)
 
 
 def quantize_block(block: nn.Module, run: Callable[[], object], errors: dict[str, float], **options: Any) -> Tensors:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from qwen_vl.files import whole_file
 from qwen_vl.terminal import Bars
 
 METRICS_FILE = "metrics.jsonl"
@@ -117,9 +118,8 @@ class MetricsFile(TrainerCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = read_metrics(path) if state.global_step and path.is_file() else state.log_history
         kept = [entry for entry in entries if entry["step"] <= state.global_step and "train_runtime" not in entry]
-        staging = path.with_name(f".{METRICS_FILE}")
-        staging.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        os.replace(staging, path)
+        with whole_file(path) as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

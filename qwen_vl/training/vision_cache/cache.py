@@ -10,7 +10,7 @@ import logging
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
+from qwen_vl.files import replacing
 from qwen_vl.model.image_loading_qwen import find_image, is_local
 
 logger = logging.getLogger(__name__)
@@ -102,11 +103,13 @@ class VisionCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         info = self.folder / "info.json"
         if not info.exists():
-            _write(info, lambda path: path.write_text(json.dumps(self._made_from, indent=2) + "\n", encoding="utf-8"))
+            with replacing(info) as unfinished:
+                unfinished.write_text(json.dumps(self._made_from, indent=2) + "\n", encoding="utf-8")
         checksums = {key: _checksum(tensor) for key, tensor in self._new.items()}
         metadata = {"made_from": self.digest, "checksums": json.dumps(checksums)}
         shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        _write(shard, lambda path: save_file(self._new, path, metadata=metadata))
+        with replacing(shard) as unfinished:
+            save_file(self._new, unfinished, metadata=metadata)
         self._new = {}
 
     def _refresh(self) -> None:
@@ -258,15 +261,3 @@ def _checksum(tensor: torch.Tensor) -> int:
 def _memory(tensor: torch.Tensor) -> Any:  # of numpy; older stubs do not say that it is a buffer
     """Return the memory of a CPU tensor as a buffer of bytes."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and rename it. Raise OSError with the path if that fails."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(staging)
-        os.replace(staging, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: could not be written ({error}); free some space, or use another folder") from error
-    finally:
-        staging.unlink(missing_ok=True)
