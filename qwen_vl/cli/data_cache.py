@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
     kind = TOWER_OUTPUT if args.use_lora else VIT_OUTPUT
     cache = vision_cache_cache.of_checkpoint(args.vision_cache, args.model, kind=kind, dtype=dtype)
     tower = load_tower(args.model, dtype=dtype)
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
         tower.to(torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0))))
     image_size, started, counts = family.image_size(loading.load_config(args.model)), time.perf_counter(), [0, 0, 0]
     for path, found in references.items():

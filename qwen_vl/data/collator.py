@@ -1,7 +1,7 @@
 """Samples to one batch. Images are opened here, in the data workers."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +15,6 @@ from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from .chatml import IGNORE_INDEX, Sample
 
-PADDING = {"loss_weights": 0.0, "sources": -1}
 HOST_KEYS = ("ids", "lengths", "image_keys")  # lists of a batch for messages and meters; the model does not take them
 
 
@@ -36,6 +35,8 @@ class Batch(TypedDict, total=False):
     image_spans: torch.Tensor  # [spans, 2], where the images are
     image_index: torch.Tensor  # [spans], which image each span shows, if one occurs again
     pixel_values: torch.Tensor  # float32 [images, 3, image_size, image_size]
+    image_features: torch.Tensor  # [images, tokens, hidden], cached output of the vision tower
+    vit_features: torch.Tensor  # [images, patches, width], cached output of its ViT
     image_keys: list[str | None]  # of the images that the vision cache lacks, None for the others
     loss_weights: torch.Tensor  # [batch, longest], if a sample has another weight than 1
     sources: torch.Tensor  # [batch, longest], if samples name their sources
@@ -80,20 +81,27 @@ class ConversationCollator:
         if not samples:
             nothing = Sample(id=None, input_ids=[self.pad_id], labels=[IGNORE_INDEX], images=[], weight=1)
             return self([nothing]) | {"ids": []}
-        if isinstance(samples[0], list):
-            return self._packed([checked(sample) for row in samples for sample in row])
-        samples = [checked(sample) for sample in samples]
+        packed_rows = [row for row in samples if isinstance(row, list)]
+        if packed_rows:
+            return self._packed([checked(sample) for row in packed_rows for sample in row])
+        return self._padded([checked(sample) for sample in samples if not isinstance(sample, list)])
+
+    def _padded(self, samples: Sequence[Sample]) -> Batch:
+        """Return a row for each sample, right-padded to the longest; its tensors are [batch, longest]."""
         rows = [torch.tensor(sample["input_ids"], dtype=torch.long) for sample in samples]
         labels = [torch.tensor(sample["labels"], dtype=torch.long) for sample in samples]
         mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
-        batch = {
+        batch: Batch = {
             "ids": [sample["id"] for sample in samples],
             "lengths": [len(row) for row in rows],
             "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             "attention_mask": pad_sequence(mask, batch_first=True),
         }
-        batch |= {key: pad_sequence(parts, True, PADDING[key]) for key, parts in _details(samples).items()}
+        if weights := _loss_weights(samples):
+            batch["loss_weights"] = pad_sequence(weights, batch_first=True, padding_value=0.0)
+        if sources := _sources(samples):
+            batch["sources"] = pad_sequence(sources, batch_first=True, padding_value=-1)
         return self._completed(batch, samples)
 
     def _packed(self, samples: Sequence[Sample]) -> Batch:
@@ -103,19 +111,23 @@ class ConversationCollator:
         """
         lengths = [len(sample["input_ids"]) for sample in samples]
         labels = [label for sample in samples for label in [IGNORE_INDEX, *sample["labels"][1:]]]
-        batch = {
+        batch: Batch = {
             "ids": [sample["id"] for sample in samples],
             "input_ids": torch.tensor([[token for sample in samples for token in sample["input_ids"]]]),
             "labels": torch.tensor([labels]),
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
             "segment_lengths": lengths,
         }
-        batch |= {key: torch.cat(parts)[None] for key, parts in _details(samples).items()}
+        if weights := _loss_weights(samples):
+            batch["loss_weights"] = torch.cat(weights)[None]
+        if sources := _sources(samples):
+            batch["sources"] = torch.cat(sources)[None]
         return self._completed(batch, samples)
 
     def _completed(self, batch: Batch, samples: Sequence[Sample]) -> Batch:
         """Return the batch with its images and the positions of targets and images."""
-        batch |= {"target_index": target_index(batch["labels"])} | self._images(samples)
+        batch["target_index"] = target_index(batch["labels"])
+        batch.update(self._images(samples))
         if any(sample["images"] for sample in samples):
             batch["image_spans"] = image_spans(batch["input_ids"], *self._span)
         return batch
@@ -131,14 +143,16 @@ class ConversationCollator:
                 owners.setdefault(reference, sample["id"])
         if not places:
             return {}
-        found = {"image_index": torch.tensor(index)} if len(places) < len(index) else {}
+        found: Batch = {"image_index": torch.tensor(index)} if len(places) < len(index) else {}
         if self.vision_cache is not None:
             keys = [self.vision_cache.key(reference, self.search_dirs) for reference in places]
             features = [None if key is None else self.vision_cache.get(key) for key in keys]
-            if all(known is not None for known in features):
-                return found | {self.vision_cache.kind: torch.stack(features)}
-            missing = zip(keys, features, strict=True)
-            found["image_keys"] = [key if known is None else None for key, known in missing]
+            known = [feature for feature in features if feature is not None]
+            if len(known) == len(features):
+                # The cache names the key, one of the two of Batch; mypy asks for a literal.
+                return found | cast(Batch, {self.vision_cache.kind: torch.stack(known)})
+            pairs = zip(keys, features, strict=True)
+            found["image_keys"] = [key if feature is None else None for key, feature in pairs]
         found["pixel_values"] = torch.stack([self._open(reference, owners[reference]) for reference in places])
         return found
 
@@ -161,13 +175,15 @@ def checked(sample: Sample) -> Sample:
     return sample
 
 
-def _details(samples: Sequence[Sample]) -> dict[str, list[torch.Tensor]]:
-    """Return {"loss_weights", "sources"}, a tensor [tokens] for each sample; a key without information is left out."""
-    lengths, details = [len(sample["input_ids"]) for sample in samples], {}
-    if any(sample["weight"] != 1 for sample in samples):
-        weights = zip(lengths, samples, strict=True)
-        details["loss_weights"] = [torch.full((length,), sample["weight"]) for length, sample in weights]
-    if any("source" in sample for sample in samples):
-        sources = zip(lengths, samples, strict=True)
-        details["sources"] = [torch.full((length,), sample["source"]) for length, sample in sources]
-    return details
+def _loss_weights(samples: Sequence[Sample]) -> list[torch.Tensor]:
+    """Return the weight of each token, a tensor [tokens] for each sample; [] if all samples have weight 1."""
+    if all(sample["weight"] == 1 for sample in samples):
+        return []
+    return [torch.full((len(sample["input_ids"]),), sample["weight"]) for sample in samples]
+
+
+def _sources(samples: Sequence[Sample]) -> list[torch.Tensor]:
+    """Return the source of each token, a tensor [tokens] for each sample; [] if no sample names its source."""
+    if not any("source" in sample for sample in samples):
+        return []
+    return [torch.full((len(sample["input_ids"]),), sample["source"]) for sample in samples]

@@ -138,5 +138,7 @@ def write_manifest(
 
 def _order(place: str) -> tuple[str, int]:
     """Return the sort key of a place: the file's name, then the number."""
-    name, number = NUMBER.fullmatch(place).groups()
+    match = NUMBER.fullmatch(place)
+    assert match is not None, f"{place!r} is no place of a record"
+    name, number = match.groups()
     return name, int(number)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from pyarrow import parquet
 
 from qwen_vl.data.files import whole_file
 from qwen_vl.data.sources.json_files import LINE_SUFFIXES
+from qwen_vl.data.sources.json_lists import skip_space
 from qwen_vl.data.sources.opening import form_of, open_bytes, packed, plain_name
 from qwen_vl.data.sources.readers import data_files, open_whole
 from qwen_vl.data.validation import DataError
 
-SPACE = re.compile(r"[ \t\n\r]*")  # between JSON values
 Bytes = Iterator[bytes]
 
 
@@ -58,13 +57,13 @@ def _elements(path: Path, places: Collection[str]) -> Bytes:
     yield text[:position].encode()
     end, is_first, index = position, True, 0
     while True:
-        start = SPACE.match(text, position).end()
+        start = skip_space(text, position)
         before = text[position if is_first else end : start]  # the comma and the space around it
         _, end = scan(text, start)
         if f"[{index}]" not in places:
             is_first = False
             yield (before + text[start:end]).encode()
-        position = SPACE.match(text, end).end() + 1  # behind the comma, or the bracket that closes the list
+        position = skip_space(text, end) + 1  # behind the comma, or the bracket that closes the list
         if text[position - 1] == "]":
             yield text[end:].encode()
             return

@@ -60,7 +60,7 @@ def files_table(files: Sequence[FileSummary]) -> list[str]:
     header = ["file", "records", "bad", "warned", "images", "tokens", "learned"]
 
     def numbers(file: FileSummary) -> list[int | None]:
-        tokens = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
+        tokens: list[int | None] = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
         return [file.num_records, len(file.bad), len(file.warned), file.num_images, *tokens]
 
     columns = [numbers(file) for file in files]

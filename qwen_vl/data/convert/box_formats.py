@@ -180,7 +180,7 @@ def _to_grid(values: object, box_format: str, record: Mapping[str, Any], sizes: 
     x2, y2 = (x1 + third, y1 + fourth) if box_format == "xywh" else (third, fourth)
     if x2 <= x1 or y2 <= y1:
         raise FieldError("bbox", f"{shown(values)} ({box_format}) has no area; correct it, or leave the record out")
-    size = (record.get("width"), record.get("height"))
+    size: tuple[Any, Any] = (record.get("width"), record.get("height"))
     if size == (None, None):
         size = sizes.of(_name(record))
     if not all(_is_number(length) and length > 0 for length in size):
@@ -239,7 +239,7 @@ def _sentences(record: Mapping[str, Any]) -> list[str]:
     key = next((key for key in SENTENCE_KEYS if key in record), SENTENCE_KEYS[0])
     values = record.get(key)
     values = values if isinstance(values, list) else [values]
-    texts = [value.get("sent", value.get("raw")) if isinstance(value, dict) else value for value in values]
+    texts: list[Any] = [value.get("sent", value.get("raw")) if isinstance(value, dict) else value for value in values]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise FieldError(key, f"{shown(record.get(key))}; use a list of sentences")
     return list(dict.fromkeys(text.strip() for text in texts))

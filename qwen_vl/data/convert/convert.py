@@ -70,7 +70,7 @@ def convert(
     result.problems += [_problem(place, error) for place, error in errors]
     if result.problems and not skip_errors:
         raise DataError(_message(source, result, folders))
-    result.num_written = len(content["annotations"] if target_format == "coco" else content)
+    result.num_written = len(content["annotations"] if isinstance(content, dict) else content)
     if not result.num_written:
         raise DataError(f"{source}: nothing to write, of {result.num_read} records; is it of format {source_format}?")
     with whole_file(out) as file:

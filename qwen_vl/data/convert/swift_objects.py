@@ -53,15 +53,16 @@ class Objects:
             raise FieldError("objects", found)
 
     def _next(self, where: str, placeholder: str) -> str:
-        values, name = (self.phrases, "ref") if placeholder == "<ref-object>" else (self.boxes, "bbox")
-        index = self._num_phrases if name == "ref" else self._num_boxes
-        if index >= len(values):
-            raise FieldError(where, f"more {placeholder} than the {len(values)} under objects.{name}; write one each")
-        if name == "ref":
+        is_phrase = placeholder == "<ref-object>"
+        index = self._num_phrases if is_phrase else self._num_boxes
+        name, count = ("ref", len(self.phrases)) if is_phrase else ("bbox", len(self.boxes))
+        if index >= count:
+            raise FieldError(where, f"more {placeholder} than the {count} under objects.{name}; write one each")
+        if is_phrase:
             self._num_phrases += 1
-            return f"<ref>{values[index]}</ref>"
+            return f"<ref>{self.phrases[index]}</ref>"
         self._num_boxes += 1
-        return "".join(box_text(box) for box in values[index])
+        return "".join(box_text(box) for box in self.boxes[index])
 
     def _read_columns(self, content: dict) -> None:
         phrases, boxes = content.get("ref") or [], content.get("bbox") or []
@@ -94,17 +95,17 @@ class Objects:
         return [self._box(where, values, kind, place)]
 
     def _box(self, where: str, values: object, kind: object, place: object) -> Box:
-        is_box = isinstance(values, list) and len(values) == 4
-        if not is_box or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
             raise FieldError(where, f"{shown(values)}; only boxes of four numbers can be kept, x1, y1, x2, y2")
-        if kind in SCALES:
-            width = height = SCALES[kind]
+        scale = SCALES.get(kind) if isinstance(kind, str) else None
+        if scale is not None:
+            width = height = scale
         elif kind in (None, "real", "none"):
             width, height = self._size(where, place)
         else:
             raise FieldError("objects.bbox_type", f"{shown(kind)}; use 'real' (pixels) or 'norm1'")
         try:
-            return to_grid(values, width, height, tolerance=0 if kind in SCALES else None)
+            return to_grid(values, width, height, tolerance=None if scale is None else 0)
         except (ValueError, OverflowError) as error:
             raise FieldError(where, str(error)) from None
 
@@ -115,6 +116,10 @@ class Objects:
             return self._size_of(self._references[place])
         except FieldError as error:
             raise FieldError(where, str(error)) from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _phrase(where: str, phrase: object) -> str:

@@ -169,6 +169,7 @@ def _mark(mark: "Mark") -> str:
     if mark.kind == "text":
         return clean(mark.text)
     if mark.kind == "img":
+        assert mark.image is not None, "an img names its image"
         return f'<span class="chip" title="image {mark.image + 1}">{clean(shortened(mark.text))}</span>'
     color = mark.color or "#5a6472"
     return f'<span class="shape {mark.kind}" style="color: {color}">{clean(mark.text)}</span>'

@@ -123,10 +123,11 @@ class _Sheet:
     def _fitting(self, part: str, font: Any, width: float) -> Iterator[str]:
         """Yield the part itself, or pieces of it if it is wider than a whole line."""
         while len(part) > 1 and self._draw.textlength(part, font=font) > width:
-            lengths = range(1, len(part) + 1)
-            end = max(
-                1, bisect(lengths, width, key=lambda length, text=part: self._draw.textlength(text[:length], font=font))
-            )
+
+            def width_of(length: int, text: str = part) -> float:
+                return self._draw.textlength(text[:length], font=font)
+
+            end = max(1, bisect(range(1, len(part) + 1), width, key=width_of))
             yield part[:end]
             part = part[end:]
         yield part

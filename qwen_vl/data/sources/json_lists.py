@@ -17,6 +17,13 @@ TAIL = 12  # characters before the end of what is read in which an error, or the
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
+def skip_space(text: str, position: int) -> int:
+    """Return the position of the first character from `position` on that is not JSON white space."""
+    match = SPACE.match(text, position)
+    assert match is not None, "the pattern matches the empty text"
+    return match.end()
+
+
 def elements(path: str | os.PathLike) -> Iterator[object]:
     """Yield the elements of a JSON list while it is read; raise DataError where it is not JSON, or empty."""
     with open_bytes(path) as file:
@@ -48,7 +55,7 @@ class _Pieces:
     def char(self) -> str:
         """Return the next character that is no space, "" at the end."""
         while True:
-            self._position = SPACE.match(self._buffer, self._position).end()
+            self._position = skip_space(self._buffer, self._position)
             if self._position < len(self._buffer) or not self._more():
                 return self._buffer[self._position : self._position + 1]
 

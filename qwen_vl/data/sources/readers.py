@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -101,7 +102,7 @@ def _splits(path: Path, names: list[str], example: Path) -> DataError:
 
 def _of_dataset(path: Path) -> list[Path]:
     """Return the files of a folder that `save_to_disk` of `datasets` wrote; other files there are its caches."""
-    state = json_files.read_json(path / "state.json")
+    state: Any = json_files.read_json(path / "state.json")  # any JSON value; what is no saved data set raises below
     try:
         files = [path / entry["filename"] for entry in state["_data_files"]]
         if state.get("_indices_data_files") or state.get("_indices_files"):

@@ -26,12 +26,12 @@ def tidied(record: object) -> object:
     """
     if not isinstance(record, dict):
         return record
-    record = {key: _turns(value) if key in TURN_KEYS else value for key, value in record.items()}
-    record = _filled(record, DEPTH)
-    name = record.get("id")
+    with_turns = {key: _turns(value) if key in TURN_KEYS else value for key, value in record.items()}
+    filled: dict[str, Any] = _filled(with_turns, DEPTH)
+    name = filled.get("id")
     if isinstance(name, float) and name.is_integer() and abs(name) <= EXACT:  # of a column with gaps, in pandas
-        record["id"] = int(name)
-    return record
+        filled["id"] = int(name)
+    return filled
 
 
 def _turns(value: object) -> object:
@@ -100,8 +100,8 @@ def _inner_decoder(kind: pa.DataType) -> Decoder | None:
     if pa.types.is_struct(kind):
         return _of_object({field.name: found for field in kind if (found := decoder(field.type))})
     if hasattr(kind, "value_type"):  # lists of all sorts
-        item = decoder(kind.value_type)
-        return item and (lambda values: [item(value) for value in values])
+        inner = decoder(kind.value_type)
+        return None if inner is None else lambda values: [inner(value) for value in values]
     return None
 
 

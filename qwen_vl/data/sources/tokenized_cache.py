@@ -169,6 +169,7 @@ def _inputs(
         vocabulary.update(b"%d %d " % (rank, len(token)) + token)
     code = new_sha256(Path(__file__).read_bytes())
     for module in CODE:
+        assert module.__file__ is not None, "our modules are files"
         code.update(Path(module.__file__).read_bytes())
     return {
         "file": Path(path).name,  # stands in the ids of records that have none
