@@ -24,7 +24,7 @@ TWO_BOXES = "<ref>the sign</ref><box>(100,200),(500,700)</box><box>(0,0),(999,99
 
 @pytest.fixture
 def scripted(make_checkpoint, monkeypatch):
-    """A chat checkpoint whose next answers are the texts of the returned list; without any it writes what it likes."""
+    """Return a chat checkpoint and a list of its next answers; if the list is empty, the model answers itself."""
     folder, answers = make_checkpoint(), []
     tokenizer = QWenTokenizer.from_pretrained(folder)
     really_generate = QWenLMHeadModel.generate
@@ -49,7 +49,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def exit_code(argv):
-    """The code that `qwen-vl argv` ends with; 0 when it just returns."""
+    """Return the exit code of `qwen-vl argv`; 0 if it just returns."""
     try:
         main.entry([str(argument) for argument in argv])
     except SystemExit as end:
@@ -58,7 +58,7 @@ def exit_code(argv):
 
 
 def differ(first, second):
-    """Whether two images of the same size have different pixels."""
+    """Return whether two images of the same size have different pixels."""
     with Image.open(first) as a, Image.open(second) as b:
         assert a.size == b.size
         return a.convert("RGB").tobytes() != b.convert("RGB").tobytes()
@@ -99,7 +99,7 @@ run(main)
     [("", 0), ("sys.exit(143)", 143), ("raise ValueError('no')", 1), ("raise KeyboardInterrupt", 130)],
 )
 def test_one_of_several_processes_leaves_out_the_end_of_python(tmp_path, end, code):
-    """In which a thread of gloo that lets go of a tensor aborts the process; exit code and atexit are as ever."""
+    """Skip the end of Python, where a thread of gloo may abort the process. Exit code and atexit stay the same."""
     command = [sys.executable, "-c", ONE_OF_SEVERAL, str(tmp_path / "store"), end]
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (code, "registered\n"), done.stderr
@@ -133,7 +133,7 @@ DEBUG_AT = {  # words of every verb that end in an error of the user; MISSING is
 
 @pytest.mark.parametrize("verb", DEBUG_AT)
 def test_every_verb_takes_debug(verb, tmp_path, capsys):
-    """Wherever it stands: without it one line, with it the exception itself."""
+    """Print one line without --debug, and raise the exception with it, at any place in the command line."""
     words = [str(tmp_path / word) if word.isupper() else word for word in DEBUG_AT[verb]]
     words = [str(tmp_path / "OUT.json") if word == "OUT.json" else word for word in words]
     assert exit_code([*verb.split(), *words]) == 1
@@ -160,7 +160,7 @@ def test_every_verb_is_tested_with_debug_and_shows_it(capsys):
 
 
 def test_command_lines_are_parsed_in_cli_alone():
-    """Below it, tools are functions; scripts are commands of their own."""
+    """Find no argparse below cli/, where tools are functions. Scripts are commands of their own."""
     files = [path for path in (runs.ROOT / "qwen_vl").rglob("*.py") if path.parent.name != "cli"]
     wrong = [
         path.name
@@ -171,7 +171,7 @@ def test_command_lines_are_parsed_in_cli_alone():
 
 
 def test_data_verbs(capsys, tmp_path):
-    """Exit code 0 where all is well, 1 where there are errors, 2 for a verb that is none."""
+    """Exit with code 0 if all is well, 1 if there are errors, 2 if the verb is unknown."""
     records = [{"id": 1, "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}]
     data = tmp_path / "data.json"
     data.write_text(json.dumps(records))
@@ -295,7 +295,7 @@ def test_a_base_model_says_that_it_does_not_chat(make_checkpoint, capsys):
 
 
 def test_an_adapter_folder_chats_like_base_plus_adapter(make_checkpoint, tmp_path):
-    """Its base is found and checked, and the answer's logits are those of the adapted model."""
+    """Find and check the base. The logits are those of the adapted model."""
     from peft import LoraConfig, get_peft_model
 
     from qwen_vl.checkpoint import loading

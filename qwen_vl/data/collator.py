@@ -1,4 +1,4 @@
-"""Samples to one batch. Images are opened here, in the data workers."""
+"""The collator, which makes a batch of samples. It opens their images, in the data workers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypedDict, cast
@@ -19,7 +19,7 @@ HOST_KEYS = ("ids", "lengths", "image_keys")  # lists of a batch for messages an
 
 
 class Batch(TypedDict, total=False):
-    """A batch; keys that nothing in it needs are left out.
+    """A batch. It has only the keys that its samples need.
 
     Padded batches have "attention_mask", packed ones "position_ids" and "segment_lengths".
     """
@@ -43,7 +43,7 @@ class Batch(TypedDict, total=False):
 
 
 class FeatureCache(Protocol):
-    """The features of images by key (`VisionCache`). `kind` is the key of a batch that takes them."""
+    """A cache of image features (`VisionCache`). `kind` is the key of a batch that holds them."""
 
     kind: str
 
@@ -53,17 +53,17 @@ class FeatureCache(Protocol):
 
 
 class ConversationCollator:
-    """collator(samples) -> Batch. samples: what ConversationDataset yields, or rows of them (PackedDataset).
+    """A function collator(samples) -> Batch. samples: those of ConversationDataset, or rows of them (PackedDataset).
 
-    Samples become rows that are padded on the right; the mask comes from their lengths, so that <|endoftext|> inside a
-    text counts. Rows of samples become one row without padding instead. An empty list, as a rank may get at the end of
-    an epoch, becomes a row of padding in which nothing is learned.
-    "target_index" and "image_spans" tell a step on a device where labels and images are, so it need not synchronize
-    to find out. In "loss_weights" padding has 0, in "sources" -1.
-    An image that occurs several times in a batch is opened once, and "image_index" says which spans show it.
-    vision_cache: if it has the features of all images of a batch, these replace "pixel_values", and no image is opened.
-    Otherwise "image_keys" names those that it lacks.
-    Raises ImageError with the id of the sample.
+    Samples become right-padded rows. The mask comes from their lengths, so <|endoftext|> inside a text is not masked.
+    Packed rows become one row without padding. An empty list, which a rank may get at the end of an epoch, becomes a
+    row of padding without targets.
+    "target_index" and "image_spans" hold the positions of labels and images, so a step on a device need not
+    synchronize to find them. Padding has 0 in "loss_weights" and -1 in "sources".
+    An image that occurs several times in a batch is opened once, and "image_index" holds the image of each span.
+    vision_cache: if it has the features of all images of a batch, they replace "pixel_values", and no image is opened.
+    Otherwise "image_keys" names the images that it lacks.
+    Raises ImageError with the id of the sample if an image cannot be opened.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ConversationCollator:
         return self._completed(batch, samples)
 
     def _completed(self, batch: Batch, samples: Sequence[Sample]) -> Batch:
-        """Return the batch with its images and the positions of targets and images."""
+        """Add the images and the positions of targets and images to a batch, and return it."""
         batch["target_index"] = target_index(batch["labels"])
         batch.update(self._images(samples))
         if any(sample["images"] for sample in samples):
@@ -133,7 +133,7 @@ class ConversationCollator:
         return batch
 
     def _images(self, samples: Sequence[Sample]) -> Batch:
-        """Return what a batch has of the images of its samples: their pixels or features, "image_index", .."""
+        """Return the keys of a batch for its images: their pixels or features, "image_index" and "image_keys"."""
         index: list[int] = []
         places: dict[str, int] = {}  # reference: its index among the images
         owners: dict[str, str | int] = {}  # reference: the first sample that has it
@@ -157,7 +157,7 @@ class ConversationCollator:
         return found
 
     def _open(self, reference: str, name: str | int) -> torch.Tensor:
-        """Return the pixels of an image; raise ImageError with the name of its sample."""
+        """Return the pixels of an image. Raise ImageError with the name of its sample."""
         try:
             return pixels(read_image(reference, search_dirs=self.search_dirs), self.image_size)
         except ImageError as error:
@@ -165,12 +165,12 @@ class ConversationCollator:
 
 
 def checked(sample: Sample) -> Sample:
-    """Return the sample; raise ValueError if it has lost a key that the collator needs."""
+    """Return the sample. Raise ValueError if it has lost a key that the collator needs."""
     missing = [key for key in ("id", "input_ids", "labels", "images", "weight") if key not in sample]
     if missing:
         raise ValueError(
-            f"a sample without {', '.join(map(repr, missing))}: transformers' Trainer takes out of dicts, and of a "
-            "datasets.Dataset, what `forward` does not name; give its TrainingArguments remove_unused_columns=False"
+            f"a sample without {', '.join(map(repr, missing))}: transformers' Trainer removes the keys that `forward` "
+            "does not name from dicts and from a datasets.Dataset; give TrainingArguments remove_unused_columns=False"
         )
     return sample
 

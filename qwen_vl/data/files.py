@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yield a binary file that replaces `path` at the end of the block; an error in the block leaves nothing."""
+    """Yield a binary file that replaces `path` when the block ends. After an error in it, `path` is as before."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

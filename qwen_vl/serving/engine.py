@@ -44,7 +44,7 @@ def load(
 
 
 def usable_device(name: str | None = None) -> torch.device:
-    """Return the torch.device called `name`, or the best one here; raise ValueError if torch cannot use it."""
+    """Return the torch.device called `name`, or the best one here. Raise ValueError if torch cannot use it."""
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

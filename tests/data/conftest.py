@@ -15,7 +15,7 @@ def tokenizer(published_vocab):
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes a data file, from records or from raw bytes, and returns its path."""
+    """Return a function that writes a data file, from records or from raw bytes, and returns its path."""
 
     def write_file(content, name="data.json"):
         path = tmp_path / name
@@ -29,6 +29,6 @@ def write(tmp_path):
 
 @pytest.fixture(scope="session")
 def golden_images():
-    """Two different images."""
+    """Return the paths of two different images."""
     folder = Path(__file__).parents[1] / "golden" / "images"
     return folder / "rgb.png", folder / "palette.png"

@@ -1,4 +1,4 @@
-"""conversations.read: what is accepted, and what each mistake is told."""
+"""conversations.read: what is accepted, and the error for each mistake."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def error_of(path, **options):
 
 
 def test_what_is_accepted(write, caplog):
-    """BOM, CRLF, ids of both kinds or none, a leading assistant turn, markers as text, a U+2028 in JSON Lines."""
+    """Accept a BOM, CRLF, any id or none, a leading assistant turn, markers as text, U+2028 in JSON Lines."""
     records = [
         {"id": 3, "conversations": [A, Q, A, Q]},
         {
@@ -153,7 +153,7 @@ def test_each_problem_names_its_place_and_cure(record, words, write):
 
 
 def test_all_problems_come_together(write):
-    """The first 20 in full, the others counted by kind, and the good records do not matter."""
+    """Report the first 20 problems in full and count the others by kind."""
     bad = [user("<img>a.png</img><box>(1,1)</box>")] * 11 + [{"id": 1, "conversations": [Q, {**A, "value": ""}]}] * 2
     message = error_of(write([GOOD, *bad]))
     lines = message.splitlines()
@@ -172,7 +172,7 @@ def test_boxes_and_images_that_are_right(write):
 
 
 def test_where_images_are_looked_for(write, tmp_path, monkeypatch):
-    """Beside the data file, then in the image folder, then in the working directory, which is another one here."""
+    """Look next to the data file, then in the image folder, then in the working directory, which differs here."""
     folders = {name: tmp_path / name for name in ("set", "images", "cwd")}
     for name, folder in folders.items():
         (folder / "sub").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The example set: small, complete, documented, and training data without a complaint."""
+"""The example set: small, complete, documented, and without a problem or a warning."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ MAX_BYTES = 40_000
 
 
 def test_every_conversation_is_read_and_encoded(tokenizer, caplog):
-    """No warning either; all kinds of samples that data/README.md describes are there, in both languages."""
+    """Read without a warning. All kinds of samples of data/README.md are there, in both languages."""
     with caplog.at_level(logging.WARNING):
         conversations = read(FOLDER / "conversations.json")
     assert not caplog.records and len(conversations) >= 12

@@ -1,4 +1,4 @@
-"""Markup of other formats: warned of, an error where all images are lost, and never written by a conversion."""
+"""Markup of other formats: a warning, an error if all images are lost, and never the result of a conversion."""
 
 import json
 import logging
@@ -91,7 +91,7 @@ def lines(records):
 
 @pytest.mark.parametrize("text, name, form", IMAGES)
 def test_a_file_whose_images_are_all_lost(text, name, form, write, tokenizer, caplog, capsys):
-    """An error in a run, in a stream and in the check; a warning beside an image of ours, or in an answer."""
+    """Raise an error in a run, a stream and the check; warn next to an image of ours, or in an answer."""
     path = write(lines([talk(text), *PLAIN[: not name.startswith(("<img src", "[IMG]"))]]), "data.jsonl")
     message = error_of(read, path)
     assert "all images are lost" in message and name in message and "<img>PATH</img>" in message
@@ -127,7 +127,7 @@ def test_a_mention_is_no_error(text, write, caplog):
 
 
 def test_what_is_often_text_counts_by_its_share(write):
-    """HTML, keys and marks within sentences are an error only where many records have them."""
+    """Count HTML, keys and marks within sentences as an error only if many records have them."""
     html, key, inline = (
         talk("<img src='a.png'> is what?"),
         talk("What is it?", image_path="a.png"),
@@ -168,7 +168,7 @@ THEIRS = [
 
 @pytest.mark.parametrize("record, form", THEIRS)
 def test_a_file_of_another_format_is_told_its_conversion(record, form, write, capsys):
-    """The command of the message makes a file of it that is read without a complaint."""
+    """Run the command of the message, and read its result without a problem."""
     path = write([record, {**record, "id": "second"}], "theirs.json")
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
     command = f"`qwen-vl data convert {path} OUT.json --from {form}`"
@@ -190,7 +190,7 @@ def swift(objects, answer="<ref-object><bbox>", question="<image>Find <ref-objec
 
 @pytest.fixture
 def from_swift(write, tmp_path):
-    """A function that converts one record of ms-swift and returns its texts."""
+    """Return a function that converts one record of ms-swift and returns its texts."""
     Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "b.png")
 
@@ -202,7 +202,7 @@ def from_swift(write, tmp_path):
 
 
 def test_the_boxes_of_swift(from_swift):
-    """Pixels of the image they lie in, shares, thousandths; as documented, and as version 2 had them, as text."""
+    """Convert pixels, shares and thousandths, in the documented form, that of version 2, and as JSON text."""
     pixels = {"ref": ["cats", "a cat"], "bbox": [[20, 10, 100, 50]]}
     expected = ["Picture 1: <img>a.png</img>\nFind <ref>cats</ref>", "<ref>a cat</ref><box>(100,100),(500,500)</box>"]
     assert from_swift(swift(pixels)) == expected == from_swift(swift(pixels | {"bbox_type": "real"}), "sharegpt")
@@ -220,8 +220,8 @@ def test_the_boxes_of_swift(from_swift):
     "changes, message",
     [
         ({"bbox": [[20, 10]]}, r"objects.bbox\[0\]: \[20, 10\]; only boxes of four numbers"),
-        ({"bbox": [[20, 10, 300, 50]]}, "stands out of its image of 200 x 100"),
-        ({"bbox": [[0, 0, 1.5, 1]], "bbox_type": "norm1"}, "stands out"),
+        ({"bbox": [[20, 10, 300, 50]]}, "exceeds its image of 200 x 100"),
+        ({"bbox": [[0, 0, 1.5, 1]], "bbox_type": "norm1"}, "exceeds its image"),
         ({"bbox_type": "other"}, "objects.bbox_type: \"other\"; use 'real'"),
         ({"bbox": []}, "more <bbox> than the 0 under objects.bbox"),
         ({"ref": ["x"]}, "more <ref-object> than the 1 under objects.ref"),
@@ -254,7 +254,7 @@ def test_swift_there_and_back_changes_nothing(write, tmp_path):
 
 @pytest.mark.parametrize("text, name, form", [*IMAGES[8:14], *BOXES])
 def test_no_conversion_writes_what_is_no_markup_of_ours(text, name, form, write, tmp_path):
-    """In whatever text it stands, from every format; HTML and [IMG] are counted, and stay."""
+    """Find foreign markup in texts of every format. HTML and [IMG] are counted, and stay."""
     records = {
         "openai": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]},
         "llava": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": text}]},

@@ -42,10 +42,10 @@ def error_of(path, **options):
         (GOOD.replace("Hi", 'say "Hi"'), 'a quote inside the string before is not written as \\"'),
         (GOOD.replace("},\n", "}\n", 1), "a comma is missing before it"),
         (GOOD[:-30], "was the file cut short?"),
-        (GOOD + GOOD, "a second value behind the first; put all records into one list"),
+        (GOOD + GOOD, "a second value after the first; put all records into one list"),
         (GOOD.strip("[]") + ",\n" + GOOD.strip("[]"), "records without a list around them; put [ before"),
-        (GOOD.replace("[", "[\u00a0", 1), "a character (U+00A0), which is not seen; remove it"),
-        (GOOD.replace(",", ",\ufeff", 1), "a byte order mark (U+FEFF), which is not seen"),
+        (GOOD.replace("[", "[\u00a0", 1), "a character (U+00A0), which is invisible; remove it"),
+        (GOOD.replace(",", ",\ufeff", 1), "a byte order mark (U+FEFF), which is invisible"),
     ],
 )
 def test_what_makes_a_text_no_json(content, words, write):
@@ -57,7 +57,7 @@ def test_a_line_of_json_lines_is_told_the_same_without_a_line_number(write):
     path = write(f"{line}\n{line[:-1]},}}\n{line},\n".encode(), "d.jsonl")
     message = error_of(path)
     assert f"d.jsonl:2: not JSON at column {len(line) + 1} (a comma before }}; remove it)" in message
-    assert "d.jsonl:3: not JSON" in message and "a comma behind the record; remove it" in message
+    assert "d.jsonl:3: not JSON" in message and "a comma after the record; remove it" in message
 
 
 ROWS = {"id": {"0": "a", "1": "b"}, "conversations": {"0": [Q, A], "1": [Q, A]}}

@@ -1,4 +1,4 @@
-"""Several files in one run: the words of --data_path, and which samples come how often."""
+"""Several files in one run: the values of --data_path, and how often which samples come."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ class Numbers:
 
 
 def mixed(mix, *parts, seed=0):
-    """A mix of (name, size, weight), and the names of its samples in order."""
+    """Return the mix of (name, size, weight), and the names of its samples in order."""
     sources = [Source(name, weight, name) for name, _, weight in parts]
     dataset = MixedDataset([Numbers(name, size) for name, size, _ in parts], sources, mix=mix, seed=seed)
     return dataset, [sample["id"] for sample in dataset]

@@ -1,4 +1,4 @@
-"""A data file without some of its records, all others as they were: byte for byte in JSON, row for row in tables."""
+"""A data file without its bad records. The others stay as they were: byte for byte in JSON, row for row in tables."""
 
 import json
 import os
@@ -19,10 +19,11 @@ Bytes = Iterator[bytes]
 
 
 def write_cleaned(data_path: str | os.PathLike, out: str | os.PathLike, places: Collection[str]) -> None:
-    """Write a data file less the records at `places`; raise DataError where OUT cannot hold what the file is.
+    """Write a data file without the records at `places`.
 
-    A JSON file stays what it is, byte for byte, and is packed if OUT ends with .gz or .zst. A table, or a folder,
-    becomes Parquet with all its columns if OUT ends with .parquet, JSON Lines with .jsonl, else a JSON list.
+    A JSON file keeps its bytes, and is packed if OUT ends with .gz or .zst. A table or folder becomes Parquet with all
+    its columns if OUT ends with .parquet, JSON Lines if it ends with .jsonl, and a JSON list otherwise.
+    Raise DataError if OUT cannot hold the format of the file.
     """
     files, suffix = data_files(data_path), plain_name(out).suffix.lower()
     is_text = len(files) == 1 and form_of(files[0][0]) == "text"
@@ -38,7 +39,7 @@ def write_cleaned(data_path: str | os.PathLike, out: str | os.PathLike, places: 
 
 
 def _without(path: Path, places: Collection[str]) -> Bytes:
-    """Yield the content of a JSON file in pieces, less the records at `places`."""
+    """Yield the content of a JSON file in pieces, without the records at `places`."""
     return _elements(path, places) if any(place.startswith("[") for place in places) else _lines(path, places)
 
 
@@ -49,7 +50,7 @@ def _lines(path: Path, places: Collection[str]) -> Bytes:
 
 
 def _elements(path: Path, places: Collection[str]) -> Bytes:
-    """Yield the text of a JSON list in pieces, less the elements at `places` and the commas before them."""
+    """Yield the text of a JSON list in pieces, without the elements at `places` and the commas before them."""
     with open_bytes(path) as file:
         text = file.read().decode()  # with its byte order mark, if any
     scan = json.JSONDecoder().raw_decode
@@ -63,7 +64,7 @@ def _elements(path: Path, places: Collection[str]) -> Bytes:
         if f"[{index}]" not in places:
             is_first = False
             yield (before + text[start:end]).encode()
-        position = skip_space(text, end) + 1  # behind the comma, or the bracket that closes the list
+        position = skip_space(text, end) + 1  # after the comma, or the bracket that closes the list
         if text[position - 1] == "]":
             yield text[end:].encode()
             return
@@ -87,7 +88,7 @@ def _json(record: object) -> bytes:
 
 
 def _write_parquet(path: str | os.PathLike, out: str | os.PathLike, places: Collection[str]) -> None:
-    """Write the rows of tables that are not at `places`; raise DataError for a folder that holds JSON as well."""
+    """Write the rows of tables that are not at `places`. Raise DataError if one of the files is JSON."""
     tables = []
     for file in open_whole(path):
         if file.columns is None:

@@ -48,10 +48,10 @@ def convert(
 ) -> Converted:
     """Convert a file and return the Converted. OUT is written completely or not at all.
 
-    Every record is one that `conversations.read` accepts, whatever the target format. With `check_images` local
-    images must exist in `search_dirs(out, image_folder)`; sizes that the source does not have are read there.
-    prompt: the question for COCO and RefCOCO, with {phrase}; box_format: "xywh" or "xyxy", of RefCOCO-style boxes.
-    Raises DataError with all that cannot be converted, unless `skip_errors` leaves those records out.
+    `conversations.read` accepts every converted record, also with another target format. With `check_images` local
+    images must exist in `search_dirs(out, image_folder)`. Sizes that the source lacks are read there.
+    prompt: the question for COCO and RefCOCO, with {phrase}. box_format: "xywh" or "xyxy", of RefCOCO-style boxes.
+    Raise DataError with all problems, unless `skip_errors` skips the records that cannot be converted.
     """
     check_folder(image_folder)
     result, folders = Converted(), search_dirs(out, image_folder)
@@ -103,7 +103,7 @@ def _read(
 
 
 def _problems(place: str, record: object, exists: Callable[[str], bool] | None) -> list[Problem]:
-    """Return the Problems for which a record cannot be in the result."""
+    """Return the Problems that keep a record out of the result."""
     if isinstance(record, FieldError):
         return [_problem(place, record)]
     return [problem for problem in check_entry(place, record, exists) if problem.is_error]
@@ -112,7 +112,7 @@ def _problems(place: str, record: object, exists: Callable[[str], bool] | None) 
 def _leftovers(place: str, record: dict, form: str, notes: Counter) -> Iterator[Problem]:
     """Yield a Problem for each text with markup of another format, which would be written as plain text.
 
-    What may well be text, such as HTML, is counted in `notes` instead.
+    Markup that may well be text, such as HTML, is counted in `notes` instead.
     """
     texts = [("system", record.get("system", ""))]
     texts += [(f"conversations[{index}].value", turn["value"]) for index, turn in enumerate(record["conversations"])]

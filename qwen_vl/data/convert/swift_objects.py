@@ -1,8 +1,8 @@
-"""The boxes of ms-swift: `<ref-object>` and `<bbox>` in the text, what they stand for under the key `objects`.
+"""The boxes of ms-swift: `<ref-object>` and `<bbox>` in the text, and their values under the key `objects`.
 
-As it documents them: {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]], "bbox_type": "real" | "norm1", "image_id": [0]}; and
-as its version 2 had them: [{"caption": "dog", "bbox": [..], "bbox_type": "real" | "norm_1000" | "norm_1", "image": 0}],
-also as JSON text. Pixels ("real", the default) are thousandths of the image in our format, so its size is needed.
+Its documented form: {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]], "bbox_type": "real" | "norm1", "image_id": [0]}.
+That of its version 2: [{"caption": "dog", "bbox": [..], "bbox_type": "real" | "norm_1000" | "norm_1", "image": 0}].
+Both also occur as JSON text. Our format has thousandths of the image, so pixels ("real", the default) need its size.
 """
 
 import json
@@ -19,10 +19,10 @@ Box = tuple[int, ...]
 
 
 class Objects:
-    """What the placeholders of one record stand for, taken in their order.
+    """The phrases and boxes that replace the placeholders of one record, in their order.
 
     content: the record's `objects`, or None. references: its images. size_of(reference): (width, height) of one.
-    Raises FieldError for what cannot be one of our boxes.
+    Raises FieldError if a value cannot become one of our boxes.
     """
 
     def __init__(self, content: object, references: list[str], size_of: Callable[[str], tuple[int, int]]) -> None:
@@ -43,11 +43,11 @@ class Objects:
         self._num_phrases, self._num_boxes = 0, 0
 
     def placed(self, where: str, text: str) -> str:
-        """Return the text with our tags in the place of the placeholders."""
+        """Return the text with our tags instead of the placeholders."""
         return PLACE.sub(lambda match: self._next(where, match.group()), text) if "<" in text else text
 
     def finish(self) -> None:
-        """Raise FieldError for boxes that no text refers to."""
+        """Raise FieldError if no text refers to one of the boxes."""
         if self._num_boxes < len(self.boxes):
             found = f"{len(self.boxes)} boxes, {self._num_boxes} <bbox> in the text; write one for each"
             raise FieldError("objects", found)
@@ -132,9 +132,9 @@ def _phrase(where: str, phrase: object) -> str:
 
 
 def from_ours_to_swift(turns: list[dict], image: re.Pattern) -> dict:
-    """Return {"messages", "images", "objects"} of turns of ours; raise FieldError for a quad or a box in no image.
+    """Return {"messages", "images", "objects"} of turns of ours. Raise FieldError for a quad or a box in no image.
 
-    Coordinates are the middle of their step as a share of the image ("norm1"), so the way back changes nothing.
+    Coordinates are the center of their step as a share of the image ("norm1"), so converting back changes nothing.
     """
     images, messages = [], []
     for turn in turns:

@@ -79,7 +79,7 @@ LEGEND = (
     '<span class="t">ignored</span> it is only read   '
     '<span class="t s">&lt;special&gt;</span> a token of the model   '
     '<span class="t p">Picture 1</span> a whole image span   '
-    '<span class="t cut">cut</span> behind the limit   '
+    '<span class="t cut">cut</span> after the limit   '
     "Point at a token to see its id."
 )
 

@@ -31,7 +31,7 @@ Operation = Callable[[Image.Image, ImageDraw.ImageDraw], None]  # draws on the f
 
 
 def render(page: "Page") -> bytes:
-    """Return the page as a PNG; raise ValueError if it would be too high to draw."""
+    """Return the page as a PNG. Raise ValueError if it would be too high to draw."""
     _warn(page)
     sheet = _Sheet()
     sheet.text(visible(f"Preview of {page.file}"), 22)
@@ -82,7 +82,7 @@ class _Sheet:
         return drawing
 
     def text(self, text: str, size: int, ink: str = INK, **place: float) -> None:
-        """Set a paragraph; place: `left`, `right` and `gap` of `flow`."""
+        """Set a paragraph. place: `left`, `right` and `gap` of `flow`."""
         self.flow([_Run(text, ink)], size, **place)
 
     @contextmanager
@@ -169,7 +169,7 @@ def _sample(sheet: _Sheet, sample: "Preview") -> None:
 
 
 def _image(sheet: _Sheet, number: int, image: Image.Image | str, reference: str, left: int) -> None:
-    """Draw an image with its caption; image: the image, or the text of the error if it cannot be opened."""
+    """Draw an image with its caption. image: the image, or the text of the error if it cannot be opened."""
     place = {"left": left, "right": left + IMAGE_WIDTH}
     if isinstance(image, str):
         sheet.text(visible(image), 13, RED, **place)

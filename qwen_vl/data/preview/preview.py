@@ -133,7 +133,7 @@ def _tokens(ids: Sequence[int], labels: Sequence[int], num_kept: int, tokenizer:
 
 
 def _readable(raw: bytes) -> str:
-    """Return the text of a token; its bytes in hexadecimal if they are only a part of a character."""
+    """Return the text of a token, or its bytes in hexadecimal if they are only a part of a character."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -161,7 +161,7 @@ def preview(
     """Return the Page of the first `num` conversations of a file, or of those with the given ids.
 
     model: the folder or hub name of the checkpoint whose tokenizer is used. An image that is missing or damaged is
-    shown as its error. Raises DataError for a broken file or an unknown id.
+    shown as its error. Raise DataError if the file is broken or an id is unknown.
     """
     records = read(path, image_folder=image_folder, check_images=False)
     chosen = records[:num] if ids is None else _with_ids(path, records, ids)

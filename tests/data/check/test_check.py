@@ -1,4 +1,4 @@
-"""`qwen-vl data check`: everything it finds, its report and repairs, and what training makes of a skip manifest."""
+"""`qwen-vl data check`: its findings, its report and repairs, and the effect of a skip manifest on training."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def vocab_dir(published_vocab, tmp_path):
 
 @pytest.fixture
 def images(tmp_path, golden_images):
-    """A folder of images: good.png, and one for each thing that can be wrong with one."""
+    """Return a folder of images: good.png, and one for each problem that an image can have."""
     folder = tmp_path / "pics"
     folder.mkdir()
     shutil.copy(golden_images[0], folder / "good.png")
@@ -54,7 +54,7 @@ def images(tmp_path, golden_images):
 
 
 def check(*argv):
-    """(exit code, error) of `qwen-vl data check argv`."""
+    """Return (exit code, error) of `qwen-vl data check argv`."""
     try:
         data.main(["check", *map(str, argv)])
     except DataError as error:
@@ -63,14 +63,14 @@ def check(*argv):
 
 
 def report_of(*argv, folder):
-    """(exit code, the problems as dicts)."""
+    """Return (exit code, the reported problems as dicts)."""
     code, _ = check(*argv, "--report", folder / "report.jsonl")
     return code, [json.loads(line) for line in (folder / "report.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_problem_is_reported_with_its_place(workers, write, images, tmp_path, capsys, monkeypatch):
-    """Of records, images and duplicates; the same whether in this process or in others."""
+    """Report problems of records, of images and duplicates, with one process and with several."""
     monkeypatch.setattr(check_check, "RECORDS_A_CHUNK", 3)
     monkeypatch.setattr(check_check, "IMAGES_A_CHUNK", 2)
     bad = ("cut.jpg", "text.png", "empty.png", "bomb.png")
@@ -112,7 +112,7 @@ def test_every_problem_is_reported_with_its_place(workers, write, images, tmp_pa
 
 
 def test_each_image_is_opened_once(write, images, tmp_path, monkeypatch, capsys):
-    """Over records, turns and files; a data: URI once a file. `--images exist` opens none."""
+    """Open an image once over records, turns and files, a data: URI once a file; none with `--images exist`."""
     opened = []
     really_open = inspect_record.read_image
     monkeypatch.setattr(inspect_record, "read_image", lambda name: opened.append(name) or really_open(name))
@@ -131,7 +131,7 @@ def test_each_image_is_opened_once(write, images, tmp_path, monkeypatch, capsys)
 
 
 def test_gray_of_more_than_8_bits_is_a_warning(write, tmp_path):
-    """Each record is named, and how its image is scaled; color and gray of 8 bits are in order."""
+    """Name each record and how its image is scaled. Color and 8-bit gray give no warning."""
     levels = np.arange(400).reshape(20, 20) % 256
     images = {
         "scan.png": (levels * 257).astype(np.uint16),
@@ -152,7 +152,7 @@ def test_gray_of_more_than_8_bits_is_a_warning(write, tmp_path):
 
 
 def test_lengths_are_those_of_training(write, vocab_dir, tokenizer, tmp_path, capsys):
-    """Exact, images counted without opening one; what the limit would trim or drop is a warning."""
+    """Count exact lengths without opening an image, and warn of samples that the limit would trim or drop."""
     long = {"id": "long", "conversations": [Q, A, Q, {**A, "value": "word " * 300}]}
     records = [record("a"), long, record("huge", "word " * 300), record("p", "<img>https://host/x.png</img>")]
     records.append({"id": "few", "system": "Be brief.", "conversations": [Q, {**A, "loss": False}, Q, A]})
@@ -180,7 +180,7 @@ def test_lengths_are_those_of_training(write, vocab_dir, tokenizer, tmp_path, ca
 
 @pytest.mark.parametrize("name", ["data.json", "lines.json", "data.jsonl"])
 def test_a_repaired_file_is_good_and_otherwise_the_same(name, write, tmp_path, capsys):
-    """Byte for byte: order, spaces, escapes, even what JSON would not keep. The manifest does the same to training."""
+    """Keep the other bytes: order, spaces, escapes, repeated keys. The manifest has the same effect on training."""
     texts = [json.dumps(record(i), indent=None if name != "data.json" else 3) for i in range(6)]
     texts[0] = texts[0].replace('"What', '"\\u0057hat').replace("{", '{ "n": 1.50, "n": 2,', 1)
     texts[1] = texts[1].replace("user", "human")
@@ -262,7 +262,7 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_others(write, tmp_path, ca
 
 
 def test_text_that_no_terminal_shows(write, tmp_path):
-    """Half a surrogate pair reaches the report and the summary without an accident."""
+    """Write half a surrogate pair into the report and the summary without an error."""
     path = write(b'[{"id": "\\ud83d", "conversations": [{"from": "user", "value": "<box>\\ud83d</box>"}]}]')
     code, found = report_of(path, folder=tmp_path)
     kinds = [entry["kind"] for entry in found]

@@ -1,4 +1,4 @@
-"""The preview: what the page says is what is encoded, nothing of the data escapes into its markup, boxes are drawn."""
+"""The preview: the page shows what is encoded, data cannot break its markup, boxes are drawn."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def turns_of(*texts):
 
 
 class Page(HTMLParser):
-    """Balanced tags, every attribute, and the tokens of each sample as [(classes, title, text), ..]."""
+    """A parsed page with balanced tags: attributes, and the tokens of each sample as [(classes, title, text), ..]."""
 
     def __init__(self, content):
         super().__init__()
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def data(write, tmp_path):
-    """A file with markup in every place that holds text, several images, one missing, boxes and a quad."""
+    """Return a file with markup in every text field, several images, one of them missing, boxes and a quad."""
     shutil.copy(GOLDEN_IMAGE, tmp_path / "photo.jpg")
     Image.new("RGB", (8, 4), "white").save(tmp_path / "tiny.png")
     question = f"Picture 1: <img>photo.jpg</img>\nPicture 2: <img>tiny.png</img>\n{HOSTILE.replace('<img', '<im')}"
@@ -76,7 +76,7 @@ def data(write, tmp_path):
 
 
 def test_every_token_of_the_page_is_what_is_encoded(data, make_checkpoint):
-    """Ids, targets and what is cut, position by position; an image span is one chip with its count."""
+    """Compare ids, targets and the cut at each position. An image span is one chip with its count."""
     page = preview.preview(data, make_checkpoint(), encoding=EncodeOptions(90))
     parsed = Page(html_page.render(page))
     tokenizer = preview.load_tokenizer(make_checkpoint())
@@ -102,7 +102,7 @@ def test_every_token_of_the_page_is_what_is_encoded(data, make_checkpoint):
 
 
 def test_what_is_cut_follows_the_policy_of_training(write, tokenizer):
-    """Trimmed: the tokens of the kept turns, then the others, marked; their targets do not count."""
+    """Show the tokens of the kept turns first, then the cut ones, whose targets do not count."""
     record = {"id": "x", "conversations": turns_of("one", "two", "three", "four", "five")}
     whole, kept = encode(record, tokenizer), encode(record, tokenizer, max_length=30)
     sample = preview.look(record, tokenizer, EncodeOptions(30))
@@ -117,7 +117,7 @@ def test_what_is_cut_follows_the_policy_of_training(write, tokenizer):
 
 
 def test_the_page_is_inert_and_needs_nothing_else(data, make_checkpoint):
-    """Markup in the data stays text; nothing is fetched and nothing runs."""
+    """Show markup in the data as text. Nothing is fetched and no script runs."""
     content = html_page.render(preview.preview(data, make_checkpoint()))
     parsed = Page(content)
     assert not {"script", "link", "iframe", "object", "form", "a"} & set(parsed.tags)
@@ -133,7 +133,7 @@ def test_the_page_is_inert_and_needs_nothing_else(data, make_checkpoint):
 
 
 def test_boxes_are_drawn_on_the_image_they_belong_to(data, make_checkpoint):
-    """A tiny image is enlarged first, so that the lines do not cover it; the quad follows the image named last."""
+    """Enlarge a tiny image first, or the lines would cover it. The quad belongs to the last image named."""
     photo, tiny = preview.preview(data, make_checkpoint(), num=1).samples[0].images
     assert tiny.size == (320, 160)
     box, quad = ImageColor.getrgb(COLORS[0]), ImageColor.getrgb(COLORS[-1])
@@ -197,7 +197,7 @@ def test_the_command(data, make_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_a_browser_shows_it(data, make_checkpoint, tmp_path):
-    """Laid out by Chromium: images are there, token colors are painted, no request is made."""
+    """Render with Chromium: images are shown, token colors are painted, no request is made."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on this machine")

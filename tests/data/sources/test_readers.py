@@ -1,4 +1,4 @@
-"""One reader for every verb: the same samples from JSON, Parquet, Arrow and saved data sets, packed or not."""
+"""The readers in every verb: the same samples from JSON, Parquet, Arrow and saved data sets, packed or not."""
 
 import gzip
 import io
@@ -109,7 +109,7 @@ def image(tmp_path):
 
 @pytest.fixture
 def hf_json(tmp_path):
-    """A function that loads records as `datasets` loads a JSON file of them."""
+    """Return a function that loads records as `datasets` loads a JSON file of them."""
 
     def load_json(records):
         (tmp_path / "for_hf.json").write_text(json.dumps(records))
@@ -120,7 +120,7 @@ def hf_json(tmp_path):
 
 
 def samples(path, tokenizer, tmp_path, **options):
-    """The samples of a file from memory, from the cache and from a stream, which must be the same; by id."""
+    """Return {id: sample} of a file, which must be the same from memory, from the cache and from a stream."""
     encoding, image_folder = replace(ENCODING, **options), str(tmp_path)
     plain = list(load_file(path, tokenizer, encoding, SourceOptions("none", image_folder=image_folder)))
     cache = str(tmp_path / "cache")
@@ -144,7 +144,7 @@ def error_of(function, *args, **options):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_same_samples_from_every_kind_of_file(name, tokenizer, tmp_path, image):
-    """In memory, from the cache and in a stream, told by content where the name says something else."""
+    """Read from memory, cache and stream. The content tells the format if the name is wrong."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "expected.json").write_text(json.dumps(FULL + BARE))
     expected = samples(tmp_path / "x" / "expected.json", tokenizer, tmp_path)
@@ -166,7 +166,7 @@ def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, image):
 
 
 def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_path, image):
-    """Objects as JSON text, null for absent keys, in Parquet, JSON Lines, a JSON list and on disk; ids of two kinds."""
+    """Read objects as JSON text, null for absent keys, and ids of two types, from each format that it writes."""
     records = [
         *FULL,
         {"id": 7, "topic": {"a": None}, "conversations": [Q, A]},
@@ -187,7 +187,7 @@ def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_pa
 
 
 def test_gaps_of_pandas(tokenizer, tmp_path, caplog):
-    """NaN, None and numbers that a gap made floats are keys that are not there, and the numbers that they were."""
+    """Read NaN and None as absent keys, and whole floats of a column with gaps as integers."""
     records = [
         {"id": 7, "weight": 2, "conversations": [Q, A]},
         {"system": "S", "conversations": [Q, {**A, "loss": None}]},
@@ -223,7 +223,7 @@ def test_columns_in_which_turns_may_stand(conversations, tmp_path):
 
 
 def test_values_that_are_wrong_stay_wrong(tmp_path):
-    """Of a table as of JSON, each with file and row; what only a table can hold is named."""
+    """Report wrong values of a table as those of JSON, with file and row, and types that only tables have."""
     turns = [{"from": "user", "value": 3}, {"from": "assistant", "value": None}]
     columns = {"id": ["x"], "system": [b"S"], "weight": ["2"], "conversations": [turns]}
     parquet.write_table(pa.table(columns), tmp_path / "d.parquet")
@@ -249,7 +249,7 @@ def test_values_that_are_wrong_stay_wrong(tmp_path):
 
 @pytest.mark.parametrize("name", ["data.parquet", "stream.arrow", "data.jsonl.gz", "saved", "folder"])
 def test_check_fix_and_skip(name, tokenizer, tmp_path, capsys):
-    """A bad record is named with its file and row, left out by --fix and by the manifest, in memory and in a stream."""
+    """Name a bad record by file and row. --fix removes it; the manifest skips it in memory and in a stream."""
     records = [*BARE[:2], {**BARE[2], "conversations": [Q, {**A, "value": ""}]}, *BARE[3:9]]
     path, report = tmp_path / name, tmp_path / "report.jsonl"
     FILES[name](path, records)
@@ -278,7 +278,7 @@ def test_check_fix_and_skip(name, tokenizer, tmp_path, capsys):
 
 
 def test_convert_and_preview_read_tables(tokenizer, tmp_path, published_vocab, capsys):
-    """LLaVA's columns, with the images' bytes as `datasets` has them; OpenAI's parts, whose absent keys are null."""
+    """Convert columns of LLaVA with image bytes as in `datasets`, and parts of OpenAI with null for absent keys."""
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "JPEG")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -392,7 +392,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_that_cannot_be_read_says_why(name, tokenizer, tmp_path):
-    """The same in memory, in the check and in a stream; never a traceback of a library."""
+    """Raise the same error in memory, in the check and in a stream, never a traceback of a library."""
     make, words = BROKEN[name]
     path = tmp_path / name
     make(path)
@@ -428,7 +428,7 @@ def test_outputs_do_not_land_among_the_data(tmp_path, capsys):
 
 
 def test_a_list_is_streamed_in_pieces(tmp_path, monkeypatch):
-    """Whatever the size of the pieces: the same elements, or an error with the same line."""
+    """Read the same elements, or raise an error with the same line, for any size of the pieces."""
     values = [{"a": 'é\u2028\\"x'}, -1.5e-10, 12345, "]", [], {"b": [1, {"c": None}]}, True]
     for indent in (None, 2):
         text = json.dumps(values, indent=indent, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The tokenized cache: the same samples from disk, made again when anything changes, never half."""
+"""The tokenized cache: the same samples from disk, written again when anything changes, never incomplete."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def data(write, tmp_path, golden_images):
 
 @pytest.fixture
 def make(data, tokenizer, tmp_path, monkeypatch):
-    """A function that opens the cache as a start of training does; `make.tokenized` counts the times it was made."""
+    """Return a function that opens the cache as training does; `make.tokenized` counts how often it was written."""
 
     def start(path=data, tokenizer=tokenizer, skip_manifest=None, **options):
         where = {"folder": tmp_path / "cache", "skip_manifest": skip_manifest, "workers": 1}
