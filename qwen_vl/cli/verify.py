@@ -13,11 +13,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare the two models of the command line. Raise ValueError (exit code 1) if they differ."""
     args = make_parser().parse_args(argv)
     records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
-    options = {"dtype": dtype_or_auto(args.dtype), "device": args.device, "from_disk": args.from_disk}
-    options |= {"search_dirs": search_dirs, "max_new_tokens": args.max_new_tokens}
     files = different_files(args.first, args.second)
-    first = outcome(args.first, records, **options)
-    second = outcome(args.second, records, **options)
+    first, second = (
+        outcome(
+            path,
+            records,
+            search_dirs=search_dirs,
+            dtype=dtype_or_auto(args.dtype),
+            device=args.device,
+            from_disk=args.from_disk,
+            max_new_tokens=args.max_new_tokens,
+        )
+        for path in (args.first, args.second)
+    )
     if first.ids != second.ids:
         raise ValueError(f"{args.first} and {args.second}: their tokenizers make different ids of the same prompts")
     difference = compare(first.logits, second.logits)

@@ -4,6 +4,7 @@ import contextlib
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
@@ -111,15 +112,15 @@ def fit(
 
     The policy "error" drops the sample here. The caller, who knows the other conversations, raises the error.
     """
-    labeling: dict[str, Any] = {"control_tokens": options.control_tokens, "loss_on": options.loss_on}
-    whole = encode(conversation, tokenizer, **labeling)
+    encoded = partial(encode, conversation, tokenizer, control_tokens=options.control_tokens, loss_on=options.loss_on)
+    whole = encoded()
     length = len(whole.input_ids)
     if options.max_length is None or length <= options.max_length:
         return whole, None
     sample = None
     if options.overlength == "trim":
         with contextlib.suppress(OverlengthError):
-            sample = encode(conversation, tokenizer, max_length=options.max_length, **labeling)
+            sample = encoded(max_length=options.max_length)
     kept_length, action = (len(sample.input_ids), "trimmed") if sample else (0, "dropped")
     return sample, Overlength(id=conversation["id"], length=length, kept_length=kept_length, action=action)
 

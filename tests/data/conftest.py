@@ -1,4 +1,4 @@
-"""Fixtures of the data tests: the published tokenizer, and a writer of conversation files."""
+"""Fixtures of the data tests: the published tokenizer, images, and files of conversations."""
 
 import shutil
 from functools import partial
@@ -19,7 +19,6 @@ def tokenizer(published_vocab):
 @pytest.fixture
 def write(tmp_path):
     """Return a function that writes a data file, from records or from raw bytes, and returns its path."""
-
     return partial(write_file, tmp_path)
 
 

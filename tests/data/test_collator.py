@@ -27,7 +27,7 @@ SHORT = {"id": "short", "conversations": turns("q")}
 
 
 def test_a_batch_is_padded_to_its_longest_row(tokenizer):
-    """<|endoftext|>, the pad token, counts inside a text: the mask comes from lengths.
+    """Do not mask <|endoftext|>, the pad token, inside a text: the mask comes from lengths.
 
     Decided difference: docs/checkpoint_format.md section 8.
     """

@@ -13,8 +13,6 @@ from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.data.validation import DataError
 
 Q, A = {"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}
-
-
 RECORD = {"id": "a", "conversations": [Q, A]}
 
 

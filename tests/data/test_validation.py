@@ -6,8 +6,6 @@ from qwen_vl.data.conversations import read
 from qwen_vl.data.validation import DataError
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
-
-
 GOOD = {"id": "good", "conversations": [Q, A]}
 
 

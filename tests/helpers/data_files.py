@@ -18,21 +18,13 @@ from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.data.validation import DataError
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
-
-
 BARE = [{"id": f"r{index}", "conversations": [Q, {**A, "value": f"Box {index}."}]} for index in range(40)]
-
-
 FULL = [
     {"id": "a", "conversations": [Q, A]},
     {"id": "b", "system": "Be brief.", "weight": 2, "conversations": [Q, {**A, "loss": False}, Q, A]},
     {"id": "c", "weight": 0.5, "conversations": [{**Q, "value": "Picture 1: <img>a.png</img>\n狗?"}, A]},
 ]
-
-
 ENCODING = EncodeOptions(max_length=600)
-
-
 ONE_EPOCH = StreamOptions(epochs=1)
 
 

@@ -14,8 +14,6 @@ from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 from qwen_vl.serving import terminal_chat
 
 IMAGES = Path(__file__).parents[1] / "golden" / "images"
-
-
 TWO_BOXES = "<ref>the sign</ref><box>(100,200),(500,700)</box><box>(0,0),(999,999)</box> 好"
 
 

@@ -10,8 +10,6 @@ from helpers.records import turns_of
 from qwen_vl.data.validation import DataError
 
 EXAMPLES = Path(__file__).parents[3] / "data" / "examples" / "conversations.json"
-
-
 URI = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -132,8 +130,6 @@ def test_ours_to_qwen3vl_and_back(back):
 
 
 HUMAN, GPT = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}
-
-
 BAD_TURNS = [
     ({"image": "a.png", "conversations": [{"from": "tool", "value": "x"}, GPT]}, r'conversations\[0\].from: "tool"'),
     ({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, GPT]}, r"image: 1 images, 0 <image>"),

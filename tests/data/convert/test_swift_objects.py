@@ -53,6 +53,7 @@ def test_the_boxes_of_swift(from_swift):
         ({"bbox": [[20, 10, 300, 50]]}, "exceeds its image of 200 x 100"),
         ({"bbox": [[0, 0, 1.5, 1]], "bbox_type": "norm1"}, "exceeds its image"),
         ({"bbox_type": "other"}, "objects.bbox_type: \"other\"; use 'real'"),
+        ({"bbox_type": ["real"]}, r"objects.bbox_type: \[\"real\"\]; use 'real'"),
         ({"bbox": []}, "more <bbox> than the 0 under objects.bbox"),
         ({"ref": ["x"]}, "more <ref-object> than the 1 under objects.ref"),
         ({"bbox": [[0, 0, 1, 1]] * 2}, "2 boxes, 1 <bbox> in the text"),

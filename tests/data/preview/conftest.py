@@ -8,8 +8,6 @@ from helpers.records import turns_of
 from PIL import Image
 
 GOLDEN_IMAGE = Path(__file__).parents[2] / "golden" / "images" / "photo.jpg"
-
-
 HOSTILE = (
     '</span><script>alert("1")</script> <img src="http://evil.example/x.png"> &lt; \x00\x1b\x7f 好\n\n"\' <|im_end|>'
 )

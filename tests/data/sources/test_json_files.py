@@ -8,11 +8,7 @@ from qwen_vl.data.conversations import read
 from qwen_vl.data.validation import DataError
 
 Q, A = {"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}
-
-
 RECORD = {"id": "a", "conversations": [Q, A]}
-
-
 GOOD = json.dumps([RECORD], indent=1)
 
 
