@@ -32,7 +32,7 @@ MIN_CACHED_BYTES = 2**20  # a smaller file is tokenized so fast that a cache gai
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How the files of map-style data sets are read.
+    """The options for reading map-style data sets.
 
     cache: a folder for encoded samples, "none", or None for the user's own cache, which takes files of 1 MiB or more.
     lazy: whether samples of a file that is not cached are encoded again on each access, see ConversationDataset.
@@ -84,7 +84,7 @@ def stream(
     manifests = manifests_by_file([source.path for source in sources], skip_manifests)
     skips = {path: SkipManifest(manifest, path) for path, manifest in manifests.items()}
     for path, manifest in manifests.items():
-        logger.warning("%s: records are left out as %s says", path, manifest)
+        logger.warning("%s: skipping the records that %s names", path, manifest)
     for source in sources:
         _look_at_head(source.path)
     return StreamingDataset(sources, tokenizer, encoding, options, skips=skips)

@@ -26,7 +26,7 @@ class OverlengthError(ValueError):
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How conversations become samples; two runs with equal options make equal samples.
+    """The options of encoding. Two runs with equal options make equal samples.
 
     max_length: the most tokens of a sample, or None. overlength: what happens to a longer conversation; it is shortened
     by whole turns ("trim", dropped if its first answer does not fit), dropped ("drop"), or ends the run ("error").
@@ -76,7 +76,7 @@ class Sample(UserDict[str, Any]):
     def named(self, name: str | int, search_dirs: Iterable[str]) -> "Sample":
         """Return the sample with its conversation's id and with paths for its local images.
 
-        An image that lies in none of the search_dirs keeps its reference, as all do if there are no search_dirs.
+        An image that is in none of the search_dirs keeps its reference.
         """
         folders, images = list(search_dirs), self.images
         if folders:
@@ -92,7 +92,7 @@ class _Overlength(TypedDict):
 
 
 class Overlength(_Overlength, total=False):
-    """What the length limit did to one conversation: a line of overlength.jsonl."""
+    """The effect of the length limit on one conversation, a line of overlength.jsonl."""
 
     source: str  # the name of its source, if there are several
 

@@ -158,7 +158,7 @@ class _Problems:
     def __init__(self, path: str | os.PathLike, folders: Sequence[str]) -> None:
         self.path, self.name, self.folders = path, Path(path).name, folders
         self.shown: list[str] = []
-        self.counts: Counter[str] = Counter()  # by kind, as the next one
+        self.counts: Counter[str] = Counter()  # by kind, like the next one
         self.not_shown: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()  # by message
         self.foreign: dict[str, str] = {}  # place of a record that seems to be of another format: that format

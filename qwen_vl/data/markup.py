@@ -112,7 +112,7 @@ def advice(mark: Mark) -> str:
 
 
 class Images(NamedTuple):
-    """How a record writes its images: whether one is ours, and the placed marks of other formats."""
+    """The images of a record: whether one is written as ours, and the placed marks of other formats."""
 
     has_ours: bool
     placed: tuple[Mark, ...]

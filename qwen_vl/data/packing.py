@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How samples are packed into rows: the tokens of a row, and the most images in it (None: any number)."""
+    """The limits of a packed row: its tokens, and the most images in it (None: any number)."""
 
     max_length: int
     max_images: int | None = None

@@ -53,7 +53,7 @@ class LengthGroupedSampler(Sampler):
 
 
 class RankBatches(Sampler):
-    """Batches of indices for one rank. Over all ranks, every index of an epoch comes once, for any number of ranks.
+    """The batches of indices for one rank. Over all ranks, every index of an epoch comes once, for any number of ranks.
 
     order: returns the `num` indices of an epoch in the order of training, without regard to ranks. Of each
     `batch_size * world_size` of them the first rank takes the first `batch_size`, and so on. The rest at the end of an

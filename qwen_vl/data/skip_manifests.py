@@ -45,7 +45,7 @@ class SkipManifest:
         self._places = {entry["record"]: entry.get("id") for entry in entries if entry.get("record") is not None}
         self._ids = {entry["id"] for entry in entries if entry.get("record") is None}
         self._found: set[object] = set()  # entries of the manifest that were in the file
-        self.skipped: list[str] = []  # names of the records left out
+        self.skipped: list[str] = []  # names of the skipped records
 
     def takes(self, place: str, record: object) -> bool:
         """Return whether the record at a place is skipped."""
@@ -72,7 +72,7 @@ class SkipManifest:
             raise DataError(f"skip manifest {self.path}: leaves no record of {self.data_path}; correct the data")
         if self.skipped:
             logger.warning(
-                "%s: %d of %d records left out, as %s says: %s",
+                "%s: skipped %d of %d records, which %s names: %s",
                 *(self.data_path, len(self.skipped), len(self.skipped) + num_kept, self.path, _few(self.skipped)),
             )
 

@@ -23,7 +23,9 @@ def test_a_manifest_skips_exactly_its_records_and_says_so(write, tmp_path, caplo
     assert ids() == ["a", "b", "b", "c"]
     with caplog.at_level(logging.WARNING):
         assert ids({"id": "b"}) == ["a", "c"]
-    assert f'{path}: 2 of 4 records left out, as {tmp_path / "m.json"} says: [1] (id "b"), [2] (id "b")' in caplog.text
+    assert (
+        f'{path}: skipped 2 of 4 records, which {tmp_path / "m.json"} names: [1] (id "b"), [2] (id "b")' in caplog.text
+    )
     assert ids({"id": "b", "record": "[2]"}, {"record": "[0]"}) == ["b", "c"]
     for skip, words in [
         ([{"id": "x"}, {"id": "a"}], 'not in .*: id "x";'),

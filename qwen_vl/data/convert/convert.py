@@ -26,7 +26,7 @@ FORMATS = ("ours", *chat_formats.FORMATS, "coco", "refcoco")
 
 @dataclass
 class Converted:
-    """The result of a conversion: how much was read and written, and what was left out."""
+    """The result of a conversion: how much was read and written, and what was skipped."""
 
     num_read: int = 0  # records with a conversation or a problem
     num_written: int = 0

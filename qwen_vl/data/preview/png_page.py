@@ -57,7 +57,7 @@ def _warn(page: "Page") -> None:
 
 
 class _Run:
-    """Text in one color on one background, which may be broken over lines."""
+    """A text in one color on one background, which may be broken over lines."""
 
     def __init__(
         self, text: str, ink: str = INK, paper: str | None = None, *, cut: bool = False, whole: bool = False

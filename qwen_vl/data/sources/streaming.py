@@ -32,7 +32,7 @@ MAX_EMPTY_EPOCHS = 20  # an epoch may be empty by chance, for example with few r
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a stream is mixed, shuffled, packed, and divided among the ranks.
+    """The options of a stream: how it is mixed, shuffled, packed, and divided among the ranks.
 
     mix: "concat" or "interleave", see StreamingDataset. buffer_size: records that are shuffled together.
     packing: None to yield samples, or how rows of them are packed. num_seen: samples or rows that a resumed run has
@@ -78,10 +78,10 @@ class StreamingDataset(IterableDataset):
     files are shuffled and read one after the other, through a buffer in which their records are shuffled. With
     mix="concat" every record comes once in an epoch; by weight more often or, for a fraction, by chance. With
     "interleave" each source is an endless stream of its own, drawn from by weight.
-    The order depends on the seed alone. All workers of all ranks go through the same stream, and each yields its own
-    part: of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on, in
-    batches that its workers make in turn. So a run resumes exactly, also with another number of workers or ranks. A
-    process reads and tokenizes the samples of the others, and those before a resume, without opening their images.
+    The order depends on the seed alone. All workers of all ranks read the same stream, and each yields its own part.
+    Of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on; the workers of a
+    rank take turns, batch by batch. So a run resumes exactly, also with another number of workers or ranks. A process
+    also reads and tokenizes the samples of the others, and those before a resume, without opening their images.
     Records are checked as in `conversations.read`. A wrong one raises a DataError that names file and line, unless a
     skip manifest names it. skips: {path of a source: its SkipManifest}.
     """

@@ -90,8 +90,8 @@ def cached(
         conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest)  # names the missing ones
     logger.info("%s: %d samples from the cache in %s", path, len(samples), entry)
     if skip_manifest:
-        left_out = len(json.loads(Path(skip_manifest).read_text(encoding="utf-8-sig"))["skip"])
-        logger.warning("%s: %d records left out, as %s says", path, left_out, skip_manifest)
+        num_skipped = len(json.loads(Path(skip_manifest).read_text(encoding="utf-8-sig"))["skip"])
+        logger.warning("%s: skipped %d records, which %s names", path, num_skipped, skip_manifest)
     dataset.report(samples.overlength, len(samples), encoding)
     return samples
 
