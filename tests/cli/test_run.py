@@ -30,7 +30,7 @@ run(main)
     ("end", "code"),
     [("", 0), ("sys.exit(143)", 143), ("raise ValueError('no')", 1), ("raise KeyboardInterrupt", 130)],
 )
-def test_one_of_several_processes_leaves_out_the_end_of_python(tmp_path, end, code):
+def test_one_of_several_processes_skips_the_shutdown_of_python(tmp_path, end, code):
     """Skip the end of Python, where a thread of gloo may abort the process. Exit code and atexit stay the same."""
     command = [sys.executable, "-c", ONE_OF_SEVERAL, str(tmp_path / "store"), end]
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=100)

@@ -79,7 +79,7 @@ def test_over_length_cases_keep_whole_turns(golden, tokenizer):
 
 
 def test_what_the_original_rejects(golden, tokenizer):
-    """The same conversations are a ValueError here. Decided difference: long references are accepted."""
+    """Reject the same conversations. Decided difference: long references are accepted."""
     for case in golden("preprocess.json"):
         if "error" not in case["out"]:
             continue

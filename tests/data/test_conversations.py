@@ -87,7 +87,7 @@ def test_where_images_are_looked_for(write, tmp_path, monkeypatch):
 
 
 def test_the_format_page_tells_the_truth(write):
-    """Every ```json block of data/README.md is a data file that loads, and every kind of problem is in its table."""
+    """Load every ```json block of data/README.md, and find every kind of problem in its table."""
     root = Path(__file__).parents[2]
     page = (root / "data" / "README.md").read_text(encoding="utf-8")
     blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]

@@ -31,7 +31,7 @@ def test_every_conversation_is_read_and_encoded(tokenizer, caplog):
     assert len(re.findall("[\u4e00-\u9fff]", text)) > 200 and max(len(r["conversations"]) for r in conversations) >= 6
 
 
-def test_every_box_has_a_size_and_belongs_to_a_image():
+def test_every_box_has_a_size_and_belongs_to_an_image():
     for record in json.loads((FOLDER / "conversations.json").read_text("utf-8")):
         for piece in (piece for pieces in segments(record["conversations"]) for piece in pieces):
             if piece.kind == "box":

@@ -167,7 +167,7 @@ THEIRS = [
 
 
 @pytest.mark.parametrize("record, form", THEIRS)
-def test_a_file_of_another_format_is_told_its_conversion(record, form, write, capsys):
+def test_a_file_of_another_format_names_its_conversion(record, form, write, capsys):
     """Run the command of the message, and read its result without a problem."""
     path = write([record, {**record, "id": "second"}], "theirs.json")
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
@@ -184,7 +184,7 @@ def test_a_file_of_another_format_is_told_its_conversion(record, form, write, ca
 
 
 @pytest.mark.parametrize("text, name, form", [*IMAGES[8:14], *BOXES])
-def test_no_conversion_writes_what_is_no_markup_of_ours(text, name, form, write, tmp_path):
+def test_no_conversion_writes_markup_of_other_formats(text, name, form, write, tmp_path):
     """Find foreign markup in texts of every format. HTML and [IMG] are counted, and stay."""
     records = {
         "openai": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]},

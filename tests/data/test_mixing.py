@@ -30,7 +30,7 @@ def mixed(mix, *parts, seed=0):
     return dataset, [sample["id"] for sample in dataset]
 
 
-def test_what_data_path_says(tmp_path, monkeypatch):
+def test_the_values_of_data_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd:3").write_text("")
     expected = {"x/a.json:3": ("x/a.json", 3), "b.jsonl:.5": ("b.jsonl", 0.5), "c.json": ("c.json", 1)}

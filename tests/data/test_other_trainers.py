@@ -88,7 +88,7 @@ def test_a_table_of_datasets_needs_its_columns(tmp_path, parts):
     assert len(theirs) == 4
 
 
-def test_a_loop_of_ones_own(parts):
+def test_a_loop_of_your_own(parts):
     """Train with torch's DataLoader, with workers, and with that of accelerate: both see the same batches."""
     model, dataset, collator = parts
     first = DataLoader(dataset, batch_size=2, collate_fn=collator, num_workers=1)

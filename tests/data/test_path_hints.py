@@ -51,7 +51,7 @@ NFC, NFD = unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", 
     ],
 )
 def test_paths_that_look_right(file, reference, words, write, tmp_path, tokenizer):
-    """Of an image, in memory and in a stream, and of the data file itself."""
+    """Name the cause for an image, in memory and in a stream."""
     (tmp_path / "sub").mkdir()
     (tmp_path / file).write_bytes(b"x")
     turn = {"from": "user", "value": f"<img>{reference}</img>?"}

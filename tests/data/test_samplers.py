@@ -44,7 +44,7 @@ def consumed(num, order, batch_size, world_size, **options):
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 16, 37])
-def test_ranks_share_an_epoch_without_a_rest_and_a_resumed_one_too(num):
+def test_ranks_share_an_epoch_and_a_resumed_one(num):
     """Yield every index once and in the same order, for any number of ranks before and after."""
 
     def order(epoch):

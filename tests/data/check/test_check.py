@@ -72,7 +72,7 @@ def test_text_that_no_terminal_shows(write, tmp_path):
     assert found[0]["id"] == "\ud83d"
 
 
-def test_a_terminal_shows_how_far_it_is(write, images):
+def test_a_terminal_shows_the_progress(write, images):
     records = [record(str(n), f"<img>{images / 'good.png'}</img>{n}") for n in range(600)]
     with on_terminal() as screen:
         assert check(write(records), "--workers", "2") == (0, "")

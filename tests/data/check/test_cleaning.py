@@ -33,7 +33,7 @@ def test_a_repaired_file_is_good_and_otherwise_the_same(name, write, tmp_path, c
     assert skipping == read(tmp_path / "clean.json") and [each["id"] for each in skipping] == [0, 2, 4]
 
 
-def test_lines_that_are_no_json_are_left_out_too(write, tmp_path):
+def test_lines_that_are_not_json_are_skipped_too(write, tmp_path):
     path = write(b'{"id"\n\n' + json.dumps(record(1)).encode() + b"\n7\nxx", "data.jsonl")
     code, found = report_of(path, "--fix", tmp_path / "clean.jsonl", folder=tmp_path)
     assert code == 1 and [(entry["record"], entry["kind"]) for entry in found] == [

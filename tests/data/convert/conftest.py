@@ -11,7 +11,7 @@ from qwen_vl.data.convert.convert import convert
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with images a.png (640 x 480) and b.png (50 x 2000)."""
+    """Return a folder with images a.png (640 x 480) and b.png (50 x 2000)."""
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     Image.new("RGB", (50, 2000)).save(tmp_path / "b.png")
     return tmp_path
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def to_ours(folder, write):
-    """A function that converts content to ours and reads the result; text if JSON Lines."""
+    """Return a function that converts content, bytes if JSON Lines, to ours and reads the result."""
 
     def run(content, form, **options):
         name = "source.jsonl" if isinstance(content, bytes) else "source.json"

@@ -68,11 +68,11 @@ def test_a_file_of_another_shape(content, name, words, write):
         (GOOD.replace(",", ",\ufeff", 1), "a byte order mark (U+FEFF), which is invisible"),
     ],
 )
-def test_what_makes_a_text_no_json(content, words, write):
+def test_a_text_that_is_not_json_names_the_mistake(content, words, write):
     assert words in error_of(write(content.encode())), error_of(write(content.encode()))
 
 
-def test_a_line_of_json_lines_is_told_the_same_without_a_line_number(write):
+def test_a_line_of_json_lines_has_the_same_message_without_a_line_number(write):
     line = json.dumps(RECORD)
     path = write(f"{line}\n{line[:-1]},}}\n{line},\n".encode(), "d.jsonl")
     message = error_of(path)

@@ -125,7 +125,7 @@ def global_order(stream, path, *, world_size, workers, batch_size, num=450, **op
     return [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch][:num]
 
 
-def test_the_order_knows_no_ranks_and_no_workers_and_goes_on_in_the_middle(stream, lines):
+def test_the_order_does_not_depend_on_ranks_and_workers_and_resumes_in_the_middle(stream, lines):
     """Yield every record once in an epoch, in one order for any ranks and workers, also after a resume."""
     whole = global_order(stream, lines(), world_size=1, workers=0, batch_size=1, num=1000)
     for start in (0, 300, 600):

@@ -106,7 +106,7 @@ def test_an_interrupted_or_failed_start_leaves_nothing(make, tmp_path, monkeypat
     assert len(make()) == 4
 
 
-def test_an_image_that_is_gone_is_an_error_all_the_same(make, tmp_path):
+def test_a_missing_image_is_still_an_error(make, tmp_path):
     make()
     (tmp_path / "b.png").unlink()
     with pytest.raises(DataError, match=r"data.json\[0\] .*\"b.png\": no such file"):
@@ -120,7 +120,7 @@ def _start(path, vocab, folder, queue):
     queue.put((len(made), [sample["id"] for sample in samples]))
 
 
-def test_of_several_processes_one_makes_it(data, published_vocab, tmp_path):
+def test_one_of_several_processes_writes_it(data, published_vocab, tmp_path):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     arguments = (data, published_vocab, tmp_path / "cache", queue)
