@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yield a binary file that replaces `path` at the end of the block; an error in the block leaves nothing."""
+    """Yield a binary file that replaces `path` when the block ends. After an error in it, `path` is as before."""
     with renamed(path) as unfinished:
         try:
             with open(unfinished, "wb") as file:

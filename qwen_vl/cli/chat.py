@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qwen_vl.checkpoint.dtypes import CHOICES
+from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.engine import load
@@ -41,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = [local_path(reference) for reference in args.image]
     for reference in images:
         read_image(reference)  # before the weights, which take longer
-    model, tokenizer = load(
-        args.model, device=args.device, dtype=args.dtype, base=args.base, trust_base=args.trust_base
-    )
+    dtype = dtype_or_auto(args.dtype)
+    model, tokenizer = load(args.model, device=args.device, dtype=dtype, base=args.base, trust_base=args.trust_base)
     session = Session(model, tokenizer, system=args.system)
     session.waiting = images
     if args.query is None:

@@ -28,16 +28,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_parser() -> Parser:
     """Build the parser of `qwen-vl checkpoint`."""
-    parser = Parser(prog="qwen-vl checkpoint", description="Look into a checkpoint of a run.")
+    parser = Parser(prog="qwen-vl checkpoint", description="Show or export a checkpoint of a run.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="show|export")
-    show = actions.add_parser("show", help="what is in it, and is it complete")
+    show = actions.add_parser("show", help="show what it contains, and whether it is complete")
     show.add_argument("folder", help="a checkpoint-N folder, or the output folder of a run for all of them")
-    take = actions.add_parser("export", help="its model or adapter as a folder of its own")
+    take = actions.add_parser("export", help="write its model or adapter as a folder of its own")
     take.add_argument("folder", help="a checkpoint-N folder of one process, of DeepSpeed or of FSDP")
     take.add_argument("output", help="folder to write; must not exist or be empty")
     take.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of a model's weights (default: what the run computed in)",
+        help="dtype of a model's weights (default: that of the run)",
     )
     return parser

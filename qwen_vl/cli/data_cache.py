@@ -32,10 +32,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="conversation files (data/README.md)")
-    add("--model", "--model_name_or_path", required=True, metavar="DIR", help="checkpoint whose tower is used")
-    add("--vision_cache", required=True, metavar="DIR", help="folder of the features")
-    add("--use_lora", action="store_true", help="for LoRA: the whole tower is frozen, and its output is kept; without "
-        "it that of the ViT, as full training trains the resampler")  # fmt: skip
+    add("--model", "--model_name_or_path", required=True, metavar="DIR", help="checkpoint with the tower")
+    add("--vision_cache", required=True, metavar="DIR", help="folder to write the features to")
+    add("--use_lora", action="store_true", help="for LoRA, which freezes the whole tower: cache its output; without it "
+        "cache that of the ViT, because full training trains the resampler")  # fmt: skip
     add("--image_folder", metavar="DIR", help="where relative images are looked for after the file's own folder")
     add("--bf16", action="store_true", help="for training with --bf16")
     add("--fp16", action="store_true", help="for training with --fp16")
@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
     kind = TOWER_OUTPUT if args.use_lora else VIT_OUTPUT
     cache = vision_cache_cache.of_checkpoint(args.vision_cache, args.model, kind=kind, dtype=dtype)
     tower = load_tower(args.model, dtype=dtype)
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
         tower.to(torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0))))
     image_size, started, counts = family.image_size(loading.load_config(args.model)), time.perf_counter(), [0, 0, 0]
     for path, found in references.items():

@@ -61,11 +61,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="JSON, JSON Lines, Parquet, Arrow, or a folder of them")
     add("--image_folder", metavar="DIR", help="where relative images are looked for after the file's own folder")
-    add("--model", "--tokenizer", metavar="DIR", help="checkpoint (or its tokenizer) that counts tokens; without it, "
-        "lengths are left out")  # fmt: skip
+    add("--model", "--tokenizer", metavar="DIR", help="checkpoint whose tokenizer counts tokens; without it, lengths "
+        "are left out")  # fmt: skip
     add("--max_length", "--model_max_length", type=positive, default=2048, help="most tokens of a sample (2048)")
     add("--allow_control_tokens", action="store_true", help="count markers such as <|im_end|> in texts as one token")
-    add("--loss_on", choices=LOSS_ON, default="reference", help="which tokens count as learned, as in training")
+    add("--loss_on", choices=LOSS_ON, default="reference", help="which tokens count as targets, as in training")
     add("--pictures", choices=("open", "exist"), default="open", help="open every image once, or only look for files")
     add("--workers", type=positive, default=usable_cores(), help="processes (all processors: %(default)s)")
     add("--report", metavar="OUT.jsonl", help="write one JSON line for each problem")

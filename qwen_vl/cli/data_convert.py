@@ -15,7 +15,7 @@ from .parsers import Parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Convert the file that the command line names, and print what became of it."""
+    """Convert the file that the command line names, and print the result."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.source_format == arguments.target_format:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
                 line = {"file": source, "record": problem.place, "id": problem.id, "field": problem.field}
                 line |= {"kind": problem.kind, "message": problem.message}
                 file.write(_json(line) + b"\n")
-        print(printable(f"  {len(result.problems):,} problems, whose records are left out: {skipped}"))
+        print(printable(f"  {len(result.problems):,} problems, whose records were skipped: {skipped}"))
 
 
 def _parser() -> Parser:
@@ -61,16 +61,16 @@ def _parser() -> Parser:
         prog="qwen-vl data convert",
         description="Convert a file to the conversation format (data/README.md), or from it to another one.",
         epilog="SOURCE is JSON, JSON Lines, Parquet, Arrow or a folder of them; OUT a JSON list, or JSON Lines if it "
-        "ends with .jsonl. COCO's are one JSON object. Both may be packed (.gz, .zst).",
+        "ends with .jsonl. The format coco is one JSON object. Both may be packed (.gz, .zst).",
     )
     add = parser.add_argument
     add("source", metavar="SOURCE")
     add("out", metavar="OUT")
-    add("--from", dest="source_format", choices=FORMATS, required=True, help="what SOURCE is")
-    add("--to", dest="target_format", choices=FORMATS, default="ours", help="what OUT becomes (default: ours)")
+    add("--from", dest="source_format", choices=FORMATS, required=True, help="format of SOURCE")
+    add("--to", dest="target_format", choices=FORMATS, default="ours", help="format of OUT (default: ours)")
     add("--image_folder", metavar="DIR", help="where relative images are looked for, after the folder of OUT")
     add("--pictures", choices=("exist", "any"), default="exist", help="whether local images must exist (default)")
     add("--prompt", metavar="TEXT", help='question for coco and refcoco, such as "框出图中的{phrase}"')
     add("--box_format", choices=("xywh", "xyxy"), default="xywh", help="of refcoco boxes in pixels (default: xywh)")
-    add("--skip_errors", action="store_true", help="leave out what cannot be converted, and list it next to OUT")
+    add("--skip_errors", action="store_true", help="skip records that cannot be converted, and list them next to OUT")
     return parser

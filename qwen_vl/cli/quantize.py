@@ -17,7 +17,7 @@ from .parsers import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Quantize as the command line says and print what it cost."""
+    """Quantize as the command line says, and print how the result differs."""
     args = make_parser().parse_args(argv)
     check(args)
     if args.method == "nf4":
@@ -94,18 +94,24 @@ def make_parser() -> Parser:
     parser.add_argument("output", help="folder to write; must not exist or be empty")
     parser.add_argument("--bits", type=int, default=int4_layout.BITS, help="bits of a weight (only %(default)s)")
     parser.add_argument("--method", default="gptq", choices=METHODS, help="gptq (calibrated) or nf4 (not)")
-    parser.add_argument("--calibration", help="conversation file, with images: what GPTQ keeps the outputs of")
+    parser.add_argument("--calibration", help="conversation file with images, on which GPTQ preserves the outputs")
     parser.add_argument("--image_folder", help="where relative image paths are looked up as well")
     parser.add_argument("--max_samples", type=int, default=128, help="conversations for calibration (%(default)s)")
-    parser.add_argument("--model_max_length", type=int, default=2048, help="most tokens of one (default %(default)s)")
+    parser.add_argument(
+        "--model_max_length", type=int, default=2048, help="the most tokens of one (default %(default)s)"
+    )
     parser.add_argument("--group_size", type=int, default=128, help="inputs that share a scale (default %(default)s)")
     parser.add_argument("--desc_act", action="store_true", help="columns with the largest inputs first: better, slower")
     parser.add_argument(
         "--damp", type=float, default=0.01, help="share of the mean added to the diagonal (%(default)s)"
     )
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of all that stays float (%(default)s)")
+    parser.add_argument(
+        "--dtype", default="float16", choices=DTYPES, help="dtype of all weights that stay float (%(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="where blocks are computed: cpu, cuda, .. (%(default)s)")
     parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")
     parser.add_argument("--evaluate", help="conversation file: print perplexity and answers on it, before and after")
-    parser.add_argument("--max_evaluated", type=int, default=200, help="at most so many of its records (%(default)s)")
+    parser.add_argument(
+        "--max_evaluated", type=int, default=200, help="the most conversations to take from it (%(default)s)"
+    )
     return parser

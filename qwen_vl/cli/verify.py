@@ -1,4 +1,4 @@
-"""`qwen-vl verify FIRST SECOND`: are two models the same."""
+"""`qwen-vl verify FIRST SECOND`: whether two models are the same."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare the two models of the command line. Raise ValueError (exit code 1) if they differ."""
     args = make_parser().parse_args(argv)
     records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
-    options = {"dtype": dtype_or_auto(args.dtype), "device": args.device, "from_disk": args.from_disk}
-    options |= {"search_dirs": search_dirs, "max_new_tokens": args.max_new_tokens}
     files = different_files(args.first, args.second)
-    first = outcome(args.first, records, **options)
-    second = outcome(args.second, records, **options)
+    first, second = (
+        outcome(
+            path,
+            records,
+            search_dirs=search_dirs,
+            dtype=dtype_or_auto(args.dtype),
+            device=args.device,
+            from_disk=args.from_disk,
+            max_new_tokens=args.max_new_tokens,
+        )
+        for path in (args.first, args.second)
+    )
     if first.ids != second.ids:
         raise ValueError(f"{args.first} and {args.second}: their tokenizers make different ids of the same prompts")
     difference = compare(first.logits, second.logits)
@@ -38,16 +46,18 @@ def make_parser() -> Parser:
         prog="qwen-vl verify", description="Compare two models: logits, greedy answers, files.", allow_abbrev=False
     )
     parser.add_argument("first", help="folder of a checkpoint or an adapter, or a hub name")
-    parser.add_argument("second", help="the other one")
+    parser.add_argument("second", help="the other model")
     parser.add_argument("--prompts", help="conversation file whose last questions are asked (default: three built in)")
     parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
-    parser.add_argument("--max_prompts", type=int, default=16, help="at most so many of them (default %(default)s)")
+    parser.add_argument(
+        "--max_prompts", type=int, default=16, help="the most conversations to take (default %(default)s)"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=32, help="length of the answers (default %(default)s)")
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="largest difference of logits, as a share of the largest (default: what rounding in their dtype explains; "
-        f"{QUANTIZED} where one is quantized)",
+        help="largest difference of logits, as a share of the largest (default: that of rounding in their dtype; "
+        f"{QUANTIZED} if one is quantized)",
     )
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype to compute in (default: the files')")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")

@@ -1,1 +1,1 @@
-"""From a conversation file to batches: conversations (read, check) -> chatml (ids, labels) -> dataset -> collator."""
+"""The path from a conversation file to batches: conversations (read, check) -> chatml (encode) -> dataset, collator."""

@@ -1,8 +1,8 @@
-"""Boxes: conversion between pixels and the grid of the data, and their places in a text (see data/README.md).
+"""Boxes: conversion between pixels and the grid of the data format, and their positions in a text (data/README.md).
 
 On the grid an image is 1000 steps wide and 1000 steps high. A pixel position belongs to the step that contains it
-(rounded down; the far edge belongs to the last step). A step converts back to its middle. So a coordinate that goes to
-the grid and back moves by at most half a step, width / 2000 pixels, and grid -> pixels -> grid changes nothing.
+(rounded down; the far edge belongs to the last step). A step converts back to its center. So pixels -> grid -> pixels
+moves a coordinate by at most half a step (width / 2000 pixels), and grid -> pixels -> grid changes nothing.
 """
 
 import re
@@ -14,7 +14,7 @@ from .validation import GRID
 
 MARK = re.compile(r"<(img|ref|box|quad)>(.*?)</\1>", re.DOTALL)
 NAMED_IMAGE = re.compile(r"(?:Picture|图片?) ?([0-9]{1,4})")
-TOLERANCE = 1.0  # pixels by which a box may stand out of its image, as some tools round
+TOLERANCE = 1.0  # pixels by which a box may exceed its image, because some tools round
 
 
 def to_grid(
@@ -22,8 +22,8 @@ def to_grid(
 ) -> tuple[int, int, int, int]:
     """Return the corners (x1, y1, x2, y2) in pixels as corners on the grid, whole numbers from 0 to 999.
 
-    Raises ValueError for a box that exceeds the image by more than `tolerance` (None: TOLERANCE), or has its corners
-    swapped.
+    Raise ValueError if the box exceeds the image by more than `tolerance` pixels (None: TOLERANCE), or if its corners
+    are swapped.
     """
     x1, y1, x2, y2 = box
     tolerance = TOLERANCE if tolerance is None else tolerance
@@ -31,14 +31,14 @@ def to_grid(
         raise ValueError(f"box {_shown(box)} has its corners swapped; give x1, y1 (top left), x2, y2 (bottom right)")
     if min(x1, y1) < -tolerance or x2 > width + tolerance or y2 > height + tolerance:
         raise ValueError(
-            f"box {_shown(box)} (x1, y1, x2, y2) stands out of its image of {width} x {height} pixels; correct the "
-            "size, or whether it is written as corners or as corner, width and height"
+            f"box {_shown(box)} (x1, y1, x2, y2) exceeds its image of {width} x {height} pixels; correct the size, "
+            "or check whether the box is written as two corners or as corner, width and height"
         )
     return _step(x1, width), _step(y1, height), _step(x2, width), _step(y2, height)
 
 
 def to_pixels(box: Sequence[int], width: float, height: float) -> tuple[float, ...]:
-    """Return the corners (x1, y1, x2, y2) on the grid in pixels: the middle of each step."""
+    """Return the corners (x1, y1, x2, y2) on the grid in pixels: the center of each step."""
     return tuple((value + 0.5) * length / GRID for value, length in zip(box, (width, height) * 2, strict=True))
 
 
@@ -63,17 +63,17 @@ def numbers(content: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a turn. kind: "text", "img", "ref", "box" or "quad"; text: what stands between the tags."""
+    """A piece of a turn. kind: "text", "img", "ref", "box" or "quad"; text: the content of the tags."""
 
     kind: str
     text: str
-    image: int | None = None  # of an img, ref, box or quad: the image it is, or lies in, counted from 0
+    image: int | None = None  # of an img, ref, box or quad: the index of its image, from 0
 
 
 def segments(turns: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
-    """Return the Segments of each turn, in reading order; only the tags are left out.
+    """Return the Segments of each turn, in reading order and without the tags.
 
-    A box belongs to the image that was named last before it: by its tag, or as "Picture 2" ("图2") in the text.
+    A box belongs to the last image that is named before it: by its tag, or as "Picture 2" ("图2") in the text.
     """
     images, parsed = 0, []
     named: int | None = None

@@ -32,11 +32,11 @@ MIN_CACHED_BYTES = 2**20  # a smaller file is tokenized so fast that a cache gai
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How the files of map-style data sets are read.
+    """The options for reading map-style data sets.
 
     cache: a folder for encoded samples, "none", or None for the user's own cache, which takes files of 1 MiB or more.
-    lazy: encode a file that is not cached on access, as ConversationDataset does. image_folder: see
-    `conversations.search_dirs`.
+    lazy: whether samples of a file that is not cached are encoded again on each access, see ConversationDataset.
+    image_folder: see `conversations.search_dirs`.
     """
 
     cache: str | None = None
@@ -57,7 +57,7 @@ def load(
     """Return the map-style data set of one or more sources; a MixedDataset if there are several.
 
     skip_manifests: paths; each file takes the manifest that was made for it.
-    Raises what reading and encoding raise.
+    Raise DataError or OSError if a file cannot be read, ValueError if a record cannot be encoded.
     """
     manifests = manifests_by_file([source.path for source in sources], skip_manifests)
     datasets = [
@@ -84,14 +84,14 @@ def stream(
     manifests = manifests_by_file([source.path for source in sources], skip_manifests)
     skips = {path: SkipManifest(manifest, path) for path, manifest in manifests.items()}
     for path, manifest in manifests.items():
-        logger.warning("%s: records are left out as %s says", path, manifest)
+        logger.warning("%s: skipping the records that %s names", path, manifest)
     for source in sources:
         _look_at_head(source.path)
     return StreamingDataset(sources, tokenizer, encoding, options, skips=skips)
 
 
 def _look_at_head(path: str) -> None:
-    """Log a warning for what is odd in the first records of a stream; raise DataError if all their images are lost."""
+    """Log the warnings about the first records of a stream. Raise DataError if all of their images are lost."""
     images = ImageCount()
     notes: Counter[str] = Counter()
     for _, record in islice(chain.from_iterable(map(_all_of, open_files(path))), NUM_HEAD):
@@ -104,7 +104,7 @@ def _look_at_head(path: str) -> None:
 
 
 def _all_of(file: StreamedFile) -> Iterator[tuple[Callable[[], str], object]]:
-    """Yield (function that gives the place, record) for all of a file that is streamed, in order."""
+    """Yield (function that returns the place, record) for all records of a streamed file, in order."""
     return chain.from_iterable(map(file.read, file.blocks(1)))
 
 
@@ -137,9 +137,9 @@ def load_file(
 
 
 def manifests_by_file(paths: Sequence[str], manifests: Sequence[str]) -> dict[str, str]:
-    """Return {data file: skip manifest}; raise DataError for a manifest that was made for none of the files."""
+    """Return {data file: skip manifest}. Raise DataError if a manifest was made for none of the files."""
     if len(paths) == len(manifests) == 1:
-        return dict(zip(paths, manifests, strict=True))  # reading says what does not fit
+        return dict(zip(paths, manifests, strict=True))  # SkipManifest raises if it does not fit
     digests = {sha256(path): path for path in paths} if manifests else {}
     found: dict[str, str] = {}
     for manifest in manifests:

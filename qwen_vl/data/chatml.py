@@ -4,6 +4,7 @@ import contextlib
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
@@ -20,16 +21,16 @@ Record = Mapping[str, Any]  # a conversation as data/README.md describes it: {"i
 
 
 class OverlengthError(ValueError):
-    """A conversation whose first exchange does not fit into the maximum length."""
+    """An error: the first exchange of a conversation exceeds the maximum length."""
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How conversations become samples; two runs with equal options make equal samples.
+    """The options of encoding. Two runs with equal options make equal samples.
 
     max_length: the most tokens of a sample, or None. overlength: what happens to a longer conversation; it is shortened
     by whole turns ("trim", dropped if its first answer does not fit), dropped ("drop"), or ends the run ("error").
-    loss_on, control_tokens: see `encode`. Raises ValueError for a value that is not known.
+    loss_on, control_tokens: see `encode`. Raises ValueError if a value is unknown.
     """
 
     max_length: int | None = None
@@ -53,7 +54,7 @@ class Sample(UserDict[str, Any]):
 
     Keys: "input_ids" and "labels" (lists of ints, equally long), "images" (a reference or path for each image span),
     "weight" (float). A data set adds "id" and, when it mixes several sources, "source" (the index of the sample's own).
-    Not a dict, because transformers' Trainer removes all keys that `forward` does not name from dicts.
+    It is not a dict, because transformers' Trainer removes all keys that `forward` does not name from dicts.
     """
 
     @property
@@ -75,7 +76,7 @@ class Sample(UserDict[str, Any]):
     def named(self, name: str | int, search_dirs: Iterable[str]) -> "Sample":
         """Return the sample with its conversation's id and with paths for its local images.
 
-        An image that lies in none of the search_dirs keeps its reference, as all do if there are no search_dirs.
+        An image that is in none of the search_dirs keeps its reference.
         """
         folders, images = list(search_dirs), self.images
         if folders:
@@ -91,7 +92,7 @@ class _Overlength(TypedDict):
 
 
 class Overlength(_Overlength, total=False):
-    """What the length limit did to one conversation: a line of overlength.jsonl."""
+    """The effect of the length limit on one conversation, a line of overlength.jsonl."""
 
     source: str  # the name of its source, if there are several
 
@@ -107,19 +108,19 @@ class EncodedTurn(NamedTuple):
 def fit(
     conversation: Record, tokenizer: QWenTokenizer, options: EncodeOptions
 ) -> tuple[Sample | None, Overlength | None]:
-    """Return (sample, what the limit did): the sample within `max_length` or None, and None if it fits as it is.
+    """Return (sample, entry): the sample within `max_length` or None, and what the limit did or None if nothing.
 
-    The policy "error" is for the caller, who knows the other conversations; here it drops the sample.
+    The policy "error" drops the sample here. The caller, who knows the other conversations, raises the error.
     """
-    labeling: dict[str, Any] = {"control_tokens": options.control_tokens, "loss_on": options.loss_on}
-    whole = encode(conversation, tokenizer, **labeling)
+    encoded = partial(encode, conversation, tokenizer, control_tokens=options.control_tokens, loss_on=options.loss_on)
+    whole = encoded()
     length = len(whole.input_ids)
     if options.max_length is None or length <= options.max_length:
         return whole, None
     sample = None
     if options.overlength == "trim":
         with contextlib.suppress(OverlengthError):
-            sample = encode(conversation, tokenizer, max_length=options.max_length, **labeling)
+            sample = encoded(max_length=options.max_length)
     kept_length, action = (len(sample.input_ids), "trimmed") if sample else (0, "dropped")
     return sample, Overlength(id=conversation["id"], length=length, kept_length=kept_length, action=action)
 
@@ -145,7 +146,7 @@ def encode(
     Markers written in a text are plain text, apart from the image, ref, box and quad tags; `control_tokens=True`
     turns all of them into tokens. With `max_length`, whole turns are dropped from the end until the rest fits and
     ends with an answer; an image is never cut.
-    Raises OverlengthError if not even the first exchange fits, ValueError for a turn that cannot be encoded.
+    Raise OverlengthError if not even the first exchange fits, ValueError if a turn cannot be encoded.
     """
     check_choice("loss_on", loss_on, LOSS_ON)
     record = conversation if isinstance(conversation, Mapping) else {"conversations": conversation}
@@ -167,7 +168,7 @@ def encode(
 
 
 def _turns_of(record: Record) -> Sequence[Record]:
-    """Return the turns of a record; raise ValueError for what encoding cannot do without."""
+    """Return the turns of a record. Raise ValueError if there are none, or if one lacks a valid role or text."""
     name, turns = record.get("id"), record.get("conversations")
     if not isinstance(turns, list | tuple) or not turns:
         raise ValueError(f"sample {name!r}: no turns; give a list of at least one {{'from', 'value'}}")
@@ -208,7 +209,7 @@ def is_learned(turn: Record) -> bool:
 def _num_fitting(name: object, turns: Sequence[Record], encoded: Sequence[EncodedTurn], max_length: int) -> int:
     """Return how many encoded turns (the system message first) to keep: all, or up to the last answer that fits.
 
-    Raises OverlengthError if no learned answer would be kept.
+    Raise OverlengthError if no learned answer would be kept.
     """
     total, fitting, shortest = 0, 0, None
     for index, (ids, _, _) in enumerate(encoded):

@@ -1,4 +1,4 @@
-"""Conversation files: read one, check every record, and report all problems of the file together.
+"""Conversation files: reading one, checking every record, and reporting all problems of the file together.
 
 The format is described in data/README.md. Nothing here opens an image or needs a tokenizer.
 """
@@ -28,7 +28,7 @@ FOREIGN_KINDS = ("wrong key", "wrong role", "wrong type")  # errors that records
 def search_dirs(path: str | os.PathLike, image_folder: str | None = None) -> list[str]:
     """Return the folders of relative images, in order: that of the data file, `image_folder`, the working directory.
 
-    A folder of data files is itself the first of them.
+    If `path` is a folder of data files, it is the first itself.
     """
     beside = os.path.abspath(path) if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
     folders = [beside, image_folder and os.path.abspath(image_folder), os.getcwd()]
@@ -47,8 +47,8 @@ def read(
     Records are as in the file, without the keys that have no value (`tidying.tidied`). A record without an id gets its
     place in the file as id. With `check_images` every local image must exist in one of
     `search_dirs(path, image_folder)`; none is opened.
-    skip_manifest: a file that `qwen-vl data check --fix` wrote for this one; exactly its records are left out.
-    Raises DataError with all problems of the file, OSError if it cannot be read.
+    skip_manifest: a file that `qwen-vl data check --fix` wrote for this one. Exactly its records are skipped.
+    Raise DataError with all problems of the file, OSError if it cannot be read.
     """
     check_folder(image_folder)
     folders = search_dirs(path, image_folder)
@@ -108,11 +108,12 @@ def is_repeated(name: str | int | None, seen: set[str | int]) -> bool:
 
 
 def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[str, object]]:
-    """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`shards.data_files`).
+    """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`readers.data_files`).
 
-    place is "[3]" for an element of a JSON list or a row of a table, ":4" for a line of JSON Lines; in a folder the
-    file's name stands before it. A record that cannot be read is a Problem instead. Raises DataError
-    if a file as a whole cannot be used, OSError. is_ours: whether a table must have the columns of our format.
+    place is "[3]" for an element of a JSON list or a row of a table, ":4" for a line of JSON Lines. In a folder it
+    begins with the file's name. A record that cannot be read is a Problem instead.
+    is_ours: whether a table must have the columns of our format.
+    Raise DataError if a file as a whole cannot be used, OSError if it cannot be read.
     """
     is_empty = True
     for file in open_whole(path):
@@ -126,7 +127,7 @@ def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[
 
 
 def check_columns(file: DataFile) -> None:
-    """Raise DataError for a table that has no column of conversations, or two columns of one name."""
+    """Raise DataError if a table has no column of conversations, or two columns of one name."""
     twice = [name for name, count in Counter(file.columns or ()).items() if count > 1]
     if twice:
         raise DataError(f"{file.path}: two columns {twice[0]!r}; rename or remove one")
@@ -141,9 +142,9 @@ def check_columns(file: DataFile) -> None:
 
 
 def convert_hint(path: str | os.PathLike, formats: Counter, num_records: int) -> str:
-    """Return what to do with a file of another format; "" if fewer than half of its records are in one.
+    """Return advice for a file of another format, or "" if fewer than half of its records are in one.
 
-    formats: how many records seem to be in each.
+    formats: the number of records that seem to be in each format.
     """
     if not formats or 2 * formats.total() < num_records:
         return ""
@@ -152,12 +153,12 @@ def convert_hint(path: str | os.PathLike, formats: Counter, num_records: int) ->
 
 
 class _Problems:
-    """Collects what is wrong with a file: the first MAX_SHOWN errors in full, the rest as counts by kind."""
+    """A collection of the problems of a file: the first MAX_SHOWN errors in full, the rest as counts by kind."""
 
     def __init__(self, path: str | os.PathLike, folders: Sequence[str]) -> None:
         self.path, self.name, self.folders = path, Path(path).name, folders
         self.shown: list[str] = []
-        self.counts: Counter[str] = Counter()  # by kind, as the next one
+        self.counts: Counter[str] = Counter()  # by kind, like the next one
         self.not_shown: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()  # by message
         self.foreign: dict[str, str] = {}  # place of a record that seems to be of another format: that format

@@ -23,7 +23,7 @@ class SampleDataset(Protocol):
     lengths: list[int]  # tokens of each sample
     num_images: list[int]  # images of each sample
     overlength: list[Overlength]
-    is_weighted: bool  # whether some sample has another weight than 1
+    is_weighted: bool  # whether some sample has a weight other than 1
 
     def __len__(self) -> int: ...
 
@@ -31,15 +31,16 @@ class SampleDataset(Protocol):
 
 
 class ConversationDataset(Dataset):
-    """Map-style: dataset[i] is the Sample of a conversation, with its "id".
+    """A map-style data set: dataset[i] is the Sample of a conversation, with its "id".
 
     conversations: records as `conversations.read` returns them. Each of them is encoded once at the start, without
-    opening an image, so that `lengths` and `num_images` (one int a sample) are exact and no sample fails later on.
-    Encodings stay in memory with `lazy=False` and are made again on access with `lazy=True`.
+    opening an image. So `lengths` and `num_images` (one int a sample) are exact, and no sample fails later.
+    With `lazy=False` the encodings stay in memory. With `lazy=True` each access encodes again.
     `overlength` lists every conversation that exceeds the limit of the options, and what happened to it.
-    search_dirs: the folders of relative images. `images` of a sample then holds the paths found there, so that data
-    sets from several folders can be mixed. Without search_dirs, references stay as written.
-    Raises OverlengthError if no sample is left (or with "error"), ValueError for a conversation that cannot be encoded.
+    search_dirs: the folders of relative images. `images` of a sample then holds the paths found there, so data sets
+    from several folders can be mixed. Without search_dirs, references stay as written.
+    Raises OverlengthError if no sample is left, or with the policy "error"; ValueError if a conversation cannot be
+    encoded.
     """
 
     names: Sequence[str] = ()
@@ -92,9 +93,9 @@ class ConversationDataset(Dataset):
 
 
 def report(entries: Sequence[Overlength], num_kept: int, options: EncodeOptions) -> None:
-    """Log what the length limit did; raise OverlengthError if no sample is left, or if the policy is "error".
+    """Log what the length limit did. Raise OverlengthError if no sample is left, or if the policy is "error".
 
-    entries: those that `chatml.fit` returned. num_kept: how many samples are left.
+    entries: those that `chatml.fit` returned. num_kept: the number of samples that are left.
     """
     if not entries:
         return

@@ -1,16 +1,16 @@
-"""Markup of other formats for images and boxes, which is plain text here, so the model would see no image.
+"""Markup of other formats for images and boxes. It is plain text here, so the model would see no image.
 
 The rule, for the run and the check alike:
 - A *mark* is what another format writes for an image (`<image>`, `<|image_pad|>`, `<img src=..>`, ..), a box
-  (`<|box_start|>`, "bbox_2d", `<bbox>`, ..) or a video. In quotes or in code it is text, and left alone.
+  (`<|box_start|>`, "bbox_2d", `<bbox>`, ..) or a video. In quotes or in code it is text, and is ignored.
 - Each mark is a warning that names the format and the conversion.
-- A mark is *placed* where it stands for an image of the conversation and not for itself: at the start or the end of a
-  user turn, alone on its line ("Picture 1:" may stand beside it), or more than once in a turn. What no text is about,
-  such as `<|image_pad|>`, is placed anywhere in a user turn; `<img src=..>` is not placed beside other HTML. A key such
-  as `image_path` in a record without images counts as a placed mark.
+- A mark is *placed* if it stands for an image of the conversation and not for itself: at the start or the end of a
+  user turn, alone on its line (next to "Picture 1:" at most), or more than once in a turn. A mark that ordinary text
+  never contains, such as `<|image_pad|>`, is placed anywhere in a user turn. `<img src=..>` next to other HTML is not
+  placed. A key such as `image_path` in a record without images counts as a placed mark.
 - A file with placed marks and without a single `<img>` of ours is an error: all its images are lost. HTML, `[IMG]` and
-  keys count only if half of the records have them, marks within a sentence only if these are ten records at least.
-- With one image of ours in the file, marks stay warnings. So do they in answers and system texts.
+  keys count only if half of the records have them, marks within a sentence only if at least ten records do.
+- With one image of ours in the file, marks stay warnings. In answers and system texts they are always warnings.
 """
 
 import re
@@ -22,20 +22,20 @@ CONVERT = "qwen-vl data convert FILE OUT.json --from"
 
 
 class Mark(NamedTuple):
-    """What another format writes for an image, a box or a video."""
+    """The markup that another format writes for an image, a box or a video."""
 
-    name: str  # as a message shows it; "" for what stands in the text
+    name: str  # for messages; "" to show the matched text
     pattern: re.Pattern
     kind: str  # "image", "box" or "video"
     format: str  # who writes it
-    convert: str | None  # what --from reads it
+    convert: str | None  # the value of --from that reads it
     trait: str  # of TRAITS
 
 
-# "sure": stands in no text that is about something else. "weak": often does. "json": is meant though it is in quotes.
-# "inline": of a mark that was found within a sentence.
+# "sure": ordinary text never contains it. "weak": ordinary text often does. "json": it counts even in quotes.
+# "inline": it was found within a sentence.
 TRAITS = ("", "sure", "weak", "json", "inline")
-MIN_INLINE = 10  # records with a mark within a sentence, from which on that is no accident
+MIN_INLINE = 10  # fewer records with a mark within a sentence may be an accident
 
 
 def _mark(pattern: str, kind: str, form: str, convert: str | None = None, trait: str = "", name: str = "") -> Mark:
@@ -72,7 +72,9 @@ IMAGE_KEYS = ("image", "images", "image_path", "image_paths", "image_file", "ima
 OTHERS_ROLES = ("human", "gpt")
 
 OURS = "<img>"
-TRIGGER = re.compile(r"<(?!/?(?:img|ref|box|quad)>)[|/]*[A-Za-z]|\[(?:IMG|\[[0-9])|\{<|_2d")  # some mark may be there
+TRIGGER = re.compile(
+    r"<(?!/?(?:img|ref|box|quad)>)[|/]*[A-Za-z]|\[(?:IMG|\[[0-9])|\{<|_2d"
+)  # a quick check: some mark may be there
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "«": "»"}
 OTHER_HTML = re.compile(r"</?(?!(?:img|ref|box|quad)\b)[a-z][a-z0-9]*[\s/>]", re.IGNORECASE)
@@ -98,7 +100,7 @@ def _matches(mark: Mark, text: str) -> Iterator[re.Match]:
 
 
 def advice(mark: Mark) -> str:
-    """Return what is wrong with a mark and what to do, the same text wherever it stands."""
+    """Return what is wrong with a mark and what to do. The text does not depend on where the mark is."""
     if mark.kind == "video":
         return f"{mark.name} ({mark.format}) is plain text here; only text and images are trained"
     ours = "no image; write <img>PATH</img>" if mark.kind == "image" else "no box; write <box>(x1,y1),(x2,y2)</box>"
@@ -110,14 +112,14 @@ def advice(mark: Mark) -> str:
 
 
 class Images(NamedTuple):
-    """How a record writes its images: whether one is ours, and the placed marks of other formats."""
+    """The images of a record: whether one is written as ours, and the placed marks of other formats."""
 
     has_ours: bool
     placed: tuple[Mark, ...]
 
 
 def images_of(record: Any) -> Images:
-    """Return the Images of a record, whatever it holds."""
+    """Return the Images of a record, which may hold anything."""
     turns = _turns(record)
     texts = [(turn.get("from"), turn["value"]) for turn in turns if isinstance(turn.get("value"), str)]
     if any(OURS in text for _, text in texts):
@@ -131,7 +133,7 @@ def images_of(record: Any) -> Images:
     ]
     keys = [key for key in IMAGE_KEYS if turns and record.get(key)]
     marks += [Mark(f"the key {key!r}", CODE, "image", "LLaVA and others", "llava", "weak") for key in keys]
-    marks.sort(key=lambda mark: mark.trait != "inline")  # of the same name the placed one stays
+    marks.sort(key=lambda mark: mark.trait != "inline")  # of two with the same name, the placed one stays
     return Images(False, tuple({mark.name: mark for mark in marks}.values()))
 
 
@@ -158,7 +160,7 @@ def _is_placed(mark: Mark, text: str) -> bool:
 
 
 class ImageCount:
-    """Counts how the records of a file write their images; `error` says whether all of them are lost."""
+    """A count of how the records of a file write their images. `error` tells whether all of them are lost."""
 
     def __init__(self) -> None:
         self.num_records, self.has_ours = 0, False
@@ -171,7 +173,7 @@ class ImageCount:
             self.num_with[mark] += 1
 
     def error(self) -> str | None:
-        """Return what is wrong with a file whose images are all written in the manner of another format, or None."""
+        """Return the error of a file whose images are all written as in another format, or None."""
         for mark, count in [] if self.has_ours else self.num_with.most_common():
             is_rare = 2 * count < self.num_records or (mark.trait == "inline" and count < MIN_INLINE)
             if mark.trait in ("weak", "inline") and is_rare:
@@ -190,7 +192,7 @@ class ImageCount:
 
 
 def convertible(record: Any) -> str | None:
-    """Return what `--from` reads a record that is not ours, or None where that cannot be told."""
+    """Return the value of `--from` for a record of another format, or None if it is unclear."""
     turns = _turns(record)
     if not turns:
         return None

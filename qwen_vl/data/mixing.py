@@ -28,8 +28,8 @@ class Source(NamedTuple):
 def parse_sources(texts: Iterable[str]) -> list[Source]:
     """Return the Sources for the values of --data_path, each PATH or PATH:WEIGHT; an existing path may contain colons.
 
-    A source is named after its file, or after its path if two files share a name. Raises ValueError for a weight that
-    is not above 0, and for a file that is given twice.
+    A source is named after its file, or after its path if two files share a name. Raise ValueError if a weight is not
+    above 0, or if a file is given twice.
     """
     pairs = [_path_and_weight(text) for text in texts]
     paths = [os.path.realpath(path) for path, _ in pairs]
@@ -51,12 +51,12 @@ def _path_and_weight(text: str) -> tuple[str, float]:
 
 
 class MixedDataset(Dataset):
-    """Map-style: the samples of several data sets, each with the index of its own data set added as "source".
+    """A map-style data set of the samples of several data sets, each with the index of its data set as "source".
 
-    mix="concat": all samples of each data set, times its weight. For the fraction of a weight, the seed chooses that
-    share of them.
+    mix="concat": all samples of each data set, as often as its weight says. For the fraction of a weight, the seed
+    chooses that share of them.
     mix="interleave": as many samples as all data sets hold together. Each gives its share by weight, evenly spread. A
-    data set that is smaller than its share starts again; from a larger one the seed chooses.
+    data set that is smaller than its share is repeated; from a larger one the seed chooses.
     The choice depends on the sizes, the weights and the seed alone, so it is the same for every rank, worker and epoch.
     The sampler decides the order of training. `lengths`, `num_images`, `overlength` and `is_weighted` are as in
     ConversationDataset; `names` has one name for each source. With a single data set, samples have no "source".

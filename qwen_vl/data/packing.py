@@ -1,4 +1,4 @@
-"""Packing: whole samples side by side in rows of a fixed length, so that a batch has almost no padding."""
+"""Packing: whole samples next to each other in rows of a fixed length, so a batch has almost no padding."""
 
 import bisect
 import itertools
@@ -16,14 +16,14 @@ from .dataset import SampleDataset
 logger = logging.getLogger(__name__)
 
 PACKINGS = ("none", "auto")
-WINDOW = 8192  # samples that are fitted together; more fill rows no better and mix the data less
-STREAM_WINDOW = 1024  # of a stream, as these are all in memory
+WINDOW = 8192  # samples that are packed together; more would not fill rows better, and shuffle the data less
+STREAM_WINDOW = 1024  # the same for a stream, which holds them all in memory
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How samples are packed into rows: the tokens of a row, and the most images in it (None: any number)."""
+    """The limits of a packed row: its tokens, and the most images in it (None: any number)."""
 
     max_length: int
     max_images: int | None = None
@@ -41,7 +41,7 @@ def pack(
 
     Best fit over windows of shuffled samples: the longest first, each into the fullest row that still takes it. With
     `max_images`, a row holds at most that many images (`num_images`: one count a sample). Rows come in random
-    order, the same for the same seed. Raises ValueError for a sample that is longer than a row.
+    order, the same for the same seed. Raise ValueError if a sample is longer than a row.
     """
     counts = num_images if num_images is not None else [0] * len(lengths)
     too_long = [i for i, length in enumerate(lengths) if length > max_length]
@@ -95,7 +95,7 @@ def fill_rate(rows: Sequence[Sequence[int]], lengths: Sequence[int], max_length:
 
 
 class PackedDataset(Dataset):
-    """dataset[i] is a list of samples that together fill a row; `lengths` and `num_images` are those of each row.
+    """A data set of rows: dataset[i] is a list of samples that fill one. `lengths`, `num_images`: those of each row.
 
     Rows are built once, from the known lengths and without opening an image. The sampler decides their order.
     `names`, `overlength` and `is_weighted` are those of the packed data set.

@@ -1,4 +1,4 @@
-"""Why a path that looks right is not found: what it holds that nobody sees, or that another system wrote."""
+"""Hints on why a path that looks right is not found: invisible characters, quotes, spellings of another system."""
 
 import os
 import re
@@ -14,9 +14,9 @@ Exists = Callable[[str], bool]
 
 
 def hint(path: str, exists: Exists) -> str:
-    """Return what may be wrong with a path that is not found, as the tail of an error; "" if nothing looks wrong.
+    """Return what may be wrong with a path that is not found, as the end of an error; "" if nothing looks wrong.
 
-    exists: whether another path is there; it is asked for the path without what looks wrong.
+    exists(path): whether a path exists. It is called with corrected paths.
     """
     causes, fixed = [], path
     for repair in (_invisible, _spaces, _quotes, _backslashes, _decomposed):
@@ -32,12 +32,12 @@ def hint(path: str, exists: Exists) -> str:
 
 
 def visible(text: str) -> str:
-    """Return the text with an escape in the place of each character that is not seen."""
+    """Return the text with an escape for each invisible character."""
     return "".join(_escape(char) if is_invisible(char) else char for char in text)
 
 
 def is_invisible(char: str) -> bool:
-    """Return whether a character is not seen, or looks like a space without being one."""
+    """Return whether a character is invisible, or looks like a space without being one."""
     kind = unicodedata.category(char)
     return kind in ("Cc", "Cf", "Zl", "Zp") or (kind == "Zs" and char != " ") or "\ufe00" <= char <= "\ufe0f"
 
@@ -67,7 +67,7 @@ def _invisible(path: str) -> tuple[str, str]:
         return "", path
     # A space of another kind stands for a space within a path, and for nothing at its ends.
     fixed = "".join(" " if unicodedata.category(c) == "Zs" else "" if is_invisible(c) else c for c in path)
-    return f"it holds {' and '.join(found)}, which is not seen: remove it", fixed.strip()
+    return f"it holds {' and '.join(found)}, which is invisible: remove it", fixed.strip()
 
 
 def _spaces(path: str) -> tuple[str, str]:

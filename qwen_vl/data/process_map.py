@@ -1,4 +1,4 @@
-"""One function over many chunks, in worker processes."""
+"""A parallel map: one function over many chunks, in worker processes."""
 
 import multiprocessing
 import signal
@@ -28,8 +28,8 @@ def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def process_map(function: Callable[[Item], Result], chunks: Iterable[Item], *, workers: int) -> Iterator[Result]:
     """Yield function(chunk) for every chunk, in order, computed in `workers` processes.
 
-    With one worker, or one chunk, no process is started. Chunks are taken as they are needed: an endless iterable is
-    fine. Raises what the function raises, and ValueError if a process dies.
+    With one worker, or one chunk, no process is started. Chunks are taken as they are needed, so the iterable may be
+    endless. Raise what the function raises, and ValueError if a process dies.
     """
     chunks = iter(chunks)
     first = list(islice(chunks, 2))

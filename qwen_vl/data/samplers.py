@@ -15,10 +15,10 @@ def shuffled(num: int, seed: int) -> list[int]:
 
 
 class LengthGroupedSampler(Sampler):
-    """Indices of all samples, shuffled so that those of a batch have similar lengths.
+    """The indices of all samples, shuffled so that those of a batch have similar lengths.
 
-    lengths: tokens of each sample. batch_size: samples of a step, over all ranks. The longest batch comes
-    first, so that a run that lacks memory fails at once.
+    lengths: tokens of each sample. batch_size: samples of a step, over all ranks. The longest batch comes first, so a
+    run without enough memory fails at once.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
@@ -53,7 +53,7 @@ class LengthGroupedSampler(Sampler):
 
 
 class RankBatches(Sampler):
-    """Batches of indices for one rank: over all ranks, every index of an epoch comes once, for any number of ranks.
+    """The batches of indices for one rank. Over all ranks, every index of an epoch comes once, for any number of ranks.
 
     order: returns the `num` indices of an epoch in the order of training, without regard to ranks. Of each
     `batch_size * world_size` of them the first rank takes the first `batch_size`, and so on. The rest at the end of an

@@ -1,4 +1,4 @@
-"""Skip manifests: files that name the records of a data file that a run leaves out.
+"""Skip manifests: files that name the records of a data file that a run skips.
 
 A manifest is JSON: {"file", "sha256", "skip": [{"record", "id", "reasons"}, ..]}. "record" is the place in the file
 ("[3]" in a JSON list or a table, ":4" in JSON Lines, "/NAME[3]" in a folder), "id" the record's own id or null; an
@@ -28,7 +28,7 @@ MAX_NAMED = 10  # records that a log line or an error names; the rest is counted
 class SkipManifest:
     """The manifest of the data file at `data_path`: call `takes` for every record in turn, then `finish`.
 
-    Raises DataError for a file that is not a manifest, or that was made for another content of the data file.
+    Raises DataError if the file is not a manifest, or if it was made for another content of the data file.
     """
 
     def __init__(self, path: str | os.PathLike, data_path: str | os.PathLike) -> None:
@@ -45,10 +45,10 @@ class SkipManifest:
         self._places = {entry["record"]: entry.get("id") for entry in entries if entry.get("record") is not None}
         self._ids = {entry["id"] for entry in entries if entry.get("record") is None}
         self._found: set[object] = set()  # entries of the manifest that were in the file
-        self.skipped: list[str] = []  # names of the records left out
+        self.skipped: list[str] = []  # names of the skipped records
 
     def takes(self, place: str, record: object) -> bool:
-        """Return whether the record at a place is left out."""
+        """Return whether the record at a place is skipped."""
         name = own_id(record)
         if place in self._places and self._places[place] in (None, name):
             self._found.add(place)
@@ -60,7 +60,7 @@ class SkipManifest:
         return True
 
     def finish(self, num_kept: int) -> None:
-        """Log what was left out; raise DataError if a named record is not in the file, or no record is left."""
+        """Log what was skipped. Raise DataError if a named record is not in the file, or if no record is left."""
         lost = [f"{place} (id {shown(name)})" if name is not None else place for place, name in self._places.items()
                 if place not in self._found]  # fmt: skip
         lost += [f"id {shown(name)}" for name in self._ids if (name,) not in self._found]
@@ -72,7 +72,7 @@ class SkipManifest:
             raise DataError(f"skip manifest {self.path}: leaves no record of {self.data_path}; correct the data")
         if self.skipped:
             logger.warning(
-                "%s: %d of %d records left out, as %s says: %s",
+                "%s: skipped %d of %d records, which %s names: %s",
                 *(self.data_path, len(self.skipped), len(self.skipped) + num_kept, self.path, _few(self.skipped)),
             )
 
@@ -109,7 +109,7 @@ def _load(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Return the hex digest of a file's bytes; of a folder or pattern, that of its data files' names and digests."""
+    """Return the hex SHA-256 of a file's bytes; for a folder or pattern, that of its files' names and digests."""
     files = data_files(path)
     if [(Path(path), "")] != files:
         lines = [f"{prefix} {sha256(file)}\n" for file, prefix in files]
@@ -138,5 +138,7 @@ def write_manifest(
 
 def _order(place: str) -> tuple[str, int]:
     """Return the sort key of a place: the file's name, then the number."""
-    name, number = NUMBER.fullmatch(place).groups()
+    match = NUMBER.fullmatch(place)
+    assert match is not None, f"{place!r} is no place of a record"
+    name, number = match.groups()
     return name, int(number)

@@ -48,7 +48,7 @@ WARNINGS = {
     "scaled image",
 }
 
-# (required, optional, what other formats call the required ones: with one of these, the error can name the cure)
+# (required keys, optional keys, {key of another format: our key}, so that an error can name the right key)
 KEYS = {
     "record": (
         {"conversations"},
@@ -111,7 +111,7 @@ class Problem(NamedTuple):
 def check_record(place: str, record: object, exists: Exists | None = None) -> list[Problem]:
     """Return the Problems of one record, in the order of its fields; [] if it is correct.
 
-    place: of the record in the file. exists(reference): whether a local image exists; None to skip that check.
+    place: of the record in the file. exists(reference): whether a local image exists; None to skip this check.
     The caller, who knows the other records, checks that ids are unique.
     """
     if not isinstance(record, dict):
@@ -187,12 +187,12 @@ def _bare(text: str) -> str:
 
 
 def _unseen(text: str) -> str:
-    """Return what sets a text apart from its `_bare` form."""
+    """Return how a text differs from its `_bare` form."""
     return " and ".join(path_hints.invisible_in(text)) or "capital letters or spaces"
 
 
 def _image_key(record: Mapping[str, Any], turns: Sequence[Any]) -> Iterator[PlacedFinding]:
-    """Check that no images are under a key, as in LLaVA's format; the model would silently not see them."""
+    """Check that no images are under a key, as in LLaVA's format; the model would not see them, without an error."""
     keys = sorted(record.keys() & {"image", "images"})
     texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
     if keys and not any("<img>" in text for text in texts):
@@ -279,7 +279,7 @@ def _text(value: object, exists: Exists | None) -> Iterator[Finding]:
 
 
 def _tags(text: str, exists: Exists | None) -> Iterator[Finding]:
-    """Check every tagged span. An unpaired tag ends the search, because what follows it is guesswork."""
+    """Check every tagged span. Stop at an unpaired tag, because the spans after it are guesswork."""
     opened: str | None = None
     start = 0
     for match in TAG.finditer(text):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -58,7 +59,7 @@ def answer(
         range(len(prompts)), key=lambda i: len(prompts[i].ids)
     )  # similar lengths together need little padding
     config = _greedy(model.generation_config, tokenizer, max_new_tokens)
-    answers = [None] * len(prompts)
+    answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -67,7 +68,7 @@ def answer(
             if reference not in opened:
                 opened[reference] = pixels(read_image(reference, search_dirs=search_dirs), size)
         images = [opened[reference] for row in rows for reference in prompts[row].references]
-        inputs = pad_left([prompts[row].ids for row in rows], tokenizer.eod_id)
+        inputs: dict[str, Any] = pad_left([prompts[row].ids for row in rows], tokenizer.eod_id)
         if images:
             inputs["pixel_values"] = torch.stack(images)  # [images, 3, size, size], in row order
         inputs = {key: value.to(model.device) for key, value in inputs.items()}

@@ -29,7 +29,8 @@ def gradients(side: int) -> list[Image.Image]:
 
 def built_in() -> list[Record]:
     """Return conversations of one question each about generated images, which the text holds as data URIs."""
-    bands, records = gradients(SIDE), []
+    bands = gradients(SIDE)
+    records: list[Record] = []
     for number, question in enumerate(QUESTIONS):
         file = io.BytesIO()
         Image.merge("RGB", bands[number:] + bands[:number]).save(file, "PNG")

@@ -79,9 +79,9 @@ def measure(
     if folder.quantization is None:
         model = model.to(device)
     tokenizer = folder.tokenizer
-    options = {"image_folder": image_folder, "limit": limit}
-    samples = samples_of(data_path, tokenizer, family.image_size(model.config), loss_on="answers", **options)
-    records, folders = probe_prompts.load(data_path, **options)
+    image_size = family.image_size(model.config)
+    samples = samples_of(data_path, tokenizer, image_size, image_folder=image_folder, limit=limit, loss_on="answers")
+    records, folders = probe_prompts.load(data_path, image_folder=image_folder, limit=limit)
     said = generation.answer(
         model, tokenizer, records, search_dirs=folders, batch_size=batch_size, max_new_tokens=max_new_tokens
     )

@@ -112,7 +112,7 @@ def to_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> 
 
 def draw_label(
     draw: ImageDraw.ImageDraw,
-    corners: tuple[int, int, int, int],
+    corners: tuple[float, float, float, float],
     label: str,
     color: str,
     font: Any,
@@ -132,8 +132,8 @@ def draw_label(
 
 
 def label_place(
-    corners: tuple[int, int, int, int], label_size: tuple[int, int], size: tuple[int, int]
-) -> tuple[int, int]:
+    corners: tuple[float, float, float, float], label_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, float]:
     """Return (left, top) of a label: above its box, below, beside it, or inside where there is no room around it."""
     x1, y1, x2, y2 = corners
     (label_width, label_height), (width, height) = label_size, size

@@ -17,7 +17,7 @@ def load(
     path: str | os.PathLike[str] | ModelFolder,
     *,
     device: str | None = None,
-    dtype: LoadedDtype | str = "auto",
+    dtype: LoadedDtype = "auto",
     base: str | None = None,
     trust_base: bool = False,
 ) -> tuple[QWenLMHeadModel, QWenTokenizer]:
@@ -26,13 +26,13 @@ def load(
     device: None takes the accelerator if there is one. dtype: "auto" keeps the file's. base, trust_base: for an adapter
     whose base has moved or was not recorded. Raise OSError or ValueError if it cannot be loaded or cannot chat.
     """
-    device = usable_device(device)
+    place = usable_device(device)
     folder = ModelFolder.open(path)
     if folder.is_adapter:
-        model, tokenizer = load_adapted(path, base=base, dtype=dtype, trust_base=trust_base, device=device)
+        model, tokenizer = load_adapted(folder.path, base=base, dtype=dtype, trust_base=trust_base, device=place)
     else:
         tokenizer = folder.tokenizer
-        model = loading.load_model(path, dtype=dtype, device=device, fast_kernels=True)
+        model = loading.load_model(path, dtype=dtype, device=place, fast_kernels=True)
     settings = model.generation_config.to_dict()
     if not family.is_chat(settings, unmarked=True):
         raise ValueError(
@@ -40,11 +40,11 @@ def load(
             "only continues texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
         )
     is_placed = quantization.kind_of(model.config) is not None  # quantized weights were loaded onto the device
-    return (model if is_placed else model.to(device)).eval(), tokenizer
+    return (model if is_placed else model.to(place)).eval(), tokenizer
 
 
 def usable_device(name: str | None = None) -> torch.device:
-    """Return the torch.device called `name`, or the best one here; raise ValueError if torch cannot use it."""
+    """Return the torch.device called `name`, or the best one here. Raise ValueError if torch cannot use it."""
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

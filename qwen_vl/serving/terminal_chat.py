@@ -63,8 +63,10 @@ class Session:
         labels = enumerate(self.waiting, start=self.num_images + 1)
         query = "".join(f"Picture {n}: <img>{reference}</img>\n" for n, reference in labels) + text
         shown = ""
-        options = {"history": self.history, "system": self.system, "memory": self.memory}
-        for answer in self.model.chat_stream(self.tokenizer, query, **options):
+        stream = self.model.chat_stream(
+            self.tokenizer, query, history=self.history, system=self.system, memory=self.memory
+        )
+        for answer in stream:
             # Text only grows at its end, unless a model invents an image tag: then the whole text is written again.
             self.out.write(answer[len(shown) :] if answer.startswith(shown) else f"\n{answer}")
             self.out.flush()

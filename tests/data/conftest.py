@@ -1,9 +1,12 @@
-"""Fixtures of the data tests: the published tokenizer, and a writer of conversation files."""
+"""Fixtures of the data tests: the published tokenizer, images, and files of conversations."""
 
-import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.records import VARIED, write_file
+from PIL import Image
 
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
@@ -15,20 +18,26 @@ def tokenizer(published_vocab):
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes a data file, from records or from raw bytes, and returns its path."""
-
-    def write_file(content, name="data.json"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-        path.write_bytes(raw)
-        return path
-
-    return write_file
+    """Return a function that writes a data file, from records or from raw bytes, and returns its path."""
+    return partial(write_file, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def golden_images():
-    """Two different images."""
+    """Return the paths of two different images."""
     folder = Path(__file__).parents[1] / "golden" / "images"
     return folder / "rgb.png", folder / "palette.png"
+
+
+@pytest.fixture
+def data(write, tmp_path, golden_images):
+    """Return a file with the VARIED records, next to their images."""
+    for name, image in zip(("a.png", "b.png"), golden_images, strict=True):
+        shutil.copy(image, tmp_path / name)
+    return write(VARIED)
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Write a.png next to the data."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")

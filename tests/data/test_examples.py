@@ -1,4 +1,4 @@
-"""The example set: small, complete, documented, and training data without a complaint."""
+"""The example set: small, complete, documented, and without a problem or a warning."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ MAX_BYTES = 40_000
 
 
 def test_every_conversation_is_read_and_encoded(tokenizer, caplog):
-    """No warning either; all kinds of samples that data/README.md describes are there, in both languages."""
+    """Read without a warning. All kinds of samples of data/README.md are there, in both languages."""
     with caplog.at_level(logging.WARNING):
         conversations = read(FOLDER / "conversations.json")
     assert not caplog.records and len(conversations) >= 12
@@ -31,7 +31,7 @@ def test_every_conversation_is_read_and_encoded(tokenizer, caplog):
     assert len(re.findall("[\u4e00-\u9fff]", text)) > 200 and max(len(r["conversations"]) for r in conversations) >= 6
 
 
-def test_every_box_has_a_size_and_belongs_to_a_image():
+def test_every_box_has_a_size_and_belongs_to_an_image():
     for record in json.loads((FOLDER / "conversations.json").read_text("utf-8")):
         for piece in (piece for pieces in segments(record["conversations"]) for piece in pieces):
             if piece.kind == "box":

@@ -1,4 +1,4 @@
-"""Markup of other formats: warned of, an error where all images are lost, and never written by a conversion."""
+"""Markup of other formats: a warning, an error if all images are lost, and never the result of a conversion."""
 
 import json
 import logging
@@ -91,7 +91,7 @@ def lines(records):
 
 @pytest.mark.parametrize("text, name, form", IMAGES)
 def test_a_file_whose_images_are_all_lost(text, name, form, write, tokenizer, caplog, capsys):
-    """An error in a run, in a stream and in the check; a warning beside an image of ours, or in an answer."""
+    """Raise an error in a run, a stream and the check; warn next to an image of ours, or in an answer."""
     path = write(lines([talk(text), *PLAIN[: not name.startswith(("<img src", "[IMG]"))]]), "data.jsonl")
     message = error_of(read, path)
     assert "all images are lost" in message and name in message and "<img>PATH</img>" in message
@@ -127,7 +127,7 @@ def test_a_mention_is_no_error(text, write, caplog):
 
 
 def test_what_is_often_text_counts_by_its_share(write):
-    """HTML, keys and marks within sentences are an error only where many records have them."""
+    """Count HTML, keys and marks within sentences as an error only if many records have them."""
     html, key, inline = (
         talk("<img src='a.png'> is what?"),
         talk("What is it?", image_path="a.png"),
@@ -167,8 +167,8 @@ THEIRS = [
 
 
 @pytest.mark.parametrize("record, form", THEIRS)
-def test_a_file_of_another_format_is_told_its_conversion(record, form, write, capsys):
-    """The command of the message makes a file of it that is read without a complaint."""
+def test_a_file_of_another_format_names_its_conversion(record, form, write, capsys):
+    """Run the command of the message, and read its result without a problem."""
     path = write([record, {**record, "id": "second"}], "theirs.json")
     Image.new("RGB", (40, 30)).save(path.with_name("a.png"))
     command = f"`qwen-vl data convert {path} OUT.json --from {form}`"
@@ -183,78 +183,9 @@ def test_a_file_of_another_format_is_told_its_conversion(record, form, write, ca
 # ---- conversions ----------------------------------------------------------------------------------------------------
 
 
-def swift(objects, answer="<ref-object><bbox>", question="<image>Find <ref-object>", **more):
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "images": ["a.png"], "objects": objects, **more}
-
-
-@pytest.fixture
-def from_swift(write, tmp_path):
-    """A function that converts one record of ms-swift and returns its texts."""
-    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
-    Image.new("RGB", (50, 50)).save(tmp_path / "b.png")
-
-    def run(record, form="swift"):
-        convert(write([record], "swift.json"), tmp_path / "out.json", source_format=form)
-        return [turn["value"] for turn in read(tmp_path / "out.json")[0]["conversations"]]
-
-    return run
-
-
-def test_the_boxes_of_swift(from_swift):
-    """Pixels of the image they lie in, shares, thousandths; as documented, and as version 2 had them, as text."""
-    pixels = {"ref": ["cats", "a cat"], "bbox": [[20, 10, 100, 50]]}
-    expected = ["Picture 1: <img>a.png</img>\nFind <ref>cats</ref>", "<ref>a cat</ref><box>(100,100),(500,500)</box>"]
-    assert from_swift(swift(pixels)) == expected == from_swift(swift(pixels | {"bbox_type": "real"}), "sharegpt")
-    assert from_swift(swift(pixels | {"bbox": [[0.1, 0.1, 0.5, 0.5]], "bbox_type": "norm1"})) == expected
-    two = [[20, 10, 100, 50], [5, 5, 25, 50]]
-    _, answer = from_swift(
-        swift({"bbox": two, "image_id": [0, 1]}, "<bbox> and <bbox>", "<image><image>?", images=["a.png", "b.png"])
-    )
-    assert answer == "<box>(100,100),(500,500)</box> and <box>(100,100),(500,999)</box>"
-    entries = [{"caption": "cats", "bbox": [100, 200, 300, 1000], "bbox_type": "norm_1000", "image": 0}]
-    assert from_swift(swift(json.dumps(entries), "<bbox>")) == [expected[0], "<box>(100,200),(300,999)</box>"]
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"bbox": [[20, 10]]}, r"objects.bbox\[0\]: \[20, 10\]; only boxes of four numbers"),
-        ({"bbox": [[20, 10, 300, 50]]}, "stands out of its image of 200 x 100"),
-        ({"bbox": [[0, 0, 1.5, 1]], "bbox_type": "norm1"}, "stands out"),
-        ({"bbox_type": "other"}, "objects.bbox_type: \"other\"; use 'real'"),
-        ({"bbox": []}, "more <bbox> than the 0 under objects.bbox"),
-        ({"ref": ["x"]}, "more <ref-object> than the 1 under objects.ref"),
-        ({"bbox": [[0, 0, 1, 1]] * 2}, "2 boxes, 1 <bbox> in the text"),
-        ({"image_id": [1]}, "image 1 of 1"),
-        ({"ref": ["<x", "y"]}, r"objects.ref\[0\]: \"<x\"; use a text without <"),
-    ],
-)
-def test_what_cannot_be_a_box_of_ours(changes, message, from_swift, tmp_path):
-    objects = {"ref": ["cats", "a cat"], "bbox": [[20, 10, 100, 50]]} | changes
-    with pytest.raises(DataError, match=message):
-        from_swift(swift(objects))
-    assert not (tmp_path / "out.json").exists()
-
-
-def test_swift_there_and_back_changes_nothing(write, tmp_path):
-    records = [r for r in json.loads(EXAMPLES.read_text("utf-8")) if "<quad>" not in json.dumps(r)]
-    records = [r for r in records if r["id"] != "what-is-a-box"]  # a box without an image
-    records[0] |= {"weight": 0.5, "system": "Sei kurz."}
-    records[0]["conversations"][1]["loss"] = False
-    options = {"check_images": False}
-    convert(
-        write(records, "ours.json"), tmp_path / "theirs.json", source_format="ours", target_format="swift", **options
-    )
-    convert(tmp_path / "theirs.json", tmp_path / "again.json", source_format="swift", **options)
-    assert json.loads((tmp_path / "again.json").read_text("utf-8")) == records
-    theirs = (tmp_path / "theirs.json").read_text("utf-8")
-    assert "<bbox>" in theirs and not any(tag in theirs for tag in ("<box>", "<ref>", "<img>"))
-
-
 @pytest.mark.parametrize("text, name, form", [*IMAGES[8:14], *BOXES])
-def test_no_conversion_writes_what_is_no_markup_of_ours(text, name, form, write, tmp_path):
-    """In whatever text it stands, from every format; HTML and [IMG] are counted, and stay."""
+def test_no_conversion_writes_markup_of_other_formats(text, name, form, write, tmp_path):
+    """Find foreign markup in texts of every format. HTML and [IMG] are counted, and stay."""
     records = {
         "openai": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]},
         "llava": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": text}]},

@@ -1,4 +1,4 @@
-"""Several files in one run: the words of --data_path, and which samples come how often."""
+"""Several files in one run: the values of --data_path, and how often which samples come."""
 
 from collections import Counter
 
@@ -24,13 +24,13 @@ class Numbers:
 
 
 def mixed(mix, *parts, seed=0):
-    """A mix of (name, size, weight), and the names of its samples in order."""
+    """Return the mix of (name, size, weight), and the names of its samples in order."""
     sources = [Source(name, weight, name) for name, _, weight in parts]
     dataset = MixedDataset([Numbers(name, size) for name, size, _ in parts], sources, mix=mix, seed=seed)
     return dataset, [sample["id"] for sample in dataset]
 
 
-def test_what_data_path_says(tmp_path, monkeypatch):
+def test_the_values_of_data_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd:3").write_text("")
     expected = {"x/a.json:3": ("x/a.json", 3), "b.jsonl:.5": ("b.jsonl", 0.5), "c.json": ("c.json", 1)}

@@ -1,4 +1,4 @@
-"""Our data set and collator where others train with them: transformers' Trainer, a plain loop, accelerate, datasets."""
+"""Our data set and collator in other training loops: transformers' Trainer, a plain loop, accelerate, datasets."""
 
 import json
 
@@ -22,7 +22,7 @@ OPTIMIZER = {"learning_rate": 1e-3, "adam_beta2": 0.95, "lr_scheduler_type": "co
 
 @pytest.fixture
 def parts(make_checkpoint, tmp_path):
-    """(model, data set, collator) as a user puts them together for a training of their own."""
+    """Return (model, data set, collator) as a user builds them for a training loop of their own."""
     tokenizer = checkpoints.load_tokenizer(make_checkpoint())
     model = tuning.freeze_for_full(checkpoints.load_model(make_checkpoint()), fix_vit=True)
     return model, samples_of(runs.write_data(tmp_path), tokenizer), ConversationCollator(tokenizer, 64)
@@ -34,7 +34,7 @@ def samples_of(path, tokenizer):
 
 
 def trained(tmp_path, model, dataset, collator, **settings):
-    """The losses of transformers' own Trainer with its defaults, but for those of `OPTIMIZER`."""
+    """Return the losses of transformers' own Trainer with its defaults, apart from those in `OPTIMIZER`."""
     settings = {"per_device_train_batch_size": 2, "train_sampling_strategy": "sequential"} | settings
     args = TrainingArguments(
         output_dir=str(tmp_path / "theirs"), logging_steps=1, save_strategy="no", use_cpu=True, **OPTIMIZER, **settings
@@ -47,7 +47,7 @@ def trained(tmp_path, model, dataset, collator, **settings):
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_transformers_trainer_with_its_defaults_trains_as_ours(make_checkpoint, tmp_path, parts, accumulated):
-    """It would remove id, images and weight, which `forward` does not name: a KeyError, or an image that is lost."""
+    """Keep id, images and weight, which it would remove because `forward` does not name them."""
     batch = {"per_device_train_batch_size": 2 // accumulated, "gradient_accumulation_steps": accumulated}
     theirs, evaluated = trained(tmp_path, *parts, **batch)
     ours = runs.train(
@@ -88,8 +88,8 @@ def test_a_table_of_datasets_needs_its_columns(tmp_path, parts):
     assert len(theirs) == 4
 
 
-def test_a_loop_of_ones_own(parts):
-    """torch's DataLoader, with workers, and accelerate's: the first loss is that of the batch."""
+def test_a_loop_of_your_own(parts):
+    """Train with torch's DataLoader, with workers, and with that of accelerate: both see the same batches."""
     model, dataset, collator = parts
     first = DataLoader(dataset, batch_size=2, collate_fn=collator, num_workers=1)
     accelerator = Accelerator(cpu=True)

@@ -1,4 +1,4 @@
-"""Every sample once, little padding, the same order for the same seed and epoch, however many ranks share it."""
+"""Samplers: every sample once, little padding, one order for a seed and epoch, for any number of ranks."""
 
 import random
 
@@ -8,7 +8,7 @@ from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
 
 
 def padding(order, lengths, batch_size):
-    """Share of the tokens of all batches that is padding."""
+    """Return the share of the tokens of all batches that is padding."""
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     return 1 - sum(lengths) / padded
@@ -36,7 +36,7 @@ def test_few_samples():
 
 
 def consumed(num, order, batch_size, world_size, **options):
-    """The indices of an epoch as all ranks together see them, batch by batch, and how many batches each rank got."""
+    """Return the indices of an epoch over all ranks, batch by batch, and the number of batches of a rank."""
     ranks = [RankBatches(num, order, batch_size, rank=r, world_size=world_size, **options) for r in range(world_size)]
     batches = [list(rank) for rank in ranks]
     assert {len(rank) for rank in batches} == {ranks[0].num_left(ranks[0].epoch)}  # no rank waits for another
@@ -44,8 +44,8 @@ def consumed(num, order, batch_size, world_size, **options):
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 16, 37])
-def test_ranks_share_an_epoch_without_a_rest_and_a_resumed_one_too(num):
-    """Whatever the number of ranks before and after, every index comes once, in the same order."""
+def test_ranks_share_an_epoch_and_a_resumed_one(num):
+    """Yield every index once and in the same order, for any number of ranks before and after."""
 
     def order(epoch):
         return shuffled(num, 5 + epoch)

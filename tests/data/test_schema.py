@@ -47,7 +47,7 @@ WRONG_VALUES = [None, True, 0, 1.5, -1, [], {}, "text", [{"type": "text"}]]
 
 
 def verdicts(record):
-    """(the kinds of errors that the validator sees, whether the schema takes the record)."""
+    """Return (the kinds of errors of the validator, whether the schema accepts the record)."""
     kinds = {problem.kind for problem in check_record("[0]", record) if problem.is_error}
     return kinds, FILE.is_valid([record])
 
@@ -72,7 +72,7 @@ def test_the_schema_is_one_and_describes_every_field():
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts(text):
-    """In a question, in an answer, and as system message; alone and twice."""
+    """Check each text in a question, in an answer, and as system message; alone and twice."""
     for value in (text, f"see {text} and {text}"):
         agree({"conversations": [{**Q, "value": value}, A]})
         agree({"conversations": [Q, {**A, "value": value}]})
@@ -104,7 +104,7 @@ def test_values_of_another_type():
 
 
 def test_orders_of_turns():
-    """Every list of up to four turns, learned or not; a learned answer that only opens is beyond a schema."""
+    """Check every list of up to four turns, learned or not. A schema cannot see that a learned answer only opens."""
     unlearned = {**A, "loss": False}
     for num in range(5):
         for turns in itertools.product([Q, A, unlearned], repeat=num):
@@ -122,7 +122,7 @@ def test_images_under_a_key_of_their_own():
 
 
 def test_pieces_of_tags_in_any_order():
-    """Random texts of the pieces of which good ones are made: the schema never refuses what the validator takes."""
+    """Join pieces of good texts at random. The schema never rejects what the validator accepts."""
     pieces = re.findall(r"</?\w+>|[^<>]+|[<>]", "".join(TEXTS[:7])) + ["(", "1,2", "<imgpad>", "data:", "://", "http"]
     chance = random.Random(0)
     verdict = []

@@ -1,4 +1,4 @@
-"""Training runs inside the test process, and what they leave behind."""
+"""Training runs inside the test process, and what they write."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ TEXTS = [  # answers of different lengths, some with an image
     (None, "1+1?", "2"),
     ("images/train_02.jpg", "Describe it, please.", "A small green circle below two lines, right of a blue shape."),
     (None, "Sure?", "Yes, quite sure, as sure as one can be."),
-    ("images/train_03.jpg", "Colour?", "Blue"),
+    ("images/train_03.jpg", "Color?", "Blue"),
     ("images/train_04.jpg", "Where?", "左边"),
 ]
 
@@ -44,7 +44,7 @@ def script(name):
 
 
 def write_data(folder, samples=TEXTS):
-    """Return path of a data file with one exchange for each (image or None, question, answer)."""
+    """Return the path of a data file with one exchange for each (image or None, question, answer)."""
     records = []
     for index, (image, question, answer) in enumerate(samples):
         image = f"Picture 1: <img>{image}</img>\n" if image else ""
@@ -121,7 +121,7 @@ def weights(folder):
 
 
 def largest_difference(first, second):
-    """Return largest absolute difference between two sets of tensors with the same names."""
+    """Return the largest absolute difference between two sets of tensors with the same names."""
     assert first.keys() == second.keys()
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
 
@@ -132,12 +132,12 @@ def equal(first, second):
 
 
 def noise(said):
-    """Return the lines of what a process said that are of imported libraries and concern no user."""
+    """Return the lines of a process's output that come from imported libraries and concern no user."""
     return [line for line in said.splitlines() if NOISE.search(line)]
 
 
 def python_elsewhere(folder, *words):
-    """Return the finished process of `python WORDS` in a folder without this project; it has to succeed."""
+    """Run `python WORDS` in a folder without this project, and return the finished process. It has to succeed."""
     # -S, and one path instead: the libraries, but no editable installation of this project.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
     site = {"PYTHONPATH": str(Path(torch.__file__).parents[1])}

@@ -1,4 +1,4 @@
-"""A terminal for tests: what is written to stderr, as a terminal gets it."""
+"""A terminal for tests, which receives what is written to stderr."""
 
 import os
 import pty
@@ -10,7 +10,7 @@ import pytest
 
 
 class Screen:
-    """What a terminal was sent; `text` is complete when the block is over."""
+    """The output that a terminal received; `text` is complete when the block is over."""
 
     text = ""
 

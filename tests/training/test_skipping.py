@@ -17,7 +17,7 @@ def test_a_run_with_a_manifest_is_one_on_the_cleaned_file(make_checkpoint, tmp_p
     write_manifest(data, manifest, bad)
     found = runs.weights(runs.train(model, tmp_path / "out", data_path=data, skip_manifest=manifest))
     assert runs.equal(found, expected)
-    assert f"2 of 8 records left out, as {manifest} says" in caplog.text
+    assert f"skipped 2 of 8 records, which {manifest} names" in caplog.text
     data.write_text(json.dumps(json.loads(data.read_text())))  # the same records, other bytes
     with pytest.raises(ValueError, match=r"skip manifest .*made for .*qwen-vl data check"):
         runs.train(model, tmp_path / "again", data_path=data, skip_manifest=manifest)

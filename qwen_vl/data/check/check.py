@@ -21,10 +21,10 @@ ENCODING = EncodeOptions(max_length=2048)
 
 
 class Check:
-    """The check of several files; `files` has the FileSummary of each, `images` every Image by its key.
+    """The check of several files. `files` has the FileSummary of each, `images` every SeenImage by its key.
 
     tokenizer: None to leave out lengths. opens: whether images are opened. on_problem(path, problem) is called for
-    each Problem, progress(text, num_done, num_all or None) now and then.
+    each Problem, progress(text, num_done, num_all or None) after each chunk.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Check:
         self.files: list[summary.FileSummary] = []
 
     def file(self, path: str) -> summary.FileSummary:
-        """Return the FileSummary of a file, whatever is wrong with it."""
+        """Check a file and return its FileSummary, even if the file cannot be read."""
         found = summary.FileSummary(path)
         self.files.append(found)
         folders = search_dirs(path, self.image_folder)
@@ -74,7 +74,7 @@ class Check:
                 self.images.update(inspected.opened)
                 for problem in (*inspected.problems, *self._repeated(found, inspected, ids)):
                     self._add(found, problem, inspected.id)
-                for field, key in dict.fromkeys(inspected.uses):  # once, however often a turn shows it
+                for field, key in dict.fromkeys(inspected.uses):  # once, even if a turn repeats it
                     uses.setdefault(key, []).append((inspected.place, inspected.id, field))
             self._progress(f"{found.name}: records", found.num_records, None)
         lost = images.error()
@@ -83,7 +83,7 @@ class Check:
         return uses
 
     def _repeated(self, found: summary.FileSummary, inspected: Inspected, ids: set[str | int]) -> Iterator[Problem]:
-        """Yield the Problems of a record that has the id or the turns of an earlier one."""
+        """Yield a Problem if a record has the id of an earlier one, and another if it has the turns of one."""
         place, name, digest = inspected.place, inspected.id, inspected.digest
         if is_repeated(name, ids):
             yield Problem(place, name, "id", "same id", "the id of an earlier record")
@@ -119,7 +119,7 @@ def _without_path(error: Exception, path: str) -> str:
 
 
 def load_tokenizer(path: str | os.PathLike) -> QWenTokenizer:
-    """Return the QWenTokenizer of a folder or hub name."""
+    """Return the QWenTokenizer of a folder or hub name. Raise FileNotFoundError if a folder has no vocabulary."""
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "qwen.tiktoken")):
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
     return QWenTokenizer.from_pretrained(path)

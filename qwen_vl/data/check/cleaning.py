@@ -1,8 +1,7 @@
-"""A data file without some of its records, all others as they were: byte for byte in JSON, row for row in tables."""
+"""A data file without its bad records. The others stay as they were: byte for byte in JSON, row for row in tables."""
 
 import json
 import os
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -10,20 +9,21 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from qwen_vl.data.sources.json_files import LINE_SUFFIXES
+from qwen_vl.data.sources.json_lists import skip_space
 from qwen_vl.data.sources.opening import form_of, open_bytes, packed, plain_name
 from qwen_vl.data.sources.readers import data_files, open_whole
 from qwen_vl.data.validation import DataError
 from qwen_vl.files import whole_file
 
-SPACE = re.compile(r"[ \t\n\r]*")  # between JSON values
 Bytes = Iterator[bytes]
 
 
 def write_cleaned(data_path: str | os.PathLike, out: str | os.PathLike, places: Collection[str]) -> None:
-    """Write a data file less the records at `places`; raise DataError where OUT cannot hold what the file is.
+    """Write a data file without the records at `places`.
 
-    A JSON file stays what it is, byte for byte, and is packed if OUT ends with .gz or .zst. A table, or a folder,
-    becomes Parquet with all its columns if OUT ends with .parquet, JSON Lines with .jsonl, else a JSON list.
+    A JSON file keeps its bytes, and is packed if OUT ends with .gz or .zst. A table or folder becomes Parquet with all
+    its columns if OUT ends with .parquet, JSON Lines if it ends with .jsonl, and a JSON list otherwise.
+    Raise DataError if OUT cannot hold the format of the file.
     """
     files, suffix = data_files(data_path), plain_name(out).suffix.lower()
     is_text = len(files) == 1 and form_of(files[0][0]) == "text"
@@ -39,7 +39,7 @@ def write_cleaned(data_path: str | os.PathLike, out: str | os.PathLike, places: 
 
 
 def _without(path: Path, places: Collection[str]) -> Bytes:
-    """Yield the content of a JSON file in pieces, less the records at `places`."""
+    """Yield the content of a JSON file in pieces, without the records at `places`."""
     return _elements(path, places) if any(place.startswith("[") for place in places) else _lines(path, places)
 
 
@@ -50,7 +50,7 @@ def _lines(path: Path, places: Collection[str]) -> Bytes:
 
 
 def _elements(path: Path, places: Collection[str]) -> Bytes:
-    """Yield the text of a JSON list in pieces, less the elements at `places` and the commas before them."""
+    """Yield the text of a JSON list in pieces, without the elements at `places` and the commas before them."""
     with open_bytes(path) as file:
         text = file.read().decode()  # with its byte order mark, if any
     scan = json.JSONDecoder().raw_decode
@@ -58,13 +58,13 @@ def _elements(path: Path, places: Collection[str]) -> Bytes:
     yield text[:position].encode()
     end, is_first, index = position, True, 0
     while True:
-        start = SPACE.match(text, position).end()
+        start = skip_space(text, position)
         before = text[position if is_first else end : start]  # the comma and the space around it
         _, end = scan(text, start)
         if f"[{index}]" not in places:
             is_first = False
             yield (before + text[start:end]).encode()
-        position = SPACE.match(text, end).end() + 1  # behind the comma, or the bracket that closes the list
+        position = skip_space(text, end) + 1  # after the comma, or the bracket that closes the list
         if text[position - 1] == "]":
             yield text[end:].encode()
             return
@@ -88,7 +88,7 @@ def _json(record: object) -> bytes:
 
 
 def _write_parquet(path: str | os.PathLike, out: str | os.PathLike, places: Collection[str]) -> None:
-    """Write the rows of tables that are not at `places`; raise DataError for a folder that holds JSON as well."""
+    """Write the rows of tables that are not at `places`. Raise DataError if one of the files is JSON."""
     tables = []
     for file in open_whole(path):
         if file.columns is None:

@@ -1,4 +1,4 @@
-"""How the check inspects one record and one image; runs in worker processes."""
+"""The inspection of one record and of one image, which runs in worker processes."""
 
 import hashlib
 import json
@@ -37,20 +37,20 @@ class Inspected(NamedTuple):
     place: str
     id: str | int | None  # its own, None if it has none of a valid type
     problems: list[Problem]
-    digest: bytes  # equal where system message and turns are equal; b"" for a record with errors
-    length: int | None  # tokens, whole; None without a tokenizer, and for a record with errors
-    num_targets: int | None  # learned labels of the part that is kept
+    digest: bytes  # equal if system message and turns are equal; b"" for a record with errors
+    length: int | None  # tokens of the whole conversation; None without a tokenizer, and for a record with errors
+    num_targets: int | None  # of the part that is kept
     uses: list[tuple[str, str]]  # (field, key) for each image; equal keys are the same image
     opened: dict[str, SeenImage]  # by key: the images that are in the text itself, as data: URIs
     images: Images  # how they are written
-    format: str | None  # that `qwen-vl data convert --from` reads, of a record that seems to be of another format
+    format: str | None  # for `qwen-vl data convert --from`, if the record seems to be of another format
 
 
 class Inspector:
-    """Checks the records of one file. Pickles, so that it can go to worker processes.
+    """A checker of the records of one file. It can be pickled, so it can be sent to worker processes.
 
     path, folders: the file, and the folders of its relative images. tokenizer: None to leave out lengths.
-    opens: whether images are opened, or only looked for.
+    opens: whether images are opened. Otherwise they only have to exist.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Inspector:
         return [self._record(place, record) for place, record in entries]
 
     def images(self, keys: Iterable[str]) -> list[SeenImage]:
-        """Return the Image of each path or address, after opening it."""
+        """Open each path or address and return its SeenImage."""
         return [look_at(key) for key in keys]
 
     def _record(self, place: str, record: Any) -> Inspected:
@@ -92,7 +92,7 @@ class Inspector:
     def _encoded(
         self, place: str, record: Record, tokenizer: QWenTokenizer
     ) -> tuple[int | None, int | None, Finding | None]:
-        """Return (tokens, number of targets that are kept, what the length limit or an error is worth saying)."""
+        """Return (tokens, number of kept targets, Finding about the length limit or an encoding error, or None)."""
         conversation = named(self.path, place, record)
         try:
             sample, entry = fit(conversation, tokenizer, self.encoding)
@@ -141,7 +141,7 @@ class Inspector:
 
 
 def look_at(reference: str) -> SeenImage:
-    """Return the Image of a path, an address or a data: URI."""
+    """Open a path, an address or a data: URI and return its SeenImage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
         try:
@@ -152,16 +152,16 @@ def look_at(reference: str) -> SeenImage:
 
 
 def _oddities(image: Image.Image) -> Iterator[Finding]:
-    """Yield (kind, message) for what the owner of an image may not expect."""
+    """Yield a Finding for each property of an image that its owner may not expect."""
     width, height = image.size
     short, long = sorted(image.size)
     if short < SMALLEST_SIDE or long > LARGEST_RATIO * short:
-        yield "odd image", f"{width} x {height} pixels; look whether it is the one that you mean"
+        yield "odd image", f"{width} x {height} pixels; check that it is the right image"
     if SCALED in image.info:
         yield "scaled image", image.info[SCALED]
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged metadata, which the model does not see
+    except Exception:  # damaged metadata; the model uses only the pixels
         return
     if orientation != 1:
         yield "rotated image", f"EXIF orientation {orientation} is ignored; rotate the pixels themselves"

@@ -27,7 +27,7 @@ class FileSummary:
         self.examples: dict[str, list[str]] = defaultdict(list)  # by kind
         self.bad: dict[str, tuple[str | int | None, list[str]]] = {}  # place: (own id, [reason, ..])
         self.warned: set[str] = set()  # places
-        self.unusable: str | None = None  # what is wrong with the file as a whole
+        self.unusable: str | None = None  # the error of the file as a whole
         self.formats: Counter[str] = Counter()  # of records that seem to be of another format
 
     def add(self, inspected: Inspected) -> None:
@@ -60,7 +60,7 @@ def files_table(files: Sequence[FileSummary]) -> list[str]:
     header = ["file", "records", "bad", "warned", "images", "tokens", "learned"]
 
     def numbers(file: FileSummary) -> list[int | None]:
-        tokens = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
+        tokens: list[int | None] = [sum(file.lengths), file.num_targets] if file.lengths else [None, None]
         return [file.num_records, len(file.bad), len(file.warned), file.num_images, *tokens]
 
     columns = [numbers(file) for file in files]
@@ -81,7 +81,7 @@ def _number(value: int | None) -> str:
 
 
 def kinds_lines(files: Sequence[FileSummary], kinds: Collection[str], title: str) -> list[str]:
-    """Return lines that say how often each of the `kinds` was found, with examples; [] if none was."""
+    """Return lines with the count and examples of each of the `kinds`, or [] if none was found."""
     counts = sum((file.kinds for file in files), Counter())
     lines: list[str] = []
     for kind, count in counts.most_common():
@@ -92,7 +92,7 @@ def kinds_lines(files: Sequence[FileSummary], kinds: Collection[str], title: str
 
 
 def images_line(images: Collection[SeenImage], num_uses: int) -> str:
-    """Return a line about Images: how many, and the range of their sizes."""
+    """Return a line with the number of images and the range of their sizes."""
     sizes = [image.size for image in images if image.size]
     text = f"images: {num_uses:,} in the texts, {len(images):,} different ones"
     if not sizes:

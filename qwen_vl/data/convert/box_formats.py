@@ -37,7 +37,7 @@ class Sizes:
         try:
             path = find_image(reference, self.folders) if is_local(reference) else None
             if path is None:
-                return read_image(reference, search_dirs=self.folders).size  # or the error that says what is wrong
+                return read_image(reference, search_dirs=self.folders).size  # or raise the ImageError of this reference
             with Image.open(path) as image:
                 return image.size
         except (ImageError, OSError, Image.DecompressionBombError) as error:
@@ -52,7 +52,7 @@ def from_coco(
 ) -> Iterator[tuple[str, dict[str, Any] | FieldError]]:
     """Yield (place, our record or FieldError): one conversation for each image and category in it.
 
-    Raises DataError if the file as a whole is not COCO's object.
+    Raise DataError if the file as a whole is not COCO's object.
     """
     content = _json_object(path, ("images", "annotations", "categories"))
     names = {key: category.get("name") for key, category in _by_id(path, content, "categories").items()}
@@ -68,7 +68,7 @@ def from_coco(
             if annotation.get("iscrowd"):
                 notes["a region of a crowd (iscrowd) is left out"] += 1
                 continue
-            _name(image)  # an error where it has none
+            _name(image)  # raises if it has none
             box = _to_grid(annotation.get("bbox"), "xywh", image, sizes)
         except FieldError as error:
             error.id = annotation.get("id")
@@ -93,7 +93,7 @@ def from_refcoco(
     """Yield (place, our record or FieldError): one conversation for each sentence.
 
     The file holds records with an image, a box and sentences, or one object with `refs` and COCO's annotations.
-    Raises DataError if the file as a whole cannot be used.
+    Raise DataError if the file as a whole cannot be used.
     """
     for number, (place, record) in enumerate(_refs(path)):
         if isinstance(record, FieldError):
@@ -126,7 +126,7 @@ def _conversation(
 
 
 def _json_object(path: str | os.PathLike, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON object of a file; raise DataError unless it has a list of objects under each of `keys`."""
+    """Return the JSON object of a file. Raise DataError unless it has a list of objects under each of `keys`."""
     if form_of(path) != "text":
         raise DataError(f"{path}: a table; COCO's annotations are one JSON object")
     content: Any = read_json(path)
@@ -142,7 +142,7 @@ def _json_object(path: str | os.PathLike, keys: Sequence[str]) -> dict[str, Any]
 
 
 def _by_id(path: str | os.PathLike, content: Mapping[str, Any], key: str) -> Entries:
-    """Return {id: entry} of a list of COCO's object; raise DataError if an id is neither an integer nor a string."""
+    """Return {id: entry} of a list of COCO's object. Raise DataError if an id is neither an integer nor a string."""
     for index, entry in enumerate(content[key]):
         if isinstance(entry.get("id"), bool) or not isinstance(entry.get("id"), str | int):
             raise DataError(f"{path}.{key}[{index}].id: {shown(entry.get('id'))}; use a whole number")
@@ -150,7 +150,7 @@ def _by_id(path: str | os.PathLike, content: Mapping[str, Any], key: str) -> Ent
 
 
 def _known(record: Mapping[str, Any], key: str, table: Mapping[Any, Any]) -> Any:
-    """Return the table's entry for the id that the record has under `key`; raise FieldError if there is none."""
+    """Return the table's entry for the id that the record has under `key`. Raise FieldError if there is none."""
     try:
         found = table.get(record.get(key))
     except TypeError:  # a list cannot be looked up
@@ -161,7 +161,7 @@ def _known(record: Mapping[str, Any], key: str, table: Mapping[Any, Any]) -> Any
 
 
 def _name(record: Mapping[str, Any]) -> str:
-    """Return the file name of a record's image; raise FieldError if it has none."""
+    """Return the file name of a record's image. Raise FieldError if it has none."""
     key = next((key for key in NAME_KEYS if key in record), NAME_KEYS[0])
     if not isinstance(record.get(key), str) or not record[key]:
         raise FieldError(key, f"{shown(record.get(key))}; use the path of the image")
@@ -172,7 +172,7 @@ def _to_grid(values: object, box_format: str, record: Mapping[str, Any], sizes: 
     """Return a box in pixels as a box on the grid.
 
     values: the record's bbox. The image's size is taken from the record, or else read from the image file.
-    Raises FieldError for a box without area or outside the image, and for a size that is wrong or cannot be read.
+    Raise FieldError if the box has no area or exceeds the image, or if the size is wrong or cannot be read.
     """
     if not isinstance(values, list) or len(values) != 4 or not all(_is_number(value) for value in values):
         raise FieldError("bbox", f"{shown(values)}; use four numbers")
@@ -180,7 +180,7 @@ def _to_grid(values: object, box_format: str, record: Mapping[str, Any], sizes: 
     x2, y2 = (x1 + third, y1 + fourth) if box_format == "xywh" else (third, fourth)
     if x2 <= x1 or y2 <= y1:
         raise FieldError("bbox", f"{shown(values)} ({box_format}) has no area; correct it, or leave the record out")
-    size = (record.get("width"), record.get("height"))
+    size: tuple[Any, Any] = (record.get("width"), record.get("height"))
     if size == (None, None):
         size = sizes.of(_name(record))
     if not all(_is_number(length) and length > 0 for length in size):
@@ -235,11 +235,11 @@ def _is_one_object(path: str | os.PathLike) -> bool:
 
 
 def _sentences(record: Mapping[str, Any]) -> list[str]:
-    """Return the phrases of a RefCOCO-style record without duplicates; raise FieldError if there are none."""
+    """Return the phrases of a RefCOCO-style record without duplicates. Raise FieldError if there are none."""
     key = next((key for key in SENTENCE_KEYS if key in record), SENTENCE_KEYS[0])
     values = record.get(key)
     values = values if isinstance(values, list) else [values]
-    texts = [value.get("sent", value.get("raw")) if isinstance(value, dict) else value for value in values]
+    texts: list[Any] = [value.get("sent", value.get("raw")) if isinstance(value, dict) else value for value in values]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise FieldError(key, f"{shown(record.get(key))}; use a list of sentences")
     return list(dict.fromkeys(text.strip() for text in texts))
@@ -251,7 +251,7 @@ def _sentences(record: Mapping[str, Any]) -> list[str]:
 def found_boxes(record: Mapping[str, Any]) -> list[tuple[str, str, list[Box]]]:
     """Return [(image reference, phrase, [box, ..]), ..] of the answers of one of our records.
 
-    Raises FieldError for a <quad>, and for a <box> without a phrase or an image before it.
+    Raise FieldError if there is a <quad>, or a <box> without a phrase or an image before it.
     """
     turns = record["conversations"]
     parsed = segments(turns)
@@ -279,7 +279,7 @@ def found_boxes(record: Mapping[str, Any]) -> list[tuple[str, str, list[Box]]]:
 
 
 def to_coco(records: Iterable[Placed], sizes: Sizes, notes: Counter[str]) -> tuple[dict[str, Any], Errors]:
-    """Return (COCO's object, [(place, FieldError), ..]); equal boxes of an image and category are written once."""
+    """Return (COCO's object, [(place, FieldError), ..]). Equal boxes of an image and category are written once."""
     images: dict[str, dict[str, Any]] = {}  # by reference
     categories: dict[str, dict[str, Any]] = {}  # by phrase
     annotations: dict[tuple[int, int, Box], list[float]] = {}  # (image id, category id, box on the grid): bbox
@@ -348,7 +348,7 @@ def to_refcoco(
 
 
 def _pixels(reference: str, sizes: Sizes) -> tuple[int, int]:
-    """Return (width, height) of an image; raise FieldError for a data: URI, which these formats cannot name."""
+    """Return (width, height) of an image. Raise FieldError if it is a data: URI, which these formats cannot name."""
     if reference[:5].lower() == "data:":
         raise FieldError("conversations", "a data: URI has no file name; save the image as a file first")
     return sizes.of(reference)

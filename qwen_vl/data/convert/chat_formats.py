@@ -1,7 +1,7 @@
 """Formats with turns of text and images (LLaVA, ShareGPT, OpenAI, ms-swift, Qwen-VL 2, 3), to ours and back.
 
 One reader reads all of them: turns under `conversations` or `messages`; images under `image` or `images` with
-<image> in the text, or as parts of the content. The formats differ in how they are written and in their boxes.
+<image> in the text, or as parts of the content. The formats differ in how we write them and in their boxes.
 """
 
 import base64
@@ -27,7 +27,7 @@ KNOWN_KEYS = {"id", "image", "images", "system", "weight", "conversations", "mes
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>")
 IMAGE = re.compile(r"(?:Picture [0-9]+: ?)?<img>(.*?)</img>", re.DOTALL)
 
-# What a text of ours must not hold, as the other format would read it: texts of ours have no such markup.
+# What a text of ours must not contain: the other format would read it as markup, and in ours it is plain text.
 MEANT: dict[str, tuple[str, ...]] = {form: ("<image>",) for form in ("llava", "sharegpt")}
 MEANT["swift"] = ("<image>", "<ref-object>", "<bbox>")
 MEANT["qwen2vl"] = ("<image>", "<|vision_start|>", "<|image_pad|>")
@@ -49,7 +49,7 @@ SizeOf = Callable[[str], tuple[int, int]]  # (image reference) -> (width, height
 
 
 def to_ours(record: object, form: str, notes: Counter[str], size_of: SizeOf) -> dict[str, Any]:
-    """Return our record for one in a chat format; raise FieldError if it cannot be converted.
+    """Return our record for one in a chat format. Raise FieldError if it cannot be converted.
 
     notes: counts what is left out. size_of(reference): (width, height) of an image, called if boxes are in pixels.
     """
@@ -71,7 +71,7 @@ def to_ours(record: object, form: str, notes: Counter[str], size_of: SizeOf) -> 
     if turns[0]["from"] == "system":
         ours["system"] = turns.pop(0)["value"]
     if any(turn["from"] == "system" for turn in turns):
-        raise FieldError(key, "a system turn behind the first turn; put it first, or join it to a question")
+        raise FieldError(key, "a system turn after the first turn; put it first, or join it to a question")
     return {**ours, "conversations": turns}
 
 
@@ -87,7 +87,7 @@ class _Reader:
         self.objects = Objects(record.get("objects"), self.references, size_of)
 
     def turn(self, where: str, turn: object) -> dict[str, Any]:
-        """Return our turn, whose role may be "system"; raise FieldError for another role or a wrong type."""
+        """Return our turn, whose role may be "system". Raise FieldError for another role or a wrong type."""
         if not isinstance(turn, dict):
             raise FieldError(where, f"a {kind_of(turn)}; use an object with a role and a text")
         role_key = "from" if "from" in turn else "role"
@@ -138,7 +138,7 @@ class _Reader:
         return "image", self._image(_reference(f"{where}.{key}", value))
 
     def _placed(self, where: str, text: str) -> str:
-        """Return the text with our boxes, and with images for <image>; an image that begins a line also ends it."""
+        """Return the text with our boxes, and with images for <image>. An image that begins a line also ends it."""
         text = self.objects.placed(where, _text_to_ours(where, text, self.form))
 
         def image(match: re.Match[str]) -> str:
@@ -148,7 +148,7 @@ class _Reader:
         return PLACEHOLDER.sub(image, text)
 
     def _next(self, where: str) -> str:
-        """Return our text of the next image of the record; raise FieldError if there is none left."""
+        """Return our text of the next image of the record. Raise FieldError if there is none left."""
         self.num_taken += 1
         if self.num_taken > len(self.references):
             message = f"more <image> than the {len(self.references)} images under 'image' or 'images'; write one each"
@@ -199,7 +199,7 @@ def _qwen2_span(where: str, match: re.Match[str]) -> str:
 def _steps(where: str, values: Sequence[Any], count: int) -> list[int]:
     """Return coordinates from 0 to 1000, as Qwen2-VL and Qwen3-VL write them, on our grid.
 
-    Raises FieldError unless they are `count` numbers in that range.
+    Raise FieldError unless they are `count` numbers in that range.
     """
     try:
         steps = [int(float(value)) for value in values]
@@ -214,7 +214,7 @@ def _steps(where: str, values: Sequence[Any], count: int) -> list[int]:
 
 
 def _from_qwen3(where: str, text: str) -> str:
-    """Return the text with <ref> and <box> in the place of JSON with "bbox_2d"."""
+    """Return the text with <ref> and <box> instead of JSON with "bbox_2d"."""
     parts: list[str] = []
     decoder, position = json.JSONDecoder(), 0
     while match := JSON_START.search(text, position):
@@ -259,7 +259,7 @@ def _qwen3_boxes(where: str, entries: Sequence[dict[str, Any]]) -> str:
 
 
 def from_ours(record: Mapping[str, Any], form: str) -> dict[str, Any]:
-    """Return the record of a chat format for one of ours; raise FieldError if that format cannot hold it."""
+    """Return the record of a chat format for one of ours. Raise FieldError if that format cannot hold it."""
     kept = {name: record[name] for name in ("id", "weight") if name in record}
     turns = [{"from": "system", "value": record["system"]}] if "system" in record else []
     turns += record["conversations"]

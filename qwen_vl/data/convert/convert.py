@@ -26,7 +26,7 @@ FORMATS = ("ours", *chat_formats.FORMATS, "coco", "refcoco")
 
 @dataclass
 class Converted:
-    """The result of a conversion: how much was read and written, and what was left out."""
+    """The result of a conversion: how much was read and written, and what was skipped."""
 
     num_read: int = 0  # records with a conversation or a problem
     num_written: int = 0
@@ -48,10 +48,10 @@ def convert(
 ) -> Converted:
     """Convert a file and return the Converted. OUT is written completely or not at all.
 
-    Every record is one that `conversations.read` accepts, whatever the target format. With `check_images` local
-    images must exist in `search_dirs(out, image_folder)`; sizes that the source does not have are read there.
-    prompt: the question for COCO and RefCOCO, with {phrase}; box_format: "xywh" or "xyxy", of RefCOCO-style boxes.
-    Raises DataError with all that cannot be converted, unless `skip_errors` leaves those records out.
+    `conversations.read` accepts every converted record, also with another target format. With `check_images` local
+    images must exist in `search_dirs(out, image_folder)`. Sizes that the source lacks are read there.
+    prompt: the question for COCO and RefCOCO, with {phrase}. box_format: "xywh" or "xyxy", of RefCOCO-style boxes.
+    Raise DataError with all problems, unless `skip_errors` skips the records that cannot be converted.
     """
     check_folder(image_folder)
     result, folders = Converted(), search_dirs(out, image_folder)
@@ -70,7 +70,7 @@ def convert(
     result.problems += [_problem(place, error) for place, error in errors]
     if result.problems and not skip_errors:
         raise DataError(_message(source, result, folders))
-    result.num_written = len(content["annotations"] if target_format == "coco" else content)
+    result.num_written = len(content["annotations"] if isinstance(content, dict) else content)
     if not result.num_written:
         raise DataError(f"{source}: nothing to write, of {result.num_read} records; is it of format {source_format}?")
     with whole_file(out) as file:
@@ -103,7 +103,7 @@ def _read(
 
 
 def _problems(place: str, record: object, exists: Callable[[str], bool] | None) -> list[Problem]:
-    """Return the Problems for which a record cannot be in the result."""
+    """Return the Problems that keep a record out of the result."""
     if isinstance(record, FieldError):
         return [_problem(place, record)]
     return [problem for problem in check_entry(place, record, exists) if problem.is_error]
@@ -112,7 +112,7 @@ def _problems(place: str, record: object, exists: Callable[[str], bool] | None) 
 def _leftovers(place: str, record: dict, form: str, notes: Counter) -> Iterator[Problem]:
     """Yield a Problem for each text with markup of another format, which would be written as plain text.
 
-    What may well be text, such as HTML, is counted in `notes` instead.
+    Markup that may well be text, such as HTML, is counted in `notes` instead.
     """
     texts = [("system", record.get("system", ""))]
     texts += [(f"conversations[{index}].value", turn["value"]) for index, turn in enumerate(record["conversations"])]

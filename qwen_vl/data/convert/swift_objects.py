@@ -1,8 +1,8 @@
-"""The boxes of ms-swift: `<ref-object>` and `<bbox>` in the text, what they stand for under the key `objects`.
+"""The boxes of ms-swift: `<ref-object>` and `<bbox>` in the text, and their values under the key `objects`.
 
-As it documents them: {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]], "bbox_type": "real" | "norm1", "image_id": [0]}; and
-as its version 2 had them: [{"caption": "dog", "bbox": [..], "bbox_type": "real" | "norm_1000" | "norm_1", "image": 0}],
-also as JSON text. Pixels ("real", the default) are thousandths of the image in our format, so its size is needed.
+Its documented form: {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]], "bbox_type": "real" | "norm1", "image_id": [0]}.
+That of its version 2: [{"caption": "dog", "bbox": [..], "bbox_type": "real" | "norm_1000" | "norm_1", "image": 0}].
+Both also occur as JSON text. Our format has thousandths of the image, so pixels ("real", the default) need its size.
 """
 
 import json
@@ -19,10 +19,10 @@ Box = tuple[int, ...]
 
 
 class Objects:
-    """What the placeholders of one record stand for, taken in their order.
+    """The phrases and boxes that replace the placeholders of one record, in their order.
 
     content: the record's `objects`, or None. references: its images. size_of(reference): (width, height) of one.
-    Raises FieldError for what cannot be one of our boxes.
+    Raises FieldError if a value cannot become one of our boxes.
     """
 
     def __init__(self, content: object, references: list[str], size_of: Callable[[str], tuple[int, int]]) -> None:
@@ -43,25 +43,26 @@ class Objects:
         self._num_phrases, self._num_boxes = 0, 0
 
     def placed(self, where: str, text: str) -> str:
-        """Return the text with our tags in the place of the placeholders."""
+        """Return the text with our tags instead of the placeholders."""
         return PLACE.sub(lambda match: self._next(where, match.group()), text) if "<" in text else text
 
     def finish(self) -> None:
-        """Raise FieldError for boxes that no text refers to."""
+        """Raise FieldError if no text refers to one of the boxes."""
         if self._num_boxes < len(self.boxes):
             found = f"{len(self.boxes)} boxes, {self._num_boxes} <bbox> in the text; write one for each"
             raise FieldError("objects", found)
 
     def _next(self, where: str, placeholder: str) -> str:
-        values, name = (self.phrases, "ref") if placeholder == "<ref-object>" else (self.boxes, "bbox")
-        index = self._num_phrases if name == "ref" else self._num_boxes
-        if index >= len(values):
-            raise FieldError(where, f"more {placeholder} than the {len(values)} under objects.{name}; write one each")
-        if name == "ref":
+        is_phrase = placeholder == "<ref-object>"
+        index = self._num_phrases if is_phrase else self._num_boxes
+        name, count = ("ref", len(self.phrases)) if is_phrase else ("bbox", len(self.boxes))
+        if index >= count:
+            raise FieldError(where, f"more {placeholder} than the {count} under objects.{name}; write one each")
+        if is_phrase:
             self._num_phrases += 1
-            return f"<ref>{values[index]}</ref>"
+            return f"<ref>{self.phrases[index]}</ref>"
         self._num_boxes += 1
-        return "".join(box_text(box) for box in values[index])
+        return "".join(box_text(box) for box in self.boxes[index])
 
     def _read_columns(self, content: dict) -> None:
         phrases, boxes = content.get("ref") or [], content.get("bbox") or []
@@ -94,17 +95,17 @@ class Objects:
         return [self._box(where, values, kind, place)]
 
     def _box(self, where: str, values: object, kind: object, place: object) -> Box:
-        is_box = isinstance(values, list) and len(values) == 4
-        if not is_box or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
             raise FieldError(where, f"{shown(values)}; only boxes of four numbers can be kept, x1, y1, x2, y2")
-        if kind in SCALES:
-            width = height = SCALES[kind]
+        scale = SCALES.get(kind) if isinstance(kind, str) else None
+        if scale is not None:
+            width = height = scale
         elif kind in (None, "real", "none"):
             width, height = self._size(where, place)
         else:
             raise FieldError("objects.bbox_type", f"{shown(kind)}; use 'real' (pixels) or 'norm1'")
         try:
-            return to_grid(values, width, height, tolerance=0 if kind in SCALES else None)
+            return to_grid(values, width, height, tolerance=None if scale is None else 0)
         except (ValueError, OverflowError) as error:
             raise FieldError(where, str(error)) from None
 
@@ -117,6 +118,10 @@ class Objects:
             raise FieldError(where, str(error)) from error
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _phrase(where: str, phrase: object) -> str:
     if not isinstance(phrase, str) or "<" in phrase:
         raise FieldError(where, f"{shown(phrase)}; use a text without <")
@@ -127,9 +132,9 @@ def _phrase(where: str, phrase: object) -> str:
 
 
 def from_ours_to_swift(turns: list[dict], image: re.Pattern) -> dict:
-    """Return {"messages", "images", "objects"} of turns of ours; raise FieldError for a quad or a box in no image.
+    """Return {"messages", "images", "objects"} of turns of ours. Raise FieldError for a quad or a box in no image.
 
-    Coordinates are the middle of their step as a share of the image ("norm1"), so the way back changes nothing.
+    Coordinates are the center of their step as a share of the image ("norm1"), so converting back changes nothing.
     """
     images, messages = [], []
     for turn in turns:

@@ -79,7 +79,7 @@ LEGEND = (
     '<span class="t">ignored</span> it is only read   '
     '<span class="t s">&lt;special&gt;</span> a token of the model   '
     '<span class="t p">Picture 1</span> a whole image span   '
-    '<span class="t cut">cut</span> behind the limit   '
+    '<span class="t cut">cut</span> after the limit   '
     "Point at a token to see its id."
 )
 
@@ -169,6 +169,7 @@ def _mark(mark: "Mark") -> str:
     if mark.kind == "text":
         return clean(mark.text)
     if mark.kind == "img":
+        assert mark.image is not None, "an img names its image"
         return f'<span class="chip" title="image {mark.image + 1}">{clean(shortened(mark.text))}</span>'
     color = mark.color or "#5a6472"
     return f'<span class="shape {mark.kind}" style="color: {color}">{clean(mark.text)}</span>'

@@ -79,7 +79,7 @@ class _Colors:
 
 
 def draw_on(reference: str, shapes: Sequence[Shape], folders: Sequence[str]) -> Image.Image | str:
-    """Return the image with its boxes, at the size of the page; the error as text if it cannot be opened."""
+    """Return the image with its boxes, at the size of the page, or the error as text if it cannot be opened."""
     try:
         image = read_image(reference, search_dirs=folders)
     except ImageError as error:

@@ -31,7 +31,7 @@ Operation = Callable[[Image.Image, ImageDraw.ImageDraw], None]  # draws on the f
 
 
 def render(page: "Page") -> bytes:
-    """Return the page as a PNG; raise ValueError if it would be too high to draw."""
+    """Return the page as a PNG. Raise ValueError if it would be too high to draw."""
     _warn(page)
     sheet = _Sheet()
     sheet.text(visible(f"Preview of {page.file}"), 22)
@@ -57,7 +57,7 @@ def _warn(page: "Page") -> None:
 
 
 class _Run:
-    """Text in one color on one background, which may be broken over lines."""
+    """A text in one color on one background, which may be broken over lines."""
 
     def __init__(
         self, text: str, ink: str = INK, paper: str | None = None, *, cut: bool = False, whole: bool = False
@@ -82,7 +82,7 @@ class _Sheet:
         return drawing
 
     def text(self, text: str, size: int, ink: str = INK, **place: float) -> None:
-        """Set a paragraph; place: `left`, `right` and `gap` of `flow`."""
+        """Set a paragraph. place: `left`, `right` and `gap` of `flow`."""
         self.flow([_Run(text, ink)], size, **place)
 
     @contextmanager
@@ -123,10 +123,11 @@ class _Sheet:
     def _fitting(self, part: str, font: Any, width: float) -> Iterator[str]:
         """Yield the part itself, or pieces of it if it is wider than a whole line."""
         while len(part) > 1 and self._draw.textlength(part, font=font) > width:
-            lengths = range(1, len(part) + 1)
-            end = max(
-                1, bisect(lengths, width, key=lambda length, text=part: self._draw.textlength(text[:length], font=font))
-            )
+
+            def width_of(length: int, text: str = part) -> float:
+                return self._draw.textlength(text[:length], font=font)
+
+            end = max(1, bisect(range(1, len(part) + 1), width, key=width_of))
             yield part[:end]
             part = part[end:]
         yield part
@@ -168,7 +169,7 @@ def _sample(sheet: _Sheet, sample: "Preview") -> None:
 
 
 def _image(sheet: _Sheet, number: int, image: Image.Image | str, reference: str, left: int) -> None:
-    """Draw an image with its caption; image: the image, or the text of the error if it cannot be opened."""
+    """Draw an image with its caption. image: the image, or the text of the error if it cannot be opened."""
     place = {"left": left, "right": left + IMAGE_WIDTH}
     if isinstance(image, str):
         sheet.text(visible(image), 13, RED, **place)

@@ -120,21 +120,20 @@ def _tokens(ids: Sequence[int], labels: Sequence[int], num_kept: int, tokenizer:
     """Yield the Tokens of a sample; an image span is one of them."""
     position, images, span = 0, 0, tokenizer.image_span_tokens + 2
     while position < len(ids):
-        index, kind, size = ids[position], "text", 1
+        index, size = ids[position], 1
         if index == tokenizer.img_start_id and ids[position + span - 1 : position + span] == [tokenizer.img_end_id]:
             images += 1
             text, kind, size = f"Picture {images}", "image", span
-        elif index in tokenizer.special_ids:
-            text, kind = tokenizer.decoder[index], "special"
         else:
-            text = _readable(tokenizer.decoder[index])
+            raw = tokenizer.decoder[index]  # str for a special token, bytes for any other
+            text, kind = (raw, "special") if isinstance(raw, str) else (_readable(raw), "text")
         targets = sum(label != IGNORE_INDEX for label in labels[position : position + size])
         yield Token(text, index, kind, size, targets, position < num_kept)
         position += size
 
 
 def _readable(raw: bytes) -> str:
-    """Return the text of a token; its bytes in hexadecimal if they are only a part of a character."""
+    """Return the text of a token, or its bytes in hexadecimal if they are only a part of a character."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -162,7 +161,7 @@ def preview(
     """Return the Page of the first `num` conversations of a file, or of those with the given ids.
 
     model: the folder or hub name of the checkpoint whose tokenizer is used. An image that is missing or damaged is
-    shown as its error. Raises DataError for a broken file or an unknown id.
+    shown as its error. Raise DataError if the file is broken or an id is unknown.
     """
     records = read(path, image_folder=image_folder, check_images=False)
     chosen = records[:num] if ids is None else _with_ids(path, records, ids)

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines: the records of a file, and what is told about a text that is not JSON."""
+"""JSON and JSON Lines: the records of a file, and the errors for a text that is not JSON."""
 
 import codecs
 import json
@@ -25,8 +25,8 @@ Entry = tuple[str, object]  # (place, record), or (place, Problem) for a line th
 def records(path: str | os.PathLike) -> Iterator[Entry]:
     """Yield (place, record) for each record; place is "[3]" in a JSON list, ":4" (the line) in JSON Lines.
 
-    A line that is not JSON comes as the Problem that it is. A file that is named .jsonl and is one is read line by
-    line, so that it need not fit into memory. Raises DataError where the file as a whole cannot be used, OSError.
+    A line that is not JSON becomes a Problem. A file that is JSON Lines by its name and content is read line by line,
+    so it need not fit in memory. Raise DataError if the file as a whole cannot be used, OSError if it cannot be read.
     """
     if is_named_lines(path) and begins_with_an_object(path):
         with open_bytes(path) as file:
@@ -48,7 +48,7 @@ def begins_with_an_object(path: str | os.PathLike) -> bool:
 
 
 def read_json(path: str | os.PathLike) -> object:
-    """Return the content of a JSON file; raise DataError for one that is empty, not UTF-8 or not JSON."""
+    """Return the content of a JSON file. Raise DataError if it is empty, not UTF-8 or not JSON."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -57,7 +57,7 @@ def read_json(path: str | os.PathLike) -> object:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Return the text of a UTF-8 file without a byte order mark; raise DataError if it is empty or not UTF-8."""
+    """Return the text of a UTF-8 file without a byte order mark. Raise DataError if it is empty or not UTF-8."""
     with open_bytes(path) as file:
         content = file.read()
     try:
@@ -71,7 +71,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parsed_line(line: bytes, place: str, *, is_first: bool) -> object:
-    """Return the record of a line of JSON Lines, or the Problem that it is."""
+    """Return the record of a line of JSON Lines, or a Problem if the line is not JSON."""
     try:
         return json.loads(line.decode("utf-8-sig" if is_first else "utf-8"))
     except UnicodeDecodeError as error:
@@ -127,7 +127,7 @@ def _is_object(line: str | bytes) -> bool:
 
 
 def _parse_lines(lines: Iterable[str]) -> Iterator[Entry]:
-    """Yield (":line", record) for every line that is not blank; one that is not JSON comes as a Problem."""
+    """Yield (":line", record) for every line that is not blank; a line that is not JSON becomes a Problem."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -138,11 +138,11 @@ def _parse_lines(lines: Iterable[str]) -> Iterator[Entry]:
             yield f":{number}", Problem(f":{number}", None, "", "broken JSON", message)
 
 
-# ---- what is told about other content -------------------------------------------------------------------------------
+# ---- the errors for other content -----------------------------------------------------------------------------------
 
 
 def not_a_list(content: object) -> str:
-    """Return what to do with a JSON file that holds something else than a list."""
+    """Return what to do with a JSON file that holds something other than a list."""
     if not isinstance(content, dict):
         return f"holds a {kind_of(content)}, not a list; give a JSON list of conversations"
     values = list(content.values())
@@ -167,7 +167,7 @@ def not_a_list(content: object) -> str:
 
 
 def json_error(error: Exception, *, is_line: bool = False) -> str:
-    """Return where a text, or a line of JSON Lines, stops to be JSON, and why."""
+    """Return where a text, or a line of JSON Lines, stops being JSON, and why."""
     if not isinstance(error, json.JSONDecodeError):
         return f"not JSON that can be read ({error})"
     place = f"column {error.colno}" if is_line else f"line {error.lineno}, column {error.colno}"
@@ -175,7 +175,7 @@ def json_error(error: Exception, *, is_line: bool = False) -> str:
 
 
 def cause_of(error: json.JSONDecodeError, *, is_line: bool) -> str | None:
-    """Return the mistake behind an error of the parser, with its cure; None for one that is none of the usual."""
+    """Return the mistake that caused a parser error and how to correct it; None if it is not a common one."""
     text, position = error.doc, error.pos
     char, before, rest = text[position : position + 1], text[:position].rstrip(), text[position:]
     if (char in ("}", "]") and before.endswith(",")) or (char == "," and rest[1:].lstrip()[:1] in ("}", "]")):
@@ -199,11 +199,11 @@ def cause_of(error: json.JSONDecodeError, *, is_line: bool) -> str | None:
 
 def _of_extra_data(rest: str, is_line: bool) -> str | None:
     if is_line and rest.strip() == ",":
-        return "a comma behind the record; remove it"
+        return "a comma after the record; remove it"
     if rest[0] == ",":
-        return "records without a list around them; put [ before the first and ] behind the last"
+        return "records without a list around them; put [ before the first and ] after the last"
     if rest[0] in "{[":
-        return "a second value behind the first; put all records into one list, or each on a line of its own"
+        return "a second value after the first; put all records into one list, or each on a line of its own"
     return None
 
 
@@ -215,11 +215,11 @@ def _of_other_languages(char: str, rest: str) -> str | None:
         return "single quotes, as Python prints them; write double ones, or the file with json.dump"
     if char in CURLY_QUOTES:
         return f'{char} is a typographic quote; write "'
-    return f"{_named(char)}, which is not seen; remove it" if is_invisible(char) else None
+    return f"{_named(char)}, which is invisible; remove it" if is_invisible(char) else None
 
 
 def _trailing_commas(text: str) -> list[tuple[int, str]]:
-    """Return (line, the bracket behind it) of each comma that no value follows."""
+    """Return (line, the bracket after it) of each comma that no value follows."""
     found, line, position = [], 1, 0
     for match in STRING_OR_COMMA.finditer(text):
         if match[1]:

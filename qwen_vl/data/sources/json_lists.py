@@ -1,4 +1,4 @@
-"""JSON lists that are read element by element, so that they need not fit into memory."""
+"""JSON lists that are read element by element, so they need not fit in memory."""
 
 import io
 import json
@@ -13,12 +13,19 @@ from .json_files import cause_of
 from .opening import open_bytes
 
 PIECE = 2**20  # characters that are read at a time
-TAIL = 12  # characters before the end of what is read in which an error, or the end of a number, may be none
+TAIL = 12  # characters before the end of the buffer in which an error, or the end of a number, may be only a cut
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
+def skip_space(text: str, position: int) -> int:
+    """Return the position of the first character from `position` on that is not JSON white space."""
+    match = SPACE.match(text, position)
+    assert match is not None, "the pattern matches the empty text"
+    return match.end()
+
+
 def elements(path: str | os.PathLike) -> Iterator[object]:
-    """Yield the elements of a JSON list while it is read; raise DataError where it is not JSON, or empty."""
+    """Yield the elements of a JSON list while reading it. Raise DataError if it is empty, or when it is not JSON."""
     with open_bytes(path) as file:
         pieces = _Pieces(io.TextIOWrapper(file, encoding="utf-8-sig"))
         try:
@@ -39,21 +46,21 @@ def elements(path: str | os.PathLike) -> Iterator[object]:
 
 
 class _Pieces:
-    """A JSON text that is read piece by piece: its next character or value, taken from the front."""
+    """A JSON text that is read in pieces. Characters and values are taken from its front."""
 
     def __init__(self, text: TextIO) -> None:
         self._text, self._buffer, self._position, self._num_lines = text, "", 0, 0
         self._scan = json.JSONDecoder().raw_decode
 
     def char(self) -> str:
-        """Return the next character that is no space, "" at the end."""
+        """Return the next character that is not white space, or "" at the end."""
         while True:
-            self._position = SPACE.match(self._buffer, self._position).end()
+            self._position = skip_space(self._buffer, self._position)
             if self._position < len(self._buffer) or not self._more():
                 return self._buffer[self._position : self._position + 1]
 
     def take(self, wanted: str) -> str:
-        """Return the next character, one of the wanted, and go behind it."""
+        """Return the next character and move past it. Raise JSONDecodeError if it is not in `wanted`."""
         char = self.char()
         if not char or char not in wanted:
             raise self.error(f"Expecting {wanted[0]!r} delimiter")
@@ -61,7 +68,7 @@ class _Pieces:
         return char
 
     def value(self) -> object:
-        """Return the next value and go behind it."""
+        """Return the next value and move past it."""
         self.char()
         while True:
             try:
@@ -71,7 +78,7 @@ class _Pieces:
                 if is_cut and self._more():
                     continue
                 raise
-            if end >= len(self._buffer) - TAIL and self._more():  # a number may go on
+            if end >= len(self._buffer) - TAIL and self._more():  # a number may continue
                 continue
             self._position = end
             return value
@@ -84,7 +91,7 @@ class _Pieces:
         return self._num_lines + self._buffer.count("\n", 0, error.pos) + 1
 
     def _more(self) -> bool:
-        """Read on, at least as much as there is, and drop what was taken; return False if there is no more."""
+        """Read at least as much again as is in the buffer, and drop what was taken. Return False at the end."""
         piece = self._text.read(max(PIECE, len(self._buffer) - self._position))
         if not piece:
             return False

@@ -1,6 +1,6 @@
-"""What a data file is, as its first bytes say, and its content without the compression around it.
+"""The format of a data file, by its first bytes, and its content without compression.
 
-Names decide only where the bytes do not: what is called .json may be packed, and what is called .gz may be plain.
+The name decides only if the bytes do not: a file named .json may be packed, and one named .gz may not be.
 """
 
 import codecs
@@ -39,7 +39,7 @@ WEB_PAGE = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
 
 
 def form_of(path: str | os.PathLike) -> str:
-    """Return "text", "parquet" or "arrow" for a file; raise DataError for what is none of them, OSError."""
+    """Return "text", "parquet" or "arrow" for a file. Raise DataError if it is none of them, OSError if unreadable."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     packing = _packing(head)
@@ -79,9 +79,9 @@ def plain_name(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def open_bytes(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file to be read as bytes, unpacked if it is packed.
+    """Yield a file that is open for reading its bytes, without its compression.
 
-    Raises DataError where the block finds the packed file damaged or cut short, OSError.
+    Raise DataError if a packed file turns out to be damaged or cut short while it is read, OSError.
     """
     with open(path, "rb") as file:
         packing = _packing(file.peek(4))
@@ -100,7 +100,7 @@ def open_bytes(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def packed(content: Iterator[bytes], path: str | os.PathLike) -> Iterator[bytes]:
-    """Yield the content as it belongs into the file at `path`: packed if its name ends with .gz or .zst."""
+    """Yield the content to write to `path`: packed if its name ends with .gz or .zst."""
     suffix = Path(path).suffix.lower()
     if suffix not in PACKED_SUFFIXES:
         yield from content

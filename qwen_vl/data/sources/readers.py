@@ -1,10 +1,10 @@
 """Data files of every kind, read whole or in pieces: JSON, JSON Lines, Parquet, Arrow, and folders of them.
 
-A file object has `path`; `prefix`, which sets its places apart from those of the other files of a folder; `records()`,
-which yields (place, record) for the whole file; and, where it can be streamed, `blocks(num)`, ranges (start, stop) that
-together cover the file, at least `num` of them if it is long enough, and `read(block)`, which yields (place, record)
-for each record of a block. There `place` is a function, as knowing it may take a while. A place is ":4" for a line and
-"[3]" for an element or a row. A record is `tidying.tidied`; what cannot be read as one comes as the Problem that it is.
+A file object has `path`, and `prefix`, which distinguishes its places from those of other files of a folder. To read
+it whole, `records()` yields (place, record) for each record. To stream it, `blocks(num)` returns ranges (start, stop)
+that together cover the file, at least `num` of them if it is long enough, and `read(block)` yields (place, record) for
+each record of a block. There `place` is a function, because finding the place may take a while. A place is ":4" for a
+line and "[3]" for an element or a row. A record is `tidying.tidied`. One that cannot be read becomes a Problem.
 """
 
 import codecs
@@ -13,10 +13,12 @@ import glob
 import logging
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -32,11 +34,11 @@ from .tidying import decoder, tidied
 logger = logging.getLogger(__name__)
 
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
-BLOCK_BYTES = 4 * 2**20  # of a text file: enough to be read quickly, few enough to be shuffled well
+BLOCK_BYTES = 4 * 2**20  # of a text file: large enough to read fast, small enough to shuffle well
 BLOCK_ROWS = 4096
 BATCH_ROWS = 256  # rows that become Python objects at a time
 PIECE = 2**20
-SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".arrow")  # of what is read in a folder; .json where there are none
+SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".arrow")  # files to read in a folder; .json if there are none
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?:-[0-9]+-of-[0-9]+[^/]*)?\.")  # as hubs name their files
 STREAMED = "JSON Lines (.jsonl), a JSON list, Parquet (.parquet) or Arrow (.arrow)"
 
@@ -50,8 +52,8 @@ Placed = tuple[Callable[[], str], object]
 def data_files(path: str | os.PathLike) -> list[tuple[Path, str]]:
     """Return [(file, prefix of its places), ..] of a path: a file, a folder, a saved `datasets` folder, a pattern.
 
-    The prefix of a file alone is "", of others "/NAME". Raises DataError for a folder without data files or with
-    several splits, FileNotFoundError that says what may be wrong with the path.
+    The prefix of a file alone is "", of others "/NAME". Raise DataError if a folder has no data files or several
+    splits, FileNotFoundError, with a hint on what may be wrong, if there is no such path.
     """
     path = Path(path)
     if path.is_dir():
@@ -100,8 +102,8 @@ def _splits(path: Path, names: list[str], example: Path) -> DataError:
 
 
 def _of_dataset(path: Path) -> list[Path]:
-    """Return the files of a folder that `save_to_disk` of `datasets` wrote; other files there are its caches."""
-    state = json_files.read_json(path / "state.json")
+    """Return the files of a folder that `save_to_disk` of `datasets` wrote. Other files there are its caches."""
+    state: Any = json_files.read_json(path / "state.json")  # any JSON value; what is no saved data set raises below
     try:
         files = [path / entry["filename"] for entry in state["_data_files"]]
         if state.get("_indices_data_files") or state.get("_indices_files"):
@@ -115,7 +117,7 @@ def _of_dataset(path: Path) -> list[Path]:
 
 
 def open_files(path: str | os.PathLike) -> list["StreamedFile"]:
-    """Return the file objects of a path, to be streamed; raise DataError for what cannot be, OSError."""
+    """Return the file objects of a path for streaming. Raise DataError if one cannot be streamed, OSError."""
     return [_open_streamed(file, prefix) for file, prefix in data_files(path)]
 
 
@@ -140,7 +142,7 @@ def _open_streamed(path: Path, prefix: str) -> "StreamedFile":
 
 
 def open_whole(path: str | os.PathLike) -> Iterator["WholeFile"]:
-    """Yield the file objects of a path, to be read as a whole; raise what they raise."""
+    """Yield the file objects of a path for reading whole files. Raise DataError or OSError if one is unusable."""
     for file, prefix in data_files(path):
         form = form_of(file)
         yield TextFile(file, prefix) if form == "text" else TABLES[form](file, prefix)
@@ -178,7 +180,7 @@ class LineFile:
         start, stop = block
         with open(self.path, "rb") as file:
             position = start
-            if start:  # what began in the block before belongs to it
+            if start:  # a line that began in the previous block belongs to it
                 file.seek(start - 1)
                 position += len(file.readline()) - 1
             for index, line in enumerate(file):
@@ -189,7 +191,7 @@ class LineFile:
                 position += len(line)
 
     def _place(self, start: int, index: int) -> str:
-        """Return the line number: line ends before the block are counted once, from the nearest place that is known."""
+        """Return the place of a line. Line ends before the block are counted once, from the nearest known position."""
         if start == 0:
             return f":{index + 1}"
         known = max(position for position in self._counted if position <= start)
@@ -203,7 +205,7 @@ class LineFile:
 
 
 class _OneBlock:
-    """A file that has no way into its middle: one block."""
+    """A file that can only be read from its start, so it is one block."""
 
     columns = None
 
@@ -225,7 +227,7 @@ class PackedLines(_OneBlock):
 
 
 class ListFile(_OneBlock):
-    """A JSON list, packed or not, read element by element, so that it need not fit into memory."""
+    """A JSON list, packed or not, read element by element, so it need not fit in memory."""
 
     def read(self, block: Block) -> Iterator[Placed]:
         for index, record in enumerate(elements(self.path)):
@@ -239,25 +241,25 @@ def _record_of(line: bytes, *, is_first: bool) -> object:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-class Table:
-    """What Parquet and Arrow have in common; `columns` are the names of a table's columns."""
+class Table(ABC):
+    """A Parquet or Arrow file. `columns` are the names of its columns."""
 
     KIND: tuple[str, tuple[bytes, ...]]  # its name, and the first bytes of such a file
     path: Path
     columns: list[str]
     num_rows: int
 
+    @abstractmethod
     def table(self) -> pa.Table:
         """Return all rows as they are in the file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self, num: int) -> list[Block]:
         """Return ranges of rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, block: Block) -> Iterator[Placed]:
         """Yield the records of a range of rows."""
-        raise NotImplementedError
 
     def records(self) -> Iterator[tuple[str, object]]:
         for block in self.blocks(1):
@@ -266,7 +268,7 @@ class Table:
 
     @contextmanager
     def _reading(self, row: int | None = None) -> Iterator[None]:
-        """Raise DataError for what pyarrow finds wrong with the file, from a row on."""
+        """Raise DataError if pyarrow raises an error in the block. row: the first row that the block reads."""
         try:
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
@@ -339,7 +341,7 @@ class ArrowFile(Table):
         mapped.seek(0)
         table = pa.ipc.open_stream(mapped).read_all()
         mapped.seek(max(0, mapped.size() - len(END_OF_STREAM)))
-        if mapped.read() != END_OF_STREAM:  # a stream may end so, but writers end it with the mark
+        if mapped.read() != END_OF_STREAM:  # the format allows this, but writers add the mark
             logger.warning("%s: this stream of Arrow has no end mark; was it written to its end?", self.path)
         return table
 
@@ -366,7 +368,7 @@ DataFile = WholeFile | StreamedFile
 
 
 def _ranges(total: int, size: int, num: int) -> list[Block]:
-    """Return ranges that cover 0..total, none longer than `size`, at least `num` of them where the total allows."""
+    """Return ranges that cover 0..total, none longer than `size`, at least `num` of them if the total allows."""
     size = max(1, min(size, -(-total // num)))
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 

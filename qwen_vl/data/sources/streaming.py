@@ -1,4 +1,4 @@
-"""Data that does not fit into memory: read in blocks, shuffled through a buffer, divided among ranks and workers."""
+"""Data that does not fit in memory: read in blocks, shuffled through a buffer, divided among ranks and workers."""
 
 import hashlib
 import json
@@ -26,17 +26,17 @@ from .readers import Block, StreamedFile, open_files
 
 logger = logging.getLogger(__name__)
 
-MIN_BLOCKS = 16  # of a stream, so that also small files are shuffled; of a row group each block is read from its start
-MAX_EMPTY_EPOCHS = 20  # by chance, as of a few records with a weight below 1
+MIN_BLOCKS = 16  # of a stream, so that small files are shuffled too; more would read each row group more often
+MAX_EMPTY_EPOCHS = 20  # an epoch may be empty by chance, for example with few records and a weight below 1
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a stream is mixed, shuffled, packed, and divided among the ranks.
+    """The options of a stream: how it is mixed, shuffled, packed, and divided among the ranks.
 
     mix: "concat" or "interleave", see StreamingDataset. buffer_size: records that are shuffled together.
     packing: None to yield samples, or how rows of them are packed. num_seen: samples or rows that a resumed run has
-    seen over all ranks; they are skipped. batch_size: of one rank. epochs: how many to yield, None for no end.
+    seen over all ranks, which are skipped. batch_size: of one rank. epochs: how many to yield, None for no end.
     overlength_path: a file to which each Overlength of the first epoch is appended, one JSON object a line.
     """
 
@@ -72,21 +72,21 @@ class StreamedSample(NamedTuple):
 
 
 class StreamingDataset(IterableDataset):
-    """Yields samples as ConversationDataset has them, epoch after epoch without end, each epoch in another order.
+    """A stream of samples like those of ConversationDataset: epochs without end, each in another order.
 
     sources: each JSON Lines, Parquet, Arrow or a folder of them (`readers.open_files`). In each epoch the blocks of all
     files are shuffled and read one after the other, through a buffer in which their records are shuffled. With
     mix="concat" every record comes once in an epoch; by weight more often or, for a fraction, by chance. With
     "interleave" each source is an endless stream of its own, drawn from by weight.
-    The order depends on the seed alone. All workers of all ranks go through the same stream, and each yields its own
-    part: of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on, in
-    batches that its workers make in turn. So a run resumes exactly, also with another number of workers or ranks. A
-    process reads and tokenizes the samples of the others, and those of before a resume, without opening their images.
-    Records are checked as `conversations.read` does. A wrong one raises a DataError that names file and line, unless a
-    skip manifest takes it. skips: {path of a source: its SkipManifest}.
+    The order depends on the seed alone. All workers of all ranks read the same stream, and each yields its own part.
+    Of every `batch_size * world_size` samples the first rank takes the first `batch_size`, and so on; the workers of a
+    rank take turns, batch by batch. So a run resumes exactly, also with another number of workers or ranks. A process
+    also reads and tokenizes the samples of the others, and those before a resume, without opening their images.
+    Records are checked as in `conversations.read`. A wrong one raises a DataError that names file and line, unless a
+    skip manifest names it. skips: {path of a source: its SkipManifest}.
     """
 
-    is_weighted = True  # it may be: nobody has read all records
+    is_weighted = True  # possibly: the records are not known in advance
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class StreamingDataset(IterableDataset):
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of what the order depends on, apart from the seed: it differs for other data or options."""
+        """Return a digest of everything but the seed that the order depends on: data and options."""
         files = [[(file.path.name, file.blocks(1)[-1:]) for file in files] for files in self._files]
         weights = [source.weight for source in self._sources]
         packing = self._options.packing and asdict(self._options.packing)
@@ -149,7 +149,7 @@ class StreamingDataset(IterableDataset):
             yield from packed_stream(samples, packing, seed=seed, sample_of=lambda item: item.sample)
 
     def _epochs_of(self, places: Sequence[int], *, notes: bool) -> Iterator[Iterator[StreamedSample]]:
-        """Yield an iterator over the samples of each epoch; raise DataError if the epochs stay empty."""
+        """Yield an iterator over the samples of each epoch. Raise DataError if the epochs stay empty."""
         num_empty = 0
         for epoch in count() if self._options.epochs is None else range(self._options.epochs):
             samples = self._epoch(places, epoch, notes=notes and epoch == 0)
@@ -228,7 +228,7 @@ class StreamingDataset(IterableDataset):
         yield from buffer
 
     def _finished(self, encoded: StreamedSample) -> Sample:
-        """Return a sample as data sets do, after a check that its images exist."""
+        """Return a sample as a data set returns it. Raise DataError if one of its images does not exist."""
         record, source, check_images = encoded.streamed
         check_images()
         sample = encoded.sample.named(record["id"], self._search_dirs[source])
@@ -240,7 +240,7 @@ class StreamingDataset(IterableDataset):
             return
         if len(self.names) > 1:
             entry = {**entry, "source": self.names[source]}
-        # One write: several processes that append do not mix their lines.
+        # One write, so lines of several processes that append do not mix.
         with open(self._options.overlength_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 

@@ -1,8 +1,8 @@
-"""What tables make of a record, undone: in those of `datasets`, pandas and Parquet each row has all columns.
+"""Records without what a table adds to them: in tables of `datasets`, pandas and Parquet each row has all columns.
 
-Such a library gives every record all keys, with null (or NaN) where there was none, and writes objects whose keys
-differ as JSON text. Both are read as the record that was meant. Nothing else changes: a value that is wrong stays
-wrong, and a required key that is null stays, so that its error says so.
+Such a library gives every record all keys, with null (or NaN) for a missing one, and writes objects whose keys differ
+as JSON text. Both are read as the record that was meant. Nothing else changes: a wrong value stays wrong, and a
+required key that is null stays, so that an error names it.
 """
 
 import json
@@ -15,27 +15,27 @@ import pyarrow as pa
 REQUIRED = frozenset({"conversations", "from", "value"})
 TURN_KEYS = ("conversations", "messages")  # ours, and that of the formats that `qwen-vl data convert` reads
 SPEAKER_KEYS = {"from", "role"}  # one of them is in each turn
-DEPTH = 6  # record, turns, turn, parts of a content, part, image_url: what lies deeper is nobody's
+DEPTH = 6  # record, turns, turn, parts of a content, part, image_url: deeper values stay as they are
 EXACT = 2**53  # whole numbers up to here are exact as float
 
 
 def tidied(record: object) -> object:
-    """Return a record without keys that have no value, its turns as objects, its id a whole number if it is one.
+    """Return a record without keys that have no value, with its turns as objects and a whole id as an int.
 
-    What is no object comes back as it is.
+    Return anything but an object as it is.
     """
     if not isinstance(record, dict):
         return record
-    record = {key: _turns(value) if key in TURN_KEYS else value for key, value in record.items()}
-    record = _filled(record, DEPTH)
-    name = record.get("id")
+    with_turns = {key: _turns(value) if key in TURN_KEYS else value for key, value in record.items()}
+    filled: dict[str, Any] = _filled(with_turns, DEPTH)
+    name = filled.get("id")
     if isinstance(name, float) and name.is_integer() and abs(name) <= EXACT:  # of a column with gaps, in pandas
-        record["id"] = int(name)
-    return record
+        filled["id"] = int(name)
+    return filled
 
 
 def _turns(value: object) -> object:
-    """Return turns as a list of objects, where they are JSON text, hold it, or are columns (Sequence of `datasets`)."""
+    """Return turns as a list of objects if they are JSON text, hold it, or are columns (Sequence of `datasets`)."""
     value = _object(value, list)
     if isinstance(value, dict):
         columns = {key: column for key, column in value.items() if column is not None}
@@ -77,9 +77,9 @@ Decoder = Callable[[Any], Any]
 
 
 def decoder(kind: pa.DataType) -> Decoder | None:
-    """Return a function that makes the Python value of an Arrow type what it would be in JSON; None if it is already.
+    """Return a function that converts Python values of an Arrow type to those of JSON; None if they are already.
 
-    JSON text (arrow.json) is decoded, ValueError if it is broken; a map becomes an object, a decimal a number.
+    It decodes JSON text (arrow.json; ValueError if it is broken), makes an object of a map, and a number of a decimal.
     """
     inner = _inner_decoder(kind)
     return inner and (lambda value: None if value is None else inner(value))
@@ -100,8 +100,8 @@ def _inner_decoder(kind: pa.DataType) -> Decoder | None:
     if pa.types.is_struct(kind):
         return _of_object({field.name: found for field in kind if (found := decoder(field.type))})
     if hasattr(kind, "value_type"):  # lists of all sorts
-        item = decoder(kind.value_type)
-        return item and (lambda values: [item(value) for value in values])
+        inner = decoder(kind.value_type)
+        return None if inner is None else lambda values: [inner(value) for value in values]
     return None
 
 

@@ -1,4 +1,4 @@
-"""The tokenized cache: encoded samples on disk, mapped into memory, so that a second start tokenizes nothing."""
+"""The tokenized cache: encoded samples on disk, mapped into memory, so a second start tokenizes nothing."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ SAMPLES, INFO = "samples.arrow", "info.json"
 
 
 class CacheError(ValueError):
-    """An entry of the cache that is damaged."""
+    """An error: an entry of the cache is damaged."""
 
 
 def default_folder() -> Path:
@@ -66,12 +66,12 @@ def cached(
     skip_manifest: str | Path | None = None,
     workers: int | None = None,
 ) -> "CachedDataset":
-    """Return a CachedDataset of the conversations in a file, from `folder` if it is there, else written there first.
+    """Return a CachedDataset of the conversations in a file. Write its entry to `folder` if there is none.
 
     An entry belongs to one content of the data file (and skip manifest), one tokenizer, one EncodeOptions and this
     code. If any of them changes, another entry is written. If several processes need an entry, one writes it and the
     others wait. A damaged entry is written again, with a warning.
-    Raises what `conversations.read` and ConversationDataset raise, and OSError if the folder cannot be written.
+    Raise what `conversations.read` and ConversationDataset raise, and OSError if the folder cannot be written.
     """
     conversations.check_folder(image_folder)
     dirs = conversations.search_dirs(path, image_folder)
@@ -90,16 +90,16 @@ def cached(
         conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest)  # names the missing ones
     logger.info("%s: %d samples from the cache in %s", path, len(samples), entry)
     if skip_manifest:
-        left_out = len(json.loads(Path(skip_manifest).read_text(encoding="utf-8-sig"))["skip"])
-        logger.warning("%s: %d records left out, as %s says", path, left_out, skip_manifest)
+        num_skipped = len(json.loads(Path(skip_manifest).read_text(encoding="utf-8-sig"))["skip"])
+        logger.warning("%s: skipped %d records, which %s names", path, num_skipped, skip_manifest)
     dataset.report(samples.overlength, len(samples), encoding)
     return samples
 
 
 class CachedDataset(Dataset):
-    """The samples of one cache entry, as ConversationDataset has them; ids stay on disk until they are needed.
+    """The samples of one cache entry, as in ConversationDataset. Ids stay on disk until they are needed.
 
-    Raises CacheError for an entry that is not what was written.
+    Raises CacheError if the entry is not what was written.
     """
 
     names: Sequence[str] = ()
@@ -150,7 +150,7 @@ class CachedDataset(Dataset):
 
 
 def _opened(entry: Path, search_dirs: Iterable[str]) -> CachedDataset | None:
-    """Return the CachedDataset of an entry; None, with a warning, if it is damaged; None if there is no entry."""
+    """Return the CachedDataset of an entry, or None if there is no entry or, with a warning, if it is damaged."""
     if not entry.exists():
         return None
     try:
@@ -169,6 +169,7 @@ def _inputs(
         vocabulary.update(b"%d %d " % (rank, len(token)) + token)
     code = new_sha256(Path(__file__).read_bytes())
     for module in CODE:
+        assert module.__file__ is not None, "our modules are files"
         code.update(Path(module.__file__).read_bytes())
     return {
         "file": Path(path).name,  # stands in the ids of records that have none
@@ -191,7 +192,7 @@ def _make(
 ) -> None:
     """Encode the records into `entry`, a folder that appears only when it is complete."""
     started, staging = time.perf_counter(), entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
-    for left_over in entry.parent.glob(f".{entry.name}.*.tmp"):  # by a process that was killed: we hold the lock
+    for left_over in entry.parent.glob(f".{entry.name}.*.tmp"):  # of a process that was killed: this one holds the lock
         shutil.rmtree(left_over, ignore_errors=True)
     staging.mkdir()
     workers = workers or (usable_cores() if len(records) > 2 * CHUNK else 1)

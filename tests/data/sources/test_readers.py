@@ -1,150 +1,45 @@
-"""One reader for every verb: the same samples from JSON, Parquet, Arrow and saved data sets, packed or not."""
+"""The readers in every verb: the same samples from JSON, Parquet, Arrow and saved data sets, packed or not."""
 
-import gzip
 import io
 import json
-import logging
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import pandas
 import pyarrow as pa
 import pytest
+from helpers.data_files import (
+    BARE,
+    ENCODING,
+    FILES,
+    FULL,
+    ONE_EPOCH,
+    A,
+    Q,
+    error_everywhere,
+    error_of,
+    hub,
+    lines,
+    samples,
+    table,
+)
 from PIL import Image
 from pyarrow import parquet
 
 from qwen_vl.cli import data as cli_data
 from qwen_vl.data import skip_manifests
-from qwen_vl.data.build import SourceOptions, load, load_file, stream
-from qwen_vl.data.chatml import EncodeOptions
-from qwen_vl.data.check import check as check_check
+from qwen_vl.data.build import SourceOptions, load_file, stream
 from qwen_vl.data.conversations import read
 from qwen_vl.data.mixing import parse_sources
-from qwen_vl.data.sources import json_lists, readers, tokenized_cache
-from qwen_vl.data.sources.streaming import StreamOptions
-from qwen_vl.data.validation import DataError
-
-Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
-BARE = [{"id": f"r{index}", "conversations": [Q, {**A, "value": f"Box {index}."}]} for index in range(40)]
-FULL = [
-    {"id": "a", "conversations": [Q, A]},
-    {"id": "b", "system": "Be brief.", "weight": 2, "conversations": [Q, {**A, "loss": False}, Q, A]},
-    {"id": "c", "weight": 0.5, "conversations": [{**Q, "value": "Picture 1: <img>a.png</img>\n狗?"}, A]},
-]
-ENCODING = EncodeOptions(max_length=600)
-ONE_EPOCH = StreamOptions(epochs=1)
-
-
-def table(records):
-    return pa.Table.from_pylist(records, schema=pa.unify_schemas([pa.Table.from_pylist([r]).schema for r in records],
-                                                                 promote_options="permissive"))  # fmt: skip
-
-
-def arrow(new):
-    def write(path, records):
-        with new(str(path), table(records).schema) as writer:
-            writer.write_table(table(records), max_chunksize=7)
-
-    return write
-
-
-def lines(records):
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-
-
-def text(records):
-    return json.dumps(records, ensure_ascii=False, indent=1).encode()
-
-
-def halves(content):
-    return content[:99], content[99:]
-
-
-def zstd(content):
-    return pa.compress(content, "zstd", asbytes=True)
-
-
-def folder(path, records):
-    path.mkdir()
-    (path / "1.jsonl").write_bytes(lines(records[:1]))
-    (path / "2.jsonl.gz").write_bytes(gzip.compress(lines(records[1:2])))
-    (path / "sub").mkdir()
-    parquet.write_table(table(records[2:]), path / "sub" / "3.parquet")
-    (path / "readme.json").write_text("{}")
-    (path / ".2.jsonl").write_text("of an editor")
-
-
-FILES = {
-    "data.json": lambda path, records: path.write_bytes(b"\xef\xbb\xbf" + text(records)),
-    "data.json.gz": lambda path, records: path.write_bytes(gzip.compress(text(records))),
-    "data.json.zst": lambda path, records: path.write_bytes(zstd(text(records))),
-    "data.jsonl": lambda path, records: path.write_bytes(lines(records)),
-    "data.jsonl.gz": lambda path, records: path.write_bytes(b"".join(map(gzip.compress, halves(lines(records))))),
-    "data.jsonl.zst": lambda path, records: path.write_bytes(zstd(lines(records))),
-    "lines.json": lambda path, records: path.write_bytes(lines(records)),
-    "packed.json": lambda path, records: path.write_bytes(gzip.compress(lines(records))),
-    "plain.json.gz": lambda path, records: path.write_bytes(text(records)),
-    "data.parquet": lambda path, records: parquet.write_table(table(records), path, row_group_size=7),
-    "parquet.json": lambda path, records: parquet.write_table(table(records), path),
-    "json.parquet": lambda path, records: path.write_bytes(text(records)),
-    "file.arrow": arrow(pa.ipc.new_file),
-    "stream.arrow": arrow(pa.ipc.new_stream),
-    "folder": folder,
-    "saved": lambda path, records: datasets.Dataset(table(records)).save_to_disk(path, num_shards=2),
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
-
-
-@pytest.fixture
-def image(tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-
-
-@pytest.fixture
-def hf_json(tmp_path):
-    """A function that loads records as `datasets` loads a JSON file of them."""
-
-    def load_json(records):
-        (tmp_path / "for_hf.json").write_text(json.dumps(records))
-        return datasets.load_dataset("json", data_files=str(tmp_path / "for_hf.json"), split="train",
-                                     cache_dir=str(tmp_path / "hf"))  # fmt: skip
-
-    return load_json
-
-
-def samples(path, tokenizer, tmp_path, **options):
-    """The samples of a file from memory, from the cache and from a stream, which must be the same; by id."""
-    encoding, image_folder = replace(ENCODING, **options), str(tmp_path)
-    plain = list(load_file(path, tokenizer, encoding, SourceOptions("none", image_folder=image_folder)))
-    cache = str(tmp_path / "cache")
-    cached = list(load_file(path, tokenizer, encoding, SourceOptions(cache, image_folder=image_folder)))
-    streamed = stream(
-        parse_sources([str(path)]), tokenizer, encoding, StreamOptions(epochs=1, image_folder=image_folder)
-    )
-    by_id = {sample["id"]: sample for sample in plain}
-    assert cached == plain and {sample["id"]: sample for sample in streamed} == by_id
-    return by_id
-
-
-def error_of(function, *args, **options):
-    with pytest.raises(DataError) as caught:
-        function(*args, **options)
-    return str(caught.value)
-
+from qwen_vl.data.sources import readers, tokenized_cache
 
 # ---- the same samples -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_same_samples_from_every_kind_of_file(name, tokenizer, tmp_path, image):
-    """In memory, from the cache and in a stream, told by content where the name says something else."""
+    """Read from memory, cache and stream. The content tells the format if the name is wrong."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "expected.json").write_text(json.dumps(FULL + BARE))
     expected = samples(tmp_path / "x" / "expected.json", tokenizer, tmp_path)
@@ -154,102 +49,12 @@ def test_the_same_samples_from_every_kind_of_file(name, tokenizer, tmp_path, ima
     assert {sample["weight"] for sample in found.values()} == {0.5, 1, 2}
 
 
-def test_a_pattern_and_a_mix_of_kinds(tokenizer, tmp_path, image):
-    for name in ("data.jsonl.gz", "data.parquet"):
-        FILES[name](tmp_path / name, FULL)
-    sources = parse_sources([f"{tmp_path}/*.parquet:2", str(tmp_path / "data.jsonl.gz")])
-    mixed = load(sources, tokenizer, ENCODING, SourceOptions(cache="none"))
-    assert [sample["id"] for sample in mixed] == [*"abcabc", *"abc"]
-    assert Path(mixed[2]["images"][0]).is_file()
-    hub(tmp_path / "hub")
-    assert read(f"{tmp_path}/hub/train*.parquet") == BARE and len(read(f"{tmp_path}/hub/*")) == 80
-
-
-def test_what_datasets_writes_is_read_as_what_it_read(hf_json, tokenizer, tmp_path, image):
-    """Objects as JSON text, null for absent keys, in Parquet, JSON Lines, a JSON list and on disk; ids of two kinds."""
-    records = [
-        *FULL,
-        {"id": 7, "topic": {"a": None}, "conversations": [Q, A]},
-        {"id": 8, "topic": 3, "conversations": [Q, A]},
-    ]
-    (tmp_path / "ours.json").write_text(json.dumps(records))
-    expected = samples(tmp_path / "ours.json", tokenizer, tmp_path)
-    data = hf_json(records)
-    assert "Json" in str(data.features)
-    data.to_parquet(tmp_path / "d.parquet")
-    data.to_json(tmp_path / "d.jsonl", force_ascii=False)
-    data.to_json(tmp_path / "d.json", lines=False)
-    data.save_to_disk(tmp_path / "disk")
-    (tmp_path / "disk" / "cache-1.arrow").write_bytes(b"of map()")
-    data.to_pandas().to_json(tmp_path / "pandas.jsonl", orient="records", lines=True)
-    for name in ("d.parquet", "d.jsonl", "d.json", "disk", "pandas.jsonl"):
-        assert samples(tmp_path / name, tokenizer, tmp_path) == expected, name
-
-
-def test_gaps_of_pandas(tokenizer, tmp_path, caplog):
-    """NaN, None and numbers that a gap made floats are keys that are not there, and the numbers that they were."""
-    records = [
-        {"id": 7, "weight": 2, "conversations": [Q, A]},
-        {"system": "S", "conversations": [Q, {**A, "loss": None}]},
-    ]
-    frame = pandas.DataFrame(records)
-    assert frame["id"].dtype == float
-    frame.to_parquet(tmp_path / "p.parquet")
-    frame.to_json(tmp_path / "p.json", orient="records")
-    (tmp_path / "nan.json").write_text(json.dumps(frame.to_dict("records")))
-    assert "NaN" in (tmp_path / "nan.json").read_text()
-    with caplog.at_level(logging.WARNING):
-        for name in ("p.parquet", "p.json", "nan.json"):
-            first, second = read(tmp_path / name)
-            assert first == records[0] and isinstance(first["id"], int)
-            assert second == {"id": f"{name}[1]", "system": "S", "conversations": [Q, A]}
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    "conversations",
-    [
-        [json.dumps([Q, A])],
-        [[json.dumps(Q), json.dumps(A)]],
-        [{"from": ["user", "assistant"], "value": [Q["value"], A["value"]], "loss": None}],
-        pa.array([[list(Q.items()), list(A.items())]], pa.list_(pa.map_(pa.string(), pa.string()))),
-        pa.array([[Q, A]], pa.large_list(pa.struct({"value": pa.string_view(), "from": pa.large_string()}))),
-        pa.ExtensionArray.from_storage(pa.json_(), pa.array([json.dumps([Q, A])])),
-    ],
-)
-def test_columns_in_which_turns_may_stand(conversations, tmp_path):
-    parquet.write_table(pa.table({"id": [1], "conversations": conversations}), tmp_path / "d.parquet")
-    assert read(tmp_path / "d.parquet") == [{"id": 1, "conversations": [Q, A]}]
-
-
-def test_values_that_are_wrong_stay_wrong(tmp_path):
-    """Of a table as of JSON, each with file and row; what only a table can hold is named."""
-    turns = [{"from": "user", "value": 3}, {"from": "assistant", "value": None}]
-    columns = {"id": ["x"], "system": [b"S"], "weight": ["2"], "conversations": [turns]}
-    parquet.write_table(pa.table(columns), tmp_path / "d.parquet")
-    parquet.write_table(pa.table({"id": [1.5], "conversations": [str([Q, A])]}), tmp_path / "e.parquet")
-    (tmp_path / "d.jsonl").write_text(json.dumps({"id": None, "system": None, "weight": "2", "conversations": turns}))
-    message = error_of(read, tmp_path / "d.parquet")
-    for words in (
-        'd.parquet[0] (id "x").conversations[0].value: a number; use a string',
-        ".conversations[1].value: a null; use a string",
-        ".system: a value of type bytes; use a string",
-        '.weight: "2"; use a number',
-    ):
-        assert words in message, message
-    message = error_of(read, tmp_path / "e.parquet")
-    assert "(id 1.5).id: a number" in message and "a list as Python prints it" in message
-    message = error_of(read, tmp_path / "d.jsonl")
-    assert "d.jsonl:1" in message and ".value: a number" in message and '.weight: "2"' in message
-    assert ".system" not in message and ".id:" not in message
-
-
 # ---- every verb -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["data.parquet", "stream.arrow", "data.jsonl.gz", "saved", "folder"])
 def test_check_fix_and_skip(name, tokenizer, tmp_path, capsys):
-    """A bad record is named with its file and row, left out by --fix and by the manifest, in memory and in a stream."""
+    """Name a bad record by file and row. --fix removes it; the manifest skips it in memory and in a stream."""
     records = [*BARE[:2], {**BARE[2], "conversations": [Q, {**A, "value": ""}]}, *BARE[3:9]]
     path, report = tmp_path / name, tmp_path / "report.jsonl"
     FILES[name](path, records)
@@ -278,7 +83,7 @@ def test_check_fix_and_skip(name, tokenizer, tmp_path, capsys):
 
 
 def test_convert_and_preview_read_tables(tokenizer, tmp_path, published_vocab, capsys):
-    """LLaVA's columns, with the images' bytes as `datasets` has them; OpenAI's parts, whose absent keys are null."""
+    """Convert columns of LLaVA with image bytes as in `datasets`, and parts of OpenAI with null for absent keys."""
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "JPEG")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -326,10 +131,6 @@ def test_a_changed_shard_makes_another_cache_and_refuses_the_manifest(tokenizer,
 # ---- what cannot be read --------------------------------------------------------------------------------------------
 
 
-def packed(kind, cut):
-    return lambda path: path.write_bytes(kind(text(BARE))[:cut])
-
-
 def cut_table(name, start, stop):
     def write(path):
         FILES[name](path, BARE)
@@ -350,21 +151,12 @@ def splits(path):
     datasets.DatasetDict(train=data, test=data).save_to_disk(path)
 
 
-def hub(path):
-    path.mkdir()
-    for split in ("train", "test"):
-        parquet.write_table(table(BARE), path / f"{split}-00000-of-00001.parquet")
-
-
 def without_a_shard(path):
     FILES["saved"](path, BARE)
     (path / "data-00001-of-00002.arrow").unlink()
 
 
 BROKEN = {
-    "cut.json.gz": (packed(gzip.compress, -9), "cut.json.gz: damaged or cut short gzip"),
-    "cut.json.zst": (packed(zstd, -5), "cut.json.zst: damaged or cut short zstd"),
-    "none.jsonl.gz": (lambda path: path.write_bytes(gzip.compress(b"")), "none.jsonl.gz: empty"),
     "none.parquet": (lambda path: path.write_bytes(b""), "not Parquet"),
     "rows.parquet": (lambda path: parquet.write_table(table(BARE)[:0], path), "no records"),
     "cut.parquet": (cut_table("data.parquet", 0, -20), "damaged or cut short Parquet"),
@@ -372,17 +164,11 @@ BROKEN = {
     "cut.arrow": (cut_table("stream.arrow", 0, -300), "damaged or cut short Arrow"),
     "cut2.arrow": (cut_table("file.arrow", 0, -300), "damaged or cut short Arrow"),
     "text.parquet": (lambda path: path.write_text("a,b\n1,2\n"), "not Parquet"),
-    "lfs.parquet": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "page.json": (lambda path: path.write_text("<!DOCTYPE html>\n<html>"), "a web page"),
-    "data.json.bz2": (lambda path: path.write_bytes(b"BZh91AY"), "bunzip2"),
-    "data.zip": (lambda path: path.write_bytes(b"PK\x03\x04"), "a zip archive"),
-    "data.parquet.gz": (lambda path: path.write_bytes(gzip.compress(b"PAR1")), "Parquet inside gzip"),
     "other.parquet": (lambda path: parquet.write_table(pa.table({"text": ["a"]}), path), "no column 'conversations'"),
     "twice.parquet": (
         lambda path: parquet.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["id", "id"]), path),
         "two columns 'id'",
     ),
-    "wide.json": (lambda path: path.write_bytes("[]".encode("utf-16")), "UTF-16; save it as UTF-8"),
     "splits": (splits, "holds the splits test, train; name one of them"),
     "hub": (hub, "holds the splits test, train; name one of them"),
     "lost": (without_a_shard, "data-00001-of-00002.arrow of the saved data set missing"),
@@ -392,21 +178,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_that_cannot_be_read_says_why(name, tokenizer, tmp_path):
-    """The same in memory, in the check and in a stream; never a traceback of a library."""
+    """Raise the same error in memory, in the check and in a stream, never a traceback of a library."""
     make, words = BROKEN[name]
-    path = tmp_path / name
-    make(path)
-    assert words in error_of(read, path)
-    check = check_check.Check()
-    (problem,) = [check.file(str(path)).examples["the file"]]
-    assert words in problem[0]
-    if name == "rows.parquet":
-        return
-
-    def streamed():
-        list(stream(parse_sources([str(path)]), tokenizer, ENCODING, ONE_EPOCH))
-
-    assert words in error_of(streamed)
+    make(tmp_path / name)
+    error_everywhere(tmp_path / name, words, tokenizer)
 
 
 def test_outputs_do_not_land_among_the_data(tmp_path, capsys):
@@ -425,27 +200,6 @@ def test_outputs_do_not_land_among_the_data(tmp_path, capsys):
     assert f"write / in paths, not \\; '{data}' is there" in error_of(
         read, tmp_path / "d.csv", image_folder=f"{tmp_path}\\folder"
     )
-
-
-def test_a_list_is_streamed_in_pieces(tmp_path, monkeypatch):
-    """Whatever the size of the pieces: the same elements, or an error with the same line."""
-    values = [{"a": 'é\u2028\\"x'}, -1.5e-10, 12345, "]", [], {"b": [1, {"c": None}]}, True]
-    for indent in (None, 2):
-        text = json.dumps(values, indent=indent, ensure_ascii=False)
-        for size in range(1, 20):
-            monkeypatch.setattr(json_lists, "PIECE", size)
-            path = tmp_path / "d.json"
-            path.write_text("\ufeff" + text + " \n", encoding="utf-8")
-            assert list(json_lists.elements(path)) == values
-            broken = text.replace("12345,", "12345,,")
-            path.write_text(broken, encoding="utf-8")
-            line = broken[: broken.index(",,")].count("\n") + 1
-            assert f"not JSON at line {line} (" in error_of(list, json_lists.elements(path))
-            for more in ("]", "", "[]"):
-                path.write_text(text[:-1] if not more else text + more, encoding="utf-8")
-                assert "not JSON at line" in error_of(list, json_lists.elements(path))
-    path.write_text("[ ]")
-    assert "an empty list" in error_of(list, json_lists.elements(path))
 
 
 def test_a_stream_of_arrow_without_its_end_is_suspicious(tmp_path, caplog):

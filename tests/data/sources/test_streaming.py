@@ -28,7 +28,7 @@ RECORDS = [talk(f"r{index}", "q" * random.Random(index).randint(1, 200)) for ind
 
 @pytest.fixture
 def stream(tokenizer):
-    """A function that makes a stream of one epoch over paths or Sources."""
+    """Return a function that makes a stream of one epoch over paths or Sources."""
 
     def make(*sources, skips=None, **options):
         sources = [source if isinstance(source, Source) else Source(str(source), 1, str(source)) for source in sources]
@@ -41,7 +41,7 @@ def stream(tokenizer):
 
 @pytest.fixture
 def lines(tmp_path):
-    """A function that writes records as JSON Lines."""
+    """Return a function that writes records as JSON Lines."""
 
     def write(records=RECORDS, name="data.jsonl"):
         path = tmp_path / name
@@ -114,7 +114,7 @@ def test_blocks_of_any_size_cover_the_lines(block, tmp_path, monkeypatch):
 
 
 def global_order(stream, path, *, world_size, workers, batch_size, num=450, **options):
-    """The first `num` ids of an endless stream in the order of training, put together from what each rank gets."""
+    """Return the first `num` ids of an endless stream in the order of training, joined from those of each rank."""
     per_rank = -(-num // (world_size * batch_size))
     ranks = []
     for rank in range(world_size):
@@ -125,8 +125,8 @@ def global_order(stream, path, *, world_size, workers, batch_size, num=450, **op
     return [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch][:num]
 
 
-def test_the_order_knows_no_ranks_and_no_workers_and_goes_on_in_the_middle(stream, lines):
-    """Every record once in an epoch; whoever reads, the stream is the same, also from a place within it."""
+def test_the_order_does_not_depend_on_ranks_and_workers_and_resumes_in_the_middle(stream, lines):
+    """Yield every record once in an epoch, in one order for any ranks and workers, also after a resume."""
     whole = global_order(stream, lines(), world_size=1, workers=0, batch_size=1, num=1000)
     for start in (0, 300, 600):
         assert sorted(whole[start : start + 300]) == sorted(record["id"] for record in RECORDS)
@@ -240,7 +240,7 @@ def test_mixes(stream, lines, tmp_path):
 
 
 def test_a_resumed_stream_tokenizes_again_and_looks_for_no_image(stream, lines, monkeypatch):
-    """As data/README.md says: only the images of samples that are still to come are looked for."""
+    """Look only for images of samples that are still to come, as data/README.md and docs/resume.md say."""
     path = lines([talk(f"r{index}", f"<img>{index}.png</img>") for index in range(60)])
     tokenized, looked_for = [], []
     monkeypatch.setattr(streaming, "fit", lambda *args: tokenized.append(1) or chatml.fit(*args))

@@ -1,19 +1,16 @@
-"""The tokenized cache: the same samples from disk, made again when anything changes, never half."""
+"""The tokenized cache: the same samples from disk, written again when anything changes, never incomplete."""
 
 import json
-import logging
 import multiprocessing
 import pickle
-import shutil
 from dataclasses import replace
 
 import pytest
+from helpers.records import VARIED
 
 from qwen_vl.data import conversations, skip_manifests
-from qwen_vl.data.build import SourceOptions, load, load_file
 from qwen_vl.data.chatml import EncodeOptions, OverlengthError
 from qwen_vl.data.dataset import ConversationDataset
-from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.sources import tokenized_cache
 from qwen_vl.data.validation import DataError
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -21,32 +18,9 @@ from qwen_vl.model.tokenization_qwen import QWenTokenizer
 ENCODING = EncodeOptions(max_length=600)
 
 
-def talk(name, question, answer="An answer.", **more):
-    turns = [{"from": "user", "value": question}, {"from": "assistant", "value": answer}]
-    return {"id": name, "conversations": turns, **more}
-
-
-RECORDS = [
-    talk("a", "<img>a.png</img><img>b.png</img>", weight=0.5),
-    talk(7, "什么?", "<ref>狗</ref>"),
-    talk("7", "none"),
-    talk("long", "<img>a.png</img><img>b.png</img>"),
-    {"id": "cut", "conversations": talk(0, "q")["conversations"] * 60},
-]
-del RECORDS[2]["id"]
-RECORDS[3]["conversations"][1]["value"] = "word " * 600
-
-
-@pytest.fixture
-def data(write, tmp_path, golden_images):
-    for name, image in zip(("a.png", "b.png"), golden_images, strict=True):
-        shutil.copy(image, tmp_path / name)
-    return write(RECORDS)
-
-
 @pytest.fixture
 def make(data, tokenizer, tmp_path, monkeypatch):
-    """A function that opens the cache as a start of training does; `make.tokenized` counts the times it was made."""
+    """Return a function that opens the cache as training does; `make.tokenized` counts how often it was written."""
 
     def start(path=data, tokenizer=tokenizer, skip_manifest=None, **options):
         where = {"folder": tmp_path / "cache", "skip_manifest": skip_manifest, "workers": 1}
@@ -87,7 +61,7 @@ def test_whatever_changes_makes_another_entry(make, data, tmp_path, published_vo
     small = tmp_path / "small.tiktoken"
     small.write_bytes(b"".join(published_vocab.read_bytes().splitlines(keepends=True)[:1000]))
     make(tokenizer=QWenTokenizer(small))
-    data.write_text(json.dumps(RECORDS[:2]))
+    data.write_text(json.dumps(VARIED[:2]))
     assert len(make()) == 2
     manifest = tmp_path / "skip.json"
     manifest.write_text(json.dumps({"sha256": skip_manifests.sha256(data), "skip": [{"id": 7}]}))
@@ -132,7 +106,7 @@ def test_an_interrupted_or_failed_start_leaves_nothing(make, tmp_path, monkeypat
     assert len(make()) == 4
 
 
-def test_an_image_that_is_gone_is_an_error_all_the_same(make, tmp_path):
+def test_a_missing_image_is_still_an_error(make, tmp_path):
     make()
     (tmp_path / "b.png").unlink()
     with pytest.raises(DataError, match=r"data.json\[0\] .*\"b.png\": no such file"):
@@ -146,7 +120,7 @@ def _start(path, vocab, folder, queue):
     queue.put((len(made), [sample["id"] for sample in samples]))
 
 
-def test_of_several_processes_one_makes_it(data, published_vocab, tmp_path):
+def test_one_of_several_processes_writes_it(data, published_vocab, tmp_path):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     arguments = (data, published_vocab, tmp_path / "cache", queue)
@@ -157,37 +131,3 @@ def test_of_several_processes_one_makes_it(data, published_vocab, tmp_path):
     for process in processes:
         process.join()
     assert sum(made) == 1 and all(name == ["a", 7, "data.json[2]", "cut"] for name in names)
-
-
-def test_which_files_are_cached_where(data, tokenizer, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("QWEN_VL_CACHE", str(tmp_path / "mine"))
-    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions()), ConversationDataset)  # too small
-    named = SourceOptions(cache=str(tmp_path / "c"))
-    assert isinstance(load_file(data, tokenizer, ENCODING, named), tokenized_cache.CachedDataset)
-    data.write_bytes(data.read_bytes() + b" " * 2**20)
-    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions(cache="none")), ConversationDataset)
-    assert not (tmp_path / "mine").exists()
-    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions()), tokenized_cache.CachedDataset)
-    assert len(list((tmp_path / "mine").glob("*/samples.arrow"))) == 1
-    monkeypatch.setenv("QWEN_VL_CACHE", str(data))  # a file
-    assert isinstance(load_file(data, tokenizer, ENCODING, SourceOptions()), ConversationDataset)
-    assert "cannot be used" in caplog.text
-    with pytest.raises(OSError):
-        load_file(data, tokenizer, ENCODING, SourceOptions(cache=str(data)))
-
-
-def test_several_files_with_their_manifests(data, write, tokenizer, tmp_path, caplog):
-    other = write([talk("x", "q"), talk("y", "q"), talk("z", "q")], "other.jsonl")
-    manifest = tmp_path / "skip.json"
-    manifest.write_text(json.dumps({"sha256": skip_manifests.sha256(other), "skip": [{"id": "y"}]}))
-    sources = parse_sources([str(data), f"{other}:2"])
-    with caplog.at_level(logging.INFO):
-        dataset = load(sources, tokenizer, ENCODING, SourceOptions(cache="none"), skip_manifests=[manifest])
-    assert [sample["id"] for sample in dataset] == ["a", 7, "data.json[2]", "cut", "x", "z", "x", "z"]
-    assert [sample["source"] for sample in dataset] == [0] * 4 + [1] * 4
-    assert dataset.names == ["data.json", "other.jsonl"]
-    assert "2 samples, 4 in an epoch" in caplog.text
-    data.write_text("[]")
-    manifest.write_text(json.dumps({"sha256": "x", "skip": []}))
-    with pytest.raises(DataError, match=r"made for none of .*data\.json, .*other\.jsonl"):
-        load(sources, tokenizer, ENCODING, SourceOptions(cache="none"), skip_manifests=[manifest])
