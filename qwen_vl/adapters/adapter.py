@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
@@ -52,7 +52,7 @@ class Adapter:
         if not is_adapter(folder):
             raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; {_hint(Path(folder))}")
         loading.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
-        base = loading.read_json(folder, BASE_FILE)
+        base = cast("Base | None", loading.read_json(folder, BASE_FILE))  # written by our trainer alone
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (KeyError, TypeError, ValueError) as error:

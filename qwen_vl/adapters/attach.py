@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -17,7 +18,7 @@ def load_adapted(
     adapter: str | Path | Adapter,
     *,
     base: str | Path | None = None,
-    dtype: torch.dtype | str = "auto",
+    dtype: LoadedDtype = "auto",
     trust_base: bool = False,
     device: torch.device | str | None = None,
 ) -> tuple[QWenLMHeadModel, QWenTokenizer]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import safe_open
@@ -91,11 +92,16 @@ class Stored:
     read: Callable[[], torch.Tensor]
 
 
+def mapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as it is: the `read` of one whose file is mapped already."""
+    return tensor
+
+
 def open_file(file: str) -> dict[str, Stored]:
     """Return {name: Stored} of one weight file."""
     if not file.endswith(".safetensors"):
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return {name: Stored(tensor.shape, tensor.dtype, lambda t=tensor: t) for name, tensor in tensors.items()}
+        return {name: Stored(tensor.shape, tensor.dtype, partial(mapped, tensor)) for name, tensor in tensors.items()}
     with open(file, "rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     header.pop("__metadata__", None)

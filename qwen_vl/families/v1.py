@@ -6,6 +6,7 @@ them. `v1_costs` has the operations and bytes of this network.
 Source of the names: docs/checkpoint_format.md section 2.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,7 +151,7 @@ def resampler(model: nn.Module) -> nn.Module:
     return tower(model).attn_pool
 
 
-def patch_filters(model: nn.Module) -> nn.Parameter:
+def patch_filters(model: nn.Module) -> torch.Tensor:
     """Return the weight of the layer that embeds the patches of an image: [width, 3, patch, patch]."""
     return tower(model).conv1.weight
 
@@ -189,7 +190,8 @@ def build_tower(config: QWenConfig) -> VisionTower:
 
 def tower_sources() -> list[Path]:
     """Return the source files that the features of an image depend on, preprocessing included."""
-    return [Path(module.__file__) for module in (image_loading_qwen, image_processing_qwen, attention_qwen, visual)]
+    modules = (image_loading_qwen, image_processing_qwen, attention_qwen, visual)
+    return [Path(inspect.getfile(module)) for module in modules]
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

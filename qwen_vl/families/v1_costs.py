@@ -7,6 +7,7 @@ Bytes are those of what autograd keeps for each operation of a block; docs/plan.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from qwen_vl.model import QWenConfig
@@ -19,7 +20,8 @@ TOWER_PARTS = (VIT_PART, RESAMPLER_PART, PROJECTION)
 SPARED = {TOWER_OUTPUT: TOWER_PARTS, VIT_OUTPUT: (VIT_PART,)}  # by what stands for pixels: the parts that do not run
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """What a batch, or several, hold: numbers that the operations are linear in."""
 
     tokens: int = 0
@@ -28,7 +30,12 @@ class Work(NamedTuple):
     images: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(mine + others for mine, others in zip(self, other, strict=True)))
+        return Work(
+            self.tokens + other.tokens,
+            self.pairs + other.pairs,
+            self.targets + other.targets,
+            self.images + other.images,
+        )
 
 
 class BlockRun(NamedTuple):

@@ -42,7 +42,7 @@ def attend(
     With `segment_lengths` (whose sum is the length; training only) each segment attends causally to itself alone, in
     one call each. This costs less than any mask over the whole row, and is exact.
     """
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation_of(module), eager_attention)
     kwargs["scaling"] = query.shape[-1] ** -0.5
     if segment_lengths is None:
         return interface(module, query, key, value, attention_mask, **kwargs)
@@ -52,9 +52,15 @@ def attend(
     return torch.cat(outputs, dim=1), None
 
 
+def implementation_of(module: nn.Module) -> str:
+    """Return the name of the attention implementation in a module's config."""
+    config: Any = module.config  # a QWenConfig; torch declares what a module holds as Tensor or Module
+    return config._attn_implementation
+
+
 def causal_mask(module: nn.Module, query: torch.Tensor) -> torch.Tensor | None:
     """Return the mask of one causal segment for eager attention; None for implementations that know `is_causal`."""
-    if module.config._attn_implementation != "eager":
+    if implementation_of(module) != "eager":
         return None
     length = query.shape[2]
     return torch.full((length, length), torch.finfo(query.dtype).min, device=query.device, dtype=query.dtype).triu(1)

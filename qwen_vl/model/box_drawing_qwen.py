@@ -33,18 +33,18 @@ FONT_NAMES = (*CJK_FONT_NAMES, "dejavusans.ttf", "arial.ttf")
 @lru_cache(maxsize=1)
 def find_font() -> tuple[str, bool] | None:
     """Return (path, whether it has Chinese characters) of the best font of the system that Pillow reads; else None."""
-    found = []
-    for folder in (Path(folder).expanduser() for folder in FONT_DIRS):
+    found: list[tuple[int, str]] = []  # rank and path
+    for folder in (Path(name).expanduser() for name in FONT_DIRS):
         for path in folder.rglob("*.[tToO][tT][fFcC]") if folder.is_dir() else ():
             rank = next((i for i, name in enumerate(FONT_NAMES) if name in path.name.lower()), None)
             if rank is not None:
                 found.append((rank, str(path)))
-    for rank, path in sorted(found):
+    for rank, file in sorted(found):
         try:
-            ImageFont.truetype(path, 12)
+            ImageFont.truetype(file, 12)
         except OSError:  # a broken file, or a format that this FreeType does not read
             continue
-        return path, rank < len(CJK_FONT_NAMES)
+        return file, rank < len(CJK_FONT_NAMES)
     return None
 
 
@@ -58,7 +58,7 @@ def warn_of_missing_characters(label: str) -> None:
     """Warn when the label needs Chinese, Japanese or Korean characters and no font of the system has them."""
     found = find_font()
     if not (found and found[1]) and any(character >= FIRST_CJK for character in label):
-        warnings.warn(f"no font for the characters of {label!r}: install one, such as Noto Sans CJK or WenQuanYi")
+        warnings.warn(f"no font for the characters of {label!r:.60}: install one, such as Noto Sans CJK or WenQuanYi")
 
 
 def draw_boxes(image: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image:

@@ -6,7 +6,7 @@ times as long, and needs the final length in advance.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -23,7 +23,8 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.buffers = None  # keys and values, each [batch, heads, tokens and room for more, head_dim]
+        # Keys and values, each [batch, heads, tokens and room for more, head_dim].
+        self.buffers: list[torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -38,9 +39,10 @@ class GrowingLayer(DynamicLayer):
         total = used + key_states.shape[2]
         if not self.has_room(total):
             self.buffers = [self.enlarged(new, old, total) for new, old in self.pairs(key_states, value_states)]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+        buffers = cast("list[torch.Tensor]", self.buffers)  # just made, where there were none
+        for buffer, new in zip(buffers, (key_states, value_states), strict=True):
             buffer[:, :, used:total] = new
-        self.view(total)
+        self.view(buffers, total)
         return self.keys, self.values
 
     def pairs(
@@ -63,9 +65,9 @@ class GrowingLayer(DynamicLayer):
             buffer[:, :, : old.shape[2]] = old
         return buffer
 
-    def view(self, total: int) -> None:
-        """Let `keys` and `values` be the first `total` tokens of the buffers."""
-        self.keys, self.values = (buffer[:, :, :total] for buffer in self.buffers)
+    def view(self, buffers: list[torch.Tensor], total: int) -> None:
+        """Let `keys` and `values` be the first `total` tokens of `buffers`."""
+        self.keys, self.values = (buffer[:, :, :total] for buffer in buffers)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Put rows into the order of `beam_idx` and keep the room, so a beam is copied once per token, not twice."""
@@ -74,7 +76,7 @@ class GrowingLayer(DynamicLayer):
             return
         used = self.get_seq_length()
         self.buffers = [buffer.index_select(0, beam_idx.to(buffer.device)) for buffer in self.buffers]
-        self.view(used)
+        self.view(self.buffers, used)
 
     def reset(self) -> None:
         """Remove all tokens, and free the memory."""
@@ -97,5 +99,5 @@ class GrowingCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        self.layers = [GrowingLayer() for _ in self.layers]
-        self.ntk_alpha = None
+        self.layers: list[GrowingLayer] = [GrowingLayer() for _ in self.layers]
+        self.ntk_alpha: torch.Tensor | None = None  # [batch]

@@ -19,6 +19,7 @@ from .image_loading_qwen import OpenImage, image_opener
 from .image_processing_qwen import open_pixels
 from .memory_qwen import ChatMemory, Recall
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
 History = list[tuple[str, str | None]]  # (question, answer) pairs
 
 SYSTEM = "You are a helpful assistant."
@@ -76,6 +77,36 @@ def check_window(max_window_size: Any) -> None:
         raise ValueError(f"max_window_size is {max_window_size!r:.80}; pass a positive number of tokens")
 
 
+class ChatML:
+    """The turns of a prompt in ChatML, as a tokenizer encodes them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizer) -> None:
+        self.tokenizer, self.newline = tokenizer, tokenizer.encode("\n")
+
+    def start(self, role: str) -> list[int]:
+        """Return the ids that begin a turn: start marker, role, newline."""
+        return [self.tokenizer.im_start_id, *self.tokenizer.encode(role), *self.newline]
+
+    def turn(self, role: str, content: str, *, names_images: bool = True) -> Prompt:
+        """Return one turn; unless it `names_images`, an image tag in it is text, whole or half."""
+        tokenizer = self.tokenizer
+        if names_images or not any(mark in content for mark in IMAGE_MARKS):
+            ids, references = tokenizer.encode_message(content)
+        else:
+            tags = tokenizer.text_tags - {*IMAGE_MARKS}
+            ids, references = tokenizer.encode(content, allowed_special=tags, disallowed_special=()), []
+        text = f"<|im_start|>{role}\n{content}<|im_end|>"
+        return Prompt(text, [*self.start(role), *ids, tokenizer.im_end_id], references)
+
+    def joined(self, turns: list[Prompt]) -> Prompt:
+        """Return turns as one Prompt, with a newline between each two."""
+        return Prompt(
+            "\n".join(turn.text for turn in turns),
+            [i for n, turn in enumerate(turns) for i in (self.newline if n else []) + turn.ids],
+            [reference for turn in turns for reference in turn.references],
+        )
+
+
 def make_context(
     tokenizer: PreTrainedTokenizer,
     query: str,
@@ -98,42 +129,22 @@ def make_context(
         return Prompt(query, ids, references)
     if chat_format != "chatml":
         raise ValueError(f"chat_format is {chat_format!r}; use 'chatml' or 'raw'")
-    newline = tokenizer.encode("\n")
-
-    def turn(role: str, content: str, encoded: tuple[list[int], list[str]] | None = None) -> Prompt:
-        """Return one message: start marker, role, newline, content (`encoded`: ids, references), end marker."""
-        ids, references = encoded or tokenizer.encode_message(content)
-        role_ids = [tokenizer.im_start_id, *tokenizer.encode(role), *newline]
-        text = f"<|im_start|>{role}\n{content}<|im_end|>"
-        return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
-
-    def without_images(role: str, content: str) -> Prompt:
-        """Return a turn that no user wrote: an image tag in it is text, whole or half."""
-        if not any(mark in content for mark in IMAGE_MARKS):
-            return turn(role, content)
-        tags = tokenizer.text_tags - {*IMAGE_MARKS}
-        return turn(role, content, (tokenizer.encode(content, allowed_special=tags, disallowed_special=()), []))
-
-    opening = without_images("system", system)
-    question = turn("user", query)
-    answer_start = Prompt(
-        "<|im_start|>assistant\n", [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline], []
-    )
-    used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
-    kept = []
+    chatml = ChatML(tokenizer)
+    opening = chatml.turn("system", system, names_images=False)
+    question = chatml.turn("user", query)
+    answer_start = Prompt("<|im_start|>assistant\n", chatml.start("assistant"), [])
+    used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(chatml.newline)
+    kept: list[Prompt] = []
     for asked, answered in reversed(history or []):
-        reply = Prompt("", [], []) if answered is None else without_images("assistant", answered)
-        pair = [turn("user", asked), reply]
-        used += sum(len(message.ids) + len(newline) for message in pair)
+        reply = Prompt("", [], [])
+        if answered is not None:
+            reply = chatml.turn("assistant", answered, names_images=False)
+        pair = [chatml.turn("user", asked), reply]
+        used += sum(len(message.ids) + len(chatml.newline) for message in pair)
         if used >= max_window_size:
             break
         kept = pair + kept
-    messages = [opening, *kept, question, answer_start]
-    return Prompt(
-        "\n".join(message.text for message in messages),
-        [i for n, message in enumerate(messages) for i in ([*newline] if n else []) + message.ids],
-        [reference for message in messages for reference in message.references],
-    )
+    return chatml.joined([opening, *kept, question, answer_start])
 
 
 def decode_answer(
@@ -164,7 +175,8 @@ class TokenQueue(BaseStreamer):
     """A streamer that hands each generated id to another thread; it ignores the prompt, which is put first."""
 
     def __init__(self) -> None:
-        self.items, self.prompt_seen = Queue(), False
+        self.items: Queue[int | None] = Queue()  # None: the end
+        self.prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
         if self.prompt_seen:  # [rows], or [1, tokens] of an assisted generation
@@ -232,7 +244,7 @@ class ChatCall(NamedTuple):
         return self.open_image
 
 
-class ChatMixin:
+class ChatMixin(Mixin):
     """`chat`, `chat_stream` and their memory for the complete model."""
 
     def _chat_inputs(self, call: ChatCall) -> tuple[dict[str, Any], Recall | None]:
@@ -321,7 +333,7 @@ class ChatMixin:
         )
         inputs, recalled = self._chat_inputs(call)
         ids = first_row(self.generate(**inputs))
-        if recalled is not None:
+        if memory is not None and recalled is not None:
             memory.remember(self, recalled, ids)
         answer = decode_answer(ids[inputs["input_ids"].shape[1] :], tokenizer)
         kept = list(history or [])
@@ -363,7 +375,7 @@ class ChatMixin:
                 output = self.generate(
                     **inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria
                 )
-                if recalled is not None:
+                if call.memory is not None and recalled is not None:
                     call.memory.remember(self, recalled, first_row(output))
             except BaseException as error:
                 failure.append(error)

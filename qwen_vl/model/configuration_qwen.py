@@ -1,7 +1,7 @@
 """The configuration of a Qwen-VL checkpoint (docs/checkpoint_format.md section 1)."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -63,7 +63,10 @@ class QWenConfig(PreTrainedConfig):
     fp16: bool = False
     fp32: bool = False
     use_flash_attn: bool | str = "auto"
-    visual: dict | None = None
+    if TYPE_CHECKING:
+        visual: dict[str, Any]  # what it is once the config is built
+    else:
+        visual: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

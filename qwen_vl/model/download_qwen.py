@@ -76,8 +76,9 @@ def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
 
 def _reason(error: Exception) -> Exception:
     """Return the error behind an error of urllib."""
-    is_wrapped = isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception)
-    return error.reason if is_wrapped else error
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return error.reason
+    return error
 
 
 def _pause_after(error: Exception, pause: float | None) -> float | None:
@@ -113,8 +114,10 @@ def _failure(error: Exception, name: str, timeout: float, num_tries: int) -> Ima
     )
 
 
-class _Stalling:
+class _Connection(http.client.HTTPConnection):
     """A connection that may use all the time before its answer, but a third of it between parts of a body."""
+
+    timeout: float
 
     def getresponse(self) -> http.client.HTTPResponse:
         sock = self.sock  # the connection lets go of it where the server will close
@@ -124,11 +127,7 @@ class _Stalling:
         return response
 
 
-class _Connection(_Stalling, http.client.HTTPConnection):
-    pass
-
-
-class _SecureConnection(_Stalling, http.client.HTTPSConnection):
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
     pass
 
 
@@ -138,6 +137,8 @@ class _HTTPHandler(urllib.request.HTTPHandler):
 
 
 class _HTTPSHandler(urllib.request.HTTPSHandler):
+    _context: ssl.SSLContext
+
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_SecureConnection, req, context=self._context)
 

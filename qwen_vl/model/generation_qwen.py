@@ -7,6 +7,8 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from .cache_qwen import GrowingCache
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
+
 
 class StopWords(LogitsProcessor):
     """After one of `stop_words_ids` (lists of ids) a row can only continue with `eos_token_id`."""
@@ -44,7 +46,7 @@ def check_stop_words(stop_words_ids: Any) -> list[list[int]]:
     return [list(word) for word in stop_words_ids]
 
 
-class GenerationInputs:
+class GenerationInputs(Mixin):
     """What generation with images needs beyond transformers; comes before GenerationMixin among the base classes."""
 
     def generate(

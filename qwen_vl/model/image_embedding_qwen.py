@@ -4,10 +4,13 @@ Source: docs/checkpoint_format.md sections 2 and 4.
 """
 
 import torch
+from torch import nn
 
+from .configuration_qwen import QWenConfig
 from .image_loading_qwen import OpenImage
 from .image_processing_qwen import open_pixels
 from .placement_qwen import execution_device
+from .visual import VisionTower
 
 
 def image_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Tensor:
@@ -32,7 +35,13 @@ def image_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Te
 
 
 class ImageEmbedding:
-    """The part of a QWenModel that puts images into the embeddings; uses its `config`, `wte` and `visual`."""
+    """The part of a QWenModel that puts images into the embeddings; the model has these attributes."""
+
+    config: QWenConfig
+    wte: nn.Module
+    visual: VisionTower
+    runs_vision_always: bool
+    training: bool
 
     def open_referenced(
         self, input_ids: torch.Tensor, spans: torch.Tensor, open_image: OpenImage | None = None
@@ -81,6 +90,7 @@ class ImageEmbedding:
             if not given:
                 pixel_values = self.open_referenced(input_ids, spans, open_image)
             if vit_features is None:
+                assert pixel_values is not None  # given, or opened above
                 # Not by the name of a weight: ZeRO-3 would gather it here, where processes without images do not.
                 pixel_values = pixel_values.to(execution_device(self.visual))
             image_features = self.visual(pixel_values, vit_features)

@@ -59,7 +59,7 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
     return image
 
 
-class QWenImagesKwargs(ImagesKwargs, total=False):
+class QWenImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict, which mypy does not see
     """Settings that `from_pretrained` may override; transformers reads this."""
 
     image_size: int

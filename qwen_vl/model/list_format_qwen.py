@@ -1,5 +1,6 @@
 """Images, phrases and boxes in text: the list format of prompts, and the boxes of an answer drawn on their image."""
 
+import contextlib
 import re
 import unicodedata
 import warnings
@@ -123,12 +124,10 @@ class ListFormat:
 
 def _open_latest(references: list[str], opener: OpenImage) -> Image.Image:
     """Return the last image that opens, an invented one may stand behind it; raise the first's error if none does."""
-    for earlier, reference in reversed(list(enumerate(references))):
-        try:
+    for reference in reversed(references[1:]):
+        with contextlib.suppress(ImageError):
             return opener(reference)
-        except ImageError:
-            if not earlier:
-                raise
+    return opener(references[0])
 
 
 def _box_numbers(content: str) -> tuple[int, int, int, int] | None:

@@ -6,10 +6,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_qwen import taken_wishes, with_wishes
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
 TRAINED_FORMAT = "chatml"  # what every adapter is trained in, here and by the original, whatever its base speaks
 
 
-class LoadingMixin:
+class LoadingMixin(Mixin):
     """`from_pretrained` and `from_config` with `bf16`, `fp16` and `fp32`, the original's way to choose a dtype.
 
     A model that PEFT puts an adapter into chats in ChatML from then on.

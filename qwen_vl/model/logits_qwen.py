@@ -6,6 +6,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
 EVERY = 16  # tokens between two looks on a device that would have to be waited for
 NOT_FINITE = (
     "the logits are not finite (the weights are {dtype}): the weights are damaged, or float16 overflows: try "
@@ -30,7 +31,8 @@ class FiniteScores(LogitsProcessor):
 
     def __init__(self, message: str, every: int) -> None:
         self.message, self.every = message, every
-        self.calls, self.found = 0, None  # found: bool tensor [], where the scores are
+        self.calls = 0
+        self.found: torch.Tensor | None = None  # bool [], where the scores are
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         wrong = ~scores.amax(dim=-1, keepdim=True).isfinite()  # [rows, 1]; the largest of any with NaN is NaN
@@ -51,7 +53,7 @@ class FiniteLogits(FiniteScores):
     """FiniteScores of the model's own logits, before any other processor."""
 
 
-class CheckedGeneration:
+class CheckedGeneration(Mixin):
     """`generate` that raises LogitsError for logits that are not finite, however it was called."""
 
     def generate(

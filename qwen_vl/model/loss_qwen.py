@@ -29,9 +29,9 @@ def target_losses(lm_head: nn.Module, hidden: torch.Tensor, targets: torch.Tenso
     """
     count = -(-len(targets) * vocab_size * 4 // CHUNK_BYTES)
     if is_partitioned(lm_head):  # every rank must call it equally often, as a call gathers its weights from all
-        count = torch.tensor(count, device=targets.device)
-        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-        count = int(count)
+        largest = torch.tensor(count, device=targets.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        count = int(largest)
     if count <= 1:
         return cross_entropies(lm_head, hidden, targets)
     losses = []
@@ -58,7 +58,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, targets)
-        losses = [F.cross_entropy(*block, reduction="none") for block in blocks(logits, targets)]
+        losses = [F.cross_entropy(block, labels, reduction="none") for block, labels in blocks(logits, targets)]
         return torch.cat(losses)
 
     @staticmethod

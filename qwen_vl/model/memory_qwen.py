@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -21,9 +22,9 @@ EXCHANGE = Lock()  # held while an answer takes what a memory holds, or puts it 
 class Recall(NamedTuple):
     """What one answer takes from a memory, and with what its cache is being filled."""
 
-    inputs: dict  # keyword arguments for `generate`
-    ids: list = ()  # of the whole prompt
-    digests: list = ()  # one for each of its images
+    inputs: dict[str, Any]  # keyword arguments for `generate`
+    ids: Sequence[int] = ()  # of the whole prompt
+    digests: Sequence[str] = ()  # one for each of its images
     cache: GrowingCache | None = None  # None: of this answer nothing is kept
     settings: str = ""
     weights: str = ""
@@ -47,12 +48,16 @@ class ChatMemory:
 
     def __init__(self, max_images: int = 64, open_image: OpenImage | None = None) -> None:
         self.max_images, self.open_image = max_images, open_image
-        self.features = OrderedDict()  # digest of the pixels and of the model: [n_queries, hidden]
+        # Features [n_queries, hidden] by the digest of pixels and model.
+        self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.forget_turns()
 
     def forget_turns(self) -> None:
         """Keep nothing but the images."""
-        self.ids, self.digests, self.cache, self.model_state = [], [], None, None
+        self.ids: list[int] = []
+        self.digests: Sequence[str] = []
+        self.cache: GrowingCache | None = None
+        self.model_state: tuple[str, str] | None = None  # settings and weights
 
     def recall(
         self,
@@ -73,17 +78,18 @@ class ChatMemory:
         if weights is None:
             return None
         settings = settings_digest(model)
-        features, digests = None, []
+        features: torch.Tensor | None = None
+        digests: list[str] = []
         if references:
             features, digests = self.encode(model, references, settings + weights, open_image or self.open_image)
         if not turns:
-            return Recall({"image_features": features} if references else {})
+            return Recall({} if features is None else {"image_features": features})
         with EXCHANGE:
             known, seen = self.common(model.config, ids, digests) if self.model_state == (settings, weights) else (0, 0)
-            cache = self.cache if known else GrowingCache(model.config)
+            cache = self.cache if known and self.cache is not None else GrowingCache(model.config)
             self.forget_turns()
         cache.crop(known - cache.get_seq_length())
-        remaining = {"image_features": features[seen:]} if seen < len(digests) else {}
+        remaining = {} if features is None or seen == len(digests) else {"image_features": features[seen:]}
         return Recall({"past_key_values": cache, **remaining}, ids, digests, cache, settings, weights)
 
     def remember(self, model: PreTrainedModel, recall: Recall, ids: list[int]) -> None:

@@ -44,7 +44,8 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
         super()._set_gradient_checkpointing(*args, **kwargs)
         for module in self.modules():  # a frozen ViT has no backward pass to recompute anything for
             if isinstance(module, VisionTower) and not module.vit_trains():
-                for block in module.transformer.resblocks:
+                blocks: Any = module.transformer.resblocks  # torch lets a module hold only tensors and modules
+                for block in blocks:
                     block.gradient_checkpointing = False
 
     @classmethod
@@ -83,7 +84,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
 
     def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wte: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.emb_dropout_prob)
         self.h = nn.ModuleList(QWenBlock(config, i) for i in range(config.num_hidden_layers))
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
@@ -180,25 +181,18 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return hidden states [batch, length, hidden]; arguments as in QWenLMHeadModel."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either input_ids or inputs_embeds")
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embed(
                 input_ids, pixel_values, image_features, vit_features, image_index, image_spans, open_image
             )
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("pass either input_ids or inputs_embeds")
         if segment_lengths is not None:
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not self.training:
             past_key_values = GrowingCache(self.config)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        rotary = self.positioned(inputs_embeds, attention_mask, position_ids, past_key_values)
+        mask, rotary = self.mask_and_rotary(inputs_embeds, attention_mask, position_ids, past_key_values)
         hidden, every_hidden, every_weights = self.drop(inputs_embeds), [], []
         for block in self.h:
             every_hidden.append(hidden)
@@ -216,14 +210,24 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
             attentions=tuple(every_weights) if wants_weights else None,
         )
 
-    def positioned(
+    def mask_and_rotary(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> RotaryTables:
-        """Return the RotaryTables of embeddings [batch, length, hidden], by `position_ids` or by `positions`."""
+    ) -> tuple[Any, RotaryTables]:
+        """Return the mask that the attention takes, and the RotaryTables of embeddings [batch, length, hidden].
+
+        Without `position_ids`, `positions` gives them.
+        """
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
         length, past_length = inputs_embeds.shape[1], 0 if past_key_values is None else past_key_values.get_seq_length()
         flat_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         longest = past_length + length
@@ -231,7 +235,18 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
             position_ids = self.positions(flat_mask, past_length, length, inputs_embeds.device)
         elif longest <= self.config.seq_length and not self.training:
             longest = max(longest, int(position_ids.max()) + 1)
-        return self.rotary(position_ids, flat_mask, past_key_values, longest)
+        return mask, self.rotary(position_ids, flat_mask, past_key_values, longest)
+
+
+def taken_loss_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the loss, taken out of `kwargs`. Raise ValueError for weights of samples."""
+    arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch")} if "num_items_in_batch" in kwargs else {}
+    if "loss_weights" in kwargs:
+        raise ValueError(
+            "loss_weights: the loss of this model weighs all targets alike; train with finetune.py, or leave the "
+            "weights of the samples out"
+        )
+    return arguments
 
 
 class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTrainedModel, GenerationMixin):
@@ -254,7 +269,7 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
     def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
         self.transformer = QWenModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.loss_type = "ForCausalLM"  # the class name alone would select no loss
         self.post_init()
 
@@ -296,12 +311,7 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Return logits [batch, length, vocabulary] or the loss, or both; see the class for the arguments."""
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
-        if "loss_weights" in kwargs:
-            raise ValueError(
-                "loss_weights: the loss of this model weighs all targets alike; train with finetune.py, or leave the "
-                "weights of the samples out"
-            )
+        loss_kwargs = taken_loss_arguments(kwargs)
         output = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -320,6 +330,20 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
             output_hidden_states=output_hidden_states,
             **kwargs,
         )
+        result = self.scored(output, labels, target_index, per_target_loss, logits_to_keep, **loss_kwargs)
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if wants_dict else result.to_tuple()
+
+    def scored(
+        self,
+        output: BaseModelOutputWithPast,
+        labels: torch.Tensor | None,
+        target_index: torch.Tensor | None,
+        per_target_loss: bool,
+        logits_to_keep: int | torch.Tensor,
+        **loss_kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the decoder's output with logits, the loss, or both; arguments as in `forward`."""
         loss = logits = None
         if labels is not None and (self.training or per_target_loss):
             loss = self.loss_of_targets(
@@ -332,15 +356,13 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
                 loss = self.loss_function(
                     logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **loss_kwargs
                 )
-        result = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
 
     def loss_of_targets(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
 OFFLOADED = {"cpu", "disk"}  # entries of a device map; "cpu" is the place to compute where there is nothing else
 
 
@@ -37,7 +38,7 @@ def keep_single_weights(model: nn.Module, device_map: dict | None) -> None:
             device_map[name] = computes_on
 
 
-class PlacedModel:
+class PlacedModel(Mixin):
     """A PreTrainedModel of which any part may be offloaded."""
 
     @property

@@ -10,7 +10,8 @@ from torch import nn
 
 PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 LANES = (torch.int64, torch.int32, torch.int16, torch.uint8)  # whole numbers that the bytes of a weight are read as
-NUMBERS = weakref.WeakKeyDictionary()  # model: its number in this process, as offloaded weights are not seen
+# Of each model in this process, as offloaded weights are not compared.
+NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 NEXT_NUMBER = itertools.count()
 OF_TORCH = frozenset(vars(nn.Module()))  # attributes of every module; those that matter are named below
 
@@ -43,7 +44,7 @@ def weights_digest(model: nn.Module) -> str | None:
 
     Every byte is read once, as a generated token does. Weights that are offloaded count as unchanged.
     """
-    sums = {}  # device: [int64 scalars]
+    sums: dict[torch.device, list[torch.Tensor]] = {}  # int64 scalars of each device
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if hasattr(tensor, "ds_id"):  # DeepSpeed's ZeRO-3: each process holds a part
             return None
@@ -56,7 +57,7 @@ def weights_digest(model: nn.Module) -> str | None:
     return sha256(repr([torch.stack(column).tolist() for column in sums.values()]).encode()).hexdigest()
 
 
-def tensors_of(module: nn.Module) -> list:
+def tensors_of(module: nn.Module) -> list[torch.Tensor]:
     """Return the parameters and buffers that lie in the module itself."""
     return [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
 

@@ -4,7 +4,8 @@ import base64
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import tiktoken
@@ -39,11 +40,11 @@ def read_vocabulary(path: str | os.PathLike) -> dict[bytes, int]:
     """
     with open(path, "rb") as file:
         lines = file.read().splitlines()
-    ranks = {}
+    ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            encoded, rank = line.split()
-            token, rank = base64.b64decode(encoded, validate=True), int(rank)
+            encoded, digits = line.split()
+            token, rank = base64.b64decode(encoded, validate=True), int(digits)
         except ValueError:  # binascii.Error is one
             raise ValueError(
                 f"{path}, line {number}: {line[:60]!r} is not a base64 token, a space and its rank; "
@@ -156,8 +157,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return dict(self.mergeable_ranks)
 
     def _convert_token_to_id(self, token: bytes | str) -> int | None:
-        rank = self.mergeable_ranks.get(token)
-        return self.special_tokens.get(token) if rank is None else rank
+        return self.mergeable_ranks.get(token) if isinstance(token, bytes) else self.special_tokens.get(token)
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Return the id of a token (bytes, or the str of a special token) or a list of ids; None for unknown ones."""
@@ -182,7 +182,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         raw = b"".join(t.encode("utf-8") if isinstance(t, str) else t for t in tokens)
         return raw.decode("utf-8", errors=self.errors)
 
-    def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
+    def _add_tokens(self, new_tokens: Sequence[Any], special_tokens: bool = False) -> int:
         """Return 0: the vocabulary is fixed; a token that it does not hold yet is a ValueError."""
         if new_tokens and not special_tokens:
             raise ValueError("Adding regular tokens is not supported: the vocabulary is fixed by qwen.tiktoken")
@@ -258,7 +258,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
                 "remove it, or pass it in allowed_special or disallowed_special=() where the method takes these"
             )
 
-    def _encode_text(self, text: str, allowed: Collection[str], *, refuse_long: bool) -> tuple[list[int], list[str]]:
+    def _encode_text(self, text: str, allowed: AbstractSet[str], *, refuse_long: bool) -> tuple[list[int], list[str]]:
         """Return (ids, image references) of NFC text in which the special tokens `allowed` are parsed."""
         encode = self.tokenizer.encode
         ids, references, position = [], [], 0
@@ -313,7 +313,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         if ids and min(ids) < 0:
             raise ValueError(f"cannot decode the negative id {min(ids)}; remove ignored labels (-100) first")
-        kept = self.special_ids
+        kept: Collection[int] = self.special_ids
         if skip_special_tokens:
             kept = self.image_special_tokens if keep_image_special else ()
         parts, position = [], 0

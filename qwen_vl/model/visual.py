@@ -28,7 +28,7 @@ def sincos_table(channels: int, side: int) -> torch.Tensor:
         angle = np.einsum("m,d->md", position.reshape(-1), omega)
         return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
-    grid = np.arange(side, dtype=np.float32)
+    grid: np.ndarray = np.arange(side, dtype=np.float32)
     column, row = np.meshgrid(grid, grid)
     return torch.from_numpy(np.concatenate([one_axis(column), one_axis(row)], axis=1)).float()
 
@@ -173,6 +173,7 @@ class VisionTower(nn.Module):
         self, pixel_values: torch.Tensor | None = None, vit_features: torch.Tensor | None = None
     ) -> torch.Tensor:
         if vit_features is None:
+            assert pixel_values is not None  # the caller passes one of the two
             with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.vit_trains())):
                 vit_features = self.encode(pixel_values)
         return self.ln_post(self.attn_pool(vit_features)) @ self.proj
