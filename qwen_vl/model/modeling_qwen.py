@@ -42,7 +42,7 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """Turn gradient checkpointing on or off. Training only."""
         super()._set_gradient_checkpointing(*args, **kwargs)
-        for module in self.modules():  # a frozen ViT has no backward pass to recompute anything for
+        for module in self.modules():  # a frozen ViT has no backward pass that could recompute it
             if isinstance(module, VisionTower) and not module.vit_trains():
                 blocks: Any = module.transformer.resblocks  # torch lets a module hold only tensors and modules
                 for block in blocks:
@@ -50,7 +50,7 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers guesses from the source text of this file; attention_qwen.py uses the interface
+        return True  # transformers searches this file alone, but attention_qwen.py uses the interface
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -89,7 +89,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         self.h = nn.ModuleList(QWenBlock(config, i) for i in range(config.num_hidden_layers))
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = VisionTower(config)
-        self.runs_vision_always = False  # training where each rank holds a part of every weight: also without images
+        self.runs_vision_always = False  # True for training with weights divided among ranks
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -102,7 +102,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
     def positions(
         self, attention_mask: torch.Tensor | None, past_length: int, length: int, device: torch.device
     ) -> torch.Tensor:
-        """Return the index of each token in its own sequence: [batch | 1, length]; left padding does not count."""
+        """Return the index of each token in its sequence, without left padding: [batch | 1, length]."""
         index = torch.arange(past_length, past_length + length, device=device)[None]
         if attention_mask is None or attention_mask.dim() != 2:
             return index
@@ -116,9 +116,9 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         past_key_values: Cache | None,
         longest: int,
     ) -> RotaryTables:
-        """Return the tables of this pass; alpha depends on each sequence's own prefill length, kept with its cache.
+        """Return the tables of this pass. The NTK factor depends on the prefill length, and stays with the cache.
 
-        `longest` bounds the number of tokens in any sequence, so that short ones cost nothing.
+        longest: a bound for the number of tokens in any sequence, so short ones cost nothing.
         """
         alpha = None
         if not self.training and self.config.use_dynamic_ntk:
@@ -139,11 +139,11 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         segment_lengths: list[int],
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Return hidden states [1, length, hidden] of a row of whole samples, each as if it were alone.
+        """Return hidden states [1, length, hidden] of a row of whole samples, each computed as if it were alone.
 
-        `segment_lengths`: ints that add up to the length, on the CPU, so that no transfer from the device is needed;
-        `position_ids` [1, length] restart in each segment. Training only: neither a cache nor scaling past the
-        trained length. Raise ValueError for several rows: put all samples of a batch into one.
+        segment_lengths: ints on the CPU that add up to the length, so no transfer from the device is needed.
+        position_ids: [1, length], restarting in each segment. Training only: no cache, no scaling past the trained
+        length. Raise ValueError for several rows; all samples of a batch belong into one.
         """
         if inputs_embeds.shape[0] != 1 or sum(segment_lengths) != inputs_embeds.shape[1] or position_ids is None:
             raise ValueError(
@@ -217,9 +217,9 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> tuple[Any, RotaryTables]:
-        """Return the mask that the attention takes, and the RotaryTables of embeddings [batch, length, hidden].
+        """Return the attention mask and the RotaryTables for embeddings [batch, length, hidden].
 
-        Without `position_ids`, `positions` gives them.
+        Without `position_ids`, they come from `positions`.
         """
         mask = create_causal_mask(
             config=self.config,
@@ -239,7 +239,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
 
 
 def taken_loss_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the loss, taken out of `kwargs`. Raise ValueError for weights of samples."""
+    """Remove the arguments of the loss from `kwargs`, and return them. Raise ValueError for weights of samples."""
     arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch")} if "num_items_in_batch" in kwargs else {}
     if "loss_weights" in kwargs:
         raise ValueError(
@@ -252,15 +252,15 @@ def taken_loss_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTrainedModel, GenerationMixin):
     """The complete Qwen-VL model: next-token logits, loss, generation and chat.
 
-    Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
-    `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
-    images as `pixel_values` [images, 3, size, size], the ViT's `vit_features` [images, patches, width], or ready
-    `image_features` [images, n_queries, hidden], in reading order of their spans; with `image_index` [spans], in
-    any order, each once. Without any of them, the images that the ids name are opened: any path or address, or what
-    `open_image` allows (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
-    For training: `image_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these
-    names, so a step on a GPU need not wait for them.
-    In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
+    Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 for a token;
+    `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`).
+    Images: `pixel_values` [images, 3, size, size], the ViT's `vit_features` [images, patches, width], or
+    `image_features` [images, n_queries, hidden], in reading order of their spans. With `image_index` [spans], each
+    image comes once, in any order. Without any of them, the images that the ids name are opened, from any path or
+    address unless `open_image` is given (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
+    Training: `image_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these names,
+    so a step on a GPU need not wait for them.
+    In training mode a call with `labels` returns the loss and no logits. With `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
     """
 
@@ -372,11 +372,11 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
         per_target: bool = False,
         num_items_in_batch: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the cross-entropy where a label is. Training only: logits are computed there alone, to save memory.
+        """Return the cross-entropy of the targets. To save memory, no other logits are computed.
 
-        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target; target_index:
-        what `loss_qwen.target_index` returns for the labels. The loss is the sum over the targets divided by
-        `num_items_in_batch`, by default their number; with `per_target`, [targets] in float32.
+        hidden: [batch, length, hidden]. labels: [batch, length], -100 without a target. target_index: the result of
+        `loss_qwen.target_index` for the labels. The loss is the sum over the targets divided by `num_items_in_batch`,
+        by default their number. With `per_target` it is [targets] in float32.
         """
         index = index_of_targets(labels) if target_index is None else target_index
         states, targets = hidden.flatten(0, 1)[index], labels.flatten()[index + 1]
