@@ -1,4 +1,4 @@
-"""Variants of LoRA, where adapters may sit, rates of parts, new tokens: they train, come back and merge."""
+"""Variants of LoRA, targets, learning rates of parts and new tokens: they train, load and merge."""
 
 import json
 import re
@@ -41,14 +41,14 @@ def logits(model):
 
 @pytest.fixture(scope="module")
 def first_loss(make_checkpoint, tmp_path_factory):
-    """That of the base, on the first batch of every run."""
+    """Return the loss of the base on the first batch of every run."""
     out = tmp_path_factory.mktemp("base") / "out"
     return runs.losses(runs.train(make_checkpoint(), out, max_steps=1, learning_rate=0))[0]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_trains_comes_back_and_merges(make_checkpoint, first_loss, tmp_path, name):
-    """Whatever the adapters start from, the first loss is that of the base."""
+    """Check that, and that the first loss is that of the base for every start."""
     base, flags = make_checkpoint(), ("--use_lora", "--lora_r", "8", "--lora_dropout", "0", *VARIANTS[name])
     out = runs.train(base, tmp_path / "out", *flags, learning_rate=1e-2)
     losses = runs.losses(out)
@@ -72,7 +72,7 @@ def test_a_variant_trains_comes_back_and_merges(make_checkpoint, first_loss, tmp
     ],
 )
 def test_a_start_from_the_base_is_saved_without_it(make_checkpoint, tmp_path, start, variant, kind):
-    """The final adapter is a plain one of twice the rank on the unchanged base; a checkpoint resumes, nothing else."""
+    """Check that the final adapter is plain, of twice the rank, on the unchanged base; a checkpoint only resumes."""
     flags = ("--use_lora", "--lora_r", "4", *variant, "--init_lora_weights", start)
     settings = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2, "lora_dropout": 0}
     base = make_checkpoint(kind)
@@ -95,7 +95,7 @@ def test_a_start_from_the_base_is_saved_without_it(make_checkpoint, tmp_path, st
 
 
 def test_rows_of_new_tokens_cannot_train_under_zero3(make_checkpoint, tmp_path, monkeypatch):
-    """PEFT gathers them with code for CUDA alone; a base model, whose embeddings train whole, may have new tokens."""
+    """Check that: PEFT gathers them on CUDA alone. A base model trains its embeddings whole and may have new tokens."""
     flags = ("--use_lora", "--new_special_tokens", "<think>")
     out = runs.train(make_checkpoint(), tmp_path / "out", *flags, max_steps=1)
     monkeypatch.setattr(lora_targets, "is_deepspeed_zero3_enabled", lambda: True)
@@ -156,7 +156,7 @@ def test_words_mean_the_linears_of_a_part(make_checkpoint, make_int4_checkpoint,
 
 
 def test_groups_of_the_optimizer_are_the_lines_of_the_table(make_checkpoint, tmp_path):
-    """Parts with rates of their own, the B side faster; a rate of a part goes before that of adapters."""
+    """Check parts with their own rates and a faster B side; the rate of a part precedes that of adapters."""
     rates = param_groups.Rates(1e-3, vision=2e-3, resampler=3e-3, lora=4e-3, loraplus_ratio=8)
     model = loading.load_model(make_checkpoint())
     model = build.add_adapters(
@@ -203,7 +203,7 @@ def test_rates_of_parts_in_a_run(make_checkpoint, tmp_path, capsys):
 
 
 def write_tagged(folder):
-    """A data file whose answers hold <think> and <done>."""
+    """Return the path of a data file whose answers contain <think> and <done>."""
     samples = [(None, f"{i}?", f"<think>{i}<done>{i + 1}") for i in range(8)]
     return runs.write_data(folder, samples)
 
@@ -280,7 +280,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_base_is_loaded(make_
     assert not (tmp_path / "out").exists()
 
 
-# What a user does in a process that has never heard of this project.
+# The code of a user in a process without this package.
 ELSEWHERE = """
 import importlib.util, sys
 import torch

@@ -1,4 +1,4 @@
-"""Boxes drawn on images: where the lines are, what the labels do, and when there is nothing to draw."""
+"""Boxes drawn on images: lines, labels, and cases without anything to draw."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def rgb(color):
 
 
 def is_color(image, color):
-    """Boolean array [height, width]: where the image has exactly this color."""
+    """Return a boolean array [height, width], True where the image has exactly this color."""
     return (np.asarray(image) == rgb(color)).all(axis=-1)
 
 
@@ -73,7 +73,7 @@ def test_extreme_images_can_be_drawn_on(size, drawn):
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 48), (8, 8), (199, 120), (200, 64), (900, 64), (640, 480)])
 def test_a_label_does_not_cover_what_it_labels(size):
-    """Small images are enlarged by a whole factor; the label is beside its box wherever there is room around it."""
+    """Check that small images are enlarged by a whole factor and labels are outside their boxes if there is room."""
     for box in ((250, 250, 750, 750), (0, 0, 400, 800), (100, 20, 900, 400), (600, 0, 999, 999), (0, 600, 999, 999)):
         drawn = draw_boxes(Image.new("RGB", size), [{"box": box, "ref": "cat"}])
         factor = drawn.width // size[0]
@@ -90,11 +90,11 @@ def test_a_label_does_not_cover_what_it_labels(size):
 def test_characters_without_a_font_are_reported(no_system_font):
     with pytest.warns(UserWarning, match="no font for the characters of '一只狗'"):
         drawn = draw_boxes(Image.new("RGB", (320, 240)), [{"box": (100, 300, 900, 900), "ref": "一只狗"}])
-    assert is_color(drawn, COLORS[0])[75, 32:200].any()  # box and label are drawn all the same
+    assert is_color(drawn, COLORS[0])[75, 32:200].any()  # box and label are drawn anyway
 
 
-def test_a_broken_font_file_is_passed_over(tmp_path, monkeypatch):
-    # Pillow looks for a font of the same name in the system, so no real one may be called so.
+def test_a_broken_font_file_is_skipped(tmp_path, monkeypatch):
+    # Pillow looks for a font of the same name in the system, so the name must not be that of a real one.
     (tmp_path / "broken-wqy-microhei.ttc").write_bytes(b"no font")
     monkeypatch.setattr(box_drawing_qwen, "FONT_DIRS", (str(tmp_path), str(tmp_path / "missing")))
     find_font.cache_clear()
@@ -124,7 +124,7 @@ def test_answer_is_drawn_on_the_latest_image(tokenizer, in_golden_dir, tmp_path)
 
 
 def test_an_image_that_an_answer_names_is_not_opened(tokenizer, in_golden_dir):
-    """With a history the image is one that the user showed; without, an invented one is passed over."""
+    """Check that with a history the image comes from the user; without one, an invented image is skipped."""
     answer = "<img>images/photo.jpg</img><ref>dog</ref><box>(100,200),(600,800)</box><img>http://127.0.0.1:9/x</img>"
     shown = [("<img>images/exif_rotated6.jpg</img>\nwhat?", "<img>images/photo.jpg</img>"), ("where?", "")]
     assert tokenizer.draw_bbox_on_latest_picture(answer, shown).size == (200, 100)

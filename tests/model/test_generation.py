@@ -1,4 +1,4 @@
-"""Generation against the recorded reference: greedy, beams, sampling, stop words, batches, window beyond training."""
+"""Generation compared with the recorded original: greedy, beams, sampling, stop words, batches, long prompts."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def generate(model, case):
 def test_generated_ids(name, golden_model, recorded, in_golden_dir):
     if name not in recorded:
         pytest.skip("not in this golden set")
-    # Rows of a left-padded batch differ from unpadded ones in the last bits there; ours are held to the same ids.
+    # The original's left-padded rows differ from unpadded ones in the last bits; ours must have the same ids.
     assert generate(golden_model, recorded[name]) == recorded[name]["output_ids"]
 
 
@@ -59,7 +59,7 @@ def test_generation_past_the_trained_length(suffix, seq64_model, recorded):
 
 
 def test_images_of_several_rows_follow_their_beams(golden_model, recorded, in_golden_dir):
-    """Two rows with one and two images, passed as pixel_values, give the beams that each gives alone."""
+    """Check that two rows with one and two images as pixel_values give the beams that each row gives alone."""
     one, three = (torch.tensor(recorded[name]["input_ids"]) for name in ("greedy_image", "greedy_three"))
     length = max(one.shape[1], three.shape[1])
     rows, mask = [], []
@@ -78,7 +78,7 @@ def test_images_of_several_rows_follow_their_beams(golden_model, recorded, in_go
 
 
 def test_the_cache_equals_that_of_transformers_and_copies_nothing_for_a_new_token(monkeypatch):
-    """Every operation that generation knows, on layers that grow every 4 tokens."""
+    """Apply every operation of generation to layers that grow every 4 tokens."""
     monkeypatch.setattr(cache_qwen, "ROOM", 4)
     torch.manual_seed(0)
     ours, theirs = cache_qwen.GrowingLayer(), DynamicLayer()
@@ -107,7 +107,7 @@ def test_the_cache_equals_that_of_transformers_and_copies_nothing_for_a_new_toke
     add(1, 3)
     with torch.inference_mode():
         ours.reset(), theirs.reset(), add(1, 1)
-    add(1, 1)  # what inference mode allocated cannot be written here
+    add(1, 1)  # tensors of inference mode cannot be written here
 
 
 def test_a_backward_pass_over_cached_steps_keeps_what_it_needs(golden_model):

@@ -1,4 +1,4 @@
-"""Images: bit-exact numbers, every way to name one, and one clear error for everything that can go wrong."""
+"""Images: bit-exact numbers, every kind of reference, and one clear error for each thing that can go wrong."""
 
 import base64
 import hashlib
@@ -22,20 +22,20 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def encoded(image=None, kind="PNG"):
-    """The bytes of an image file."""
+    """Return the bytes of an image file."""
     stream = io.BytesIO()
     (image or Image.new("RGB", (6, 4), (200, 30, 60))).save(stream, kind)
     return stream.getvalue()
 
 
 def noise(width, height):
-    """A fixed RGB image in which a change of any rounding shows."""
+    """Return a fixed RGB image that shows any change of rounding."""
     levels = (np.arange(width * height * 3, dtype=np.int64) ** 2 % 251).astype(np.uint8)
     return Image.fromarray(levels.reshape(height, width, 3))
 
 
 def png_header(width, height):
-    """A small PNG that announces a size and has no matching pixels: a decompression bomb."""
+    """Return a small PNG whose header announces a size that its pixels do not have: a decompression bomb."""
 
     def chunk(name, data):
         body = name + data
@@ -48,7 +48,7 @@ def png_header(width, height):
 # ---- the numbers ----
 
 
-def test_pixels_equal_the_reference_bit_for_bit(golden, in_golden_dir):
+def test_pixels_equal_those_of_the_original_bit_for_bit(golden, in_golden_dir):
     for name, expected in golden("image_preprocess.json").items():
         values = pixels(read_image(f"images/{name}"), 448)
         assert values.dtype == torch.float32 and values.shape == (3, 448, 448)
@@ -60,7 +60,7 @@ def test_pixels_equal_the_reference_bit_for_bit(golden, in_golden_dir):
 
 def test_pixels_equal_the_recorded_bytes_with_difference_zero(golden, in_golden_dir):
     if not Path("image_preprocess_u8.npz").is_file():
-        pytest.skip("only the full set of reference outputs holds the resized pictures")
+        pytest.skip("only the full set of recorded outputs has the resized images")
     levels = golden("image_preprocess_u8.npz")
     modes = {name: expected["mode"] for name, expected in golden("image_preprocess.json").items()}
     for name in levels.files:
@@ -73,7 +73,7 @@ def test_pixels_equal_the_recorded_bytes_with_difference_zero(golden, in_golden_
 
 
 def test_the_order_of_the_resize_passes_does_not_depend_on_pillow():
-    """Recorded with Pillow 13's own resize, around the sizes where it begins to shrink the height first."""
+    """Compare with records of Pillow 13's own resize, at sizes around which it starts with the height."""
     recorded = {
         (20, 24): "b22bf210fa0cc4d5",
         (20, 25): "1d4184abbd8c3e50",
@@ -128,7 +128,7 @@ GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def tiff(values, size, bits, sample_format):
-    """The bytes of a gray TIFF file of one strip; sample_format 1 is unsigned, 2 signed, 3 float, None not said."""
+    """Return the bytes of a gray TIFF file of one strip. sample_format: 1 unsigned, 2 signed, 3 float, None absent."""
     data, (width, height) = values.tobytes(), size
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
     tags += [(279, len(data))] + ([(339, sample_format)] if sample_format else [])
@@ -138,12 +138,12 @@ def tiff(values, size, bits, sample_format):
 
 
 def saved(values, kind):
-    """The bytes of a file of an array."""
+    """Return the bytes of an image file of an array."""
     return encoded(Image.fromarray(values), kind)
 
 
 def big_endian(mode):
-    """An image in memory whose levels of 16 bits have the byte order of a mode."""
+    """Return an image in memory whose 16-bit levels have the byte order of a mode."""
     return Image.frombytes(mode, (16, 16), (GRAY.astype(np.uint16) * 257).astype("<u2" if mode[-1] == "L" else ">u2"))
 
 
@@ -173,7 +173,7 @@ def big_endian(mode):
     ids=range(19),
 )
 def test_gray_of_more_than_8_bits_is_scaled(image, scaled):
-    """Difference: the original cuts it off at 255, so that it is white, or black where it is float."""
+    """Check a difference: the original clips it at 255, so it becomes white, or black if it is float."""
     if isinstance(image, bytes):
         image = "data:image/x;base64," + base64.b64encode(image).decode()
     seen = read_image(image)
@@ -203,7 +203,7 @@ def test_gray_without_a_usable_range():
 
 
 def test_color_of_16_bits_keeps_its_high_byte(tmp_path):
-    """As Pillow reads it: 16-bit color was never cut off."""
+    """Check that 16-bit color is read as Pillow does, which never clips it."""
     color = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=2)
     wide = b"P6 16 16 65535\n" + (color.astype(">u2") * 257).tobytes()
     seen = read_image("data:;base64," + base64.b64encode(wide).decode())

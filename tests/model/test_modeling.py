@@ -1,4 +1,4 @@
-"""The model against the recorded reference; each decided difference is named beside its case.
+"""The model compared with the recorded original. Each decided difference is named at its case.
 
 They are listed in docs/checkpoint_format.md section 8.
 """
@@ -16,7 +16,7 @@ from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 
 RELATIVE = 1e-5
-LEFT_PADDED = 3e-5  # what the reference itself differs by between left-padded and unpadded rows
+LEFT_PADDED = 3e-5  # the original's own difference between left-padded and unpadded rows
 
 # docs/checkpoint_format.md section 8: NTK alpha and log-n follow each sequence's own length, not the padded one.
 FOLLOWS_OWN_LENGTH = {"batch_left_pad_120"}
@@ -25,7 +25,7 @@ NO_LEAK = {"train_mode_len50_after_eval200"}
 
 
 def apart(found, recorded):
-    """Largest difference as a share of the largest recorded value."""
+    """Return the largest difference as a share of the largest recorded value."""
     recorded = torch.as_tensor(np.asarray(recorded))
     return ((found - recorded).abs().max() / recorded.abs().max()).item()
 
@@ -135,7 +135,7 @@ def test_ntk_and_logn(golden, seq64_model, in_golden_dir):
 
 
 def test_alpha_is_each_sequence_own_matter(golden, seq64_model):
-    """What replaces the reference's behaviour in the decided differences of this file."""
+    """Check what replaces the original's behavior in the decided differences of this file."""
     file = golden("seq64_tiny.npz")
     inputs = inputs_of(file, "batch_left_pad_120")
     mask = inputs["attention_mask"].bool()
@@ -182,7 +182,7 @@ def test_vision_tower(golden, golden_model, in_golden_dir):
     with torch.no_grad():
         for name in recorded.files:
             image = read_image(f"images/{name}")
-            if "scaled" in image.info:  # gray of more than 8 bits, which the original cuts off: our decision
+            if "scaled" in image.info:  # gray of more than 8 bits, which the original clips: our decision
                 continue
             features = golden_model.transformer.visual(pixels(image, size)[None])
             assert apart(features[0], recorded[name]) < RELATIVE, name
@@ -208,7 +208,7 @@ def spans_of(model, ids):
 
 
 def test_inputs_mean_the_same_however_they_come(golden, golden_model, in_golden_dir):
-    """References, pixel_values, image_features, inputs_embeds, positions and logits_to_keep."""
+    """Check references, pixel_values, image_features, inputs_embeds, positions and logits_to_keep."""
     inputs, model = inputs_of(golden("logits_tiny.npz"), "one_image"), golden_model
     ids = inputs["input_ids"]
     with torch.no_grad():

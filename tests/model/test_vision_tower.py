@@ -1,4 +1,4 @@
-"""The vision tower computes what it must and no more: frozen parts without a backward pass, each image once."""
+"""The vision tower computes no more than it must: frozen parts have no backward pass, each image runs once."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def model(make_checkpoint):
 
 
 def ids_of(model, images=3):
-    """One row of ids with some images, and its labels."""
+    """Return one row of ids with images, and its labels."""
     start, span = model.config.visual["image_start_id"], model.config.image_span_tokens
     ids = torch.tensor([[1, *[start, *[start + 2] * span, start + 1, 5, 6] * images, 7, 8, 9]])
     return ids, ids.where(ids < 10, -100)
@@ -28,7 +28,7 @@ def gradients(model, **inputs):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_frozen_vit_leaves_nothing_for_the_backward_pass(model, checkpointing):
-    """And changes nothing: the resampler's gradients are those beside a ViT that trains."""
+    """Check that, and that the resampler's gradients are those with a ViT that trains."""
     ids, labels = ids_of(model)
     inputs = {"input_ids": ids, "labels": labels, "pixel_values": torch.rand(3, 3, 64, 64), "use_cache": False}
     loss, expected = gradients(tuning.freeze_for_full(model, fix_vit=False), **inputs)
@@ -62,7 +62,7 @@ def test_images_that_repeat_are_encoded_once(model, fix_vit):
 
 
 def test_features_in_place_of_images(model):
-    """Of the ViT, with gradients of the resampler, or of the whole tower."""
+    """Check features of the ViT, with gradients of the resampler, and of the whole tower."""
     tuning.freeze_for_full(model, fix_vit=True)
     (ids, labels), images = ids_of(model), torch.rand(3, 3, 64, 64)
     loss, expected = gradients(model, input_ids=ids, labels=labels, pixel_values=images)
