@@ -2,16 +2,11 @@
 
 import numpy as np
 import pytest
+from helpers.images import is_color
 from PIL import Image
 
 from qwen_vl.model import box_drawing_qwen
 from qwen_vl.model.box_drawing_qwen import COLORS, draw_boxes, find_font, to_pixels
-from qwen_vl.model.tokenization_qwen import QWenTokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(published_vocab):
-    return QWenTokenizer(published_vocab)
 
 
 @pytest.fixture
@@ -20,15 +15,6 @@ def no_system_font(monkeypatch):
     find_font.cache_clear()
     yield
     find_font.cache_clear()
-
-
-def rgb(color):
-    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
-
-
-def is_color(image, color):
-    """Return a boolean array [height, width], True where the image has exactly this color."""
-    return (np.asarray(image) == rgb(color)).all(axis=-1)
 
 
 def test_coordinates_are_thousandths_of_width_and_height():
@@ -100,37 +86,3 @@ def test_a_broken_font_file_is_skipped(tmp_path, monkeypatch):
     find_font.cache_clear()
     assert find_font() is None
     find_font.cache_clear()
-
-
-def test_answer_is_drawn_on_the_latest_image(tokenizer, in_golden_dir, tmp_path):
-    history = [
-        ("Picture 1: <img>images/photo.jpg</img>\nwhat?", "a car"),
-        ("Picture 2: <img>images/exif_rotated6.jpg</img>\nand here?", "a dog"),
-    ]
-    answer = "<ref>dog</ref><box>(100,200),(600,800)</box>"
-    drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
-    assert drawn.size == (200, 100)  # the second image; EXIF orientation is ignored, as it is by the model
-    assert is_color(drawn, COLORS[0])[80, 20:121].all()
-    drawn.save(tmp_path / "drawn.jpg")
-    alone = tokenizer.draw_bbox_on_latest_picture("<img>images/rgb.png</img>" + answer)
-    assert alone.size == (64 * 5, 48 * 5)  # enlarged: it is small
-
-    assert tokenizer.draw_bbox_on_latest_picture(answer) is None, "no image"
-    assert tokenizer.draw_bbox_on_latest_picture("no box", history) is None
-    with pytest.warns(UserWarning, match=r"1 of 1 boxes cannot be drawn, .* begins '<box>\(1,2\)</box>'"):
-        assert tokenizer.draw_bbox_on_latest_picture("<box>(1,2)</box>", history) is None
-    with pytest.raises(ValueError, match=r"missing\.png"):
-        tokenizer.draw_bbox_on_latest_picture(answer, [("<img>missing.png</img>", "")])
-
-
-def test_an_image_that_an_answer_names_is_not_opened(tokenizer, in_golden_dir):
-    """Check that with a history the image comes from the user; without one, an invented image is skipped."""
-    answer = "<img>images/photo.jpg</img><ref>dog</ref><box>(100,200),(600,800)</box><img>http://127.0.0.1:9/x</img>"
-    shown = [("<img>images/exif_rotated6.jpg</img>\nwhat?", "<img>images/photo.jpg</img>"), ("where?", "")]
-    assert tokenizer.draw_bbox_on_latest_picture(answer, shown).size == (200, 100)
-    for history in ([("where?", "<img>images/photo.jpg</img>")], []):
-        assert tokenizer.draw_bbox_on_latest_picture(answer, history) is None
-    whole_text = f"<img>images/exif_rotated6.jpg</img>{answer.replace('images/photo', 'invented')}"
-    assert tokenizer.draw_bbox_on_latest_picture(whole_text).size == (200, 100)
-    with pytest.raises(ValueError, match=r"missing\.png"):
-        tokenizer.draw_bbox_on_latest_picture(f"<img>missing.png</img>{whole_text[9:]}".replace("exif", "no"))
