@@ -5,7 +5,6 @@ import re
 
 import pytest
 from helpers import runs
-from peft import LoraConfig, get_peft_model
 
 from qwen_vl.adapters import adapter as adapters
 from qwen_vl.adapters.adapter import Adapter
@@ -15,14 +14,8 @@ from qwen_vl.export.merge import merge
 
 
 @pytest.fixture
-def adapter_dir(make_checkpoint, tmp_path):
-    """Return the folder of a new adapter, as training writes it."""
-    config = LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False, task_type="CAUSAL_LM")
-    folder = tmp_path / "adapter"
-    get_peft_model(loading.load_model(make_checkpoint()), config).save_pretrained(folder)
-    record = {"name": str(make_checkpoint()), "fingerprint": loading.fingerprint(make_checkpoint())}
-    (folder / "base.json").write_text(json.dumps(record | {"quantization": "nf4"}))
-    return folder
+def adapter_dir(make_adapter):
+    return make_adapter(quantization="nf4")
 
 
 def test_an_opened_adapter_says_what_it_is(adapter_dir, make_checkpoint):

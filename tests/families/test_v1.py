@@ -3,19 +3,15 @@
 import inspect
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import runs
-from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
 
 from qwen_vl.adapters import build
 from qwen_vl.checkpoint import loading
-from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.families import v1
 from qwen_vl.model import QWenConfig
 
@@ -234,15 +230,3 @@ def test_chat_models_and_base_models(settings, trains_as_chat, answers):
     generation_config = GenerationConfig(**settings)
     v1.mark_as_chat(generation_config)
     assert v1.is_chat(generation_config.to_dict())
-
-
-@pytest.mark.parametrize("name", ["lm_head.bias", "transformer.visual.conv1.bias"])
-def test_a_zero_bias_outside_the_packed_linears_is_left_over_in_memory_and_on_disk(
-    make_int4_checkpoint, tmp_path, name
-):
-    folder = shutil.copytree(make_int4_checkpoint(), tmp_path / "int4")
-    tensors = runs.weights(folder) | {name: torch.zeros(4)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for open_model in (loading.load_model, DiskModel):
-        with pytest.raises(ValueError, match=rf"1 left over \({re.escape(name)}"):
-            open_model(folder)
