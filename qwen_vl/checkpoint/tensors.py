@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint by name, read from its mapped files when they are asked for, and always as floats."""
+"""The tensors of a checkpoint by name, as floats, read from mapped files on demand."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from .files import Folder, read_json, reading_weights, weight_files
 
 
 class Weights:
-    """What a checkpoint holds, as the float model's tensors; nothing stays in memory between two reads.
+    """The contents of a checkpoint as tensors of the float model; none stay in memory between two reads.
 
-    Linears that are stored in 4 bits (AutoGPTQ's layout, or bitsandbytes nf4) appear as the weight that they stand for.
+    A linear that is stored in 4 bits (AutoGPTQ's layout, or bitsandbytes nf4) appears as the weight that it represents.
     `is_quantized` says whether there are any. Raises ValueError for another kind of quantization or a damaged file.
     """
 
@@ -66,7 +66,7 @@ class Weights:
         return list(entry.shape) if entry.dtype.is_floating_point else None
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one float tensor; a view of the mapped file if it is stored as it is."""
+        """Return one float tensor, a view of the mapped file unless it was packed."""
         stem = name.removesuffix(".weight")
         with reading_weights(self.path):
             if f"{stem}.qweight" in self._stored:
@@ -93,7 +93,7 @@ class Stored:
 
 
 def mapped(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor as it is: the `read` of one whose file is mapped already."""
+    """Return the tensor: the `read` of one whose file is mapped already."""
     return tensor
 
 
@@ -107,7 +107,7 @@ def open_file(file: str) -> dict[str, Stored]:
     header.pop("__metadata__", None)
 
     def reader(name: str) -> Callable[[], torch.Tensor]:
-        def read() -> torch.Tensor:  # opened each time, so that the mapping goes when the tensor goes
+        def read() -> torch.Tensor:  # opened each time, so the mapping ends with the tensor
             with safe_open(file, framework="pt") as handle:
                 return handle.get_tensor(name)
 

@@ -1,4 +1,4 @@
-"""An opened model folder: each part read once, whoever asks, and read only when asked for."""
+"""An opened model folder: each part is read once, when it is first used."""
 
 import json
 import os

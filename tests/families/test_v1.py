@@ -1,4 +1,4 @@
-"""What `families.v1` says about the network is so in the real model."""
+"""Names and rules of `families.v1`, compared with the real model."""
 
 import inspect
 import json
@@ -49,7 +49,7 @@ def test_paths_lead_to_what_they_name(model, names):
 
 
 def test_what_follows_the_vit_is_named(model):
-    """A parameter of the tower is one of the ViT, by the tower's own rule, unless its name begins so."""
+    """Check that all other parameters of the tower are those of the ViT, by the tower's own rule."""
     tower = v1.tower(model).requires_grad_(False)
     for name, parameter in tower.named_parameters():
         parameter.requires_grad_(True)
@@ -133,7 +133,7 @@ def test_packed_linears_run_in_this_order_and_share_these_inputs(model):
 
 
 def test_a_block_alone_computes_what_it_does_in_the_model(model):
-    """Its inputs are those that the model gives to whole sequences without padding."""
+    """Compare it with the model on whole sequences without padding."""
     states = model.eval()(torch.arange(7)[None], output_hidden_states=True).hidden_states
     block = v1.decoder_blocks(model)[0]
     found = block(states[0], *v1.block_inputs(model.config, 7, "cpu"))[0]

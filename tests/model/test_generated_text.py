@@ -8,7 +8,6 @@ import pytest
 
 from qwen_vl.evaluation import metrics
 from qwen_vl.model.chat_qwen import decode_answer, make_context
-from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 TAGS = ("ref", "box", "quad", "img")
 PIECES = (
@@ -28,8 +27,8 @@ PIECES = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer(published_vocab):
-    return QWenTokenizer(published_vocab)
+def tokenizer(golden_tokenizer):
+    return golden_tokenizer
 
 
 def written_texts(number):
