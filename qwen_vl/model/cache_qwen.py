@@ -39,7 +39,7 @@ class GrowingLayer(DynamicLayer):
         total = used + key_states.shape[2]
         if not self.has_room(total):
             self.buffers = [self.enlarged(new, old, total) for new, old in self.pairs(key_states, value_states)]
-        buffers = cast("list[torch.Tensor]", self.buffers)  # just made, where there were none
+        buffers = cast("list[torch.Tensor]", self.buffers)  # made above if there were none
         for buffer, new in zip(buffers, (key_states, value_states), strict=True):
             buffer[:, :, used:total] = new
         self.view(buffers, total)
