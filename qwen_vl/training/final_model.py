@@ -77,9 +77,9 @@ def save_final(
     """
     output_dir = Path(output_dir)
     put_in_place(output_dir)  # what a run that was killed here has left
-    if weights is None and not base:
+    if not base and weights is None:
         model = model.to(dtype)
-    elif not base:
+    elif not base and weights is not None:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     with staged(output_dir / ".saving", output_dir) as staging:
         write_folder(model, tokenizer, staging, base=base, state_dict=weights)

@@ -1,7 +1,7 @@
 """Which optimizer group each parameter is in, and the table that is shown before the first step."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -87,9 +87,9 @@ def rows(model: nn.Module, *, rates: Rates, weight_decay: float) -> list[Row]:
 
     Raises ValueError if nothing trains, or nothing that one of the `rates` is for.
     """
-    counted = {}
+    counted: dict[tuple[str, float | None, str], int] = {}
     for name, parameter, count in weights(model):
-        key = (part_of(name), None, "frozen")
+        key: tuple[str, float | None, str] = (part_of(name), None, "frozen")
         if parameter.requires_grad:
             key = (part_of(name), rates.of(name, parameter), "decay" if decays(name, parameter) else "no decay")
         counted[key] = counted.get(key, 0) + count
@@ -110,7 +110,8 @@ def weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, int]]:
     for name, parameter in model.named_parameters():
         packed = type(parameter).__name__ == "Params4bit" and parameter.shape[-1] == 1  # two weights a byte
         yield name, parameter, shape_of(parameter).numel() * (2 if packed else 1)
-    for path, layer in quantized_linears(model).items():
+    packed_layers: dict[str, Any] = quantized_linears(model)  # of classes of gptqmodel, which declare no types
+    for path, layer in packed_layers.items():
         yield f"{path}.qweight", layer.qweight, layer.in_features * layer.out_features
 
 
@@ -131,7 +132,7 @@ def split_groups(optimizer: Optimizer, model: nn.Module, rates: Rates) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        by_rate = {}
+        by_rate: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             by_rate.setdefault(rates.of(names[id(parameter)], parameter), []).append(parameter)
         groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]

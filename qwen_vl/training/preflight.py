@@ -3,7 +3,7 @@
 import logging
 
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from qwen_vl.data.packing import PackedDataset
@@ -39,7 +39,9 @@ def check_optimizer(training: TrainingArguments, model: nn.Module) -> None:
         logger.debug("--optim %s: %s", training.optim, error)
 
 
-def check(data: Dataset, training: TrainingArguments, rows: list[Row], *, checkpoint: str | None = None) -> None:
+def check(
+    data: data_position.TrainData, training: TrainingArguments, rows: list[Row], *, checkpoint: str | None = None
+) -> None:
     """Raise ValueError if nothing would be trained, or the data are not those of the checkpoint.
 
     data: for training. rows: what trains, from `param_groups.rows`.

@@ -4,13 +4,13 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Dataset
 from transformers import set_seed
 
 from qwen_vl.adapters import build, convert, lora_targets
@@ -18,8 +18,9 @@ from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.data import build as data_build
 from qwen_vl.data import mixing
-from qwen_vl.data.chatml import EncodeOptions
+from qwen_vl.data.chatml import EncodeOptions, Overlength
 from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.data.sources import streaming
 from qwen_vl.data.sources.streaming import StreamOptions
@@ -33,8 +34,11 @@ from .flags.arguments import DataArguments, LoraArguments, TrainFlags, TrainingA
 from .monitor import html_report, run_record
 from .resume import checkpoints
 from .resume import settings as resume_settings
+from .resume.data_position import TrainData
 from .trainer import QWenTrainer
 from .vision_cache import cache
+
+Bias = Literal["none", "all", "lora_only"]
 
 
 class Prepared(NamedTuple):
@@ -55,8 +59,8 @@ class Prepared(NamedTuple):
 class RunData(NamedTuple):
     """The datasets of a run."""
 
-    train: Dataset
-    evaluation: Dataset | None
+    train: TrainData
+    evaluation: SampleDataset | None
 
 
 class Loaded(NamedTuple):
@@ -174,9 +178,9 @@ def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
     ):
         return False
     if training.process_index == 0:
-        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE)
+        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE) or {}
         print(
-            f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
+            f"already finished (step {state.get('global_step')} of {state.get('max_steps')}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
             "--resume false or another --output_dir begins a new one"
             + (f". Without effect: {prepared.settled.said()}" if prepared.settled.applied else ""),
@@ -223,15 +227,15 @@ def load_data(
             batch_size=training.train_batch_size,
             num_seen=0 if training.ignore_data_skip else num_samples_seen(checkpoint, training),
         )
-        train = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
-        return RunData(train, evaluation)
+        stream = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
+        return RunData(stream, evaluation)
     train = data_build.load(sources, tokenizer, encoding, reading, mix=data.mix, seed=seed, skip_manifests=manifests)
     if train.overlength and training.process_index == 0:
         write_overlength(train.overlength, overlength)
     return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation)
 
 
-def write_overlength(entries: list[dict[str, Any]], path: Path) -> None:
+def write_overlength(entries: Sequence[Overlength], path: Path) -> None:
     """Write one line for each sample that the length limit changed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
@@ -289,7 +293,7 @@ def add_adapters(
         alpha=lora.lora_alpha,
         dropout=lora.lora_dropout,
         targets=lora.lora_target_modules,
-        bias=lora.lora_bias,
+        bias=cast(Bias, lora.lora_bias),  # `adapter_checks` refuses other words
         modules_to_save=build.whole_modules(model, lora.modules_to_save),
         new_tokens=new_tokens,
         use_rslora=lora.use_rslora,
@@ -358,8 +362,15 @@ def write_records(
     trained: list[param_groups.Row],
 ) -> None:
     """Write report.html, and run.json last, which marks the run as finished."""
-    made_with = {"settings": prepared.settings, "resumed": prepared.settled.resumed, "base": base}
+    settings, resumed = prepared.settings, prepared.settled.resumed
     if data.streaming:
         streaming.report(Path(output_dir, "overlength.jsonl"))
-    html_report.write(output_dir, settings=prepared.settings | run_record.earlier(made_with), trained=trained)
-    run_record.write(output_dir, data_path=data.data_path, eval_data_path=data.eval_data_path, **made_with)
+    html_report.write(output_dir, settings=settings | run_record.earlier({"resumed": resumed}), trained=trained)
+    run_record.write(
+        output_dir,
+        settings=settings,
+        base=base,
+        data_path=data.data_path,
+        eval_data_path=data.eval_data_path,
+        resumed=resumed,
+    )

@@ -92,7 +92,8 @@ class QWenTrainer(ResumableTrainer):
         is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self._untrained = UntrainedCheck(by_hooks=self.is_deepspeed_enabled, compares=is_whole)
         self.add_callback(self._untrained)
-        self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
+        # (ids, loss) of the micro-batches of this step
+        self._unchecked_losses: list[tuple[list[str], torch.Tensor]] = []
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._rates = rates or param_groups.Rates(self.args.learning_rate)
 
@@ -153,7 +154,7 @@ class QWenTrainer(ResumableTrainer):
         count = super().count_targets(batches, device)
         if count is None or not self._is_weighted:
             return count
-        extra = sum(sft.extra_weight(batch) for batch in batches).to(device)
+        extra = sum((sft.extra_weight(batch) for batch in batches), start=torch.tensor(0.0)).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             extra = self.accelerator.gather(extra).sum()
         return count + extra
@@ -195,16 +196,16 @@ class QWenTrainer(ResumableTrainer):
         if model.training:  # rows are padded on the right, where no token looks: spare the mask of all pairs
             inputs.pop("attention_mask", None)
         if details or (not model.training and self.args.prediction_loss_only):  # without logits that nobody reads
-            result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
+            loss, outputs = self._detailed_loss(model, inputs, details, num_items_in_batch)
         else:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self._only_vision and model.training and not any(key in inputs for key in IMAGES):
-            result = with_zero_gradient(result, self.model)
+            loss = with_zero_gradient(loss, self.model)
         self._phases.mark("loss")
-        self._unchecked_losses.append((ids, (result[0] if return_outputs else result).detach()))
+        self._unchecked_losses.append((ids, loss.detach()))
         if not model.training:
             self._check_losses()
-        return result
+        return (loss, outputs) if return_outputs else loss
 
     def _check_losses(self) -> None:
         """Raise ValueError if a loss is not finite, and name its samples."""
@@ -223,10 +224,9 @@ class QWenTrainer(ResumableTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         details: dict[str, torch.Tensor],
-        return_outputs: bool,
         num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss as `compute_loss` does, from the loss of each target."""
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the loss, from the loss of each target, and the model's outputs."""
         outputs = model(**inputs, per_target_loss=True)
         meter = self._sources if model.training else None
         if not model.training and self.args.prediction_loss_only:
@@ -234,7 +234,7 @@ class QWenTrainer(ResumableTrainer):
         loss = sft.reduced(outputs.loss, inputs["target_index"], details, num_items=num_items_in_batch, meter=meter)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
-        return (loss, outputs) if return_outputs else loss
+        return loss, outputs
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all targets, where transformers takes the mean of its batches' means."""

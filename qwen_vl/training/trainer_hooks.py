@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 
@@ -21,9 +22,23 @@ class HookedTrainer(Trainer):
     def _run_epoch(self, **arguments: Any) -> None:
         self.run_epoch(**arguments)
 
-    def run_epoch(self, **arguments: Any) -> None:
+    def run_epoch(
+        self,
+        *,
+        epoch: int,
+        train_dataloader: DataLoader,
+        steps_in_epoch: int,
+        num_update_steps_per_epoch: int,
+        **kwargs: Any,
+    ) -> None:
         """Train one epoch."""
-        super()._run_epoch(**arguments)
+        super()._run_epoch(
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            steps_in_epoch=steps_in_epoch,
+            num_update_steps_per_epoch=num_update_steps_per_epoch,
+            **kwargs,
+        )
 
     def _init_training_state(
         self,

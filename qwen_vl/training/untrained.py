@@ -45,7 +45,8 @@ class UntrainedCheck(TrainerCallback):
     def __init__(self, *, by_hooks: bool = False, compares: bool = True) -> None:
         self.problem: str | None = None  # for the user, once the run is over
         self._by_hooks, self._compares = by_hooks, compares
-        self._trains, self._waiting = {}, {}  # parameters by name; those of them that got no gradient so far
+        self._trains: dict[str, nn.Parameter] = {}
+        self._waiting: dict[str, nn.Parameter] = {}  # those of them that got no gradient so far
         self._first: dict[str, torch.Tensor] = {}  # samples of them at the start of a run
         self._began, self._largest_rate = 0, 0.0
         self._has_image = self._had_image = False

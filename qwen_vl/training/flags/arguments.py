@@ -39,7 +39,8 @@ class ModelArguments:
 class DataArguments:
     """Which conversations it is trained on."""
 
-    data_path: list[str] | None = option(  # noqa: RUF009
+    # The line of a flag that must be given has no None: `checks.check` refuses a command line without it.
+    data_path: list[str] = option(  # noqa: RUF009
         None, "Conversation files (JSON, Parquet, .. or a folder: data/README.md), each PATH or PATH:WEIGHT."
     )
     mix: str = option(
@@ -101,7 +102,7 @@ class LoraArguments:
 class TrainingArguments(HfTrainingArguments):
     """How it is trained: every field of transformers' TrainingArguments and the reference's own flags."""
 
-    output_dir: str | None = option(None, "Where checkpoints and the final model or adapter are written.")
+    output_dir: str = option(None, "Where checkpoints and the final model or adapter are written.")
     model_max_length: int = option(
         2048, "Most tokens of a sample; an image counts its span, a longer sample is trimmed."
     )
@@ -147,7 +148,7 @@ class TrainingArguments(HfTrainingArguments):
         None, "Short for --resume_from_checkpoint: a folder, or auto for the newest checkpoint."
     )
     # Spellings of older transformers releases; gradient_checkpointing, which transformers renamed, is the usual one.
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool | None = option(False, "Recompute activations in the backward pass to save memory.")
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
     warmup_ratio: float | None = option(
         None, "Share of all steps that warm up; old name of a fractional --warmup_steps."
@@ -171,11 +172,11 @@ class TrainingArguments(HfTrainingArguments):
             self.use_cpu = True  # transformers refuses --bf16 on a machine without a GPU unless told so
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
-        self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
+        self.activation_checkpointing: bool | None = self.activation_checkpointing or self.gradient_checkpointing
         self.gradient_checkpointing = None
         if self.gradient_checkpointing_kwargs is not None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-            self.gradient_checkpointing_kwargs = None
+            self.gradient_checkpointing_kwargs: dict[str, Any] | None = None
         self.optim = optimizers.resolve(self.optim, deepspeed=self.deepspeed, fsdp=self.fsdp)
         if not self.dataloader_num_workers:
             self.dataloader_persistent_workers = False
@@ -186,7 +187,9 @@ class TrainingArguments(HfTrainingArguments):
         if self.early_stopping_patience:
             self.load_best_model_at_end = True
         engines.check_launched(self.deepspeed, self.fsdp)
-        self._is_built, deepspeed, self.deepspeed = False, self.deepspeed, None  # both begin in `start`
+        deepspeed = self.deepspeed
+        self.deepspeed: str | None = None  # begins in `start`, as does what `_is_built` guards
+        self._is_built = False
         super().__post_init__()
         self._is_built, self.deepspeed = True, deepspeed
         if self.activation_checkpointing and self.checkpoint_every_n_blocks > 1:

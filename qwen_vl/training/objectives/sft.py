@@ -25,7 +25,7 @@ def reduced(
     """
     if meter and "sources" in details:
         meter.add(details["sources"], index, losses.detach())
-    count = losses.numel()
+    count: torch.Tensor | int = losses.numel()
     if "loss_weights" in details:
         weights = details["loss_weights"].flatten()[index + 1]
         losses, count = losses * weights, weights.sum()
@@ -46,7 +46,8 @@ class HeldOutLoss:
     """
 
     def __init__(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._gather, self._rows = gather, []
+        self._gather = gather
+        self._rows: list[torch.Tensor] = []  # of each batch [rows, 2]: weighted losses, weights
 
     def add(
         self, losses: torch.Tensor, index: torch.Tensor, labels: torch.Tensor, details: dict[str, torch.Tensor]

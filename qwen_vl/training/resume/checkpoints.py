@@ -143,22 +143,23 @@ def to_resume(output_dir: str | Path, requested: str | None) -> str | None:
     With "auto", damaged or incomplete checkpoints are skipped and named. All ranks get what rank 0 finds.
     Raises FileNotFoundError for a path that holds no checkpoint, ValueError for one that is damaged.
     """
-    answer = [None]
     if not (dist.is_available() and dist.is_initialized()):
         return _to_resume(output_dir, requested)
+    answer: list[str | ValueError | OSError | None] = [None]
     if dist.get_rank() == 0:
         try:
             answer = [_to_resume(output_dir, requested)]
         except (ValueError, OSError) as error:
             answer = [error]  # for all ranks: none waits for a process that has ended
     dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    if answer[0] and not Path(answer[0]).is_dir():
+    (folder,) = answer
+    if isinstance(folder, Exception):
+        raise folder
+    if folder and not Path(folder).is_dir():
         raise FileNotFoundError(
-            f"{answer[0]}: not seen by process {dist.get_rank()}; all machines of a run need the same --output_dir"
+            f"{folder}: not seen by process {dist.get_rank()}; all machines of a run need the same --output_dir"
         )
-    return answer[0]
+    return folder
 
 
 def _to_resume(output_dir: str | Path, requested: str | None) -> str | None:
@@ -197,6 +198,7 @@ def _newest(output_dir: str | Path) -> str | None:
 
 def _announce(folder: Path) -> None:
     state, manifest = read_json(folder, TRAINER_STATE), read_json(folder, MANIFEST)
+    assert state is not None, "`damage` has read it"
     whole = f"complete, {len(manifest['files'])} files" if manifest else "no manifest: it could not be checked"
     logger.warning(
         "resuming from %s: step %s of %s (%s)", folder, state.get("global_step"), state.get("max_steps"), whole

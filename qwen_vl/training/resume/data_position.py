@@ -7,6 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen_vl.data.dataset import SampleDataset
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.sources.streaming import StreamingDataset
+
+TrainData = SampleDataset | PackedDataset | StreamingDataset  # what a run may train on
+
 SAME = {  # what the order of the data depends on, and what to say when it has changed
     "kind": "--streaming",
     "unit": "--packing",

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from qwen_vl.checkpoint import saving
+from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
 from qwen_vl.training import tuning
@@ -22,6 +23,7 @@ from qwen_vl.training.monitor import reporting
 from qwen_vl.training.trainer_hooks import HookedTrainer
 
 from . import checkpoints, data_position, signals
+from .data_position import TrainData
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class ResumableTrainer(HookedTrainer):
     made_with: further entries of that file, such as the "settings" of the run; see `resume_settings`.
     """
 
+    _position: data_position.DataPosition  # set by `get_train_dataloader`, before anything reads it
+
     def __init__(self, *, made_with: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._made_with = made_with or {}
@@ -41,7 +45,8 @@ class ResumableTrainer(HookedTrainer):
             logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
         self._anew = self.args.ignore_data_skip  # the user's wish: the data of the epoch from their beginning
         self.args.ignore_data_skip = True  # our loaders begin where they have to; no batch is made to be thrown away
-        self._resumed, self._position, self._staging_dir = {}, None, None
+        self._resumed: dict[str, Any] = {}  # the run state of the checkpoint; empty in a new run
+        self._staging_dir: str | None = None  # while a checkpoint is written
         self._stop = signals.StopOnSignal()
         # First of all, as other callbacks read the epoch.
         self.callback_handler.callbacks.insert(0, Bookkeeping(self))
@@ -120,7 +125,7 @@ class ResumableTrainer(HookedTrainer):
             data, batch_sampler=batches, persistent_workers=args.dataloader_persistent_workers, **options
         )
 
-    def _place(self, data: Dataset) -> data_position.DataPosition:
+    def _place(self, data: TrainData) -> data_position.DataPosition:
         """Return the DataPosition from which this run resumes. Raise ValueError if the checkpoint has other data."""
         args, recorded = self.args, self._resumed.get("data")
         batch = self.loader_batch_size * args.world_size
@@ -136,7 +141,7 @@ class ResumableTrainer(HookedTrainer):
             place.from_steps(self._resumed["step"])
         return place
 
-    def _order(self, data: Dataset) -> Callable[[int], Sequence[int]]:
+    def _order(self, data: SampleDataset | PackedDataset) -> Callable[[int], Sequence[int]]:
         """Return a function that gives the indices of an epoch in the order of training."""
         place = self._position.description
         if place["order"] == "sequential":
@@ -181,7 +186,9 @@ class ResumableTrainer(HookedTrainer):
             steps_in_epoch -= done * self.args.gradient_accumulation_steps
             num_update_steps_per_epoch -= done
         else:
-            steps_in_epoch = train_dataloader.batch_sampler.num_left(epoch)
+            batches = train_dataloader.batch_sampler
+            assert isinstance(batches, RankBatches), "only a stream has none, and its size is None"
+            steps_in_epoch = batches.num_left(epoch)
             num_update_steps_per_epoch = math.ceil(steps_in_epoch / self.args.gradient_accumulation_steps)
         super().run_epoch(
             epoch=epoch,
@@ -202,6 +209,7 @@ class ResumableTrainer(HookedTrainer):
         A schedule that depends on the losses is left alone.
         """
         scheduler, before = self.lr_scheduler, checkpoints.read_json(checkpoint, checkpoints.TRAINER_STATE)
+        assert before is not None, "transformers has read it by now"
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             return
         ends = before["max_steps"], self.state.max_steps
@@ -307,27 +315,35 @@ class ResumableTrainer(HookedTrainer):
         }
 
 
-def described(data: Dataset, args: TrainingArguments, batch: int) -> dict[str, Any]:
+def described(data: TrainData, args: TrainingArguments, batch: int) -> dict[str, Any]:
     """Return what the order of the `data` of a run depends on, as `DataPosition` takes it.
 
     batch: the samples or rows that all ranks together take at a time.
     """
-    is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
-    # Packed rows are equally long; ranks that also see as many images wait for nobody.
-    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
-    return {
-        "kind": "stream" if is_stream else "files",
-        "unit": data.unit if is_stream else "rows" if is_packed else "samples",
+    order = {
         "order": args.train_sampling_strategy,
         "seed": args.seed if args.data_seed is None else args.data_seed,
-        "size": None if is_stream else len(data),
-        "fingerprint": data.fingerprint if is_stream else data_position.fingerprint(data.lengths, data.num_images),
-        "group": batch if is_sorted and not is_stream else None,
+    }
+    if isinstance(data, IterableDataset):
+        unit, fingerprint = data.unit, data.fingerprint
+        return {"kind": "stream", "unit": unit, **order, "size": None, "fingerprint": fingerprint, "group": None}
+    is_packed = isinstance(data, PackedDataset)
+    # Packed rows have equal lengths. Ranks with equal numbers of images as well need not wait for each other.
+    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
+    return {
+        "kind": "files",
+        "unit": "rows" if is_packed else "samples",
+        **order,
+        "size": len(data),
+        "fingerprint": data_position.fingerprint(data.lengths, data.num_images),
+        "group": batch if is_sorted else None,
     }
 
 
 class TrainLoader(DataLoader):
     """A DataLoader over RankBatches, whose epoch the Trainer chooses."""
+
+    batch_sampler: RankBatches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""

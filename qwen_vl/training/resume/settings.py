@@ -147,10 +147,10 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
     """
     state, problems = checkpoints.run_state(checkpoint), []
     theirs = checkpoints.read_json(checkpoint, CONFIG_FILE)
-    if isinstance(model, PeftModel) != (theirs is not None):
-        problems.append(f"--use_lora {isinstance(model, PeftModel)} (the checkpoint's: {theirs is not None})")
-    elif theirs is not None:
-        ours = model.peft_config["default"].to_dict()
+    ours = model.peft_config["default"].to_dict() if isinstance(model, PeftModel) else None
+    if (ours is None) != (theirs is None):
+        problems.append(f"--use_lora {ours is not None} (the checkpoint's: {theirs is not None})")
+    elif ours is not None and theirs is not None:
         for field in ADAPTER_FLAGS.keys() & theirs.keys():
             asked, recorded = (comparable(config[field]) for config in (ours, theirs))
             if asked != recorded:

@@ -28,9 +28,11 @@ class StopOnSignal(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.signal, self.evaluation_due = None, False
+        self.signal: int | None = None
+        self.evaluation_due = False
         self._received, self._since, self._speaks = 0, 0.0, False
-        self._group = self._flag = self._work = None
+        self._group: dist.ProcessGroup | None = None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None  # what all processes have received, once it is done
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -65,16 +67,17 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._group is not None:
-            self._flag = torch.tensor(self._received)
-            self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            flag = torch.tensor(self._received)
+            self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         received = self._received
-        if self._work is not None:
-            self._work.wait()
-            received, self._work = int(self._flag), None
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            received, self._pending = int(flag), None
         if received and state.global_step < state.max_steps:
             self.signal = received
             control.should_save = True
