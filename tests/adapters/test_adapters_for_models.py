@@ -60,7 +60,7 @@ def test_a_checkpoint_without_an_optimizer_says_what_it_is_good_for(lora, make_c
     with pytest.raises(ValueError, match=f"holds the adapter alone, .*further as --lora_weight_path {newest}"):
         runs.train(make_checkpoint(), lora, "--use_lora", resume_from_checkpoint=newest)
     runs.train(make_checkpoint(), lora, "--use_lora", *ALONE, "--resume", "auto")
-    assert f"{newest}: passed over: holds the adapter alone" in caplog.text
+    assert f"{newest}: skipped: holds the adapter alone" in caplog.text
     assert "already finished (step 4 of 4)" in capsys.readouterr().err
     on = runs.train(make_checkpoint(), tmp_path / "on", "--use_lora", lora_weight_path=newest, max_steps=1)
     assert runs.weights(on).keys() == runs.weights(newest).keys()

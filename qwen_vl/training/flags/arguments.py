@@ -1,4 +1,4 @@
-"""The command line of training: the reference's flags, all TrainingArguments, old spellings, a YAML file first."""
+"""The command line of training: our flags, all TrainingArguments, old spellings, and a YAML file given first."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """Which checkpoint is trained."""
+    """The model folder to train."""
 
     model_name_or_path: str = option("Qwen/Qwen-VL-Chat", "Folder or hub name of a Qwen-VL checkpoint.")
     attn_implementation: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2 (where installed).")
@@ -37,9 +37,9 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which conversations it is trained on."""
+    """The data of a run, and how they are read."""
 
-    # The line of a flag that must be given has no None: `checks.check` refuses a command line without it.
+    # None is not in the type of a required flag: `checks.check` rejects a command line without it.
     data_path: list[str] = option(  # noqa: RUF009
         None, "Conversation files (JSON, Parquet, .. or a folder: data/README.md), each PATH or PATH:WEIGHT."
     )
@@ -73,7 +73,7 @@ class DataArguments:
 
 @dataclass
 class LoraArguments:
-    """Which adapter, used with --use_lora."""
+    """The adapter, with --use_lora."""
 
     lora_r: int = option(64, "LoRA rank.")
     lora_alpha: int = option(16, "LoRA scaling is lora_alpha / lora_r.")
@@ -100,7 +100,7 @@ class LoraArguments:
 
 @dataclass
 class TrainingArguments(HfTrainingArguments):
-    """How it is trained: every field of transformers' TrainingArguments and the reference's own flags."""
+    """How to train: every field of transformers' TrainingArguments, and flags of our own."""
 
     output_dir: str = option(None, "Where checkpoints and the final model or adapter are written.")
     model_max_length: int = option(
@@ -127,7 +127,7 @@ class TrainingArguments(HfTrainingArguments):
         300, "Seconds in which all processes of a run have to meet at its start; then those missing are named."
     )
     debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
-    # The reference's defaults where transformers has others.
+    # Defaults of the original where those of transformers differ.
     optim: str = option(
         optimizers.AUTO,
         "Optimizer, one of transformers' names, such as adamw_bnb_8bit; auto is AdamW, fused if possible.",
@@ -147,7 +147,7 @@ class TrainingArguments(HfTrainingArguments):
     resume: str | None = option(
         None, "Short for --resume_from_checkpoint: a folder, or auto for the newest checkpoint."
     )
-    # Spellings of older transformers releases; gradient_checkpointing, which transformers renamed, is the usual one.
+    # Spellings of older transformers releases. Most commands still use gradient_checkpointing, which was renamed.
     gradient_checkpointing: bool | None = option(False, "Recompute activations in the backward pass to save memory.")
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
     warmup_ratio: float | None = option(
@@ -169,7 +169,7 @@ class TrainingArguments(HfTrainingArguments):
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
         if self.no_cuda or not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers refuses --bf16 on a machine without a GPU unless told so
+            self.use_cpu = True  # without it transformers rejects --bf16 on a machine without a GPU
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
         self.activation_checkpointing: bool | None = self.activation_checkpointing or self.gradient_checkpointing
@@ -181,8 +181,8 @@ class TrainingArguments(HfTrainingArguments):
         if not self.dataloader_num_workers:
             self.dataloader_persistent_workers = False
         elif self.dataloader_prefetch_factor is None:
-            # transformers takes all micro-batches of a step before it computes the first. With fewer of them ready it
-            # waits: a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
+            # transformers takes all micro-batches of a step before it computes the first, and waits if fewer are ready:
+            # a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
             self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
         if self.early_stopping_patience:
             self.load_best_model_at_end = True
@@ -196,8 +196,8 @@ class TrainingArguments(HfTrainingArguments):
             kwargs = self.activation_checkpointing_kwargs or {"use_reentrant": False}
             self.activation_checkpointing_kwargs = kwargs | {"every_n_layers": self.checkpoint_every_n_blocks}
         if self.fsdp:
-            # FSDP's own way to recompute activations, as transformers' gathers the weights once more; but not for
-            # adapters, which PEFT would not find below the wrappers that it puts around blocks.
+            # FSDP recomputes activations itself, since transformers' way gathers the weights once more. Not with
+            # adapters: PEFT would not find them below the wrappers that FSDP puts around blocks.
             self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing and not self.use_lora
             self.activation_checkpointing = self.activation_checkpointing and self.use_lora
         if not engines.is_launched():
@@ -205,18 +205,18 @@ class TrainingArguments(HfTrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """Return the device of this process; while the flags are parsed a placeholder, as choosing connects ranks."""
+        """Return the device of this process; a placeholder during parsing, since choosing it connects the ranks."""
         return super().device if self._is_built else torch.device("cpu")
 
     @property
     def n_gpu(self) -> int:
-        """Return 1 for several GPUs, whose batches transformers would split by rows: images do not split like that."""
+        """Return at most 1: for more GPUs transformers would split batches by rows, which images do not allow."""
         return min(super().n_gpu, 1)
 
     def start(self) -> None:
-        """Connect the processes of the run, choose the device and set up DeepSpeed; needed before training.
+        """Connect the ranks of the run, choose the device and set up DeepSpeed. Call it before training.
 
-        Raises ValueError if DeepSpeed's file contradicts the flags, OSError if a process is missing.
+        Raise ValueError if DeepSpeed's file contradicts the flags, OSError if a rank is missing.
         """
         engines.prepare(
             use_cpu=self.use_cpu,
@@ -250,10 +250,10 @@ def make_parser() -> HfArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainFlags:
-    """Return the flags of a command line, which may begin with a YAML file; no process is connected to another.
+    """Return the flags of a command line, which may begin with a YAML file, without connecting ranks.
 
-    The command line wins over the YAML. What is wrong exits with code 2: an unknown flag or key with a suggestion,
-    everything wrong with the values in one list.
+    The command line wins over the YAML. Mistakes exit with code 2: an unknown flag or key gets a suggestion, all wrong
+    values are listed together.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Bare `--debug` asks for tracebacks; with a value it is transformers' own flag.
@@ -268,11 +268,11 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
         parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
     settings.use_lora = settings.use_lora or settings.q_lora
     problems = checks.check(settings)
-    if problems and engines.is_launched():  # before the processes of a run meet; one a machine says it
+    if problems and engines.is_launched():  # before the rendezvous; one rank a machine prints it
         sys.exit(2) if os.environ.get("LOCAL_RANK", "0") != "0" else parser.error("\n  ".join(problems))
     try:
         parsed = parser.parse_dict(vars(settings))
-    except (ValueError, TypeError, ImportError) as error:  # what transformers itself refuses
+    except (ValueError, TypeError, ImportError) as error:  # rejected by transformers
         problems.append(" ".join(str(error).split()))
     if problems:
         parser.error("\n  ".join(problems))
@@ -280,7 +280,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
 
 
 def changed(*parsed: Any) -> dict[str, Any]:
-    """Return {flag: value} of the groups of `TrainFlags`, where it is not the default; access tokens are left out."""
+    """Return {flag: value} of all flags that differ from their defaults, except access tokens."""
     found = {}
     for group in parsed:
         for flag in fields(group):
@@ -294,7 +294,7 @@ def changed(*parsed: Any) -> dict[str, Any]:
 def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     """Return the settings of a YAML file as a dict whose keys are flags without dashes.
 
-    A key without a value keeps its default. What is wrong exits with code 2.
+    A key without a value keeps its default. Mistakes exit with code 2.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -307,7 +307,7 @@ def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
         parser.error(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
     known = {f.name for kind in parser.dataclass_types for f in fields(kind) if f.init}
     problems = [f"{path}: unknown key {key}{suggestion(str(key), parser)}" for key in settings if key not in known]
-    flags = {action.dest: action for action in reversed(parser._actions)}  # --flag stands before its --no_flag
+    flags = {action.dest: action for action in reversed(parser._actions)}  # --flag comes before its --no_flag
     values = {}
     for key in known & settings.keys():
         value, takes_list = settings[key], flags[key].nargs == "+"
@@ -323,9 +323,9 @@ def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
 
 
 def as_text(value: Any, *, is_switch: bool) -> Any:
-    """Return a YAML value as the text that the command line would carry; lists and mappings stay what they are.
+    """Return a YAML value as the text of the command line; lists and mappings stay as they are.
 
-    YAML reads 1e-5 as text and `no` as false, so the type of a value says little; argparse knows the type.
+    YAML reads 1e-5 as text and `no` as false, so argparse, which knows the type of a flag, converts the text.
     """
     if isinstance(value, bool) and not is_switch:
         return "yes" if value else "no"
@@ -333,7 +333,7 @@ def as_text(value: Any, *, is_switch: bool) -> Any:
 
 
 def with_numbers(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping in which what YAML has read as text, as it does 1e-5, is a number."""
+    """Return a mapping with numbers in place of texts that are numbers: YAML reads 1e-5 as text."""
     found = {}
     for key, value in settings.items():
         found[key] = with_numbers(value) if isinstance(value, dict) else value

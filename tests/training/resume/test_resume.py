@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run_of_four, tmp_path, ca
     assert checkpoints.to_resume(out, "auto") == str(out / "checkpoint-4")
     damage(out / "checkpoint-4")
     assert checkpoints.to_resume(out, "true") == str(out / "checkpoint-3")
-    assert re.search(rf"checkpoint-4: passed over: {words}", caplog.text)
+    assert re.search(rf"checkpoint-4: skipped: {words}", caplog.text)
     assert re.search(r"resuming from \S+checkpoint-3: step 3 of 4 \(complete, \d+ files\)", caplog.text)
     with pytest.raises(ValueError, match=words):
         checkpoints.to_resume(out, out / "checkpoint-4")

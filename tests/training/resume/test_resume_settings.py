@@ -232,7 +232,7 @@ def test_more_steps_on_a_finished_run_take_the_schedule_of_all_of_them(make_chec
     runs.train(make_checkpoint(), out, *LORA, *AUTO, **epochs | {"num_train_epochs": 2})
     rates, wanted = (runs.losses(folder, "learning_rate") for folder in (out, long))
     assert len(rates) == 8 and rates[4:] == wanted[4:] and rates[4] > 5e-4
-    said = "the cosine schedule is that of 8 steps now, and no more of 4: step 5 trains at"
+    said = "the cosine schedule now has 8 steps instead of 4: step 5 trains at"
     assert any(said in text for text in caplog.messages)
     assert any("--num_train_epochs 2 (was 1)" in text for text in caplog.messages)
 
