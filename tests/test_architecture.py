@@ -48,7 +48,6 @@ LONGER = {  # file, or file and function: lines that it may have for now. Delete
     "qwen_vl/model/chat_qwen.py make_context": 58,
     "qwen_vl/model/modeling_qwen.py QWenModel.forward": 66,
     "qwen_vl/model/modeling_qwen.py QWenLMHeadModel.forward": 71,
-    "scripts/benchmark_training.py": 465,
     "tests/data/convert/test_convert.py": 436,
     "tests/data/convert/test_convert.py test_whatever_stands_in_a_file_it_is_converted_or_named": 56,
     "tests/data/sources/test_readers.py": 461,
