@@ -28,15 +28,9 @@ STILL = {  # rooms that have not been rewritten yet. Delete the line of a room w
     "qwen_vl/data/sources",
     "qwen_vl/families",
     "qwen_vl/model",
-    "qwen_vl/training",
-    "qwen_vl/training/resume",
-    "scripts",
-    "tests/adapters",
     "tests/data",
     "tests/helpers",  # a question in the data of runs.py, which losses depend on
     "tests/model",
-    "tests/training/monitor",
-    "tests/training/resume",
 }
 
 

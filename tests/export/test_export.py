@@ -16,7 +16,7 @@ from qwen_vl.export.verify import verify
 
 
 def adapter_on(base, folder, **recorded):
-    """The folder of an adapter with random weights, as a training on `base` leaves it."""
+    """Write an adapter with random weights, like one trained on `base`, and return its folder."""
     config = LoraConfig(r=4, target_modules=["c_attn", "w1"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(loading.load_model(base), config).save_pretrained(folder)
     record = {"name": str(base), "fingerprint": loading.fingerprint(base), **recorded}

@@ -1,4 +1,4 @@
-"""Whole runs of finetune.main: what they leave behind, what they report, and when they stop."""
+"""Whole runs of finetune.main: their files, their reports, and when they stop."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_a_base_model_learns_the_chat_format(make_checkpoint, tmp_path):
     ids=["chat", "base", "base none", "chat ln_f", "lora_only"],
 )
 def test_an_adapter_holds_everything_that_trained(make_checkpoint, tmp_path, chat_format, flags, whole):
-    """Also what trains whole beside it; a reloaded adapter has all of it."""
+    """Check that modules which train whole are saved as well, and that a reloaded adapter has all weights."""
     base = make_checkpoint(chat_format)
     out = runs.train(base, tmp_path / "out", "--use_lora", *flags, save_strategy="steps", learning_rate=1e-2)
     assert runs.equal(runs.weights(out), runs.weights(out / "checkpoint-4"))
@@ -96,7 +96,7 @@ def test_an_adapter_of_another_base_is_not_continued(make_checkpoint, tmp_path):
 
 
 def test_bfloat16(make_checkpoint, tmp_path):
-    """Weights that train are float32 in checkpoints, as optimizer steps are small; the result is bfloat16."""
+    """Check that trained weights are float32 in checkpoints, since steps are small, and bfloat16 in the result."""
     out = runs.train(make_checkpoint(), tmp_path / "full", bf16=True, save_strategy="steps", max_steps=2)
     stored, resumable = runs.weights(out), runs.weights(out / "checkpoint-2")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -109,7 +109,7 @@ def test_bfloat16(make_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("lora", [(), ("--use_lora",)], ids=["full", "lora"])
 def test_the_best_checkpoint_is_kept_and_becomes_the_result(make_checkpoint, tmp_path, lora):
-    """The best is the worst here, so that it is an early one."""
+    """Check it with a metric for which the worst is the best, so that an early checkpoint is chosen."""
     out = runs.train(
         make_checkpoint(),
         tmp_path / "out",
@@ -147,7 +147,7 @@ def test_the_newest_checkpoint_is_found_and_old_ones_are_deleted(make_checkpoint
 
 
 def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
-    """To wandb, without a network, to tensorboard, to files, and to people: the same numbers everywhere."""
+    """Check that offline wandb, tensorboard, files and the terminal get the same numbers."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -1,4 +1,4 @@
-"""What trains: freezing, adapters, decay groups, and the table that says so."""
+"""Trainable parameters: freezing, adapters, decay groups and the table."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
     ids=lambda value: "+".join(value),
 )
 def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, inside):
-    """Those with the name and no others; what trains is what is saved."""
+    """Check that only modules with the name train whole, and that all that trains is saved."""
     expected = {name for name, _ in model.named_parameters() if any(part in name for part in inside)}
     adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
     found = {build.without_wrappers(name) for name in trainable(adapted) if ".lora_" not in name}

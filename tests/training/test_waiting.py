@@ -1,4 +1,4 @@
-"""A training step never waits for the device: it also runs where tensors have no values that could be waited for."""
+"""A training step never waits for the device: it also runs on the meta device, where tensors have no values."""
 
 import copy
 import json
@@ -12,12 +12,12 @@ from qwen_vl.training.trainer import QWenTrainer
 
 
 class EndOfTestError(Exception):
-    """The step was taken; the run need not go on."""
+    """End of a run after the step under test."""
 
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """From here on a run takes its first training step, loss and backward pass, on the meta device and ends."""
+    """Make a run take its first training step (loss and backward pass) on the meta device and end."""
     plain = QWenTrainer.compute_loss
 
     def compute_loss(trainer, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -48,7 +48,7 @@ def test_nor_with_weights_and_sources(make_checkpoint, tmp_path, on_meta):
 
 
 def test_padding_needs_no_mask_in_training(make_checkpoint, tmp_path, monkeypatch):
-    """Rows are padded on the right: without the mask of all pairs losses stay, and evaluation keeps its mask."""
+    """Check that losses of right-padded rows are equal without an attention mask; evaluation keeps the mask."""
     seen, padded, plain = set(), [], QWenTrainer.compute_loss
 
     def compute_loss(trainer, model, inputs, *args, **kwargs):

@@ -42,7 +42,7 @@ for name, model in models.items():
 
 @pytest.fixture(scope="module")
 def int4(make_checkpoint, tmp_path_factory):
-    """The folder of a tiny checkpoint that the command quantized, and its lines."""
+    """Return (folder of a tiny model that the command quantized, its output lines)."""
     out = tmp_path_factory.mktemp("int4") / "int4"
     data = runs.write_data(out.parent)
     words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
@@ -51,7 +51,7 @@ def int4(make_checkpoint, tmp_path_factory):
 
 
 def correlated(rows, columns, seed=0):
-    """Inputs as real ones are: directions of very different size."""
+    """Return inputs like real ones, whose directions differ greatly in size."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(columns, columns, generator=generator) * torch.logspace(0, -2, columns)
     return torch.randn(rows, columns, generator=generator) @ mixing.T
@@ -91,7 +91,7 @@ def test_gptq_is_as_good_as_that_of_the_library(desc_act):
 
 
 def test_calibration_that_says_nothing_is_an_error():
-    """Where gptqmodel rounds to nearest or takes another damping, with a line in its log."""
+    """Check the cases in which gptqmodel only logs that it rounds to nearest or changes the damping."""
     inputs = correlated(16, 128)
     with pytest.raises(ValueError, match="no finite inputs"):
         gptq.Hessian(128).mean()
@@ -108,7 +108,7 @@ def test_calibration_that_says_nothing_is_an_error():
 
 
 def test_packing_is_the_published_layout():
-    """Against the test suite's own packer, which is written from the description of the layout."""
+    """Compare with the packer of the tests, which was written from the description of the layout."""
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))
     codes, zeros, scales, g_idx = int4_layout.round_to_nearest(weight, GROUP)
     ours, theirs = int4_layout.pack(codes, zeros, scales, g_idx), quantized.pack(codes, zeros, scales, g_idx)
@@ -140,7 +140,7 @@ def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, mak
 
 @pytest.mark.slow
 def test_readers_of_others_load_the_export(int4, tmp_path):
-    """In a process without this project; a zero point that is off by one would move each weight by a whole step."""
+    """Check the logits in a process without this project; a zero point off by one would move each weight by a step."""
     inputs = verify.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     runs.python_elsewhere(tmp_path, "-c", READERS, int4)

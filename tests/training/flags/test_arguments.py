@@ -1,4 +1,4 @@
-"""The command line of training: the reference's flags, a YAML first, everything wrong in one list."""
+"""The command line of training: the original's flags, a YAML file first, all mistakes in one list."""
 
 import socket
 from dataclasses import fields
@@ -25,7 +25,7 @@ NEEDED = ["--data_path", "DATA.json", "--output_dir", "OUT"]
 
 
 def refusal(capsys, *argv):
-    """What the parser says when it ends the process with code 2."""
+    """Return the parser's message when it exits with code 2."""
     with pytest.raises(SystemExit) as ended:
         arguments.parse([str(word) for word in argv])
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""The plan: one truth about parameters, the published table, what fits, and commands that exist."""
+"""The plan: parameter counts, the published table, what fits, and commands that exist."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def planned(setup, config=None, **options):
 
 
 def test_weights_are_those_of_the_real_model(make_checkpoint):
-    """What is counted without storage equals what a run prepares, part by part."""
+    """Compare the counts on the meta device with the model that a run prepares, part by part."""
     config = loading.load_config(make_checkpoint())
     for method in ("full", "lora"):
         found = memory_model.weigh(
@@ -52,7 +52,7 @@ def test_weights_are_those_of_the_real_model(make_checkpoint):
 
 
 def test_the_model_explains_what_was_published(capsys):
-    """scripts/published_memory.py: twelve cells within 5%, as README says, and both tables of docs/plan.md."""
+    """Check scripts/published_memory.py: twelve cells within 5%, as README states, and both tables of docs/plan.md."""
     published = runs.script("published_memory")
     published.main([])
     memory_table, time_table = capsys.readouterr().out.strip().split("\n\n")
@@ -103,7 +103,7 @@ def test_what_must_cost_more_does():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_block_keeps_what_is_counted(dtype):
-    """Bytes that autograd really keeps of a block in full training, all but weights and tables of positions."""
+    """Compare with the bytes that autograd keeps of a block in full training, without weights and position tables."""
     visual = QWenConfig().visual | {"output_dim": 256}
     config = QWenConfig(hidden_size=256, num_attention_heads=4, kv_channels=64, intermediate_size=1024, visual=visual)
     config._attn_implementation = "sdpa"

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: one order for what is kept and what a run goes on from."""
+"""Checkpoints on disk: retention and resuming use the same order."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from qwen_vl.training.resume import checkpoints
 
 
 def test_what_is_kept_is_what_a_run_goes_on_from(tmp_path):
-    """By the manifests, whatever the times of the folders say, as after a copy of them."""
+    """Check that the order follows the manifests and not the times of the folders, which a copy changes."""
     for number, (step, written) in enumerate([(30, 1.0), (10, 2.0), (20, 3.0), (40, 4.0)]):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()

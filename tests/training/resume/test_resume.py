@@ -1,4 +1,4 @@
-"""A run that is interrupted and goes on: the same losses, no sample lost or seen twice, and only whole checkpoints."""
+"""An interrupted and resumed run: equal losses, each sample seen once, only complete checkpoints."""
 
 import json
 import os
@@ -20,7 +20,7 @@ AUTO = ("--resume", "auto")
 
 @pytest.fixture
 def seen(monkeypatch):
-    """A list of the ids of every batch that is trained on; `seen.at[step] = function` is called before that step."""
+    """Return a list that gets the ids of each training batch; `seen.at[step] = function` is called before that step."""
 
     class Seen(list):
         at = {}  # noqa: RUF012
@@ -44,7 +44,7 @@ def history(folder, keys=("loss", "eval_loss", "epoch", "grad_norm")):
 
 
 def signalled(number, *args, **settings):
-    """Run training that a signal will end; the exit code."""
+    """Run training that a signal will end; return the exit code."""
     with pytest.raises(SystemExit) as ended:
         runs.train(*args, **settings)
     assert signal.getsignal(number) is not None
@@ -55,7 +55,7 @@ def signalled(number, *args, **settings):
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
     make_checkpoint, tmp_path, seen, capfd, number
 ):
-    """Bit for bit, in the middle of an epoch and of what one log line covers, and with an evaluation that was due."""
+    """Compare bitwise after a stop inside an epoch and between log lines, with an evaluation due."""
     data = runs.write_data(tmp_path)
     settings = {"max_steps": 7, "logging_steps": 3, "eval_strategy": "steps", "eval_steps": 2}
     settings |= {"data_path": data, "eval_data_path": data, "lr_scheduler_type": "cosine", "save_steps": 100}
@@ -76,7 +76,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
 
 
 def test_another_number_of_workers_changes_nothing(make_checkpoint, tmp_path, seen):
-    """Files, packed rows and streams; and what was seen is not opened again."""
+    """Check files, packed rows and streams; samples seen before are not opened again."""
     data = runs.write_data(tmp_path)
     lines = tmp_path / "data.jsonl"
     lines.write_text("".join(json.dumps(record) + "\n" for record in json.loads(data.read_text())))
@@ -95,7 +95,7 @@ def test_another_number_of_workers_changes_nothing(make_checkpoint, tmp_path, se
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("group", [(), ("--group_by_length",)], ids=["random", "by length"])
 def test_with_another_batch_every_sample_still_comes_once_an_epoch(make_checkpoint, tmp_path, seen, batch_size, group):
-    """As with other ranks: what is left of the epoch is dealt out anew, and the run ends with its last epoch."""
+    """Check that the rest of the epoch is divided again, as with other ranks, and the run ends after its last epoch."""
     settings = {"num_train_epochs": 2, "max_steps": -1, "save_strategy": "steps", "save_steps": 1}
     out, path = tmp_path / "out", ("--per_device_train_batch_size", "2", "--save_total_limit", "2")
     seen.at[2] = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run_of_four, tmp_path, ca
 
 
 def test_what_there_is_to_resume_from(run_of_four, tmp_path, caplog):
-    """Folders of other tools, nothing at all, and one that waits for its name."""
+    """Check folders of other tools, an empty folder, and a checkpoint that was written but not renamed."""
     out = shutil.copytree(run_of_four, tmp_path / "out")
     (out / ".saving").mkdir()
     (out / "checkpoint-4").rename(out / ".saving" / "checkpoint-4")
