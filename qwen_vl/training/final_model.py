@@ -44,10 +44,13 @@ def write_folder(
     shard_writer.write_processor(folder, model, tokenizer)
 
 
-def write_companions(
+def write_configs(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: dict | None = None
 ) -> None:
-    """Write all files of a model but its weights into `folder`, for weights that an engine writes there in parts."""
+    """Write configs, tokenizer and processor into `folder`, where an engine has written weights in parts.
+
+    `shard_writer.write_companions` also writes the code of the model, which such a checkpoint does not need.
+    """
     if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(folder)
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")

@@ -291,7 +291,7 @@ class QWenTrainer(ResumableTrainer):
     def save_companions(self, folder: Path) -> None:
         """Write config, tokenizer and processor if the engine wrote only the weights."""
         if not any(Path(folder, name).is_file() for name in ("config.json", CONFIG_FILE)):
-            final_model.write_companions(self.model, self._tokenizer, folder, base=self._base)
+            final_model.write_configs(self.model, self._tokenizer, folder, base=self._base)
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, str]:
