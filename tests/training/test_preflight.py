@@ -68,18 +68,6 @@ def test_rates_of_zero_are_said(make_checkpoint, tmp_path, caplog):
     assert "every learning rate is 0, so no weight will change" in caplog.text and len(runs.losses(out)) == 1
 
 
-def test_a_batch_in_which_nothing_trains_is_passed_over(make_checkpoint, tmp_path):
-    """Check adapters in the ViT with a batch without images: no gradient, no update, and no error of torch."""
-    settings = {"per_device_train_batch_size": 1, "max_steps": 2, "train_sampling_strategy": "sequential"}
-    settings |= {"save_strategy": "steps", "save_steps": 1}
-    data = runs.write_data(tmp_path, [runs.TEXTS[1], runs.TEXTS[0]])
-    out = runs.train(make_checkpoint(), tmp_path / "out", *VISION, data_path=data, **settings)
-    first, second = (runs.weights(out / f"checkpoint-{step}") for step in (1, 2))
-    moved = {name for name in first if not bool((first[name] == second[name]).all())}
-    assert {name for name in first if ".lora_B" in name and not first[name].any()} == moved
-    assert runs.losses(out, "grad_norm")[0] == 0 < runs.losses(out, "grad_norm")[1]
-
-
 def test_data_that_give_no_batch_after_all(make_checkpoint, tmp_path, monkeypatch):
     """Check that no result is written, whatever the reason."""
     monkeypatch.setattr(resumable_trainer.RankBatches, "__iter__", lambda self: iter(()))

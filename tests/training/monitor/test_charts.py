@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import ImageFont
 
-from qwen_vl.training.monitor import charts, html_report
+from qwen_vl.training.monitor import charts
 
 matplotlib = pytest.importorskip("matplotlib")
 FONTS = Path(matplotlib.get_data_path(), "fonts/ttf")
@@ -183,10 +183,3 @@ def test_lines_of_many_sources_can_be_told_apart():
     strokes = re.findall(r'<polyline [^>]*?(stroke="[^/]*)/>', charts.panel("x", lines, from_zero=False))
     keys = re.findall(r'<path [^>]*?(stroke="[^/]*)/>', charts.panel("x", lines, from_zero=False))
     assert len(set(strokes)) == len(NAMES) and [key.strip() for key in keys] == [s.strip() for s in strokes]
-
-
-def test_tables_set_columns_of_numbers_alike_and_facts_on_the_left():
-    table = html_report._table(["part", "rate"], [["vit", "-"], ["decoder", "5e-05"], ["lm_head", "0"]])
-    assert table.count('<td class="number">') == 3 and '<th class="number">rate' in table
-    assert "number" not in html_report._table(["", ""], [["steps", "3"], ["loss", "1.5 at the end"]])
-    assert "number" not in html_report._table(["flag", "value"], [["--lora_r", "8"], ["--use_lora", "True"]])
