@@ -24,6 +24,7 @@ from qwen_vl.training.trainer_hooks import HookedTrainer
 
 from . import checkpoints, data_position, signals
 from .data_position import TrainData
+from .loaders import TrainLoader, end_workers
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class ResumableTrainer(HookedTrainer):
         self.args.ignore_data_skip = True  # our loaders start at the position, so no batch is built and skipped
         self._resumed: dict[str, Any] = {}  # the run state of the checkpoint; empty in a new run
         self._staging_dir: str | None = None  # while a checkpoint is written
+        self._loaders: list[DataLoader] = []  # those that may have persistent workers
         self._stop = signals.StopOnSignal()
         # It comes first, since other callbacks read the epoch.
         self.callback_handler.callbacks.insert(0, Bookkeeping(self))
@@ -76,6 +78,8 @@ class ResumableTrainer(HookedTrainer):
                 f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
                 "failed: see what they wrote. The same command with --resume auto resumes from the last checkpoint"
             ) from error
+        for loader in self._loaders:
+            end_workers(loader)
         if self.state.global_step == 0:
             raise ValueError("no step was trained, as the data gave no batch; nothing is saved")
         newest = checkpoints.found(self.args.output_dir)
@@ -125,9 +129,16 @@ class ResumableTrainer(HookedTrainer):
         )
         if not batches.num_left(self._position.epoch):  # the checkpoint is the end of an epoch
             self._position.begin(self._position.epoch + 1)
-        return TrainLoader(
+        loader = TrainLoader(
             data, batch_sampler=batches, persistent_workers=args.dataloader_persistent_workers, **options
         )
+        self._loaders.append(loader)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return a loader of evaluation data, whose workers end with the training."""
+        self._loaders.append(super().get_eval_dataloader(eval_dataset))
+        return self._loaders[-1]
 
     def _place(self, data: TrainData) -> data_position.DataPosition:
         """Return the DataPosition to start from. Raise ValueError if the checkpoint has other data."""
@@ -342,16 +353,6 @@ def described(data: TrainData, args: TrainingArguments, batch: int) -> dict[str,
         "fingerprint": data_position.fingerprint(data.lengths, data.num_images),
         "group": batch if is_sorted else None,
     }
-
-
-class TrainLoader(DataLoader):
-    """A DataLoader over RankBatches whose epoch the Trainer sets."""
-
-    batch_sampler: RankBatches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration."""
-        self.batch_sampler.set_epoch(epoch)
 
 
 class Bookkeeping(TrainerCallback):

@@ -1,6 +1,7 @@
 """An interrupted and resumed run: equal losses, each sample seen once, only complete checkpoints."""
 
 import json
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -34,6 +35,7 @@ def test_another_number_of_workers_changes_nothing(make_checkpoint, tmp_path, se
         resumed = {**settings, "resume_from_checkpoint": whole / "checkpoint-2", "dataloader_num_workers": 1}
         out = runs.train(make_checkpoint(), tmp_path / f"out{index}", *LORA, *flags, **resumed)
         assert seen == batches[4:] and runs.losses(out) == runs.losses(whole), flags
+        assert multiprocessing.active_children() == [], "workers end with the training"
         seen.clear()
 
 
