@@ -179,7 +179,7 @@ def data_table(folder, tokenizer, args):
         "chatml.encode": lambda: [encode(record, tokenizer) for record in records],
         "read and tokenize": lambda: ConversationDataset(conversations.read(path), tokenizer, options),
         "start from the cache": lambda: tokenized_cache.cached(path, tokenizer, options, folder=entries),
-        "check, pictures opened": lambda: check.file(path),
+        "check, images opened": lambda: check.file(path),
     }
     seconds = measure({name: timed(task) for name, task in tasks.items()}, args.rounds)
     yield f"\n{len(records)} conversations of {len(texts) / len(records):.1f} turns:\n"

@@ -1,6 +1,6 @@
 """Chat about an image with an exported folder, like a user who has transformers but not this repository.
 
-python scripts/chat_with_folder.py FOLDER PICTURE BOXES.png QUESTION ..
+python scripts/chat_with_folder.py FOLDER IMAGE BOXES.png QUESTION ..
 """
 
 import logging

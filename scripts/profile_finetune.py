@@ -58,7 +58,7 @@ def write_data(folder, tokenizer, length, count):
 
     missing = length - len(encode(record(0, 1), tokenizer).input_ids)
     if missing < 0:
-        raise ValueError(f"--lengths {length}: a picture and its question alone take {length - missing} tokens")
+        raise ValueError(f"--lengths {length}: an image and its question alone take {length - missing} tokens")
     sample = encode(record(0, 1 + missing), tokenizer)
     assert len(sample.input_ids) == length
     path = folder / f"data_{length}.json"

@@ -107,7 +107,7 @@ def ratios(model, tokenizer, length, rounds, folder):
             f"4 rows of {tokens // 4} tokens together, against one by one": ratio(
                 lambda: write(model, prompt(model, picture, rows=4), tokens // 4), one_by_one, device, rounds
             ),
-            f"conversation of {len(QUESTIONS)} turns about a picture, with a memory against without": ratio(
+            f"conversation of {len(QUESTIONS)} turns about an image, with a kept KV cache against without": ratio(
                 lambda: converse(model.new_memory()), lambda: converse(None), device, rounds
             ),
         }
@@ -134,7 +134,7 @@ def main(argv=None):
         model, tokenizer = engine.load(path, device=args.device, dtype=args.dtype)
         shortest = family.tokens_per_image(model.config) + 8
         if min(args.lengths) < shortest:
-            raise ValueError(f"--lengths {min(args.lengths)}: a picture and some text take {shortest} tokens at least")
+            raise ValueError(f"--lengths {min(args.lengths)}: an image and some text take {shortest} tokens at least")
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device)
         parts = [
             f"{args.model or args.config} in {str(model.dtype).removeprefix('torch.')} on {device}. Published, on an "

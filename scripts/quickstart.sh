@@ -19,7 +19,7 @@ step() {
     "$PYTHON" scripts/quickstart/progress.py "$OUT/progress.json" "$1" "$2"
 }
 
-step data "conversations from easy-vqa's pictures, and a tiny model with random weights"
+step data "conversations from easy-vqa's images, and a tiny model with random weights"
 "$PYTHON" scripts/quickstart/make_data.py "$OUT/data"
 "$PYTHON" -m qwen_vl.cli.random_model configs/model/tiny.json "$OUT/tiny"
 

@@ -108,7 +108,7 @@ def main(argv=None):
     scores = {stage: score(records, answers) for stage, answers in predictions.items()}
     curves = {name: losses(folder) for name, folder in trainings.items()}
     facts = {
-        "questions": f"{len(records)}, one a conversation, about pictures that no stage has seen; greedy answers",
+        "questions": f"{len(records)}, one a conversation, about images that no stage has seen; greedy answers",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         **{f"training, {name}": f"{steps} steps, {seconds:.0f} s" for name, (_, steps, seconds) in curves.items()},
     }

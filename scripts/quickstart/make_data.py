@@ -294,7 +294,7 @@ def main(argv=None):
     """Build the data as the command line says."""
     parser = argparse.ArgumentParser(prog="python scripts/quickstart/make_data.py", description=__doc__.splitlines()[0])
     parser.add_argument("output", help="folder to write")
-    parser.add_argument("--limit", type=int, help="take only so many pictures of each split (default: all)")
+    parser.add_argument("--limit", type=int, help="number of images of each split (default: all)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     counts = build(args.output, args.limit)

@@ -43,7 +43,7 @@ def write(folder, *, title, facts, scores, curves, examples):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
-    parts += ["## Accuracy on held-out pictures", accuracy_table(scores)]
+    parts += ["## Accuracy on held-out images", accuracy_table(scores)]
     if any(curves.values()):
         draw_curves(curves, folder / "loss.png")
         parts += ["## Training loss", "![training loss](loss.png)"]

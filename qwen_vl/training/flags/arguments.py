@@ -49,24 +49,24 @@ class DataArguments:
     eval_data_path: str | None = option(None, "Conversation file for evaluation, same format.")
     image_folder: str | None = option(None, "Where relative image paths are looked up after the data file's folder.")
     skip_manifest: list[str] | None = option(  # noqa: RUF009
-        None, "Skip manifests of data files: the records they name are left out (qwen-vl data check --fix)."
+        None, "Skip manifests of data files, whose records are skipped (qwen-vl data check --fix)."
     )
     overlength: str = option("trim", "Longer samples than --model_max_length: trim by whole turns, drop, or error.")
-    loss_on: str = option("reference", "What is learned: reference (turn markers as well) or answers alone.")
+    loss_on: str = option("reference", "Targets of the loss: reference (turn markers as well) or answers alone.")
     packing: str = option("none", "auto: whole samples fill rows of --model_max_length; batch sizes then count rows.")
-    max_pictures_per_row: int | None = option(None, "Most pictures of a packed row, to bound memory; default no limit.")
+    max_pictures_per_row: int | None = option(None, "Most images of a packed row, to limit memory; default no limit.")
     tokenized_cache: str | None = option(
         None, "Folder for tokenized data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
     )
     lazy_preprocess: bool = option(
-        False, "Where nothing is cached: tokenize on access instead of keeping all ids in memory."
+        False, "Without a tokenized cache: tokenize on access instead of keeping all ids in memory."
     )
     streaming: bool = option(
-        False, "Read data that does not fit in memory as it is needed, record by record; with --max_steps."
+        False, "Read data that does not fit in memory record by record, as needed; requires --max_steps."
     )
-    shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
+    shuffle_buffer: int = option(1000, "Size of a reader's shuffle buffer with --streaming, in records.")
     vision_cache: str | None = option(
-        None, "Folder for what the frozen vision tower makes of each image: filled as needed, read from then on."
+        None, "Folder for cached features of the frozen vision tower: filled as needed, read from then on."
     )
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
@@ -80,53 +80,52 @@ class LoraArguments:
     lora_dropout: float = option(0.05, "Dropout before the adapters.")
     lora_target_modules: list[str] = option(  # noqa: RUF009
         DEFAULT_LORA_TARGETS,
-        "Names (ends of module paths) or words that get adapters: attention, mlp, resampler, vision, all-linear.",
+        "Modules that get adapters: names (ends of module paths), or attention, mlp, resampler, vision, all-linear.",
     )
     lora_weight_path: str | None = option(None, "Adapter folder to continue; its own rank, scaling and targets apply.")
     lora_bias: str = option("none", "Biases that train with the adapters: none, all or lora_only.")
     modules_to_save: list[str] | None = option(  # noqa: RUF009
-        None, "Modules that train whole beside the adapters; default wte and lm_head on a base model; 'none' for none."
+        None, "Modules that train whole next to the adapters; default wte and lm_head on a base model; 'none' for none."
     )
-    q_lora: bool = option(False, "Adapters on quantized weights: as the checkpoint stores them, else --quantization.")
+    q_lora: bool = option(
+        False, "Train adapters on quantized weights: those of the checkpoint, or made by --quantization."
+    )
     quantization: str | None = option(
-        None, "What --q_lora makes of float weights while loading: nf4 (the default) or int8, by bitsandbytes."
+        None, "Quantization of float weights by --q_lora while loading: nf4 (the default) or int8, by bitsandbytes."
     )
-    use_rslora: bool = option(False, "Rank-stabilised LoRA: scaling is lora_alpha / sqrt(lora_r).")
-    use_dora: bool = option(False, "DoRA: the magnitudes of weight columns train as well; slower.")
+    use_rslora: bool = option(False, "Rank-stabilized LoRA: scaling is lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "DoRA: train the magnitudes of weight columns as well; slower.")
     init_lora_weights: str = option("default", f"How adapters start: {', '.join(adapter_checks.LORA_STARTS)}.")
     loraplus_lr_ratio: float | None = option(None, "LoRA+: how many times faster the B matrices train; 16 is usual.")
-    lora_lr: float | None = option(None, "Learning rate of the adapters, where --learning_rate is for the rest.")
+    lora_lr: float | None = option(None, "Learning rate of the adapters; --learning_rate then applies to the rest.")
 
 
 @dataclass
 class TrainingArguments(HfTrainingArguments):
     """How to train: every field of transformers' TrainingArguments, and flags of our own."""
 
-    output_dir: str = option(None, "Where checkpoints and the final model or adapter are written.")
-    model_max_length: int = option(
-        2048, "Most tokens of a sample; an image counts its span, a longer sample is trimmed."
-    )
+    output_dir: str = option(None, "Folder for checkpoints and the final model or adapter.")
+    model_max_length: int = option(2048, "Most tokens of a sample, image spans included; longer samples are trimmed.")
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
-    use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora alone means it as well.")
-    vision_lr: float | None = option(None, "Learning rate of what trains in the ViT, adapters there included.")
-    resampler_lr: float | None = option(None, "Learning rate of what trains in the resampler (visual.attn_pool).")
+    use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora implies it.")
+    vision_lr: float | None = option(None, "Learning rate of trainable parts of the ViT, adapters there included.")
+    resampler_lr: float | None = option(None, "Learning rate of trainable parts of the resampler (visual.attn_pool).")
     new_special_tokens: list[str] | None = option(  # noqa: RUF009
-        None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts, whose rows alone train beside adapters."
+        None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts; with adapters only their rows train."
     )
     checkpoint_every_n_blocks: int = option(
-        1, "With --gradient_checkpointing: recompute every n-th block only, where memory is left; 1 for all."
+        1, "With --gradient_checkpointing: recompute only every n-th block, if memory allows; 1 for all."
     )
-    sample_phases_every: int = option(
-        10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
-    )
+    sample_phases_every: int = option(10, "Profile the phases of every n-th step (time/.. in the log); 0 for never.")
     cache_dir: str | None = option(None, "Download folder for a checkpoint that is given by hub name.")
     early_stopping_patience: int = option(
-        0, "Stop after so many evaluations in a row that do not improve; 0 never. Ends with the best model."
+        0, "Stop after this many evaluations in a row without improvement, with the best model; 0 for never."
     )
     meeting_timeout: float = option(
-        300, "Seconds in which all processes of a run have to meet at its start; then those missing are named."
+        300,
+        "Seconds within which all ranks must join the rendezvous of a run; after that an error names the missing ones.",
     )
-    debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
+    debug_traceback: bool = option(False, "Show the traceback of an error; same as --debug without a value.")
     # Defaults of the original where those of transformers differ.
     optim: str = option(
         optimizers.AUTO,
@@ -135,13 +134,13 @@ class TrainingArguments(HfTrainingArguments):
     adam_beta2: float = option(0.95, "Second-moment decay of AdamW.")
     lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
     logging_steps: float = option(10, "Steps between two log lines.")
-    logging_nan_inf_filter: bool = option(False, "Kept off: a loss that is not finite stops the run.")
+    logging_nan_inf_filter: bool = option(False, "Always off: a loss that is not finite stops the run.")
     prediction_loss_only: bool = option(True, "Evaluation keeps the loss, not the logits.")
-    remove_unused_columns: bool = option(False, "Kept off: the collator makes exactly what the model takes.")
-    dataloader_num_workers: int = option(2, "Processes that open images beside the training process.")
+    remove_unused_columns: bool = option(False, "Always off: the collator builds exactly the inputs of the model.")
+    dataloader_num_workers: int = option(2, "Processes that open images, besides the training process.")
     dataloader_persistent_workers: bool = option(True, "Keep these processes from one epoch to the next.")
     dataloader_prefetch_factor: int | None = option(
-        None, "Batches that each of them has ready; default enough for all micro-batches of a step."
+        None, "Batches that each of them prefetches; default enough for all micro-batches of a step."
     )
     report_to: list[str] = option(["none"], "Where logs go: none, tensorboard, wandb, or several of them.")  # noqa: RUF009
     resume: str | None = option(
@@ -157,7 +156,9 @@ class TrainingArguments(HfTrainingArguments):
     no_cuda: bool = option(False, "Old name of --use_cpu.")
     logging_dir: str | None = option(None, "Folder of the tensorboard log; default OUTPUT/runs.")
     save_safetensors: bool = option(True, "Accepted: weights are always safetensors.")
-    overwrite_output_dir: bool = option(False, "Accepted: without --resume_from_checkpoint a run starts anew.")
+    overwrite_output_dir: bool = option(
+        False, "Accepted: without --resume_from_checkpoint a run starts from the beginning."
+    )
 
     def __post_init__(self) -> None:
         if self.evaluation_strategy is not None:
