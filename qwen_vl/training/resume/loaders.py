@@ -1,5 +1,7 @@
 """Data loaders of a run: one over RankBatches, and the end of data workers."""
 
+from typing import Any
+
 from torch.utils.data import DataLoader
 
 from qwen_vl.data.samplers import RankBatches
@@ -20,5 +22,7 @@ def end_workers(loader: DataLoader) -> None:
 
     The garbage collector would close their queues before they are told to end. It would then wait 5 seconds for each.
     """
-    own = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader of evaluation data
-    own._iterator = None  # the only reference to the object that owns the workers
+    own: Any = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader of evaluation data
+    iterator, own._iterator = own._iterator, None
+    if iterator is not None:
+        iterator._shutdown_workers()  # after an error, the frames of its traceback still hold the iterator

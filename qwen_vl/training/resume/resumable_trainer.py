@@ -78,8 +78,9 @@ class ResumableTrainer(HookedTrainer):
                 f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
                 "failed: see what they wrote. The same command with --resume auto resumes from the last checkpoint"
             ) from error
-        for loader in self._loaders:
-            end_workers(loader)
+        finally:
+            for loader in self._loaders:
+                end_workers(loader)
         if self.state.global_step == 0:
             raise ValueError("no step was trained, as the data gave no batch; nothing is saved")
         newest = checkpoints.found(self.args.output_dir)

@@ -93,7 +93,7 @@ def test_readers_of_others_load_the_export(int4, tmp_path):
         assert difference.largest < 1e-2, name
 
 
-def test_an_interrupted_run_goes_on_with_the_blocks_that_are_done(int4, make_checkpoint, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_from_the_finished_blocks(int4, make_checkpoint, tmp_path, monkeypatch, capsys):
     data, out = runs.write_data(tmp_path), tmp_path / "out"
     words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
     words += ["--group_size", str(GROUP)]

@@ -121,7 +121,7 @@ def test_a_logger_that_cannot_start_is_one_line(make_checkpoint, tmp_path, monke
     assert last.startswith("error: --report_to tensorboard: run failed: the server said 503; mend it, or leave it out")
 
 
-def test_a_logger_that_fails_later_is_said_once_and_the_training_goes_on(
+def test_a_logger_that_fails_later_is_reported_once_and_the_training_continues(
     make_checkpoint, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(TensorBoardCallback, "on_log", failing(2, SERVER))

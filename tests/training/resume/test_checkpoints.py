@@ -10,7 +10,7 @@ import pytest
 from qwen_vl.training.resume import checkpoints
 
 
-def test_what_is_kept_is_what_a_run_goes_on_from(tmp_path):
+def test_retention_and_resuming_use_one_order(tmp_path):
     """Check that the order follows the manifests and not the times of the folders, which a copy changes."""
     for number, (step, written) in enumerate([(30, 1.0), (10, 2.0), (20, 3.0), (40, 4.0)]):
         folder = tmp_path / f"checkpoint-{step}"
@@ -45,7 +45,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_passed_over(run_of_four, tmp_path, caplog, kind):
+def test_a_damaged_checkpoint_is_named_and_skipped(run_of_four, tmp_path, caplog, kind):
     out = shutil.copytree(run_of_four, tmp_path / "out")
     damage, words = DAMAGES[kind]
     assert checkpoints.to_resume(out, "auto") == str(out / "checkpoint-4")

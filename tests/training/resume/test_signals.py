@@ -27,7 +27,7 @@ def signalled(number, *args, **settings):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_resumes_exactly(
     make_checkpoint, tmp_path, seen, capfd, number
 ):
     """Compare bitwise after a stop inside an epoch and between log lines, with an evaluation due."""
