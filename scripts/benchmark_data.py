@@ -1,9 +1,9 @@
 """python scripts/benchmark_data.py [--model FOLDER] [--samples 64] [--records 10000] [--rounds 3] [--out table.md]
 
-How fast the data path is, as ratios measured side by side in one run: useful tokens a second of a training step when
-samples are packed, grouped by length, padded to their batch or padded to model_max_length; encoding against a bare
-loop over the tokenizer; a start from the tokenized cache against tokenizing; `qwen-vl data check`. Without --model a
-tiny one is made. Needs the extra `demo`.
+Measure the speed of the data path as ratios within one run: useful tokens a second of a training step with samples
+packed, grouped by length, padded to their batch or padded to model_max_length; encoding compared with a bare tokenizer
+loop; a start from the tokenized cache compared with tokenizing; `qwen-vl data check`. Without --model a tiny model is
+built. Needs the extra `demo`.
 """
 
 import argparse
@@ -61,9 +61,9 @@ WORDS = (
 
 
 def write_data(folder, count, seed=0, *, images=16, size=(96, 64)):
-    """A conversation file of `count` records in the shape of a visual-question data set: one image, a few turns.
+    """Write a file of `count` conversations about one image each, with a few turns; return its path.
 
-    The records take turns with `images` images of some size.
+    The records use `images` different images of a size in turn.
     """
     generator = random.Random(seed)
     for name in range(images):
@@ -88,7 +88,7 @@ def write_data(folder, count, seed=0, *, images=16, size=(96, 64)):
 
 
 def padded(batch, length, pad_id):
-    """The batch with every row padded to `length`, as the reference trainer does."""
+    """Return the batch with every row padded to `length`, as in the original trainer."""
     missing = length - batch["input_ids"].shape[1]
     values = {"input_ids": pad_id, "labels": IGNORE_INDEX, "attention_mask": 0}
     wider = {key: torch.nn.functional.pad(batch[key], (0, missing), value=value) for key, value in values.items()}
@@ -96,7 +96,7 @@ def padded(batch, length, pad_id):
 
 
 def batches_of(samples, collator, pad_id):
-    """{mode: list of batches}, each mode with every sample once."""
+    """Return {mode: list of batches}; each mode has every sample once."""
     indices = list(range(len(samples)))
     random.Random(0).shuffle(indices)
     groups = list(LengthGroupedSampler(samples.lengths, BATCH, seed=0))
@@ -115,7 +115,7 @@ def batches_of(samples, collator, pad_id):
 
 
 def train(model, optimizer, batches):
-    """Seconds that one pass of training over the batches takes."""
+    """Return the seconds of one training pass over the batches."""
     start = time.perf_counter()
     for batch in batches:
         model(**{key: value for key, value in batch.items() if key not in HOST_KEYS}, use_cache=False).loss.backward()
@@ -125,7 +125,7 @@ def train(model, optimizer, batches):
 
 
 def measure(modes, rounds):
-    """{mode: median seconds}; the modes take turns, so that what else the machine does hits all of them."""
+    """Return {mode: median seconds}; the modes alternate, so other load on the machine affects all of them."""
     seconds = {name: [] for name in modes}
     for _ in range(rounds):
         for name, task in modes.items():
@@ -134,7 +134,7 @@ def measure(modes, rounds):
 
 
 def timed(task):
-    """A task that returns its own seconds."""
+    """Wrap a task into one that returns its seconds."""
 
     def run_once():
         start = time.perf_counter()
@@ -145,7 +145,7 @@ def timed(task):
 
 
 def training_table(folder, tokenizer, args):
-    """Lines of the table of training throughput."""
+    """Return the table of training throughput as lines."""
     model = loading.load_model(args.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     path = write_data(folder, args.samples)
@@ -166,7 +166,7 @@ def training_table(folder, tokenizer, args):
 
 
 def data_table(folder, tokenizer, args):
-    """Lines of the table of reading, encoding, caching and checking."""
+    """Return the table of reading, encoding, caching and checking as lines."""
     path = write_data(folder, args.records)
     records = conversations.read(path)
     texts = [turn["value"] for record in records for turn in record["conversations"]]
@@ -179,7 +179,7 @@ def data_table(folder, tokenizer, args):
         "chatml.encode": lambda: [encode(record, tokenizer) for record in records],
         "read and tokenize": lambda: ConversationDataset(conversations.read(path), tokenizer, options),
         "start from the cache": lambda: tokenized_cache.cached(path, tokenizer, options, folder=entries),
-        "check, pictures opened": lambda: check.file(path),
+        "check, images opened": lambda: check.file(path),
     }
     seconds = measure({name: timed(task) for name, task in tasks.items()}, args.rounds)
     yield f"\n{len(records)} conversations of {len(texts) / len(records):.1f} turns:\n"
@@ -191,7 +191,7 @@ def data_table(folder, tokenizer, args):
 
 
 def main(argv=None):
-    """Measure what the command line says and print Markdown."""
+    """Measure as the command line says and print Markdown."""
     parser = argparse.ArgumentParser(prog="benchmark_data.py", description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", help="checkpoint folder (default: a tiny random one)")
     parser.add_argument("--samples", type=int, default=64, help="samples that are trained on (default %(default)s)")

@@ -1,9 +1,9 @@
 """python scripts/benchmark_threads.py [--seconds 15] [--settings ..] [--out table.md]
 
-How the threads of a CPU run should wait for one another: tokens a second of the quickstart's first training, in
-finetune.py itself, by the setting of libgomp, when it has the machine to itself, when a second training with the same
-setting runs beside it, and when other programs want every core. `qwen_vl/startup.py` sets the best one. Needs Linux and
-the extra `demo`, and an idle machine. About 7 minutes on 2 cores.
+Compare settings of libgomp for how the threads of a CPU run wait for each other, by the tokens a second of
+finetune.py in the quickstart's first training: alone on the machine, next to a second training with the same setting,
+and next to programs that use every core. `qwen_vl/startup.py` sets the best one. Needs Linux, the extra `demo` and an
+idle machine. Takes about 7 minutes on 2 cores.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT = "GOMP_SPINCOUNT=300000"  # what libgomp does by itself; named, as finetune.py would set another
+DEFAULT = "GOMP_SPINCOUNT=300000"  # libgomp's own default, set explicitly since finetune.py would set another
 SETTINGS = (DEFAULT, "OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=1000", "GOMP_SPINCOUNT=10000")
-CHOSEN_BY_USERS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")  # not from the shell of who measures
+CHOSEN_BY_USERS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")  # not inherited from the shell
 CONDITIONS = ("alone", "beside a second training", "beside other programs")
-PATIENCE = 90  # seconds until a first step at the most; a step that takes longer counts as none
+PATIENCE = 90  # longest wait for a first step, in seconds; a longer step counts as none
 
 
 def build(folder: Path, images: int) -> None:
-    """Write the data and the model of the quickstart into a folder; in processes, as this one needs its cores."""
+    """Write the data and the model of the quickstart into a folder, in processes of their own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in (
         [ROOT / "scripts/quickstart/make_data.py", folder / "data", "--limit", images],
@@ -43,7 +43,7 @@ def build(folder: Path, images: int) -> None:
 
 @contextmanager
 def training(folder: Path, out: Path, setting: str):
-    """Within this block finetune.py trains with a setting, NAME=VALUE; its process and its output folder `out`."""
+    """Run finetune.py with a setting NAME=VALUE and the output folder `out` within this block; yield its process."""
     name, _, value = setting.partition("=")
     environment = {key: text for key, text in os.environ.items() if key not in CHOSEN_BY_USERS} | {name: value}
     flags = {"model_name_or_path": folder / "tiny", "data_path": folder / "data/boxes.json", "output_dir": out}
@@ -60,7 +60,7 @@ def training(folder: Path, out: Path, setting: str):
 
 @contextmanager
 def other_programs(count: int):
-    """Within this block as many processes compute without end."""
+    """Run `count` processes that compute endlessly within this block."""
     with ExitStack() as stack:
         for _ in range(count):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]))
@@ -69,12 +69,12 @@ def other_programs(count: int):
 
 
 def steps(out: Path) -> list[dict]:
-    """Return what finetune.py has logged of its steps so far, each with its "time" and "tokens"."""
+    """Return the logged steps of finetune.py so far, each with its "time" and "tokens"."""
     path, found = out / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # half a line, of the step that just ended
+        except ValueError:  # an unfinished line of the step that just ended
             break
         if "tokens_per_second" in entry:
             found.append(entry | {"tokens": entry["tokens_per_second"] * entry["step_seconds"]})
@@ -82,9 +82,9 @@ def steps(out: Path) -> list[dict]:
 
 
 def rates(runs: list[tuple], seconds: float) -> list[float]:
-    """Return the tokens a second of trainings in the same time, which begins when each has made a step.
+    """Return the tokens a second of each training in the same time, which starts when each has made a step.
 
-    Raises ValueError with its last words if one has ended.
+    Raise ValueError with the end of its output if a training has ended.
     """
     patience = time.time() + PATIENCE
     while not all(steps(out) for _, out in runs) and time.time() < patience:
@@ -105,7 +105,7 @@ def check(runs: list[tuple]) -> None:
 
 
 def measure(folder: Path, setting: str, condition: str, seconds: float) -> float:
-    """Return the tokens a second of a training, the mean of both where there are two."""
+    """Return the tokens a second of a training; with two trainings, their mean."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch, ExitStack() as stack:
         if condition == "beside other programs":
             stack.enter_context(other_programs(usable_cores()))
@@ -130,7 +130,7 @@ def table(found: dict[str, list[float]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print Markdown, and write it into --out."""
+    """Measure, print Markdown and write it into --out."""
     parser = argparse.ArgumentParser(prog="benchmark_threads.py", description=__doc__.split("\n\n")[1])
     parser.add_argument("--seconds", type=float, default=15, help="time of each measurement (%(default)s)")
     parser.add_argument(

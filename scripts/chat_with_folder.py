@@ -1,13 +1,13 @@
-"""Chat about an image with an exported folder, as a user does who has transformers but not this repository.
+"""Chat about an image with an exported folder, like a user who has transformers but not this repository.
 
-python scripts/chat_with_folder.py FOLDER PICTURE BOXES.png QUESTION ..
+python scripts/chat_with_folder.py FOLDER IMAGE BOXES.png QUESTION ..
 """
 
 import logging
 import sys
 
-sys.modules["qwen_vl"] = None  # the folder brings its own code: importing the package would fail here
-# Where torchao is installed, transformers imports it, and it warns of kernels for other machines.
+sys.modules["qwen_vl"] = None  # the folder has its own code, and an import of the package would be a mistake
+# If torchao is installed, transformers imports it, and it warns about kernels for other machines.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,10 +1,10 @@
-"""Merging and answering at the published size: time and memory, on weights that are random.
+"""Time and memory of merging and answering at the published size, with random weights.
 
     python scripts/full_size_check.py [--config CONFIG.json] [--folder DIR] [--out table.md]
 
 Writes a bf16 checkpoint (by default of the published architecture: 9.7 B weights, 19.3 GB), an adapter, the merged
-model and an Int4 twin into a temporary folder, never more than about 41 GB at once, and deletes them. Each stage is a
-process of its own, and reports its peak resident memory and how much of it was no file's. Prints a Markdown table.
+model and an Int4 version into a temporary folder, at most about 41 GB at once, and deletes them. Each stage is its own
+process and reports its peak resident memory and the part that is not mapped files. Prints a Markdown table.
 """
 
 import argparse
@@ -45,11 +45,11 @@ from qwen_vl.training.monitor.throughput import own_memory
 GIB = 2**30
 GROUP_SIZE = 128
 NEW_TOKENS = 3
-DRAWN = 2**24 + 43  # so many random values, repeated from another place for each tensor: drawing all takes minutes
+DRAWN = 2**24 + 43  # random values, which each tensor repeats from another offset: drawing all takes minutes
 
 
 def write_base(folder, config):
-    """The bf16 checkpoint: norms as they begin, everything else drawn at random."""
+    """Write the bf16 checkpoint: norms with their initial values, random values elsewhere."""
     with torch.device("meta"):
         model = QWenLMHeadModel(config)
     tokenizer = build_tokenizer(config)
@@ -77,7 +77,7 @@ def write_base(folder, config):
 
 
 def write_adapter(folder, base):
-    """An adapter of the reference's rank and targets, none of its weights zero."""
+    """Write an adapter with the default rank and targets and no zero weights."""
     settings = {"r": 64, "alpha": 16, "dropout": 0.05, "bias": "none", "modules_to_save": None}
     model = build.add_adapters(DiskModel(base).model, targets=family.DEFAULT_LORA_TARGETS, **settings)
     for name, parameter in model.named_parameters():
@@ -90,7 +90,7 @@ def write_adapter(folder, base):
 
 
 def write_int4(folder, base):
-    """The twin of the checkpoint in the published Int4 layout, each weight rounded to the nearest code."""
+    """Write the checkpoint in the published Int4 layout, each weight rounded to the nearest code."""
     disk = DiskModel(base)
     stems = family.packed_linears(disk.model.config)
     outlines, pending = {}, {}
@@ -124,7 +124,7 @@ def write_int4(folder, base):
 
 
 def merge_adapter(base, adapter, merged):
-    """Write the merged model, without the comparison that `qwen-vl merge` goes on with."""
+    """Write the merged model, without the comparison that `qwen-vl merge` makes afterwards."""
     disk = DiskModel(base)
     merged.mkdir()
     model, dtypes = disk.model, {name: disk.weights.dtype(name) for name in disk.places}
@@ -135,7 +135,7 @@ def merge_adapter(base, adapter, merged):
 
 
 def compare(base, adapter, merged):
-    """That comparison: logits of base + adapter and of the merged model on a prompt with an image, one by one."""
+    """Compare the logits of base + adapter and of the merged model, one after the other, on a prompt with an image."""
     prompt = [verify.image_prompt(loading.load_tokenizer(base), loading.load_config(base))]
     options = {"dtype": torch.bfloat16}
     adapted = verify.logits_from_disk(base, prompt, adapter_dir=adapter, **options)
@@ -155,7 +155,7 @@ def answer(folder, *, from_disk):
     return f"{tokens} tokens in, {NEW_TOKENS} at most out ({len(said)} characters), {seconds:.0f} s after opening"
 
 
-STAGES = {  # in order: (what it is called in the table, what it does in a folder, what is deleted after it)
+STAGES = {  # in order: (name in the table, function of the folder, what to delete after it)
     "base": ("write the bf16 checkpoint", lambda at, config: write_base(at / "base", config), ()),
     "adapter": ("write an adapter", lambda at, _: write_adapter(at / "adapter", at / "base"), ()),
     "merge": (
@@ -176,7 +176,7 @@ STAGES = {  # in order: (what it is called in the table, what it does in a folde
 
 
 class Peak:
-    """The largest resident memory of this process while the block runs, and the largest that belongs to no file."""
+    """Context manager that measures the peak resident and the peak anonymous memory of this process."""
 
     def __enter__(self):
         self.anonymous, self._ended = 0, threading.Event()
@@ -195,7 +195,7 @@ class Peak:
 
 
 def do_stage(name, folder, config):
-    """One row of the table: what, seconds, peak GiB, of it anonymous, what came out."""
+    """Run a stage; return its row of the table: name, seconds, peak GiB, anonymous part, result."""
     title, work, obsolete = STAGES[name]
     start = time.monotonic()
     with Peak() as peak:
@@ -207,14 +207,14 @@ def do_stage(name, folder, config):
 
 
 def make_parser():
-    """The parser of this script."""
+    """Return the parser of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="JSON file with another architecture, such as configs/model/tiny.json")
     parser.add_argument("--folder", help="where the temporary folder is made (default: the system's)")
     parser.add_argument("--out", help="file for the table, too")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES, help="only these (default: all)")
     parser.add_argument("--in_process", action="store_true", help="all in this process; memory then says nothing")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # one stage, in an existing --folder
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # run one stage in an existing --folder
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

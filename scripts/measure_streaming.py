@@ -1,9 +1,9 @@
 """python scripts/measure_streaming.py [--records N] [--read N] [--bound MIB]
 
-What --streaming costs in memory: writes a JSON Lines file of --records conversations (2 million, 1.1 GiB), reads --read
-of them (300,000) through two workers, and prints the memory of the process and its workers, shared pages counted once,
-as it goes. Exits with 1 if the memory grows by more than --bound MiB (64) from the first batch to the last. Needs the
-extra `demo` and /proc.
+Measure the memory of --streaming. Writes a JSON Lines file of --records conversations (2 million, 1.1 GiB), reads
+--read of them (300,000) with two workers and prints the memory of the process and its workers, counting shared pages
+once. Exits with 1 if the memory grows by more than --bound MiB (64) from the first batch to the last. Needs the extra
+`demo` and /proc.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 WORDS = ["the", "red", "dog", "house", "lamp", "left", "of", "what", "is", "under", "左边", "一只狗", "沙滩", "在"]
-BOUND = 64  # MiB; a reader that kept its records would grow by hundreds
+BOUND = 64  # MiB; a reader that kept all records would grow by hundreds
 
 
 def write_records(path: Path, number: int) -> None:
@@ -49,7 +49,7 @@ def write_records(path: Path, number: int) -> None:
 
 
 def memory(processes: list[int]) -> int:
-    """Return the MiB that processes hold together."""
+    """Return the MiB of memory of processes together."""
     rollups = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes]
     return sum(int(rollup.partition("\nPss:")[2].split()[0]) for rollup in rollups) // 1024
 

@@ -1,11 +1,11 @@
 """python scripts/profile_finetune.py [--model CHAT --base BASE --int4 INT4 | --config FILE.json] [--out table.md]
 
-The table of the Qwen-VL README on the device at hand, as Markdown: peak memory and seconds of a step of LoRA on a base
-model, LoRA on a chat model and Q-LoRA with samples of 384, 512, 1024 and 2048 tokens and one image each (batch 1,
-accumulation 8, gradient checkpointing), each in a process of its own, and beside it what `qwen-vl plan` says. Without
---model small random ones are made (configs/model/benchmark.json), whose Q-LoRA is nf4. On a CPU memory is that of the
-whole process, on a GPU what its tensors take, so that the plan is compared without context and fragmentation. Needs the
-extra `demo`.
+Measure the training table of the Qwen-VL README on this device and print it as Markdown: peak memory and seconds a step
+of LoRA on a base model, LoRA on a chat model and Q-LoRA, with samples of 384, 512, 1024 and 2048 tokens and one image
+each (batch 1, accumulation 8, gradient checkpointing). Each run is a process of its own and is shown next to the
+estimate of `qwen-vl plan`. Without --model small random models are built (configs/model/benchmark.json), with nf4 for
+Q-LoRA. Memory is that of the whole process on a CPU. On a GPU it is that of the tensors, and the estimate leaves out
+context and fragmentation as well. Needs the extra `demo`.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from qwen_vl.training.plan import memory_model, planner
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/model/benchmark.json"
 WAYS = ("full", "LoRA (base)", "LoRA (chat)", "Q-LoRA")
-MINUTES = 30  # that a cell may take
+MINUTES = 30  # time limit of a cell
 
 
 def build_models(config, folder):
-    """{way: checkpoint folder} with random weights; the base one says so in its generation_config."""
+    """Build models with random weights, return {way: folder}; generation_config marks the base model as such."""
     random_model.build(config, folder / "chat")
     random_model.build(config, folder / "base")
     path = folder / "base" / "generation_config.json"
@@ -49,7 +49,7 @@ def build_models(config, folder):
 
 
 def write_data(folder, tokenizer, length, count):
-    """(path, share of targets) of a file of `count` conversations with one image and exactly `length` tokens."""
+    """Write `count` conversations of one image and exactly `length` tokens; return (path, share of targets)."""
     Image.effect_noise((96, 64), 60).convert("RGB").save(folder / "picture.png")
 
     def record(number, words):
@@ -58,7 +58,7 @@ def write_data(folder, tokenizer, length, count):
 
     missing = length - len(encode(record(0, 1), tokenizer).input_ids)
     if missing < 0:
-        raise ValueError(f"--lengths {length}: a picture and its question alone take {length - missing} tokens")
+        raise ValueError(f"--lengths {length}: an image and its question alone take {length - missing} tokens")
     sample = encode(record(0, 1 + missing), tokenizer)
     assert len(sample.input_ids) == length
     path = folder / f"data_{length}.json"
@@ -67,7 +67,7 @@ def write_data(folder, tokenizer, length, count):
 
 
 def measure(model, data, out, flags):
-    """(bytes at the peak, seconds of the last step) of a run of finetune.py; ValueError with what it said last."""
+    """Return (peak bytes, seconds of the last step) of a run. Raise ValueError with its output if it fails."""
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--model_name_or_path", str(model), "--data_path", str(data), "--output_dir", str(out)]
     done = subprocess.run(
@@ -84,7 +84,7 @@ def measure(model, data, out, flags):
 
 
 def planned(config, way, length, share, args, on_cpu):
-    """Bytes of the same run by the planner; None for what it does not plan."""
+    """Return the planned bytes of the same run; None if the planner does not support it."""
     method = {"full": "full", "Q-LoRA": "qlora"}.get(way, "lora")
     if on_cpu and method == "qlora":
         return None
@@ -103,7 +103,7 @@ def planned(config, way, length, share, args, on_cpu):
 
 
 def cell(way, model, length, folder, args, on_cpu):
-    """One cell of the table as text."""
+    """Return a cell of the table as text."""
     tokenizer, config = loading.load_tokenizer(model), loading.load_config(model)
     data, share = write_data(folder, tokenizer, length, args.accumulation)
     flags = {
@@ -126,7 +126,7 @@ def cell(way, model, length, folder, args, on_cpu):
 
 
 def main(argv=None):
-    """Measure, print Markdown, and write it into --out."""
+    """Measure, print Markdown and write it into --out."""
     parser = argparse.ArgumentParser(description="Memory and speed of fine-tuning, as Markdown.", allow_abbrev=False)
     add = parser.add_argument
     add("--model", help="chat checkpoint for LoRA and full training; without it random ones are made")

@@ -1,11 +1,11 @@
 """python scripts/profile_generate.py [--model FOLDER | --config FILE.json] [--lengths 2048 8192] [--out table.md]
 
-The inference table of the Qwen-VL README on the device at hand, as Markdown: tokens a second while a model that sees
-one image writes until it has 2048 and 8192 tokens, and the peak memory of reading 2048 tokens and of writing 8192.
-Then ratios, measured in alternating pairs in this run: our cache against one that concatenates, the logits of one
-position against all in the prefill, four rows at once against one by one, and a conversation with a memory against one
-without. Without --model a small random one is made (configs/model/benchmark.json). On a CPU memory is that of the whole
-process. Needs the extra `demo`.
+Measure the inference table of the Qwen-VL README on this device and print it as Markdown: tokens a second of generation
+after one image up to a length of 2048 and 8192 tokens, and the peak memory of reading 2048 tokens and of generating to
+8192. Then ratios, measured in alternating pairs: our KV cache and one that concatenates; prefill logits of one position
+and of all; four rows at once and one by one; a conversation with and without a kept KV cache. Without --model a small
+random model is built (configs/model/benchmark.json). On a CPU memory is that of the whole process. Needs the extra
+`demo`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PUBLISHED = {"bf16": "28.87 / 24.32 tokens/s, 22.60 / 28.01 GB", "Int4": "37.79 
 
 
 def prompt(model, length, rows=1):
-    """Inputs of `generate` with one image a row, filled up to `length` ids."""
+    """Return inputs of `generate` with one image a row, filled up to `length` ids."""
     start, span = family.image_start_id(model.config), family.tokens_per_image(model.config)
     ids = [start, *[start + 2] * (span - 2), start + 1]
     ids = torch.tensor([ids + [11] * (length - len(ids))] * rows, device=model.device)
@@ -49,15 +49,15 @@ def prompt(model, length, rows=1):
 
 
 def write(model, inputs, tokens, **options):
-    """Let the model write exactly `tokens` tokens, greedily."""
+    """Generate exactly `tokens` tokens greedily."""
     output = model.generate(**inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, **options)
     assert output.shape[1] == inputs["input_ids"].shape[1] + tokens
 
 
 def table(model, lengths):
-    """Markdown: for each length, speed of writing up to it, and peak memory of reading and of writing it."""
+    """Return Markdown: the speed of generation up to each length, and the peak memory of reading and generating."""
     picture, rows = family.tokens_per_image(model.config), []
-    for length in sorted(lengths):  # ascending: the peak of a CPU process never falls
+    for length in sorted(lengths):  # ascending, since the peak of a CPU process never falls
         memories = []
         for inputs, tokens in ((prompt(model, length - 1), 1), (prompt(model, picture), length - picture)):
             if model.device.type != "cpu":
@@ -70,13 +70,13 @@ def table(model, lengths):
 
 
 def ratio(one, other, device, rounds):
-    """Median of how many times as long `other` takes as `one`, in alternating pairs."""
+    """Return the median of the time of `other` divided by that of `one`, in alternating pairs."""
     one(), other()
     return statistics.median(flops.seconds_of(other, device) / flops.seconds_of(one, device) for _ in range(rounds))
 
 
 def ratios(model, tokenizer, length, rounds, folder):
-    """Markdown: what each saving brings, in times."""
+    """Return Markdown: the speedup of each optimization."""
     device, picture = model.device, family.tokens_per_image(model.config)
     short, long = prompt(model, picture), prompt(model, length - 1)
     tokens = length - picture
@@ -107,7 +107,7 @@ def ratios(model, tokenizer, length, rounds, folder):
             f"4 rows of {tokens // 4} tokens together, against one by one": ratio(
                 lambda: write(model, prompt(model, picture, rows=4), tokens // 4), one_by_one, device, rounds
             ),
-            f"conversation of {len(QUESTIONS)} turns about a picture, with a memory against without": ratio(
+            f"conversation of {len(QUESTIONS)} turns about an image, with a kept KV cache against without": ratio(
                 lambda: converse(model.new_memory()), lambda: converse(None), device, rounds
             ),
         }
@@ -115,7 +115,7 @@ def ratios(model, tokenizer, length, rounds, folder):
 
 
 def main(argv=None):
-    """Measure, print Markdown, and write it into --out."""
+    """Measure, print Markdown and write it into --out."""
     parser = argparse.ArgumentParser(description="Speed and memory of generation, as Markdown.", allow_abbrev=False)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="checkpoint folder or hub name; without it a random one is made")
@@ -134,7 +134,7 @@ def main(argv=None):
         model, tokenizer = engine.load(path, device=args.device, dtype=args.dtype)
         shortest = family.tokens_per_image(model.config) + 8
         if min(args.lengths) < shortest:
-            raise ValueError(f"--lengths {min(args.lengths)}: a picture and some text take {shortest} tokens at least")
+            raise ValueError(f"--lengths {min(args.lengths)}: an image and some text take {shortest} tokens at least")
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device)
         parts = [
             f"{args.model or args.config} in {str(model.dtype).removeprefix('torch.')} on {device}. Published, on an "

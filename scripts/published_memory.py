@@ -2,8 +2,8 @@
 
 Compare the model behind `qwen-vl plan` with the profile that the Qwen-VL authors published, as Markdown: memory and
 seconds a step of LoRA on a base model, LoRA on a chat model and Q-LoRA on one A100 with 80 GB, with batch 1,
-accumulation 8 and one image in each sample. Constants and formulas are the planner's. What the authors' program does
-in another way is here. No weights are read.
+accumulation 8 and one image in each sample. Constants and formulas are the planner's. The differences of the authors'
+program are modeled here. No weights are read.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def weigh(config: QWenConfig, row: str, setup: Setup) -> Weights:
 
 
 def peak(config: QWenConfig, weights: Weights, setup: Setup) -> float:
-    """Return the bytes of the largest phase: those of `memory.phases`, as the authors' program has them."""
+    """Return the bytes of the largest phase: `memory_model.phases` with the differences of the authors' program."""
     positions, fixed = setup.batch * setup.length, memory_model.standing(config, weights, setup)
     if setup.zero == 2:
         buckets = [memory_model.bucket_bytes(weights.parameters, size, 2) for size in (config.hidden_size**2, BUCKET)]
@@ -75,7 +75,7 @@ def peak(config: QWenConfig, weights: Weights, setup: Setup) -> float:
 
 
 def tables(config: QWenConfig) -> str:
-    """Return the tables of memory and of time: planned, published, and how far they are apart."""
+    """Return the tables of memory and of time: planned, published, and their difference."""
     head, sizes, times = ["", *(f"{length} tokens" for length in LENGTHS)], [], []
     for row in PUBLISHED_GB:
         setup, cells, paces = setup_of(row), [], []

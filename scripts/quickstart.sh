@@ -2,7 +2,7 @@
 # sh scripts/quickstart.sh
 #
 # From nothing to a fine-tuned Qwen-VL on any machine with Python 3.10 or newer, no GPU needed: installs into .venv,
-# builds conversations about real pictures, trains a tiny model, LoRA-tunes it on another task, merges, chats, reports.
+# builds conversations about real images, trains a tiny model, LoRA-tunes it on another task, merges, chats, reports.
 # Writes only .venv and output/quickstart, which it empties first. PYTHON, VENV and TORCH_INDEX_URL: setup_venv.sh.
 set -eu
 
@@ -11,7 +11,7 @@ OUT=output/quickstart
 sh scripts/setup_venv.sh demo
 PYTHON=${VENV:-.venv}/bin/python
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1  # everything is local from here on
-eval "$("$PYTHON" -m qwen_vl.startup --use_cpu)"        # how threads wait; all of it runs on the CPU
+eval "$("$PYTHON" -m qwen_vl.startup --use_cpu)"        # settings of threads for the CPU
 
 rm -rf "$OUT"
 mkdir -p "$OUT"
@@ -19,7 +19,7 @@ step() {
     "$PYTHON" scripts/quickstart/progress.py "$OUT/progress.json" "$1" "$2"
 }
 
-step data "conversations from easy-vqa's pictures, and a tiny model with random weights"
+step data "conversations from easy-vqa's images, and a tiny model with random weights"
 "$PYTHON" scripts/quickstart/make_data.py "$OUT/data"
 "$PYTHON" -m qwen_vl.cli.random_model configs/model/tiny.json "$OUT/tiny"
 

@@ -2,11 +2,11 @@
 # sh scripts/setup_venv.sh [EXTRAS]
 #
 # Makes .venv beside this repository's README and installs the package into it with the versions of constraints.txt.
-# EXTRAS are those of pyproject.toml, separated by commas: demo, test, .. A second call with nothing changed is instant.
+# EXTRAS: extras of pyproject.toml, separated by commas, such as demo,test. A second call without changes is instant.
 #
 # From the environment:
-#   PYTHON            the Python (3.10 or newer) that makes the environment; default: the first one found
-#   VENV              where the environment goes, seen from the repository; default: .venv
+#   PYTHON            the Python (3.10 or newer) that creates the environment; default: the first one found
+#   VENV              the folder of the environment, relative to the repository; default: .venv
 #   TORCH_INDEX_URL   package index for torch alone, such as https://download.pytorch.org/whl/cpu; default: pip's own
 set -eu
 
@@ -55,7 +55,7 @@ else
 fi
 case ",$EXTRAS," in
     *,quant,* | *,test,*)
-        # gptqmodel comes as source, and builds in seconds against the torch that is installed.
+        # gptqmodel comes as source and builds in seconds with the installed torch.
         if [ "$(uname -s)" = Linux ]; then
             pip setuptools wheel ninja packaging
             pip --no-build-isolation gptqmodel

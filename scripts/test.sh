@@ -1,5 +1,5 @@
 #!/bin/sh
-# sh scripts/test.sh [pytest arguments]     all tests, in .venv, which is made first where it is missing
+# sh scripts/test.sh [pytest arguments]     all tests, in .venv, which is created first if it is missing
 #
 # Test files are spread over up to 4 processes, each of which computes in one thread. `-n 0` runs everything in one.
 set -eu

@@ -1,7 +1,7 @@
-"""torchrun for the launchers of finetune/, with failures of one line: python scripts/torchrun.py [flags] PROGRAM ..
+"""torchrun for the launchers of finetune/, with one-line errors: python scripts/torchrun.py [flags] PROGRAM ..
 
 With `--rdzv_backend machines --rdzv_endpoint ADDRESS:PORT --rdzv_conf rank=N` each machine starts its processes without
-waiting for the others: PROGRAM does that (`engines.initialize`), as it can say which rank is missing.
+waiting for the others. PROGRAM waits (`engines.initialize`), since it can name a missing rank.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 
 class Machines(StaticTCPRendezvous):
-    """torchrun's static rendezvous, which would let nobody start before all have come, without that."""
+    """torchrun's static rendezvous, changed so that no machine waits for the others before it starts."""
 
     def get_backend(self):
         return "machines"
@@ -30,15 +30,15 @@ class Machines(StaticTCPRendezvous):
 
 
 def machines(parameters):
-    """The Machines that torchrun's flags describe."""
-    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # as many processes each: ranks follow without asking
+    """Return the Machines that torchrun's flags describe."""
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # equal numbers of processes, so ranks need no communication
     address, port = parse_rendezvous_endpoint(parameters.endpoint, 29500)
     rank, timeout = parameters.get_as_int("rank"), parameters.get_as_int("timeout", 600)
     return Machines(address, port, rank, parameters.max_nodes, parameters.run_id, timeout)
 
 
 def main():
-    """Run the processes of this machine; the exit code is that of the first one that failed, else 0."""
+    """Run the processes of this machine; return the exit code of the first that failed, else 0."""
     rendezvous_handler_registry.register("machines", machines)
     try:
         run.main()

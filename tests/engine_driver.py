@@ -1,4 +1,4 @@
-"""Runs of finetune.main, one after another in the same processes: torchrun .. tests/engine_driver.py RUNS.json.
+"""Several runs of finetune.main in the same processes: torchrun .. tests/engine_driver.py RUNS.json.
 
 RUNS.json: [[argument, ..], ..]. Starting processes costs more than these tiny runs. CHUNK_BYTES in the environment is
 the size of the chunks into which the loss cuts its logits; with CUT_OFF the embeddings get no gradient.
@@ -20,7 +20,7 @@ from qwen_vl.model import loss_qwen
 
 
 def main(argv):
-    """Run what the file argv[0] lists."""
+    """Run all command lines in the file argv[0]."""
     for arguments in json.loads(Path(argv[0]).read_text(encoding="utf-8")):
         finetune.main(arguments)
 

@@ -43,9 +43,6 @@ MAY_IMPORT = {
 }
 # Its CPU runs, and its checkpoints, whose parts only its own functions can join; else it is reached by transformers.
 KNOW_DEEPSPEED = {PACKAGE / "training" / "distributed" / "engines.py", PACKAGE / "export" / "parts.py"}
-LONGER = {  # file, or file and function: lines that it may have for now. Delete a line when it is no longer needed.
-    "scripts/benchmark_training.py": 465,
-}
 
 
 def name_of(path):
@@ -378,10 +375,7 @@ def test_files_and_functions_stay_readable():
         sizes += [(f"{name_of(path)} {name}", size, int(function_limit)) for name, size in lengths(ast.parse(text))]
         for name, size, limit in sizes:
             found[name] = max(size, found.get(name, 0))
-            if size > LONGER.get(name, limit):
-                long.append(f"{name}: {size} lines, at most {LONGER.get(name, limit)}")
-            if name in LONGER and size <= limit:
-                long.append(f"{name}: {size} lines are few enough; delete its line in LONGER")
-    long += [f"{name} is gone; delete its line in LONGER" for name in LONGER.keys() - found.keys()]
+            if size > limit:
+                long.append(f"{name}: {size} lines, at most {limit}")
     assert not long, "\n".join(long)
     assert len(found) > 1000

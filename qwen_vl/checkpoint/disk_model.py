@@ -95,7 +95,7 @@ class DiskModel:
             module, leaf = self.places[name]
             module._parameters[leaf] = placeholder(module._parameters[leaf].shape)
 
-    def stream(self, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> nn.Module:
+    def stream(self, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> QWenLMHeadModel:
         """Read the weights outside of blocks now, and those of a block whenever it runs; return the model.
 
         A tensor that is stored in `dtype` is not copied from its mapped file.

@@ -66,7 +66,8 @@ class MixedDataset(Dataset):
         self, datasets: Iterable[SampleDataset], sources: Sequence[Source], *, mix: str = "concat", seed: int = 0
     ) -> None:
         check_choice("mix", mix, MIXES)
-        self.datasets, self.names = list(datasets), [source.name for source in sources]
+        self.datasets = list(datasets)
+        self.names: Sequence[str] = [source.name for source in sources]
         sizes, weights = [len(dataset) for dataset in self.datasets], [source.weight for source in sources]
         counts = [size * weight for size, weight in zip(sizes, weights, strict=True)]
         if mix == "interleave":

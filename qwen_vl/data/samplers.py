@@ -64,7 +64,7 @@ class RankBatches(Sampler):
     def __init__(
         self,
         num: int,
-        order: Callable[[int], list[int]],
+        order: Callable[[int], Sequence[int]],
         batch_size: int,
         *,
         rank: int = 0,
@@ -94,7 +94,7 @@ class RankBatches(Sampler):
             if len(part) < size and self._drop_last:
                 return
             lower, upper = (rank * len(part) // self._world_size for rank in (self._rank, self._rank + 1))
-            yield part[lower:upper]
+            yield list(part[lower:upper])
 
     def _seen(self, epoch: int) -> int:
         return self._start[1] if epoch == self._start[0] else 0

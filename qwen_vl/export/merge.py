@@ -29,7 +29,7 @@ def merge(
     onto: str | Path | None = None,
     dequantize: bool = False,
     prompts_path: str | Path | None = None,
-    image_folder: str | Path | None = None,
+    image_folder: str | None = None,
     max_shard_size: str = shard_writer.SHARD_SIZE,
     dtype: str = "auto",
     trust_base: bool = False,

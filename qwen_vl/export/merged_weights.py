@@ -1,5 +1,7 @@
 """The arithmetic of a merge: the weights of one layer with its adapter added, by PEFT's own code."""
 
+from typing import Any
+
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -18,7 +20,8 @@ def merged(disk: DiskModel, name: str) -> dict[str, torch.Tensor]:
     if layer is None:
         value = disk.current(name)
         return {name: disk.weights.read(name) if value is None else value}
-    path, module = layer
+    path: str = layer.path
+    module: Any = layer.module  # of a class of PEFT, which declares no types
     filled = disk.fill([other for other in disk.places if other.startswith(f"{path}.")], dtype=torch.float32)
     try:
         if isinstance(module, AuxiliaryTrainingWrapper):  # saved whole, or some of its rows

@@ -52,12 +52,13 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
 def joined(folder: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of a folder that torch.distributed.checkpoint wrote."""
     from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.items()
-        if hasattr(entry, "size")
+        if isinstance(entry, TensorStorageMetadata)
     }
     load(tensors, checkpoint_id=folder, no_dist=True)
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The trained model or adapter as a folder, which a kill at any moment leaves old, new, or refused by every loader."""
+"""The folder of the trained model or adapter: after a kill it is the old one, the new one, or none that loads."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from qwen_vl.checkpoint import saving, shard_writer
 from qwen_vl.checkpoint.saving import staged
 from qwen_vl.families import v1 as family
 
-# Weights that an earlier run may have left in an output folder, and that would be loaded in place of the new ones.
+# Weights of an earlier run in the output folder, which loaders would prefer to the new ones.
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", CONFIG_FILE, BASE_FILE)
-CONFIGS = ("config.json", CONFIG_FILE)  # without one of them a folder loads as nothing
+CONFIGS = ("config.json", CONFIG_FILE)  # a folder without either does not load
 COMPLETE = ".complete"  # in the output folder: the final model, until all of its files are in place
-FILES = "files.json"  # in there: the names of its files
+FILES = "files.json"  # in COMPLETE: the names of its files
 
 
 def write_folder(
@@ -32,7 +32,7 @@ def write_folder(
 ) -> None:
     """Write a model into `folder` with its configs, tokenizer, processor and code, or an adapter with base.json.
 
-    base: {"name", "fingerprint"} of the weights under an adapter. state_dict: weights to write instead of the model's.
+    base: {"name", "fingerprint"} of the base of an adapter. state_dict: weights to write instead of the model's.
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=state_dict)
@@ -44,10 +44,13 @@ def write_folder(
     shard_writer.write_processor(folder, model, tokenizer)
 
 
-def write_companions(
+def write_configs(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: dict | None = None
 ) -> None:
-    """Write all files of a model but its weights into `folder`, for weights that an engine writes there in parts."""
+    """Write configs, tokenizer and processor into `folder`, where an engine has written weights in parts.
+
+    `shard_writer.write_companions` also writes the code of the model, which such a checkpoint does not need.
+    """
     if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(folder)
         (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
@@ -68,18 +71,18 @@ def save_final(
     weights: dict[str, torch.Tensor] | None = None,
     start: dict | None = None,
 ) -> None:
-    """Write the trained model in `dtype`, or the adapter as it is, into `output_dir`; other files there stay.
+    """Write the trained model in `dtype`, or the adapter unchanged, into `output_dir`; other files there stay.
 
-    A model of an earlier run is replaced, as `put_in_place` has it. Raises OSError if the folder cannot be written.
+    Replace the model of an earlier run (see `put_in_place`). Raise OSError if the folder cannot be written.
 
-    weights: all weights of the model by name, if each process holds a part of them (`engines.whole_weights`).
-    start: the `convert.starting_point` that is removed from the adapter.
+    weights: all weights of the model by name, if each rank holds a part of them (`engines.whole_weights`).
+    start: the `convert.starting_point` to remove from the adapter.
     """
     output_dir = Path(output_dir)
-    put_in_place(output_dir)  # what a run that was killed here has left
-    if weights is None and not base:
+    put_in_place(output_dir)  # left by a run that was killed here
+    if not base and weights is None:
         model = model.to(dtype)
-    elif not base:
+    elif not base and weights is not None:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     with staged(output_dir / ".saving", output_dir) as staging:
         write_folder(model, tokenizer, staging, base=base, state_dict=weights)
@@ -92,13 +95,13 @@ def save_final(
 
 
 def put_in_place(output_dir: str | Path) -> None:
-    """Move the model that `save_final` has completed into `output_dir`, in place of the one there; nothing if none.
+    """Replace the model in `output_dir` by the one that `save_final` completed; do nothing if there is none.
 
-    Can be interrupted and called again. In between, the folder has no config and loads as no model: the old config
-    goes first, the new one comes last.
+    It can be interrupted and called again. In between the folder has no config and does not load, since the old config
+    is deleted first and the new one is moved last.
     """
     complete, output_dir = Path(output_dir, COMPLETE), Path(output_dir)
-    if not (complete / FILES).is_file():  # all moved, or nothing there
+    if not (complete / FILES).is_file():  # all files were moved, or there are none
         shutil.rmtree(complete, ignore_errors=True)
         return
     names = json.loads((complete / FILES).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Which optimizer group each parameter is in, and the table that is shown before the first step."""
+"""Optimizer groups: the learning rate and decay of each parameter, and the table printed before the first step."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from qwen_vl.terminal import text_table
 
 
 class Row(NamedTuple):
-    """One line of the table: a part of the model and how it trains."""
+    """A row of the table: a part of the model and how it trains."""
 
     part: str
     trainable: int
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Learning rates: of everything, of the parts that have their own, and how much faster LoRA+ trains the B side."""
+    """Learning rates: the general one, those of parts, and the factor of LoRA+ for the B side."""
 
     everything: float
     vision: float | None = None
@@ -34,14 +34,14 @@ class Rates(NamedTuple):
     loraplus_ratio: float | None = None
 
     def of(self, name: str, parameter: torch.Tensor) -> float:
-        """Return the rate of a trainable parameter: a rate of its part goes before one of its kind."""
+        """Return the rate of a trainable parameter; the rate of its part precedes that of its kind."""
         rate = {family.VIT_PART: self.vision, family.RESAMPLER_PART: self.resampler}.get(place_of(name))
         if rate is None:
             rate = self.everything if self.lora is None or ".lora_" not in name else self.lora
         return rate * self.loraplus_ratio if self.loraplus_ratio and is_b_side(name, parameter) else rate
 
     def unused(self, names: list[str]) -> list[str]:
-        """Return the flags whose rate no parameter among `names` has."""
+        """Return the flags whose rate applies to no parameter among `names`."""
         places, kinds = {place_of(name) for name in names}, {".lora_" in name for name in names}
         flags = {
             "--vision_lr": (self.vision, family.VIT_PART in places),
@@ -57,23 +57,23 @@ def is_b_side(name: str, parameter: torch.Tensor) -> bool:
 
 
 def part_of(name: str) -> str:
-    """Return the part of the model that a parameter belongs to, as the table names it."""
+    """Return the name in the table of the part of the model that a parameter belongs to."""
     kind = "lora on " if ".lora_" in name else "new rows of " if ".trainable_tokens_" in name else ""
     return kind + place_of(name)
 
 
 def place_of(name: str) -> str:
-    """Return the part of the model that a parameter belongs to; an adapter belongs to the part that it changes."""
+    """Return the part of the model that a parameter belongs to; an adapter belongs to the part it changes."""
     return family.part_of(without_wrappers(name))
 
 
 def shape_of(parameter: torch.Tensor) -> torch.Size:
-    """Return the shape of a parameter, also if a process holds only a part of it (DeepSpeed ZeRO-3)."""
+    """Return the full shape of a parameter, even if this rank holds only a part of it (DeepSpeed ZeRO-3)."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Return whether weight decay applies: not to norms, biases, queries and tables."""
+    """Return whether weight decay applies to a parameter; norms, biases, queries and tables have none."""
     return family.decays(without_wrappers(name), len(shape_of(parameter)))
 
 
@@ -83,13 +83,13 @@ def decayed_names(model: nn.Module) -> list[str]:
 
 
 def rows(model: nn.Module, *, rates: Rates, weight_decay: float) -> list[Row]:
-    """Return the table's lines: one for each part, learning rate and decay, frozen parts included.
+    """Return the rows of the table: one for each part, learning rate and decay, frozen parts included.
 
-    Raises ValueError if nothing trains, or nothing that one of the `rates` is for.
+    Raise ValueError if nothing trains, or if one of the `rates` applies to nothing.
     """
-    counted = {}
+    counted: dict[tuple[str, float | None, str], int] = {}
     for name, parameter, count in weights(model):
-        key = (part_of(name), None, "frozen")
+        key: tuple[str, float | None, str] = (part_of(name), None, "frozen")
         if parameter.requires_grad:
             key = (part_of(name), rates.of(name, parameter), "decay" if decays(name, parameter) else "no decay")
         counted[key] = counted.get(key, 0) + count
@@ -106,16 +106,17 @@ def rows(model: nn.Module, *, rates: Rates, weight_decay: float) -> list[Row]:
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """Yield (name, tensor, number of weights that it holds): all parameters, and the packed layers of a GPTQ model."""
+    """Yield (name, tensor, number of weights in it) of all parameters and of the packed layers of a GPTQ model."""
     for name, parameter in model.named_parameters():
         packed = type(parameter).__name__ == "Params4bit" and parameter.shape[-1] == 1  # two weights a byte
         yield name, parameter, shape_of(parameter).numel() * (2 if packed else 1)
-    for path, layer in quantized_linears(model).items():
+    packed_layers: dict[str, Any] = quantized_linears(model)  # of classes of gptqmodel, which declare no types
+    for path, layer in packed_layers.items():
         yield f"{path}.qweight", layer.qweight, layer.in_features * layer.out_features
 
 
 def table(lines: list[Row]) -> str:
-    """Return the rows as text, widths aligned, with a last line of totals."""
+    """Return the rows as an aligned text table that ends with totals."""
     cells = [("part", "trains", "parameters", "learning rate", "weight decay", "group")]
     for line in lines:
         rate = "-" if line.learning_rate is None else f"{line.learning_rate:g}"
@@ -131,7 +132,7 @@ def split_groups(optimizer: Optimizer, model: nn.Module, rates: Rates) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        by_rate = {}
+        by_rate: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             by_rate.setdefault(rates.of(names[id(parameter)], parameter), []).append(parameter)
         groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]

@@ -1,9 +1,9 @@
-"""What is known of a run before its model is loaded: that it trains something, and on the data that it began with."""
+"""Preflight: checks before the model is loaded, that a run trains something and resumes with the same data."""
 
 import logging
 
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from qwen_vl.data.packing import PackedDataset
@@ -14,11 +14,11 @@ from qwen_vl.training.resume.resumable_trainer import described
 
 logger = logging.getLogger(__name__)
 
-OF_VISION = ("vit", "resampler")  # parts of `param_groups.rows` that train on images alone
+OF_VISION = ("vit", "resampler")  # parts in `param_groups.rows` that only images train
 
 
 def check_steps(max_steps: int) -> None:
-    """Raise ValueError for a --max_steps that allows no step; -1 leaves them to the epochs."""
+    """Raise ValueError if --max_steps allows no step; -1 means that the epochs decide."""
     if max_steps == 0 or max_steps < -1:
         raise ValueError(
             f"--max_steps {max_steps}: nothing would be trained; use a number above 0, or leave it out for "
@@ -29,18 +29,20 @@ def check_steps(max_steps: int) -> None:
 def check_optimizer(training: TrainingArguments, model: nn.Module) -> None:
     """Raise ImportError if the library of an optimizer is not installed.
 
-    model: on the meta device, as `recipe.rehearse` has it.
+    model: on the meta device, from `recipe.rehearse`.
     """
     try:
         Trainer.get_optimizer_cls_and_kwargs(training, model)
     except ImportError:
         raise
-    except Exception as error:  # what only the weights decide comes when they are there
+    except Exception as error:  # it may need the weights; then the error comes when they are loaded
         logger.debug("--optim %s: %s", training.optim, error)
 
 
-def check(data: Dataset, training: TrainingArguments, rows: list[Row], *, checkpoint: str | None = None) -> None:
-    """Raise ValueError if nothing would be trained, or the data are not those of the checkpoint.
+def check(
+    data: data_position.TrainData, training: TrainingArguments, rows: list[Row], *, checkpoint: str | None = None
+) -> None:
+    """Raise ValueError if nothing would be trained, or if the data differ from those of the checkpoint.
 
     data: for training. rows: what trains, from `param_groups.rows`.
     """

@@ -1,16 +1,16 @@
-"""The steps of a training run, in the order in which finetune.py takes them: prepare, data, model, trainer, results."""
+"""The steps of a training run, in the order of finetune.py: prepare, data, model, trainer, results."""
 
 import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Dataset
 from transformers import set_seed
 
 from qwen_vl.adapters import build, convert, lora_targets
@@ -18,8 +18,9 @@ from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.data import build as data_build
 from qwen_vl.data import mixing
-from qwen_vl.data.chatml import EncodeOptions
+from qwen_vl.data.chatml import EncodeOptions, Overlength
 from qwen_vl.data.collator import ConversationCollator
+from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.data.sources import streaming
 from qwen_vl.data.sources.streaming import StreamOptions
@@ -33,17 +34,20 @@ from .flags.arguments import DataArguments, LoraArguments, TrainFlags, TrainingA
 from .monitor import html_report, run_record
 from .resume import checkpoints
 from .resume import settings as resume_settings
+from .resume.data_position import TrainData
 from .trainer import QWenTrainer
 from .vision_cache import cache
 
+Bias = Literal["none", "all", "lora_only"]
+
 
 class Prepared(NamedTuple):
-    """What is known of a run before its data are read and its weights are loaded."""
+    """The facts about a run that are known before its data and weights are loaded."""
 
     name: str  # folder or hub name of the checkpoint that is trained
     config: QWenConfig
     tokenizer: QWenTokenizer
-    quantization: str | None  # of the base's weights while they are loaded
+    quantization: str | None  # applied to the base's weights while they are loaded
     rates: param_groups.Rates
     base: dict[str, Any]  # "name", "fingerprint" and "quantization" of the base
     rows: list[param_groups.Row]  # what trains and how
@@ -55,8 +59,8 @@ class Prepared(NamedTuple):
 class RunData(NamedTuple):
     """The datasets of a run."""
 
-    train: Dataset
-    evaluation: Dataset | None
+    train: TrainData
+    evaluation: SampleDataset | None
 
 
 class Loaded(NamedTuple):
@@ -69,15 +73,15 @@ class Loaded(NamedTuple):
 
 
 def log_to_stderr(training: TrainingArguments) -> None:
-    """Print what our modules log: everything on rank 0, errors alone on the others."""
+    """Print the log messages of our modules: all of them on rank 0, only errors on other ranks."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("qwen_vl").setLevel(logging.INFO if training.process_index == 0 else logging.ERROR)
 
 
 def prepare(flags: TrainFlags) -> Prepared:
-    """Check everything that can be checked without the data and the weights; then return what is known of the run.
+    """Check everything that needs neither data nor weights, and return the Prepared run.
 
-    Raises ValueError or OSError if flags, checkpoint, adapter and output folder do not go together.
+    Raise ValueError or OSError if flags, checkpoint, adapter and output folder do not fit together.
     """
     lora, training, name = flags.lora, flags.training, flags.model.model_name_or_path
     name = os.path.abspath(name) if os.path.isdir(name) else name  # recorded with an adapter, so good from anywhere
@@ -112,14 +116,14 @@ def prepare(flags: TrainFlags) -> Prepared:
 def load_tokenizer(
     name: str, config: QWenConfig, adapter: Adapter | None, training: TrainingArguments
 ) -> QWenTokenizer:
-    """Return the tokenizer of a checkpoint, or of the adapter that continues on it, with the new tokens of this run."""
+    """Return the tokenizer of a model or of the adapter to continue, with the new tokens of this run."""
     if adapter:
         return adapter.load_tokenizer(name, config, training.cache_dir)
     return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
 
 
 def check_adapter_flags(kind: str | None, lora: LoraArguments, training: TrainingArguments) -> None:
-    """Raise ValueError if these adapters cannot train on a base of this quantization and engine."""
+    """Raise ValueError if these adapters cannot train on a base with this quantization and engine."""
     lora_targets.check_base(
         kind,
         lora=training.use_lora,
@@ -134,9 +138,9 @@ def check_adapter_flags(kind: str | None, lora: LoraArguments, training: Trainin
 def rehearse(
     model: QWenLMHeadModel, kind: str | None, adapter: Adapter | None, lora: LoraArguments, training: TrainingArguments
 ) -> QWenLMHeadModel | PeftModel:
-    """Return a model of the meta device as it will be trained; no weight is loaded.
+    """Return a model on the meta device, prepared for training like the real one, without loading weights.
 
-    Raises ValueError or OSError if the flags do not fit the model or the adapter folder.
+    Raise ValueError or OSError if the flags do not fit the model or the adapter folder.
     """
     with torch.device("meta"):
         if adapter:
@@ -146,7 +150,7 @@ def rehearse(
             return tuning.freeze_for_full(model, fix_vit=training.fix_vit)
         whole = build.whole_modules(model, lora.modules_to_save) or ()
         lora_targets.check_whole(model, whole, kind)
-        model = add_adapters(model, replace(lora, init_lora_weights="default"))  # the others need the weights
+        model = add_adapters(model, replace(lora, init_lora_weights="default"))  # other starts need the weights
         lora_targets.check_rows(lora_targets.trained_rows(training.new_special_tokens or (), whole), model)
         return model
 
@@ -160,7 +164,7 @@ def describe_base(name: str, kind: str | None, adapter: Adapter | None, cache_di
 
 
 def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
-    """Return whether the run that the checkpoint belongs to already has its result, and print so."""
+    """Return whether the run of the checkpoint already has its result; if so, print that."""
     newest, checkpoint = checkpoints.is_automatic(training.resume_from_checkpoint), prepared.checkpoint
     last = checkpoint or next(iter(checkpoints.found(training.output_dir) if newest else ()), None)
     if last is None or not resume_settings.is_finished(
@@ -174,9 +178,9 @@ def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
     ):
         return False
     if training.process_index == 0:
-        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE)
+        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE) or {}
         print(
-            f"already finished (step {state['global_step']} of {state['max_steps']}); nothing trained, and "
+            f"already finished (step {state.get('global_step')} of {state.get('max_steps')}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
             "--resume false or another --output_dir begins a new one"
             + (f". Without effect: {prepared.settled.said()}" if prepared.settled.applied else ""),
@@ -188,9 +192,9 @@ def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
 def load_data(
     data: DataArguments, training: TrainingArguments, tokenizer: QWenTokenizer, checkpoint: str | None
 ) -> RunData:
-    """Return the training data and the evaluation data; the checkpoint says where a stream continues.
+    """Return the training data and the evaluation data; a stream resumes from the position in the checkpoint.
 
-    OUT/overlength.jsonl lists the samples that the length limit changed; there is no such file if there are none.
+    Write OUT/overlength.jsonl with the samples that the length limit changed, if there are any.
     """
     seed = training.seed if training.data_seed is None else training.data_seed
     encoding = EncodeOptions(
@@ -223,15 +227,15 @@ def load_data(
             batch_size=training.train_batch_size,
             num_seen=0 if training.ignore_data_skip else num_samples_seen(checkpoint, training),
         )
-        train = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
-        return RunData(train, evaluation)
+        stream = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
+        return RunData(stream, evaluation)
     train = data_build.load(sources, tokenizer, encoding, reading, mix=data.mix, seed=seed, skip_manifests=manifests)
     if train.overlength and training.process_index == 0:
         write_overlength(train.overlength, overlength)
     return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation)
 
 
-def write_overlength(entries: list[dict[str, Any]], path: Path) -> None:
+def write_overlength(entries: Sequence[Overlength], path: Path) -> None:
     """Write one line for each sample that the length limit changed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
@@ -239,7 +243,7 @@ def write_overlength(entries: list[dict[str, Any]], path: Path) -> None:
 
 
 def num_samples_seen(checkpoint: str | None, training: TrainingArguments) -> int:
-    """Return how many samples (or packed rows) all ranks had taken from a stream before a checkpoint; 0 without one."""
+    """Return how many samples (or packed rows) all ranks read from a stream before a checkpoint; 0 without one."""
     if checkpoint is None:
         return 0
     state = checkpoints.run_state(checkpoint)
@@ -248,7 +252,7 @@ def num_samples_seen(checkpoint: str | None, training: TrainingArguments) -> int
 
 
 def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
-    """Return the model with its weights, with adapters or unfrozen, and print what trains."""
+    """Return the loaded model with its trainable parameters set up, and print the table of what trains."""
     lora, training = flags.lora, flags.training
     set_seed(training.seed)
     dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
@@ -280,7 +284,7 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
 def add_adapters(
     model: QWenLMHeadModel, lora: LoraArguments, new_tokens: list[int] | tuple[int, ...] = ()
 ) -> PeftModel:
-    """Return the model with the adapters of --lora_weight_path, or with new ones."""
+    """Return the model with the adapters of --lora_weight_path, or with new adapters."""
     if lora.lora_weight_path:
         return build.load_adapters(model, lora.lora_weight_path, trainable=True)
     return build.add_adapters(
@@ -289,7 +293,7 @@ def add_adapters(
         alpha=lora.lora_alpha,
         dropout=lora.lora_dropout,
         targets=lora.lora_target_modules,
-        bias=lora.lora_bias,
+        bias=cast(Bias, lora.lora_bias),  # `adapter_checks` refuses other words
         modules_to_save=build.whole_modules(model, lora.modules_to_save),
         new_tokens=new_tokens,
         use_rslora=lora.use_rslora,
@@ -329,7 +333,7 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
 
 
 def write_results(prepared: Prepared, flags: TrainFlags, loaded: Loaded, trainer: QWenTrainer) -> None:
-    """Write the trained model or adapter and the records of the run; every rank has to call this, rank 0 writes."""
+    """Write the trained model or adapter and the records of the run on rank 0; every rank must call this."""
     weights = engines.whole_weights(trainer)
     if not trainer.is_world_process_zero():
         return
@@ -357,9 +361,16 @@ def write_records(
     base: dict[str, Any],
     trained: list[param_groups.Row],
 ) -> None:
-    """Write report.html, and run.json last, which marks the run as finished."""
-    made_with = {"settings": prepared.settings, "resumed": prepared.settled.resumed, "base": base}
+    """Write report.html, then run.json, which marks the run as finished."""
+    settings, resumed = prepared.settings, prepared.settled.resumed
     if data.streaming:
         streaming.report(Path(output_dir, "overlength.jsonl"))
-    html_report.write(output_dir, settings=prepared.settings | run_record.earlier(made_with), trained=trained)
-    run_record.write(output_dir, data_path=data.data_path, eval_data_path=data.eval_data_path, **made_with)
+    html_report.write(output_dir, settings=settings | run_record.earlier({"resumed": resumed}), trained=trained)
+    run_record.write(
+        output_dir,
+        settings=settings,
+        base=base,
+        data_path=data.data_path,
+        eval_data_path=data.eval_data_path,
+        resumed=resumed,
+    )

@@ -1,4 +1,4 @@
-"""The training step around transformers' Trainer: what decays, what is logged, what stops a run."""
+"""The Trainer of this project: loss, logging, optimizer groups and checks around the training step."""
 
 import math
 import pickle
@@ -39,12 +39,11 @@ from .untrained import UntrainedCheck
 
 
 class QWenTrainer(ResumableTrainer):
-    """Trainer for batches of `ConversationCollator`: names the samples of a bad loss, logs speed.
+    """Trainer for batches of `ConversationCollator`; it logs throughput and names the samples of a non-finite loss.
 
-    source_names: of the sources whose loss and tokens are logged apart, if there are several. is_weighted: whether
-    samples may have other weights than 1, so that targets are counted by weight. rates: `tuning.Rates`, where parts of
-    the model have learning rates of their own. vision_cache: a VisionCache that is filled with the features of images
-    that it lacks.
+    source_names: the sources whose loss and tokens are logged separately, if there are several. is_weighted: whether
+    samples may have weights other than 1, so targets are counted by weight. rates: `param_groups.Rates`, if parts of
+    the model have their own learning rates. vision_cache: a VisionCache; features of missing images are added to it.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class QWenTrainer(ResumableTrainer):
             keep_freed_memory()
         use_cache = kwargs["model"].config.use_cache
         super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
-        self.model.config.use_cache = use_cache  # Trainer switches it off, and would save that
+        self.model.config.use_cache = use_cache  # Trainer sets it to False and would save that
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self._progress_bar = ProgressBar()
@@ -82,7 +81,7 @@ class QWenTrainer(ResumableTrainer):
         )
         self._held_out = sft.HeldOutLoss(self.accelerator.gather_for_metrics)
         self._vision = VisionKeeper()
-        # Several processes go through the tower anyway.
+        # Several ranks run the tower anyway.
         self._only_vision = trains_nothing_else(self.model) and not torch.distributed.is_initialized()
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             run_vision_always(self.model)
@@ -92,12 +91,13 @@ class QWenTrainer(ResumableTrainer):
         is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self._untrained = UntrainedCheck(by_hooks=self.is_deepspeed_enabled, compares=is_whole)
         self.add_callback(self._untrained)
-        self._unchecked_losses = []  # (ids, loss) of the micro-batches of this step
+        # (ids, loss) of the micro-batches of this step
+        self._unchecked_losses: list[tuple[list[str], torch.Tensor]] = []
         self._sources = SourceMeter(source_names) if len(source_names) > 1 else None
         self._rates = rates or param_groups.Rates(self.args.learning_rate)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, and close the progress bar however that ends."""
+        """Train, and always close the progress bar."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -108,7 +108,7 @@ class QWenTrainer(ResumableTrainer):
         return param_groups.decayed_names(model)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
-        """Return the micro-batches of a step and the number of their targets."""
+        """Return the micro-batches of a step and how many targets they have."""
         self._phases.begin(self.state.global_step)
         samples = super().get_batch_samples(self._speed.timed(epoch_iterator), num_batches, device)
         self._phases.mark("data")
@@ -117,7 +117,7 @@ class QWenTrainer(ResumableTrainer):
         return samples
 
     def check_trained(self) -> None:
-        """Raise ValueError if a parameter should have changed and did not; after the result is saved."""
+        """Raise ValueError if a parameter should have changed but did not. Call it after the result is saved."""
         if self._untrained.problem:
             raise ValueError(f"{self.args.output_dir}: {self._untrained.problem}")
 
@@ -128,38 +128,38 @@ class QWenTrainer(ResumableTrainer):
         self._speed.add(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._phases.mark_backward()
-        if self.accelerator.sync_gradients:  # once a step, as the device has to be waited for
+        if self.accelerator.sync_gradients:  # only once a step, since it waits for the device
             self._check_losses()
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return 0: `SpeedMeter` counts operations; transformers would go through all parameters for each batch."""
+        """Return 0: `SpeedMeter` counts operations. transformers would visit all parameters for each batch."""
         return 0
 
     def store_flos(self) -> None:
-        """Store the operations so far in the state of the run."""
+        """Store the number of operations so far in the state of the run."""
         self.current_flos = self._speed.operations()
         super().store_flos()
 
     def before_log_save_evaluate(self) -> None:
-        """Count the step; its log line, checkpoint and evaluation are no part of its time."""
+        """Count the step, without the time of its log line, checkpoint and evaluation."""
         self._phases.end()
         self._speed.count_step()
         if not self.control.should_log and (self.control.should_save or self.control.should_evaluate):
             self._speed.stop()
 
     def count_targets(self, batches: list, device: torch.device) -> torch.Tensor | int | None:
-        """Return the targets of a step over all ranks, each counted by its weight."""
+        """Return the sum of the target weights of a step over all ranks."""
         count = super().count_targets(batches, device)
         if count is None or not self._is_weighted:
             return count
-        extra = sum(sft.extra_weight(batch) for batch in batches).to(device)
+        extra = sum((sft.extra_weight(batch) for batch in batches), start=torch.tensor(0.0)).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             extra = self.accelerator.gather(extra).sum()
         return count + extra
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return the optimizer, its groups split by learning rate."""
+        """Return the optimizer, with groups split by learning rate."""
         is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
         model = self.model if model is None else model
         if is_new:
@@ -185,29 +185,29 @@ class QWenTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss of a batch, with the model's outputs if these are asked for."""
+        """Return the loss of a batch, and the model's outputs if `return_outputs` is set."""
         ids, details = inputs["ids"], {key: inputs[key] for key in sft.DETAILS if key in inputs}
         self._phases.mark("other")
         if self._filler:
             self._filler.expect(inputs.get("image_keys"))
         inputs = {key: value for key, value in inputs.items() if key not in (*HOST_KEYS, *details)}
         inputs["use_cache"] = False
-        if model.training:  # rows are padded on the right, where no token looks: spare the mask of all pairs
+        if model.training:  # rows are right-padded, so training needs no attention mask
             inputs.pop("attention_mask", None)
-        if details or (not model.training and self.args.prediction_loss_only):  # without logits that nobody reads
-            result = self._detailed_loss(model, inputs, details, return_outputs, num_items_in_batch)
+        if details or (not model.training and self.args.prediction_loss_only):  # no logits needed
+            loss, outputs = self._detailed_loss(model, inputs, details, num_items_in_batch)
         else:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self._only_vision and model.training and not any(key in inputs for key in IMAGES):
-            result = with_zero_gradient(result, self.model)
+            loss = with_zero_gradient(loss, self.model)
         self._phases.mark("loss")
-        self._unchecked_losses.append((ids, (result[0] if return_outputs else result).detach()))
+        self._unchecked_losses.append((ids, loss.detach()))
         if not model.training:
             self._check_losses()
-        return result
+        return (loss, outputs) if return_outputs else loss
 
     def _check_losses(self) -> None:
-        """Raise ValueError if a loss is not finite, and name its samples."""
+        """Raise ValueError, naming the samples, if a loss is not finite."""
         unchecked, self._unchecked_losses = self._unchecked_losses, []
         values = torch.stack([loss for _, loss in unchecked]).tolist()
         for (ids, _), value in zip(unchecked, values, strict=True):
@@ -223,28 +223,27 @@ class QWenTrainer(ResumableTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         details: dict[str, torch.Tensor],
-        return_outputs: bool,
         num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss as `compute_loss` does, from the loss of each target."""
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the loss, from the loss of each target, and the model's outputs."""
         outputs = model(**inputs, per_target_loss=True)
         meter = self._sources if model.training else None
         if not model.training and self.args.prediction_loss_only:
             self._held_out.add(outputs.loss.detach(), inputs["target_index"], inputs["labels"], details)
         loss = sft.reduced(outputs.loss, inputs["target_index"], details, num_items=num_items_in_batch, meter=meter)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # items of all ranks; gradients are averaged
-        return (loss, outputs) if return_outputs else loss
+            loss = loss * self.accelerator.num_processes  # num_items counts all ranks; gradients are averaged
+        return loss, outputs
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; the loss is the mean over all targets, where transformers takes the mean of its batches' means."""
+        """Evaluate with a loss that is the mean over all targets; transformers averages the means of batches."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.args.prediction_loss_only:
             output.metrics[f"{metric_key_prefix}_loss"] = self._held_out.take()
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a line, with speed, phases and sources in that of a loss."""
+        """Log a line; a line with a loss also gets throughput, phases and sources."""
         if "train_loss" in logs:
             self._correct_mean(logs)
         if "loss" in logs:
@@ -258,24 +257,24 @@ class QWenTrainer(ResumableTrainer):
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
     def load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
-        """Load the weights of a checkpoint. Raise ValueError if it is damaged or of another kind of run."""
+        """Load the weights of a checkpoint. Raise ValueError if it is damaged or does not fit this run."""
         with resuming(checkpoint):
             super().load_weights(checkpoint, model)
 
     def load_optimizer(self, checkpoint: str | None) -> None:
-        """Load the optimizer and the schedule of a checkpoint. Raise ValueError if they are those of another run."""
+        """Load the optimizer and the schedule of a checkpoint. Raise ValueError if they do not fit this run."""
         asked = optimizer_settings(self.optimizer)
         with resuming(checkpoint):
             super().load_optimizer(checkpoint)
         if checkpoint is None:
             return
-        if "settings" not in self._resumed and not self.is_deepspeed_enabled:  # of an older version, or another tool
+        if "settings" not in self._resumed and not self.is_deepspeed_enabled:  # of an older version or another tool
             used = optimizer_settings(self.optimizer)
             wrong = [f"--{flag} {used[flag]} (here: {asked[flag]})" for flag in used if used[flag] != asked[flag]]
             if wrong:
                 raise ValueError(
-                    f"--resume_from_checkpoint {checkpoint}: made with {', '.join(wrong)}, with which its optimizer "
-                    "goes on; give the same"
+                    f"--resume_from_checkpoint {checkpoint}: made with {', '.join(wrong)}, which its optimizer "
+                    "keeps; give the same"
                 )
         self._reschedule(checkpoint)
 
@@ -285,18 +284,18 @@ class QWenTrainer(ResumableTrainer):
             super().load_random_state(checkpoint)
 
     def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write a model folder, or an adapter with its base, and the arguments of the run."""
+        """Write a model folder, or an adapter with base.json, and the arguments of the run."""
         final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
         torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
     def save_companions(self, folder: Path) -> None:
-        """Write config, tokenizer and processor, if the engine wrote the weights alone."""
+        """Write config, tokenizer and processor if the engine wrote only the weights."""
         if not any(Path(folder, name).is_file() for name in ("config.json", CONFIG_FILE)):
-            final_model.write_companions(self.model, self._tokenizer, folder, base=self._base)
+            final_model.write_configs(self.model, self._tokenizer, folder, base=self._base)
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """Return {flag: values} of the settings of an optimizer, over its groups."""
+    """Return {flag: values over all groups} of an optimizer's settings."""
     flags = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_beta": "betas", "adam_epsilon": "eps"}
     groups, found = optimizer.param_groups, {}
     for flag, key in flags.items():
@@ -307,7 +306,7 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, str]:
 
 @contextmanager
 def resuming(checkpoint: str | None) -> Iterator[None]:
-    """Turn the errors of a checkpoint that is damaged or of another kind of run into one clear ValueError."""
+    """Turn any error of reading a checkpoint in this block into one ValueError that says what to do."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:

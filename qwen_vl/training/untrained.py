@@ -1,18 +1,18 @@
-"""Parameters that were to train and did not: an error, not a line in a table that nothing came of.
+"""Detection of parameters that should have trained but did not.
 
-Two signs, none of which makes a step wait for its device.
+Two checks find them. Neither makes a step wait for its device.
 
-Gradients, under every engine: whatever trains must get one in the first step, the vision tower in the first step with
-an image. A parameter without one is no part of what is computed, such as a copy that nothing runs, and the run ends
-there. Without any image in the data a trained part of the tower cannot learn: that is a warning, and an error where
+Gradients, under every engine: each trainable parameter must get one in the first step, the vision tower in the first
+step with an image. A parameter without a gradient is not part of the computation, such as a copy that never runs, and
+the run ends. If the data hold no image, a trainable part of the tower cannot learn. That is a warning, or an error if
 nothing else trains.
 
-Values, at the end of a run: up to SAMPLED of each parameter against those at its start. It is an error, raised when
-the result is saved, if nothing at all has changed, or if a parameter has not whose gradients, by the state of the
-optimizer, were others than 0. A rate of 0 asks for no change. Gradients of 0 make none, as for the row of a token that
-does not occur: a warning. Not compared are resumed runs, whose last steps may round to nothing, runs that end with the
-weights of an earlier step (--load_best_model_at_end), and DeepSpeed and FSDP, where a process has a part of the values
-or a rounded copy of them.
+Values, at the end of a run: up to SAMPLED values of each parameter are compared with those at the start. It is an
+error, raised after the result is saved, if no parameter changed. It is also an error if one did not change although
+its gradients, by the optimizer's state, were not all 0. A learning rate of 0 asks for no change. Gradients that are all
+0, such as for the row of a token that does not occur, are a warning. Some runs are not compared: resumed runs, whose
+last steps may round to nothing; runs that end with the weights of an earlier step (--load_best_model_at_end); and
+DeepSpeed and FSDP, where a rank holds a part of the values or a rounded copy.
 """
 
 import logging
@@ -28,7 +28,7 @@ from qwen_vl.families import v1 as family
 from qwen_vl.training.distributed.text_only_steps import IMAGES
 
 SAMPLED = 1024  # values of a parameter that are compared
-FIRST_STEPS = 2  # in which the A side of an adapter may get gradients of 0 alone
+FIRST_STEPS = 2  # the A side of an adapter may get only gradients of 0 in them
 NAMED = 3  # parameters that a message names
 ONLY_TOWER = "all that is to train is of the vision tower, and the data hold no image"
 
@@ -36,22 +36,23 @@ logger = logging.getLogger(__name__)
 
 
 class UntrainedCheck(TrainerCallback):
-    """Ends a run in which a parameter that is to train gets no gradient; `problem` says, after it, what did not change.
+    """Callback that ends a run if a trainable parameter gets no gradient; at the end `problem` names unchanged ones.
 
-    by_hooks: whether the engine takes gradients away before the optimizer's step (DeepSpeed). compares: whether each
-    process holds all values as they are trained.
+    by_hooks: whether the engine removes gradients before the optimizer's step (DeepSpeed). compares: whether each rank
+    holds all trained values.
     """
 
     def __init__(self, *, by_hooks: bool = False, compares: bool = True) -> None:
         self.problem: str | None = None  # for the user, once the run is over
         self._by_hooks, self._compares = by_hooks, compares
-        self._trains, self._waiting = {}, {}  # parameters by name; those of them that got no gradient so far
-        self._first: dict[str, torch.Tensor] = {}  # samples of them at the start of a run
+        self._trains: dict[str, nn.Parameter] = {}
+        self._waiting: dict[str, nn.Parameter] = {}  # those without a gradient so far
+        self._first: dict[str, torch.Tensor] = {}  # their samples at the start of the run
         self._began, self._largest_rate = 0, 0.0
         self._has_image = self._had_image = False
 
     def begin(self, batches: list[dict]) -> None:
-        """Take note of the batches of the next step."""
+        """Record whether the batches of the next step have images."""
         self._has_image = any(key in batch for batch in batches for key in IMAGES)
         self._had_image |= self._has_image
 
@@ -118,9 +119,9 @@ class UntrainedCheck(TrainerCallback):
             self.problem = self._unchanged(steps, optimizer, speaks=state.is_world_process_zero)
 
     def _unchanged(self, steps: int, optimizer: Optimizer, *, speaks: bool) -> str | None:
-        """Return what to say of parameters that have the values they began with and should not, or None.
+        """Return the problem if parameters still have their first values and should not, else None.
 
-        speaks: whether this process warns of those that had nothing to learn from.
+        speaks: whether this rank warns about parameters whose gradients were all 0.
         """
         groups = optimizer.param_groups
         rates = {id(p): group.get("initial_lr", group["lr"]) for group in groups for p in group["params"]}
@@ -129,7 +130,7 @@ class UntrainedCheck(TrainerCallback):
         if same and len(same) == len(rated):
             cause = (
                 "raise --learning_rate, see whether there is anything to learn in the answers, and prefer --bf16 to "
-                "--fp16, which passes over steps whose gradients are too large for it"
+                "--fp16, which skips steps whose gradients are too large for it"
             )
             if not self._largest_rate:
                 cause = "the learning rate was 0 in all of them; give fewer --warmup_steps, or more steps"
@@ -147,30 +148,30 @@ class UntrainedCheck(TrainerCallback):
 
 
 def sample(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of up to SAMPLED values of a tensor, evenly spread over it."""
+    """Return a copy of up to SAMPLED evenly spread values of a tensor."""
     values = tensor.detach().flatten()
     return values[:: max(1, -(-len(values) // SAMPLED))].clone()
 
 
 def moments(state: dict, parameter: torch.Tensor) -> list[torch.Tensor]:
-    """Return what an optimizer's state of a parameter keeps of its gradients, value by value."""
+    """Return the moments of a parameter in the optimizer's state: float tensors of its shape."""
     tensors = [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def has_moved(state: dict, parameter: torch.Tensor) -> bool:
-    """Return whether the state of a parameter tells of gradients other than 0 where `sample` looks."""
+    """Return whether the moments of a parameter are not all 0 at the values of `sample`."""
     return any(bool(sample(moment).any()) for moment in moments(state, parameter))
 
 
 def has_rested(state: dict, parameter: torch.Tensor) -> bool:
-    """Return whether the state of a parameter tells that all its gradients were 0."""
+    """Return whether the moments of a parameter exist and are all 0."""
     found = moments(state, parameter)
     return bool(found) and not any(bool(moment.any()) for moment in found)
 
 
 def named(names: Iterable[str]) -> str:
-    """Return the beginning of a sentence about parameters: how many they are, and the names of some."""
+    """Return the start of a sentence about parameters: their number and some names."""
     names = [build.without_wrappers(name) for name in names]
     some = ", ".join(names[:NAMED]) + (", .." if len(names) > NAMED else "")
     return f"1 parameter ({some}) was" if len(names) == 1 else f"{len(names)} parameters ({some}) were"

@@ -1,4 +1,4 @@
-"""The quickstart's report: every stage's model answers the held-out questions.
+"""The quickstart's evaluation: the model of each stage answers the held-out questions.
 
 `python scripts/quickstart/evaluate.py TEST.json REPORT --stage NAME=MODEL .. [--curve NAME=TRAINING_OUTPUT ..]`
 writes the folder REPORT and prints the accuracy table.
@@ -26,18 +26,18 @@ from qwen_vl.evaluation import generation, metrics
 from qwen_vl.model.image_loading_qwen import read_image
 
 BATCH_SIZE = 64
-MAX_NEW_TOKENS = 48  # a box with its phrase takes about 30
+MAX_NEW_TOKENS = 48  # a box with its phrase needs about 30
 SHOWN_BOXES = 8
 SHOWN_OTHERS = 2  # of each other task and language
 
 
 def group_of(record):
-    """The task and language of a record of `make_data.build`: "box-zh"."""
+    """Return the task and language of a record of `make_data.build`, such as "box-zh"."""
     return record["id"].split("/")[0]
 
 
 def score(records, predictions):
-    """{group: Score} of predictions for the records: boxes by IoU, all else by exact match."""
+    """Return {group: Score} of predictions for the records: IoU for boxes, exact match for the others."""
     pairs = {}
     for record, prediction in zip(records, predictions, strict=True):
         pairs.setdefault(group_of(record), []).append((prediction, generation.split(record)[2]))
@@ -51,7 +51,7 @@ def score(records, predictions):
 
 
 def answers_of(folder, records, search_dirs):
-    """The answers of the model in a checkpoint folder; progress goes to stderr."""
+    """Return the answers of the model in a folder; progress goes to stderr."""
     model, tokenizer = loading.load_model(folder), loading.load_tokenizer(folder)
 
     def show(done, total):
@@ -69,7 +69,7 @@ def answers_of(folder, records, search_dirs):
 
 
 def choose(records, predictions, search_dirs):
-    """The first examples of each group, boxes before the rest: list of report.Example."""
+    """Return the first examples of each group as a list of report.Example, boxes first."""
     shown, counts = [], {}
     for number, record in enumerate(records):
         group = group_of(record)
@@ -86,14 +86,14 @@ def choose(records, predictions, search_dirs):
 
 
 def losses(output_dir):
-    """[(step, loss), ..], the steps and the seconds of a training, from trainer_state.json in its output folder."""
+    """Return ([(step, loss), ..], steps, seconds) of a training from trainer_state.json in its output folder."""
     history = json.loads((Path(output_dir) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     seconds = sum(entry["train_runtime"] for entry in history if "train_runtime" in entry)
     return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], history[-1]["step"], seconds
 
 
 def main(argv=None):
-    """Evaluate what the command line names and write the report."""
+    """Evaluate the models of the command line and write the report."""
     parser = argparse.ArgumentParser(prog="python scripts/quickstart/evaluate.py", description=__doc__.splitlines()[0])
     parser.add_argument("test", help="conversation file of questions that no stage trained on")
     parser.add_argument("output", help="folder of the report")
@@ -108,7 +108,7 @@ def main(argv=None):
     scores = {stage: score(records, answers) for stage, answers in predictions.items()}
     curves = {name: losses(folder) for name, folder in trainings.items()}
     facts = {
-        "questions": f"{len(records)}, one a conversation, about pictures that no stage has seen; greedy answers",
+        "questions": f"{len(records)}, one a conversation, about images that no stage has seen; greedy answers",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         **{f"training, {name}": f"{steps} steps, {seconds:.0f} s" for name, (_, steps, seconds) in curves.items()},
     }
@@ -125,7 +125,7 @@ def main(argv=None):
 
 
 def named(pairs):
-    """{name: value} of ["name=value", ..]; ValueError for one without a name."""
+    """Return {name: value} of ["name=value", ..]. Raise ValueError if a name is missing."""
     split = [pair.partition("=") for pair in pairs]
     if not all(name and value for name, _, value in split):
         raise ValueError(f"{' '.join(pairs)}: give each as NAME=FOLDER")

@@ -23,16 +23,16 @@ from qwen_vl.cli.run import run
 SEED = 7
 LANGUAGES = ("en", "zh")
 NUM_TEST = 300  # questions of each task and language in the test file
-QUESTIONS = {  # in training, about each image that has some; easy-vqa has four times as many absent colors as shapes
+QUESTIONS = {  # in training, about each image that has them; easy-vqa has four times as many absent colors as shapes
     "shown color": 2, "absent color": 2, "shown shape": 3, "absent shape": 3, "shape": 2, "color": 1, "where": 3,
 }  # fmt: skip
-SHORT_WEIGHT = 4  # of a conversation with an answer of one word, whose few tokens the many of a box would outvote
-NAMED = 0.7  # share of box questions that name the thing, as those of the test do
-PAIRS = 0.5  # questions about two images, for each image
-CHINESE_SHARE = 0.65  # questions in Chinese, for each in English
-REPLAYED = 4  # every how many English questions are repeated beside the Chinese ones
+SHORT_WEIGHT = 4  # of a conversation with a one-word answer, whose few tokens the many tokens of boxes would outweigh
+NAMED = 0.7  # share of box questions that name the shape, as those of the test do
+PAIRS = 0.5  # questions about two images, per image
+CHINESE_SHARE = 0.65  # Chinese questions per English question
+REPLAYED = 4  # every n-th English question is repeated with the Chinese ones
 NEGATION = re.compile(r" not? ")
-BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
+BIGGER = 1.3  # sizes are compared only if the areas differ by this factor
 PALETTE = {
     "black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128),
     "green": (0, 255, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0),
@@ -43,7 +43,7 @@ CHINESE = {
     "no": "否", "Picture 1": "第一张", "Picture 2": "第二张",
 }  # fmt: skip
 THING = re.compile(rf"\b({'|'.join([*PALETTE, 'circle', 'rectangle', 'triangle'])})\b")
-FORMS = {  # an easy-vqa question without its thing -> the same in Chinese, asked plainly and with a negation
+FORMS = {  # an easy-vqa question without its shape or color -> in Chinese, plain and negated
     "is there?": ("是否有{}？", "是否没有{}？"),
     "is there in the image?": ("图中是否有{}？", "图中是否没有{}？"),
     "is present?": ("是否存在{}？", "是否不存在{}？"),
@@ -55,7 +55,7 @@ FORMS = {  # an easy-vqa question without its thing -> the same in Chinese, aske
     "what is in the image?": ("图中是什么形状？",),
     "what does the image contain?": ("图片包含什么形状？",),
 }
-COMPARISONS = {  # what is compared -> the question in each language
+COMPARISONS = {  # kind of comparison -> the question in each language
     "color": {"en": "do both pictures show the same color?", "zh": "两张图的颜色相同吗？"},
     "shape": {"en": "do both pictures show the same shape?", "zh": "两张图的形状相同吗？"},
     "size": {"en": "which picture shows the bigger shape?", "zh": "哪张图的图形更大？"},
@@ -63,7 +63,7 @@ COMPARISONS = {  # what is compared -> the question in each language
 
 
 class Scene(NamedTuple):
-    """One image: its reference, what its pixels show (box in thousandths of the sides), its easy-vqa questions."""
+    """An image: its reference, content (box in thousandths of the sides) and easy-vqa questions."""
 
     reference: str
     color: str
@@ -74,13 +74,13 @@ class Scene(NamedTuple):
 
 
 def look(path):
-    """(color, shape, box, area) of an image of one plain shape on a plain background, read from its pixels."""
+    """Return (color, shape, box, area) of a plain shape on a plain background, computed from the pixels."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)  # [height, width, 3]
     codes, counts = np.unique(pixels @ (65536, 256, 1), return_counts=True)
     background = int(codes[counts.argmax()])
     distance = np.abs(pixels - (background >> 16, background >> 8 & 255, background & 255)).sum(-1)
-    inside = distance * 2 > distance.max()  # an edge pixel counts where it is nearer to the shape
+    inside = distance * 2 > distance.max()  # an edge pixel counts if it is closer to the color of the shape
     rows, columns = np.where(inside.any(1))[0], np.where(inside.any(0))[0]
     left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     middle = np.median(pixels[inside], axis=0)
@@ -92,12 +92,12 @@ def look(path):
 
 
 def grid(edge, side):
-    """A pixel edge in thousandths of the side, to the nearest ten: finer than a pixel here, and quicker to learn."""
+    """Return a pixel edge in thousandths of the side, rounded to tens: finer than a pixel, and easier to learn."""
     return min(990, round(100 * int(edge) / int(side)) * 10)
 
 
 def scenes(split, out, limit=None):
-    """The first `limit` images of easy-vqa's split ("train" or "test") as Scenes, copied to OUT/split."""
+    """Copy the first `limit` images of easy-vqa's split ("train" or "test") to OUT/split; return them as Scenes."""
     import easy_vqa
 
     texts, answers, owners = getattr(easy_vqa, f"get_{split}_questions")()
@@ -114,7 +114,7 @@ def scenes(split, out, limit=None):
 
 
 def translate(question):
-    """An easy-vqa question in Chinese; one of no known form is a ValueError."""
+    """Translate an easy-vqa question into Chinese. Raise ValueError if its form is unknown."""
     thing = THING.search(question)
     form = question.replace(f" {thing[1]}", "") if thing else question  # "is there a red shape?": "is there a shape?"
     negative = NEGATION.search(form) is not None
@@ -133,12 +133,12 @@ def phrase(thing, language):
 
 
 def vqa(question, answer, language):
-    """(question, answer) of easy-vqa in the language."""
+    """Return a (question, answer) of easy-vqa in the language."""
     return (question, answer) if language == "en" else (translate(question), CHINESE[answer])
 
 
 def locate(scene, language, named=True):
-    """(question, answer) for the scene's box; a question that does not name the thing is answered with its name."""
+    """Return (question, answer) for the scene's box; the answer names the shape if the question does not."""
     name = phrase(f"{scene.color} {scene.shape}", language)
     x1, y1, x2, y2 = scene.box
     if language == "en":
@@ -149,7 +149,7 @@ def locate(scene, language, named=True):
 
 
 def compare(kind, one, other, language):
-    """(question, answer) about two scenes; kind is a key of COMPARISONS."""
+    """Return (question, answer) about two scenes; kind: a key of COMPARISONS."""
     if kind == "size":
         answer = "Picture 1" if one.area > other.area else "Picture 2"
     else:
@@ -158,7 +158,7 @@ def compare(kind, one, other, language):
 
 
 def pick_pair(all_scenes, rng):
-    """(kind, scene, scene): two scenes that can be compared; same and different are equally likely."""
+    """Return (kind, scene, scene) for two comparable scenes; same and different are equally likely."""
     kind, same = rng.choice(list(COMPARISONS)), rng.random() < 0.5
     while True:
         one, other = rng.sample(all_scenes, 2)
@@ -169,17 +169,17 @@ def pick_pair(all_scenes, rng):
 
 
 def record(name, images, question, answer):
-    """A conversation of one question about images (Scenes), and its answer."""
+    """Return a conversation of one question about images (Scenes) and its answer."""
     shown = "".join(f"Picture {i}: <img>{scene.reference}</img>\n" for i, scene in enumerate(images, start=1))
     turns = [{"from": "user", "value": shown + question}, {"from": "assistant", "value": answer}]
     return {"id": name, "conversations": turns}
 
 
 def build_boxes(train, language, rng):
-    """Records of the first stage, one question each: every image's box, named in the question or not, and its shape.
+    """Return records of the first stage, one question each: the box of every image, and its shape.
 
-    A box that is not named needs the name in the answer: so place, color and shape are learned before anything
-    is denied. Shape is the hardest to see, and one word of a long answer there.
+    If the question does not name the shape, the answer does. So position, color and shape are learned before negations.
+    Shape is the hardest to see and only one word of a long answer, so it also has a question of its own.
     """
     exchanges = [([scene], locate(scene, language, named=named)) for scene in train for named in (True, False, False)]
     shapes = [(scene, by_kind(scene)["shape"]) for scene in train]
@@ -188,9 +188,9 @@ def build_boxes(train, language, rng):
 
 
 def build_questions(train, language, rng, *, share=1.0):
-    """Records of all tasks in a language, one question each: QUESTIONS times `share` about each image, and pairs.
+    """Return records of all tasks in a language: QUESTIONS times `share` about each image, and comparisons.
 
-    One question, as an answer in the same conversation tells the next one what the image shows.
+    A record has one question, since earlier answers in a conversation reveal what the image shows.
     """
     exchanges = []
     for scene in train:
@@ -208,13 +208,13 @@ def build_questions(train, language, rng, *, share=1.0):
 
 
 def with_follow_ups(records):
-    """The records, of which the first two about each image become one conversation: questions follow in a chat."""
+    """Return the records, with the first two about each image joined into one conversation with two turns."""
     kept, first = [], {}
     for entry in records:
         asked, answered = entry["conversations"]
         images, _, question = asked["value"].rpartition("\n")
         if images not in first:
-            first[images] = entry | {"conversations": [asked, answered]}  # a copy: the full training has it, too
+            first[images] = entry | {"conversations": [asked, answered]}  # a copy, since the full training uses it too
             kept.append(first[images])
         elif len(first[images]["conversations"]) > 2:
             kept.append(entry)
@@ -226,7 +226,7 @@ def with_follow_ups(records):
 
 
 def numbered(exchanges, language, rng):
-    """A record for each (image or images, (question, answer)), in random order; short answers weigh more."""
+    """Return a record for each (image or images, (question, answer)) in random order; short answers weigh more."""
     rng.shuffle(exchanges)
     records = [record(f"{language}/{i}", images, *exchange) for i, (images, exchange) in enumerate(exchanges)]
     return [entry if "<box>" in exchange[1] else entry | {"weight": SHORT_WEIGHT}
@@ -234,7 +234,7 @@ def numbered(exchanges, language, rng):
 
 
 def by_kind(scene):
-    """The scene's easy-vqa questions by what they ask, a key of QUESTIONS but "where": {kind: [(question, answer)]}."""
+    """Return {kind: [(question, answer)]} of the scene's easy-vqa questions; kinds: QUESTIONS without "where"."""
     kinds = {kind: [] for kind in QUESTIONS if kind != "where"}
     for question, answer in scene.questions:
         if answer in ("yes", "no"):
@@ -248,7 +248,7 @@ def by_kind(scene):
 
 
 def build_test(test, rng):
-    """Records of one question each: NUM_TEST of every task and language, the same questions in both languages."""
+    """Return test records: NUM_TEST questions of each task and language, the same in both languages."""
     kept = {"vqa": [], "box": [], "compare": []}
     questions = [(scene, *pair) for scene in test for pair in scene.questions]
     for scene, question, answer in rng.sample(questions, min(NUM_TEST, len(questions))):
@@ -269,19 +269,19 @@ def build_test(test, rng):
 
 
 def build(out, limit=None):
-    """Write the files and the images into the folder `out`; returns {file name: number of records}.
+    """Write the files and the images into the folder `out`; return {file name: number of records}.
 
-    limit: how many images of each split to take, by default all.
+    limit: number of images of each split, by default all.
     """
     out, rng = Path(out), random.Random(SEED)
     train, test = scenes("train", out, limit), scenes("test", out, limit)
     files = {
-        "test": build_test(test, rng),  # first: it stays the same, whatever the training asks
+        "test": build_test(test, rng),  # first, so it does not depend on the training questions
         "boxes": build_boxes(train, "en", rng),
         "full": build_questions(train, "en", rng),
         "lora": build_questions(train, "zh", rng, share=CHINESE_SHARE),
     }
-    files["lora"] += files["full"][::REPLAYED]  # or the last stage would unlearn the one before
+    files["lora"] += files["full"][::REPLAYED]  # so the last stage does not unlearn the one before
     rng.shuffle(files["lora"])
     files["lora"] = with_follow_ups(files["lora"])
     for name, records in files.items():
@@ -291,10 +291,10 @@ def build(out, limit=None):
 
 
 def main(argv=None):
-    """Build what the command line says."""
+    """Build the data as the command line says."""
     parser = argparse.ArgumentParser(prog="python scripts/quickstart/make_data.py", description=__doc__.splitlines()[0])
     parser.add_argument("output", help="folder to write")
-    parser.add_argument("--limit", type=int, help="take only so many pictures of each split (default: all)")
+    parser.add_argument("--limit", type=int, help="number of images of each split (default: all)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     counts = build(args.output, args.limit)

@@ -1,7 +1,7 @@
-"""How far the quickstart is: minutes that have passed, an estimate of what is left, and whether the machine is busy.
+"""Progress of the quickstart: elapsed minutes, an estimate of the rest, and whether the machine is busy.
 
-`python scripts/quickstart/progress.py MARKS.json STAGE TEXT` prints the headline of a stage that begins, and adds a
-mark to the file. It reads clocks and runs short loops, so it works wherever Python does.
+`python scripts/quickstart/progress.py MARKS.json STAGE TEXT` prints the headline of a new stage and adds a mark to the
+file. It only reads clocks and runs short loops, so it works on any platform.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from qwen_vl.cli.run import run
 from qwen_vl.startup import usable_cores
 
-STAGES = {  # stage of scripts/quickstart.sh: seconds that it takes on 2 idle cores
+STAGES = {  # stage of scripts/quickstart.sh: its seconds on 2 idle cores
     "data": 20,
     "boxes": 210,
     "full": 300,
@@ -27,10 +27,10 @@ STAGES = {  # stage of scripts/quickstart.sh: seconds that it takes on 2 idle co
     "report": 60,
     "done": 0,
 }
-TRUSTED = 60  # seconds of STAGES that count as if they had been seen here, so that a short first stage says little
-BUSY_BELOW = 0.8  # of the cores; other programs of an idle desktop take less than the rest
-PROBED_CORES = 8  # at the most: enough to tell how a machine with more of them shares its time
-# Computes for half a second and prints the share of that time in which the core was its own.
+TRUSTED = 60  # seconds of STAGES that count as measured here, so a short first stage has little weight
+BUSY_BELOW = 0.8  # share of the cores; on an idle desktop other programs use less than the rest
+PROBED_CORES = 8  # at the most; enough to measure a machine with more cores
+# Computes for half a second and prints the share of that time in which it had a core.
 PROBE = """
 import time
 end, start = time.monotonic() + 0.5, time.monotonic()
@@ -41,7 +41,7 @@ print(time.process_time() / (time.monotonic() - start))
 
 
 class Mark(NamedTuple):
-    """The beginning of a stage: its name, when (seconds since 1970), and the share of the cores that was free."""
+    """The start of a stage: its name, the time (seconds since 1970) and the free share of the cores."""
 
     stage: str
     time: float
@@ -49,10 +49,10 @@ class Mark(NamedTuple):
 
 
 def free_share() -> float:
-    """Return the share of this machine's cores, from 0 to 1, that programs get which want all of them.
+    """Return the share of this machine's cores, from 0 to 1, that is free for a program that uses all of them.
 
-    Unlike the load average, which is of the last minute, it tells other programs from the stage that just ended, and
-    sees the limit of a container.
+    The load average covers the last minute and so includes the stage that just ended. This measurement does not, and it
+    respects the limit of a container.
     """
     command = [sys.executable, "-I", "-S", "-c", PROBE]
     count = min(usable_cores(), PROBED_CORES)
@@ -62,9 +62,9 @@ def free_share() -> float:
 
 
 def minutes_left(marks: list[Mark]) -> float:
-    """Return the minutes from the last mark to the end, with as much of the machine as was free at that mark.
+    """Return the minutes from the last mark to the end, with the share of the machine that was free at that mark.
 
-    What the stages took so far, had they had the machine to themselves, corrects the known seconds of the others.
+    The seconds of the remaining stages are corrected by those of the stages so far, scaled to an idle machine.
     """
     seen = known = TRUSTED
     for begin, end in pairwise(marks):
@@ -76,7 +76,7 @@ def minutes_left(marks: list[Mark]) -> float:
 
 
 def headline(marks: list[Mark], text: str) -> str:
-    """Return what to print when the last of the marks was made; `text` says what begins."""
+    """Return the headline to print at the last mark; text: the description of the stage."""
     now, passed = marks[-1], (marks[-1].time - marks[0].time) / 60
     if now.stage == list(STAGES)[-1]:
         return f"\n=== {passed:.0f} min: {text}"
@@ -92,7 +92,7 @@ def headline(marks: list[Mark], text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the headline of the stage that the command line names."""
+    """Print the headline of the stage in the command line."""
     parser = argparse.ArgumentParser(prog="python scripts/quickstart/progress.py", description=__doc__.splitlines()[0])
     parser.add_argument("marks", help="JSON file of the stages so far; without one the first stage begins")
     parser.add_argument("stage", choices=STAGES, help="what begins")

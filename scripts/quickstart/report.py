@@ -1,4 +1,4 @@
-"""A report folder: accuracy of each stage, loss curves and some answers, as Markdown with images and as JSON."""
+"""The quickstart's report: accuracy of each stage, loss curves and answers, as Markdown with images and as JSON."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from qwen_vl.evaluation.metrics import find_boxes, iou
 from qwen_vl.model.box_drawing_qwen import draw_boxes
 from qwen_vl.terminal import markdown_table
 
-SHOWN_SIDE = 384  # pixels of a drawn image's longer side: small images are enlarged, so that labels can be read
+SHOWN_SIDE = 384  # pixels of a drawn image's longer side; small images are enlarged, so labels are readable
 COLUMNS = 4
-FEW_POINTS = 20  # of a curve, which are then shown by themselves
-LONGEST_CELL = 100  # characters of an answer in a table; an untrained model says anything
+FEW_POINTS = 20  # of a curve with few points, which are drawn as dots
+LONGEST_CELL = 100  # characters of an answer in a table; an untrained model may generate anything
 
 
 class Score(NamedTuple):
-    """How many of `count` answers are right by `metric`, as a share."""
+    """The share of `count` answers that are correct by `metric`."""
 
     share: float
     count: int
@@ -25,7 +25,7 @@ class Score(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One question with its right answer and what each stage said: {stage: prediction}; image is a PIL image."""
+    """A question with its correct answer and the prediction of each stage, {stage: prediction}; image: a PIL image."""
 
     question: str
     answer: str
@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 
 def write(folder, *, title, facts, scores, curves, examples):
-    """Write report.md, report.json, loss.png and answers.png into `folder`; returns the path of report.md.
+    """Write report.md, report.json, loss.png and answers.png into `folder`; return the path of report.md.
 
     facts: {name: text}, listed first. scores: {stage: {group: Score}}, stages in the order of the table's columns.
     curves: {name: [(step, loss), ..]}. examples: list of Example; those with a box in the last stage's prediction
@@ -43,7 +43,7 @@ def write(folder, *, title, facts, scores, curves, examples):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
-    parts += ["## Accuracy on held-out pictures", accuracy_table(scores)]
+    parts += ["## Accuracy on held-out images", accuracy_table(scores)]
     if any(curves.values()):
         draw_curves(curves, folder / "loss.png")
         parts += ["## Training loss", "![training loss](loss.png)"]
@@ -66,7 +66,7 @@ def write(folder, *, title, facts, scores, curves, examples):
 
 
 def accuracy_table(scores):
-    """A Markdown table: one line a group, one column a stage."""
+    """Return a Markdown table with a line for each group and a column for each stage."""
     stages = list(scores)
     groups = list(dict.fromkeys(group for stage in stages for group in scores[stage]))
     rows = []
@@ -78,14 +78,14 @@ def accuracy_table(scores):
 
 
 def answers_table(examples):
-    """A Markdown table: one line a question, with the right answer and what each stage said."""
+    """Return a Markdown table with a line for each question: the correct answer and those of the stages."""
     stages = list(dict.fromkeys(stage for example in examples for stage in example.predictions))
     rows = [[e.question, e.answer, *(e.predictions.get(stage, "") for stage in stages)] for e in examples]
     return markdown_table(["question", "right answer", *stages], [[_code(cell) for cell in row] for row in rows])
 
 
 def draw_curves(curves, path):
-    """Write an image with one panel of loss over steps for each curve that has points."""
+    """Write an image with a panel of loss over steps for each curve that has points."""
     curves_figure(curves).savefig(path, dpi=110)
 
 
@@ -114,7 +114,7 @@ def curves_figure(curves: dict[str, list]):
 
 
 def draw_answers(examples, path):
-    """Write an image that shows each example's image with the boxes of the last stage's prediction."""
+    """Write an image of the examples with the boxes of the last stage's predictions."""
     lines = -(-len(examples) // COLUMNS)
     figure, panels = _figure(lines, min(COLUMNS, len(examples)), width=2.6, height=2.9)
     for panel in panels:
@@ -139,7 +139,7 @@ def _enlarged(size):
 
 
 def _figure(lines, columns, *, width, height):
-    """A matplotlib figure without a screen, and its panels in reading order."""
+    """Return a matplotlib figure that needs no screen, and its panels in reading order."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # extra [demo]
     from matplotlib.figure import Figure
 
@@ -149,7 +149,7 @@ def _figure(lines, columns, *, width, height):
 
 
 def _code(text):
-    """Text as Markdown shows it in one table cell: printable, on one line, cut where it grows long."""
+    """Return a text for a Markdown table cell: printable, on one line, cut if long."""
     text = "".join(c for c in " ".join(text.split()) if c.isprintable()).replace("`", "'")
     text = text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + ".."
     return f"`{text}`" if text else ""

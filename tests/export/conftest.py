@@ -1,4 +1,4 @@
-"""What all tests of exports share."""
+"""Fixtures of all export tests."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """So small a model only waits for others."""
+    """Use one thread, since more only slow down so small a model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

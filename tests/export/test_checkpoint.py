@@ -1,4 +1,4 @@
-"""`qwen-vl checkpoint`: what a checkpoint holds, whether it is whole, and its model or adapter alone."""
+"""`qwen-vl checkpoint`: the content of a checkpoint, whether it is complete, and its exported model or adapter."""
 
 import os
 
@@ -11,7 +11,7 @@ from qwen_vl.export import checkpoint
 
 
 def show(capsys, folder):
-    """(what is printed, exit code) of `qwen-vl checkpoint show`."""
+    """Return (output, exit code) of `qwen-vl checkpoint show`."""
     code = 0
     try:
         main.main(["checkpoint", "show", str(folder)])

@@ -1,4 +1,4 @@
-"""Every command of docs/export.md runs as it stands, on a tiny model."""
+"""The commands of docs/export.md, run unchanged on a tiny model."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ COMMANDS = [
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """The folder in which the document's commands are typed, with what they name."""
+    """Return the working folder of the document's commands, with the files that they name."""
     output = tmp_path / "output"
     output.mkdir()
     tiny.build(runs.ROOT / "configs/model/tiny.json", output / "float")

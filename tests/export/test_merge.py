@@ -1,4 +1,4 @@
-"""Merging: the same model as base + adapter, standing alone, or an error and nothing written."""
+"""Merging: a standalone model equal to base + adapter, or an error and no files."""
 
 import json
 import re
@@ -47,7 +47,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def adapters(make_checkpoint, tmp_path_factory):
-    """A function that gives the folder of a trained adapter, by the format of its base and by flags."""
+    """Return a function that gives the folder of an adapter trained with flags on a base of a chat format."""
     done = {}
 
     def adapter(chat_format, *flags):
@@ -88,7 +88,7 @@ def test_the_merged_model_is_base_plus_adapter(make_checkpoint, adapters, tmp_pa
 
 
 def test_exported_folders_stand_alone(make_checkpoint, adapters, tmp_path):
-    """Another process, elsewhere, without this project: equal logits, and it chats and processes."""
+    """Check in another process, folder and environment without this project: equal logits, chat and processing."""
     full = runs.train(make_checkpoint(), tmp_path / "full", max_steps=1)
     inputs = inputs_for(full)
     torch.save(inputs, tmp_path / "inputs.pt")
@@ -103,7 +103,7 @@ def test_exported_folders_stand_alone(make_checkpoint, adapters, tmp_path):
 
 
 def test_an_adapter_of_a_base_model_chats_however_it_is_loaded(make_checkpoint, adapters, tmp_path):
-    """In ChatML, in which it was trained: as docs/lora.md loads it, by hand, merged by PEFT and loaded again."""
+    """Check that it uses ChatML, as in training: loaded as in docs/lora.md, by hand, merged by PEFT, and reloaded."""
     folder, base = adapters("raw"), make_checkpoint("raw")
     ours, tokenizer = load_adapted(folder)
     (sample,) = re.findall(
@@ -142,7 +142,7 @@ def test_any_checkpoint_of_an_adapter_run_merges_from_anywhere(adapters, tmp_pat
 
 
 def test_shards_and_dtype(make_checkpoint, adapters, tmp_path, capsys):
-    """By default the dtype of the base, also where wte and lm_head were trained in float32."""
+    """Check that the default dtype is that of the base, even if wte and lm_head were trained in float32."""
     adapter, base = adapters("raw"), tmp_path / "base"
     shutil.copytree(make_checkpoint("raw"), base)
     loading.load_model(base, dtype=torch.bfloat16).save_pretrained(base)
@@ -172,7 +172,7 @@ def test_the_base_must_be_the_one_of_the_training(make_checkpoint, adapters, tmp
 
 
 def make_trained(folder, tmp_path):
-    """A copy of a checkpoint with one weight changed a little."""
+    """Return a copy of a model folder with a small change of one weight."""
     copy = Path(shutil.copytree(folder, tmp_path / "other"))
     tensors = runs.weights(copy)
     tensors["lm_head.weight"] += 1e-3
@@ -204,7 +204,7 @@ def test_what_cannot_be_merged_is_one_error(adapters, tmp_path, capsys, arrange,
 
 
 def test_a_full_disk_leaves_nothing(adapters, tmp_path, capsys):
-    """No file may grow beyond 100 kB, which is how a quota or a full disk looks to the writer."""
+    """Limit files to 100 kB, which looks like a quota or a full disk to the writer."""
     adapters("chatml")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))

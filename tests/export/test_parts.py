@@ -15,7 +15,7 @@ from qwen_vl.export.export import export
 
 @pytest.fixture
 def in_parts(make_checkpoint, tmp_path):
-    """A checkpoint of a run as FSDP leaves it."""
+    """Return a checkpoint of a run like those of FSDP."""
     folder = tmp_path / "run" / "checkpoint-2"
     shutil.copytree(make_checkpoint(), folder)
     state = {f"model.{name}": tensor for name, tensor in runs.weights(folder).items()}

@@ -1,4 +1,4 @@
-"""Runs that something happens to, each in processes of its own; without faults they are those of `runs.train`."""
+"""Runs with injected faults, each in its own processes; without faults they equal those of `runs.train`."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from helpers import runs
 
 
 class Warm:
-    """Runs of finetune.main in forks of a process that has imported everything: see warm.py."""
+    """Runner of finetune.main in forks of a process that has imported everything: see warm.py."""
 
     def __init__(self, folder):
         self._log, self.said = Path(folder, "log"), []

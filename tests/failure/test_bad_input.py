@@ -1,4 +1,4 @@
-"""What bad input gets: one clear error, the right exit code, no traceback, and nothing half-written."""
+"""Bad input: one clear error, the right exit code, no traceback and no partial files."""
 
 import os
 import resource
@@ -85,7 +85,7 @@ def test_data_that_does_not_fit(make_checkpoint, tmp_path, fails):
     ids=["two bytes", "text", "cut"],
 )
 def test_an_image_that_cannot_be_opened(make_checkpoint, tmp_path, fails, num_workers, content):
-    """Also where a data worker meets it, whose error comes wrapped in its traceback."""
+    """Check it also in a data worker, whose error contains its traceback."""
     (tmp_path / "bad.jpg").write_bytes(content)
     data = runs.write_data(tmp_path, [("bad.jpg", "What?", "Nothing.")])
     message = fails(make_checkpoint(), tmp_path / "out", data_path=data, dataloader_num_workers=num_workers)
@@ -115,7 +115,7 @@ def times(folder):
 
 @pytest.mark.parametrize("lora", [(), ("--use_lora",)], ids=["full", "lora"])
 def test_a_disk_that_is_full_at_a_checkpoint(make_checkpoint, tmp_path, fails, lora):
-    """The earlier checkpoint is as it was, nothing of the new one is there, and the run can be resumed."""
+    """Check that the earlier checkpoint is unchanged, no file of the new one is left, and the run can be resumed."""
     settings = {"save_strategy": "steps", "save_steps": 2}
     out = runs.train(make_checkpoint(), tmp_path / "out", *lora, **settings, max_steps=2)
     before = times(out)
@@ -146,7 +146,7 @@ def test_writers_report_a_full_disk_in_several_ways(make_checkpoint, tmp_path, f
 
 
 def test_weights_of_an_earlier_run_are_replaced(make_checkpoint, tmp_path):
-    """Else a stale shard or adapter would be loaded in place of the result; other files stay."""
+    """Check that no stale shard or adapter is left to be loaded instead of the result, and that other files stay."""
     out = tmp_path / "out"
     runs.train(make_checkpoint(), out, "--use_lora", max_steps=1)
     for name in ("pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.txt"):

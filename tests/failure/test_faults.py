@@ -1,4 +1,4 @@
-"""Processes that die, come late or are told to stop, full disks, broken networks: each run is finished afterwards."""
+"""Ranks that die, start late or are told to stop, full disks, broken networks: each run can be finished afterwards."""
 
 import json
 import os
@@ -30,14 +30,14 @@ def two(make_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(warm, two):
-    """Return the result of a run of two processes to which nothing happens."""
+    """Return the result of an undisturbed run of two ranks."""
     argv, out = two("whole")
     assert warm.run(argv, ranks=2) == [0, 0], warm.said
     return out
 
 
 def finish(warm, argv, out, whole, **options):
-    """Run a command once more; the run must end like one to which nothing happened."""
+    """Run a command once more, and check that it ends like an undisturbed run."""
     assert warm.run(argv, ranks=2, **options) == [0, 0], warm.said
     assert runs.losses(out) == pytest.approx(runs.losses(whole), rel=1e-5)
     assert runs.largest_difference(runs.weights(out), runs.weights(whole)) < 1e-5
@@ -137,7 +137,7 @@ def test_torchrun_starts_dead_processes_again_and_they_go_on(two, whole, survive
 
 @pytest.mark.slow
 def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint(warm, two, whole, survived):
-    """SIGINT for the whole group, as a terminal sends it, so that every process gets it twice."""
+    """Send SIGINT to the whole group like a terminal, so every process gets it twice."""
     argv, out = two("interrupted", "--dataloader_num_workers", "1")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)}
@@ -181,7 +181,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("room", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_full_disk_keeps_the_checkpoint_before(warm, make_checkpoint, small_disk, tmp_path, survived, room, ranks):
-    """Full at several places of the second checkpoint; once there is room the same command ends the run."""
+    """Fill the disk at several points of the second checkpoint; with free space the same command finishes the run."""
     settings = {**SETTINGS, "data_path": runs.write_data(tmp_path), "max_steps": 4}
     flags = ("--resume", "auto")
     whole = runs.command(make_checkpoint(), tmp_path / "whole", *flags, **settings)
@@ -232,7 +232,7 @@ def two_machines():
 
 @pytest.mark.slow
 def test_two_machines_one_of_which_is_cut_off(warm, two, whole, tmp_path, survived, two_machines):
-    """Each in a network of its own; without the cable both end in time, and once it is back the run goes on."""
+    """Check machines in networks of their own: without the link both end in time, and with it the run resumes."""
     names, ends, ip = (two_machines[key] for key in ("names", "ends", "ip"))
     places = {
         str(rank): {"GLOO_SOCKET_IFNAME": ends[rank], "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} for rank in (0, 1)

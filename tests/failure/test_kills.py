@@ -1,4 +1,4 @@
-"""kill -9 at random places, also while a checkpoint is written; the same command then ends as if nothing had been."""
+"""kill -9 at random points, also during a checkpoint; the same command then gives the result of an undisturbed run."""
 
 import json
 import random
@@ -30,7 +30,7 @@ DEFAULT = [("one", "full", 1), ("one", "stream", 2)]  # test_faults.py has some 
 
 
 class Trials:
-    """Runs of one engine and mode that are killed, and the one that is not."""
+    """The killed runs of an engine and mode, and their undisturbed run."""
 
     def __init__(self, warm, model, folder, engine, mode):
         self.warm, self.folder, self.ranks = warm, folder, 1 if engine == "one" else 2
@@ -105,7 +105,7 @@ def test_a_killed_run_ends_as_one_that_was_not(warm, make_checkpoint, tmp_path, 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "one"])
 def test_the_model_of_a_checkpoint_is_joined_from_its_parts(warm, make_checkpoint, tmp_path, engine, mode):
-    """It is the final one, also where the parts of the engine are all there is."""
+    """Check that it is the final model, even if only the engine's parts are left."""
     whole = Trials(warm, make_checkpoint(), tmp_path, engine, mode).folder / "whole"
     last = whole / "checkpoint-6"
     text, is_complete = checkpoint.show(last)

@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks runs of finetune.main on request, each in a second instead of 20.
+"""A process that has imported everything and forks runs of finetune.main, which then take a second instead of 20.
 
 One JSON object a line on stdin, one on stdout; see `Warm` in tests/failure/conftest.py, which starts it.
 """
@@ -115,7 +115,7 @@ def arm(fault, output_dir):
 
 
 def child(request, rank, port):
-    """Run as one process of a run; ends with its exit code."""
+    """Run one process of a run, and exit with its code."""
     output = os.open(f"{request['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -1,4 +1,4 @@
-"""A packed row trains exactly as its samples do one by one, and rows are full."""
+"""Packed rows: they train exactly like their samples one by one, and they are full."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_rows_come_through_data_workers(make_checkpoint, in_golden_dir):
 
 @pytest.mark.parametrize("flags", [("--fix_vit", "False"), ("--use_lora", "--lora_dropout", "0")], ids=["full", "lora"])
 def test_a_packed_run_equals_an_unpacked_one(make_checkpoint, tmp_path, flags, caplog):
-    """All samples fit one row, so three epochs of one step each must cost the same."""
+    """Compare three epochs of one step each, since all samples fit one row."""
     settings = {"max_steps": 3, "model_max_length": 1024}
     plain = runs.train(make_checkpoint(), tmp_path / "plain", *flags, per_device_train_batch_size=8, **settings)
     with caplog.at_level("INFO", logger="qwen_vl"):

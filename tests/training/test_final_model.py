@@ -1,4 +1,4 @@
-"""The final model takes the place of an earlier one: old, new or refused, at whatever moment the process is killed."""
+"""Replacement of an earlier final model: after any kill the folder is the old one, the new one, or does not load."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ BASE = {"name": "base", "fingerprint": "f"}
 
 
 class Killed(BaseException):
-    """The end of the process, as far as the code under test can tell."""
+    """A simulated kill of the process."""
 
 
 @pytest.fixture
 def killed_at(monkeypatch):
-    """A function that kills at the n-th change of the file system from now on, of those that swap a model."""
+    """Return a function that simulates a kill at the n-th file-system change of swapping a model."""
 
     def at(number):
         left = [number]
@@ -42,7 +42,7 @@ def killed_at(monkeypatch):
 
 
 def make(kind, make_checkpoint, value):
-    """A model, or one with an adapter, all of whose trained weights are `value`, and the base to name with it."""
+    """Return a model, or one with an adapter, whose trained weights are all `value`, and the base to record."""
     model = loading.load_model(make_checkpoint())
     if kind == "adapter":
         model.requires_grad_(False)
@@ -57,7 +57,7 @@ def make(kind, make_checkpoint, value):
 
 
 def found(folder, make_checkpoint):
-    """The value that all trained weights of a folder have, as its loader reads them; None if it is refused."""
+    """Return the value of all trained weights of a folder; None if it does not load."""
     try:
         if (folder / "adapter_config.json").exists():
             loaded = build.load_adapters(loading.load_model(make_checkpoint()), folder)

@@ -1,8 +1,8 @@
-"""Loss and gradients of full and LoRA training against the recorded reference, through our own choice of what trains.
+"""Loss and gradients of full and LoRA training of our trainable parameters, compared with recorded ones.
 
 Decided differences: `attn_pool.pos_embed` never trains here, so its recorded gradient has no counterpart; a batch
-without images gives the vision tower no gradient where the reference may have zeros; the case recorded after an
-evaluation shows the reference's NTK factor leaking into training; `hook_nockpt` has random adapters.
+without images gives the vision tower no gradient where the original may have zeros; the case recorded after an
+evaluation shows the original's NTK factor leaking into training; `hook_nockpt` has random adapters.
 """
 
 import json
@@ -29,7 +29,7 @@ FROZEN = "transformer.visual.attn_pool.pos_embed"
 
 
 def cases():
-    """Names of the recorded cases that apply; where there are two variants, `i` is the one to follow."""
+    """Return the names of the recorded cases that apply; of two variants, `i` is the one to match."""
     recorded = json.loads((GOLDEN_DIR / "train.json").read_text(encoding="utf-8"))
     with_gradients = {key for key, value in recorded.items() if isinstance(value, dict) and "grad_norm" in value}
     apply = {key for key in with_gradients if "hook" not in key and "after_eval" not in key}
@@ -43,7 +43,7 @@ def tokenizer(published_vocab):
 
 @pytest.fixture(scope="module")
 def build(golden):
-    """A function that gives the golden model with one training mode set up."""
+    """Return a function that gives the golden model set up for a training mode."""
     from make_weights import weight
 
     shapes = golden(f"ckpt/{TAG}/shapes.json")
@@ -82,7 +82,7 @@ def build(golden):
 
 @pytest.fixture(scope="module")
 def batch(golden, tokenizer):
-    """A function that gives the model inputs of a recorded batch."""
+    """Return a function that gives the model inputs of a recorded batch."""
 
     def make(name):
         recorded = golden("train_batches.json")[name]

@@ -1,4 +1,4 @@
-"""Runs in which nothing would be trained: one error before the model is loaded, and nothing is left behind."""
+"""Runs in which nothing would be trained: one error before the model is loaded, and no files left."""
 
 import json
 
@@ -13,7 +13,7 @@ VISION = ("--use_lora", "--lora_target_modules", "vision")
 
 @pytest.fixture
 def refused(make_checkpoint, tmp_path, monkeypatch, capsys):
-    """A function that runs training, expects exit code 1 before a weight is loaded, and gives the one line of why."""
+    """Return a function that runs training, expects exit code 1 before a weight is loaded, and gives the error line."""
 
     def run(*flags, **settings):
         monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
@@ -26,7 +26,7 @@ def refused(make_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def texts(tmp_path, **fields):
-    """Paths of a data file without images, as JSON and as JSON Lines; fields: of every record."""
+    """Return the paths of a data file without images, as JSON and as JSON Lines; fields: those of every record."""
     path = runs.write_data(tmp_path, [text for text in runs.TEXTS if text[0] is None])
     records = [record | fields for record in json.loads(path.read_text())]
     lines = tmp_path / "data.jsonl"
@@ -68,20 +68,8 @@ def test_rates_of_zero_are_said(make_checkpoint, tmp_path, caplog):
     assert "every learning rate is 0, so no weight will change" in caplog.text and len(runs.losses(out)) == 1
 
 
-def test_a_batch_in_which_nothing_trains_is_passed_over(make_checkpoint, tmp_path):
-    """Adapters in the ViT, and a batch without images: no gradient and no update, instead of an error of torch."""
-    settings = {"per_device_train_batch_size": 1, "max_steps": 2, "train_sampling_strategy": "sequential"}
-    settings |= {"save_strategy": "steps", "save_steps": 1}
-    data = runs.write_data(tmp_path, [runs.TEXTS[1], runs.TEXTS[0]])
-    out = runs.train(make_checkpoint(), tmp_path / "out", *VISION, data_path=data, **settings)
-    first, second = (runs.weights(out / f"checkpoint-{step}") for step in (1, 2))
-    moved = {name for name in first if not bool((first[name] == second[name]).all())}
-    assert {name for name in first if ".lora_B" in name and not first[name].any()} == moved
-    assert runs.losses(out, "grad_norm")[0] == 0 < runs.losses(out, "grad_norm")[1]
-
-
 def test_data_that_give_no_batch_after_all(make_checkpoint, tmp_path, monkeypatch):
-    """Whatever the reason: no result is written."""
+    """Check that no result is written, whatever the reason."""
     monkeypatch.setattr(resumable_trainer.RankBatches, "__iter__", lambda self: iter(()))
     with pytest.raises(ValueError, match="no step was trained, as the data gave no batch; nothing is saved"):
         runs.train(make_checkpoint(), tmp_path / "out")

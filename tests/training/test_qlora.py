@@ -1,4 +1,4 @@
-"""Q-LoRA: adapters on quantized weights train as on float ones, are saved, continued and answered with."""
+"""Q-LoRA: adapters on quantized weights train as on float weights, are saved, continued and used for answers."""
 
 import json
 import shutil
@@ -19,12 +19,12 @@ KINDS = {"gptq": (), "nf4": (), "int8": ("--quantization", "int8")}
 
 @pytest.fixture
 def base_for(make_checkpoint, make_int4_checkpoint):
-    """A function that gives the checkpoint on which a kind of Q-LoRA starts."""
+    """Return a function that gives the model folder for a kind of Q-LoRA."""
     return lambda kind: make_int4_checkpoint() if kind == "gptq" else make_checkpoint()
 
 
 def evaluation_loss(model, out, *flags, **settings):
-    """The evaluation loss at the end of a run of finetune.main, and the run's folder; evaluated after each step."""
+    """Return (last evaluation loss, output folder) of a run of finetune.main that evaluates after each step."""
     out.parent.mkdir(exist_ok=True)
     data = runs.write_data(out.parent)
     out = runs.train(model, out, *flags, eval_data_path=data, eval_strategy="steps", eval_steps=1, **settings)
@@ -53,7 +53,7 @@ def test_an_adapter_on_quantized_weights_learns_is_continued_and_answers(base_fo
 def test_adapters_on_int4_learn_what_they_learn_on_the_weights_it_stands_for(
     make_checkpoint, make_int4_checkpoint, tmp_path
 ):
-    """The same losses and the same adapters, with checkpointing and without; by SGD, which enlarges no rounding."""
+    """Compare losses and adapters, with and without gradient checkpointing; SGD does not amplify rounding."""
     twin = Path(shutil.copytree(make_checkpoint(), tmp_path / "twin"))
     tensors = {name: tensor.half().float() for name, tensor in runs.weights(twin).items()}
     for name in tensors:
@@ -81,7 +81,7 @@ def test_bfloat16_with_packed_rows(base_for, tmp_path, kind):
 
 
 def test_the_table_counts_the_weights_that_packed_ones_stand_for(base_for, tmp_path, capsys):
-    """And lm_head and the vision tower stay float."""
+    """Check the counts, and that lm_head and the vision tower stay float."""
     counts = {}
     for kind in KINDS:
         out = runs.train(base_for(kind), tmp_path / kind, "--q_lora", *KINDS[kind], max_steps=1)

@@ -1,4 +1,4 @@
-"""--skip_manifest: a run trains on exactly what the manifest leaves, and refuses one that does not fit."""
+"""--skip_manifest: a run trains on all other records, and rejects a manifest that does not fit."""
 
 import json
 

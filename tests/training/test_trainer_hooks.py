@@ -1,4 +1,4 @@
-"""The private names of transformers' Trainer that we use: all in one file, and as the installed release has them."""
+"""The private names of transformers' Trainer that we use: in one file only, as in the installed release."""
 
 import ast
 import inspect
@@ -52,7 +52,7 @@ def test_every_hook_has_the_expected_signature():
 
 
 def test_the_list_is_that_of_the_file():
-    """So that nothing is overridden or read that these tests do not compare, and nothing that is no longer there."""
+    """Check that the file uses exactly the names of the list."""
     assert used_names(HOOKS) & private_names() == {*EXPECTED, *COUNTERS}
     source = inspect.getsource(Trainer)
     for name in COUNTERS:

@@ -1,4 +1,4 @@
-"""What trains: freezing, adapters, decay groups, and the table that says so."""
+"""Trainable parameters: freezing, adapters and dtypes."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from peft.utils import get_peft_model_state_dict
 
 from qwen_vl.adapters import build
 from qwen_vl.checkpoint import loading
-from qwen_vl.training import param_groups, tuning
+from qwen_vl.training import tuning
 
 ADAPTERS = {
     "r": 4,
@@ -70,7 +70,7 @@ def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
     ids=lambda value: "+".join(value),
 )
 def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, inside):
-    """Those with the name and no others; what trains is what is saved."""
+    """Check that only modules with the name train whole, and that all that trains is saved."""
     expected = {name for name, _ in model.named_parameters() if any(part in name for part in inside)}
     adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
     found = {build.without_wrappers(name) for name in trainable(adapted) if ".lora_" not in name}
@@ -108,50 +108,6 @@ def test_modules_that_cannot_train_whole_as_asked_are_refused(model, changes, sa
 def test_a_name_that_matches_nothing_is_an_error(model, changes, flag):
     with pytest.raises(ValueError, match=f"{flag}: matches nothing in the model"):
         build.add_adapters(model, **ADAPTERS | changes)
-
-
-def test_norms_biases_queries_and_tables_do_not_decay(model):
-    names = {name for name, _ in model.named_parameters()}
-    exempt = {name for name in names if name.endswith(("bias", "query", "pos_embed", "positional_embedding"))}
-    exempt |= {name for name in names if name.split(".")[-2].startswith("ln_")}
-    assert set(param_groups.decayed_names(model)) == names - exempt
-
-    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["attn_pool", "ln_f", "wte"]})
-    decays = {name: param_groups.decays(name, parameter) for name, parameter in adapted.named_parameters()}
-    assert all(decays[name] for name in decays if ".lora_" in name or ".wte." in name)
-    assert not any(decays[name] for name in decays if name.endswith(("query", "bias")) or ".ln_" in name)
-
-
-def test_the_table_counts_every_parameter_once(make_checkpoint):
-    model = loading.load_model(make_checkpoint("raw"))
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    whole = build.whole_modules(model)
-    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
-    lines = param_groups.rows(adapted, rates=param_groups.Rates(1e-4), weight_decay=0.1)
-    rank_rows = 2 * 4 * (64 + 192 + 64 + 64 + 2 * (64 + 64))  # layers, rank, inputs and outputs of the four targets
-    found = {(line.part, line.group): (line.trainable, line.total, line.weight_decay) for line in lines}
-    assert found["lora on decoder", "decay"] == (rank_rows, rank_rows, 0.1)
-    assert found["embeddings", "decay"][:2] == (sizes["transformer.wte.weight"],) * 2
-    assert found["lm_head", "decay"][:2] == (sizes["lm_head.weight"],) * 2
-    vision = {part: sum(found[key][1] for key in found if key[0] == part) for part in ("vit", "resampler")}
-    assert sum(vision.values()) == sum(size for name, size in sizes.items() if ".visual." in name)
-    assert sum(line.trainable for line in lines) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    text = param_groups.table(lines)
-    assert "0.0001" in text and f"{sum(line.trainable for line in lines):,} of" in text.splitlines()[-1]
-
-
-def test_a_run_without_anything_to_train_is_refused(model):
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing trains"):
-        param_groups.rows(model, rates=param_groups.Rates(1e-4), weight_decay=0.1)
-
-
-def test_a_parameter_outside_of_every_optimizer_group_is_refused(model):
-    optimizer = torch.optim.AdamW(
-        [parameter for name, parameter in model.named_parameters() if name != "lm_head.weight"]
-    )
-    with pytest.raises(ValueError, match=r"no optimizer group, the first is lm_head\.weight"):
-        param_groups.check_groups(model, optimizer)
 
 
 def test_weights_that_train_are_kept_in_float32(make_checkpoint):

@@ -1,4 +1,4 @@
-"""Parameters that were to train and did not are an error; what has nothing to learn from is none."""
+"""Parameters that should have trained but did not are an error; those without anything to learn from are not."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def train(model, tmp_path, *flags, samples=runs.TEXTS, name="out", **settings):
 
 @pytest.fixture
 def cut_off():
-    """A function after which nothing that is computed depends on the output of modules of a kind."""
+    """Return a function that detaches the outputs of all modules of a kind."""
     handles = []
 
     def cut(kind):
@@ -60,7 +60,7 @@ def test_the_vision_tower_must_get_gradients_in_the_first_step_with_a_image(make
 
 
 def test_a_tower_that_is_trained_and_never_run_is_found(make_checkpoint, tmp_path, monkeypatch):
-    """Features of the frozen original from the cache, while a copy of the tower is to train."""
+    """Check a run that takes cached features of the frozen tower while a copy of the tower should train."""
     cache, flags = {"vision_cache": tmp_path / "cache", "num_train_epochs": 2, "max_steps": -1}, ("--use_lora",)
     train(make_checkpoint(), tmp_path, *flags, **cache)
     monkeypatch.setattr(vision_cache_cache, "check_frozen", lambda *args, **kwargs: None)
@@ -90,7 +90,7 @@ def test_parts_without_images_are_a_warning_where_others_train(make_checkpoint, 
 
 
 def test_the_vision_tower_alone_trains_where_images_are(make_checkpoint, tmp_path):
-    """Steps without images change nothing, neither by momentum nor by weight decay; data without any are refused."""
+    """Check that steps without images change nothing (momentum, weight decay); data without images are an error."""
     flags = {"train_sampling_strategy": "sequential", "weight_decay": 0.5, "lr_scheduler_type": "constant"}
     one = train(make_checkpoint(), tmp_path, *RESAMPLER, samples=IMAGES, max_steps=1, name="one", **flags)
     more = train(make_checkpoint(), tmp_path, *RESAMPLER, samples=IMAGES + TEXTS, name="more", **flags)
@@ -127,7 +127,7 @@ def test_what_did_not_change_is_an_error_once_it_is_saved(make_checkpoint, tmp_p
 
 
 def test_what_should_not_change_is_no_error(make_checkpoint, tmp_path, caplog):
-    """Rates of 0, gradients of 0, an optimizer without a state, the best weights, the last steps of a resumed run."""
+    """Check rates of 0, gradients of 0, an optimizer without a state, the best weights, and a resumed run."""
     base, lora = make_checkpoint(), "--use_lora"
     train(base, tmp_path, lora, name="rate", learning_rate=0)
     train(base, tmp_path, name="vision", fix_vit=False, vision_lr=0, max_steps=1)
@@ -148,7 +148,7 @@ def test_what_should_not_change_is_no_error(make_checkpoint, tmp_path, caplog):
 
 
 def test_checks_cost_a_run_nothing(make_checkpoint, tmp_path, monkeypatch):
-    """Losses and weights are those of a run without them."""
+    """Compare losses and weights with a run without the checks."""
     checked = train(make_checkpoint(), tmp_path, name="checked")
     monkeypatch.setattr(trainer.QWenTrainer, "add_callback", without_check(trainer.QWenTrainer.add_callback))
     plain = train(make_checkpoint(), tmp_path, name="plain")
@@ -160,7 +160,7 @@ def without_check(add_callback):
 
 
 def test_the_tower_that_runs_is_the_one_that_is_looked_at(make_checkpoint):
-    """Not the frozen original beside a copy that trains."""
+    """Check that a copy which trains is compared, not the frozen original next to it."""
     settings = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["c_attn"], "bias": "none"}
     model = build.add_adapters(loading.load_model(make_checkpoint()), **settings, modules_to_save=["visual"])
     tower = family.tower(model)

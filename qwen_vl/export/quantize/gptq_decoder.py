@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,13 @@ def keep(parts: Tensors, file: Path) -> None:
         save_file(parts, unfinished)
 
 
+def linear_of(block: nn.Module, name: str) -> nn.Linear:
+    """Return a linear of a decoder block by its name in there."""
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear), f"{name}: a {type(linear).__name__}"
+    return linear
+
+
 def quantize_block(block: nn.Module, run: Callable[[], object], errors: dict[str, float], **options: Any) -> Tensors:
     """Return {"PATH.qweight": ..} of a block. Its linears get the weights that the packed parts stand for.
 
@@ -135,7 +143,7 @@ def quantize_block(block: nn.Module, run: Callable[[], object], errors: dict[str
     """
     packed: Tensors = {}
     for group in family.QUANTIZED_LINEARS:
-        linears = [block.get_submodule(name) for name in group]
+        linears = [linear_of(block, name) for name in group]
         hessian = gptq.Hessian(linears[0].in_features, linears[0].weight.device)
         handle = linears[0].register_forward_pre_hook(lambda _, inputs, seen=hessian: seen.add(inputs[0]))
         run()
@@ -154,7 +162,7 @@ def put_back(block: nn.Module, parts: Tensors, device: str | torch.device) -> No
     """Give the linears of a block the weights that packed parts stand for."""
     for name in LINEARS:
         own = {part: parts[f"{name}.{part}"].to(device) for part in int4_layout.PARTS}
-        block.get_submodule(name).weight.data = int4_layout.dequantize(own)
+        linear_of(block, name).weight.data = int4_layout.dequantize(own)
 
 
 def packed_readers(work: str | Path, num_blocks: int) -> dict[str, tuple[torch.Tensor, Reader]]:
@@ -163,7 +171,7 @@ def packed_readers(work: str | Path, num_blocks: int) -> dict[str, tuple[torch.T
     for index in range(num_blocks):
         file = Path(work, f"layer-{index:05d}.safetensors")
         for name, tensor in load_file(file).items():
-            readers[family.block_name(index) + name] = tensor.to("meta"), lambda f=file, n=name: read(f, n)
+            readers[family.block_name(index) + name] = tensor.to("meta"), partial(read, file, name)
     return readers
 
 

@@ -1,11 +1,11 @@
 """`qwen-vl quantize MODEL OUT`: a checkpoint whose decoder is stored in 4 bits; tower and head stay as they are."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -25,9 +25,17 @@ METHODS = ("gptq", "nf4")
 Differences = tuple[verify.Difference, verify.Difference]  # loaded against unpacked weights, float against quantized
 
 
+class Options(TypedDict):
+    """The options of GPTQ, as `gptq.quantize` has them."""
+
+    group_size: int
+    desc_act: bool
+    damp: float
+
+
 def quantize_gptq(
-    path: str | os.PathLike[str],
-    output_dir: str | os.PathLike[str],
+    path: str | Path,
+    output_dir: str | Path,
     samples: Sequence[Batch],
     *,
     group_size: int = 128,
@@ -50,7 +58,7 @@ def quantize_gptq(
     folder = open_float(path)
     disk = DiskModel(folder)
     gptq_decoder.check_shapes(disk, group_size)
-    options = {"group_size": group_size, "desc_act": desc_act, "damp": damp}
+    options: Options = {"group_size": group_size, "desc_act": desc_act, "damp": damp}
     settings = {"model": folder.fingerprint, "calibration data": gptq_decoder.digest(samples), **options}
     work = gptq_decoder.open_work(output_dir.with_name(f".{output_dir.name}.layers"), settings)
     tokenizer, stored = folder.tokenizer, disk.weights.dtype(family.HEAD_WEIGHT)
@@ -73,7 +81,7 @@ def quantize_gptq(
     return differences
 
 
-def open_float(path: str | os.PathLike[str] | ModelFolder) -> ModelFolder:
+def open_float(path: str | Path | ModelFolder) -> ModelFolder:
     """Return the opened folder of a float model; raise ValueError for an adapter or a quantized model."""
     folder = ModelFolder.open(path)
     if folder.is_adapter:
@@ -116,7 +124,7 @@ def write_packed(disk: DiskModel, work: Path, folder: Path, dtype: torch.dtype, 
             outlines[f"{stem}.{part}"], readers[f"{stem}.{part}"] = packed[f"{stem}.{part}"]
         if f"{stem}.bias" not in disk.places:
             outlines[f"{stem}.bias"] = torch.empty(module.out_features, dtype=dtype, device="meta")
-            readers[f"{stem}.bias"] = lambda size=module.out_features: torch.zeros(size, dtype=dtype)
+            readers[f"{stem}.bias"] = partial(torch.zeros, module.out_features, dtype=dtype)
 
     def read(name: str) -> torch.Tensor:
         if name in readers:
@@ -140,8 +148,8 @@ def check_written(source: ModelFolder, written: Path, stored: torch.dtype, compu
 
 
 def quantize_nf4(
-    path: str | os.PathLike[str],
-    output_dir: str | os.PathLike[str],
+    path: str | Path,
+    output_dir: str | Path,
     *,
     max_shard_size: str = shard_writer.SHARD_SIZE,
 ) -> Differences:
@@ -166,7 +174,7 @@ def quantize_nf4(
 
 def write_card(
     folder: Path,
-    path: str | os.PathLike[str],
+    path: str | Path,
     output_dir: Path,
     differences: Differences,
     said: str,

@@ -21,7 +21,7 @@ def inputs_for(
     tokenizer: QWenTokenizer,
     config: QWenConfig,
     path: str | Path | None = None,
-    image_folder: str | Path | None = None,
+    image_folder: str | None = None,
     limit: int = 16,
 ) -> list[verify.ModelInputs]:
     """Return model inputs for the questions that measure a change of base: those of a file, or built-in ones."""

@@ -78,7 +78,7 @@ def logits(model: QWenLMHeadModel, inputs: ModelInputs, last: int = 0) -> torch.
 
 def logits_from_disk(
     path: str | Path | ModelFolder,
-    all_inputs: list[ModelInputs],
+    all_inputs: Sequence[ModelInputs],
     *,
     dtype: torch.dtype,
     adapter_dir: str | Path | Adapter | None = None,
@@ -97,7 +97,7 @@ def logits_from_disk(
 
 def compare(first: torch.Tensor | list[torch.Tensor], second: torch.Tensor | list[torch.Tensor]) -> Difference:
     """Return the Difference of two logit tensors, or of two lists: the largest of all, the mean of their means."""
-    if isinstance(first, list):
+    if isinstance(first, list) or isinstance(second, list):
         found = [compare(*pair) for pair in zip(first, second, strict=True)]
         largest = max(found, key=lambda one: one.largest if one.largest == one.largest else float("inf")).largest
         return Difference(largest, mean(one.mean for one in found), mean(one.same for one in found))

@@ -1,17 +1,17 @@
-"""What the flags of adapters may be, together and alone; checked before anything is loaded."""
+"""Checks of the flags of adapters, alone and combined, before anything is loaded."""
 
 from argparse import Namespace
 
 LORA_BIASES = ("none", "all", "lora_only")
 LORA_STARTS = ("default", "gaussian", "pissa", "olora")
 QUANTIZATIONS = ("nf4", "int8")
-OF_NEW_ADAPTERS = ("use_rslora", "use_dora")  # flags that an adapter folder has decided
+OF_NEW_ADAPTERS = ("use_rslora", "use_dora")  # flags that an adapter folder decides
 OF_ADAPTERS = (*OF_NEW_ADAPTERS, "lora_weight_path", "modules_to_save", "lora_lr", "loraplus_lr_ratio")
 RATES = ("lora_lr", "vision_lr", "resampler_lr")
 
 
 def check(settings: Namespace) -> list[str]:
-    """Return a line for everything that is wrong with the values of these flags, or with their combination."""
+    """Return a line for each wrong value of these flags and each wrong combination."""
     problems = [] if settings.use_lora else [
         f"--{flag} needs --use_lora" for flag in OF_ADAPTERS if getattr(settings, flag) not in (None, False)
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def check(settings: Namespace) -> list[str]:
 
 
 def check_values(settings: Namespace) -> list[str]:
-    """Return a line for every value of these flags that no run can use."""
+    """Return a line for each value of these flags that no run can use."""
     problems = [
         f"--{flag} {getattr(settings, flag)}: use a number of 0 or more"
         for flag in RATES

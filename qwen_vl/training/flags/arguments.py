@@ -1,4 +1,4 @@
-"""The command line of training: the reference's flags, all TrainingArguments, old spellings, a YAML file first."""
+"""The command line of training: our flags, all TrainingArguments, old spellings, and a YAML file given first."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """Which checkpoint is trained."""
+    """The model folder to train."""
 
     model_name_or_path: str = option("Qwen/Qwen-VL-Chat", "Folder or hub name of a Qwen-VL checkpoint.")
     attn_implementation: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2 (where installed).")
@@ -37,9 +37,10 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which conversations it is trained on."""
+    """The data of a run, and how they are read."""
 
-    data_path: list[str] | None = option(  # noqa: RUF009
+    # None is not in the type of a required flag: `checks.check` rejects a command line without it.
+    data_path: list[str] = option(  # noqa: RUF009
         None, "Conversation files (JSON, Parquet, .. or a folder: data/README.md), each PATH or PATH:WEIGHT."
     )
     mix: str = option(
@@ -48,85 +49,84 @@ class DataArguments:
     eval_data_path: str | None = option(None, "Conversation file for evaluation, same format.")
     image_folder: str | None = option(None, "Where relative image paths are looked up after the data file's folder.")
     skip_manifest: list[str] | None = option(  # noqa: RUF009
-        None, "Skip manifests of data files: the records they name are left out (qwen-vl data check --fix)."
+        None, "Skip manifests of data files, whose records are skipped (qwen-vl data check --fix)."
     )
     overlength: str = option("trim", "Longer samples than --model_max_length: trim by whole turns, drop, or error.")
-    loss_on: str = option("reference", "What is learned: reference (turn markers as well) or answers alone.")
+    loss_on: str = option("reference", "Targets of the loss: reference (turn markers as well) or answers alone.")
     packing: str = option("none", "auto: whole samples fill rows of --model_max_length; batch sizes then count rows.")
-    max_pictures_per_row: int | None = option(None, "Most pictures of a packed row, to bound memory; default no limit.")
+    max_pictures_per_row: int | None = option(None, "Most images of a packed row, to limit memory; default no limit.")
     tokenized_cache: str | None = option(
         None, "Folder for tokenized data, or none; default ~/.cache/qwen-vl or $QWEN_VL_CACHE, for files from 1 MiB."
     )
     lazy_preprocess: bool = option(
-        False, "Where nothing is cached: tokenize on access instead of keeping all ids in memory."
+        False, "Without a tokenized cache: tokenize on access instead of keeping all ids in memory."
     )
     streaming: bool = option(
-        False, "Read data that does not fit in memory as it is needed, record by record; with --max_steps."
+        False, "Read data that does not fit in memory record by record, as needed; requires --max_steps."
     )
-    shuffle_buffer: int = option(1000, "Records that a reader shuffles among with --streaming.")
+    shuffle_buffer: int = option(1000, "Size of a reader's shuffle buffer with --streaming, in records.")
     vision_cache: str | None = option(
-        None, "Folder for what the frozen vision tower makes of each image: filled as needed, read from then on."
+        None, "Folder for cached features of the frozen vision tower: filled as needed, read from then on."
     )
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
 
 @dataclass
 class LoraArguments:
-    """Which adapter, used with --use_lora."""
+    """The adapter, with --use_lora."""
 
     lora_r: int = option(64, "LoRA rank.")
     lora_alpha: int = option(16, "LoRA scaling is lora_alpha / lora_r.")
     lora_dropout: float = option(0.05, "Dropout before the adapters.")
     lora_target_modules: list[str] = option(  # noqa: RUF009
         DEFAULT_LORA_TARGETS,
-        "Names (ends of module paths) or words that get adapters: attention, mlp, resampler, vision, all-linear.",
+        "Modules that get adapters: names (ends of module paths), or attention, mlp, resampler, vision, all-linear.",
     )
     lora_weight_path: str | None = option(None, "Adapter folder to continue; its own rank, scaling and targets apply.")
     lora_bias: str = option("none", "Biases that train with the adapters: none, all or lora_only.")
     modules_to_save: list[str] | None = option(  # noqa: RUF009
-        None, "Modules that train whole beside the adapters; default wte and lm_head on a base model; 'none' for none."
+        None, "Modules that train whole next to the adapters; default wte and lm_head on a base model; 'none' for none."
     )
-    q_lora: bool = option(False, "Adapters on quantized weights: as the checkpoint stores them, else --quantization.")
+    q_lora: bool = option(
+        False, "Train adapters on quantized weights: those of the checkpoint, or made by --quantization."
+    )
     quantization: str | None = option(
-        None, "What --q_lora makes of float weights while loading: nf4 (the default) or int8, by bitsandbytes."
+        None, "Quantization of float weights by --q_lora while loading: nf4 (the default) or int8, by bitsandbytes."
     )
-    use_rslora: bool = option(False, "Rank-stabilised LoRA: scaling is lora_alpha / sqrt(lora_r).")
-    use_dora: bool = option(False, "DoRA: the magnitudes of weight columns train as well; slower.")
+    use_rslora: bool = option(False, "Rank-stabilized LoRA: scaling is lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "DoRA: train the magnitudes of weight columns as well; slower.")
     init_lora_weights: str = option("default", f"How adapters start: {', '.join(adapter_checks.LORA_STARTS)}.")
     loraplus_lr_ratio: float | None = option(None, "LoRA+: how many times faster the B matrices train; 16 is usual.")
-    lora_lr: float | None = option(None, "Learning rate of the adapters, where --learning_rate is for the rest.")
+    lora_lr: float | None = option(None, "Learning rate of the adapters; --learning_rate then applies to the rest.")
 
 
 @dataclass
 class TrainingArguments(HfTrainingArguments):
-    """How it is trained: every field of transformers' TrainingArguments and the reference's own flags."""
+    """How to train: every field of transformers' TrainingArguments, and flags of our own."""
 
-    output_dir: str | None = option(None, "Where checkpoints and the final model or adapter are written.")
-    model_max_length: int = option(
-        2048, "Most tokens of a sample; an image counts its span, a longer sample is trimmed."
-    )
+    output_dir: str = option(None, "Folder for checkpoints and the final model or adapter.")
+    model_max_length: int = option(2048, "Most tokens of a sample, image spans included; longer samples are trimmed.")
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
-    use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora alone means it as well.")
-    vision_lr: float | None = option(None, "Learning rate of what trains in the ViT, adapters there included.")
-    resampler_lr: float | None = option(None, "Learning rate of what trains in the resampler (visual.attn_pool).")
+    use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora implies it.")
+    vision_lr: float | None = option(None, "Learning rate of trainable parts of the ViT, adapters there included.")
+    resampler_lr: float | None = option(None, "Learning rate of trainable parts of the resampler (visual.attn_pool).")
     new_special_tokens: list[str] | None = option(  # noqa: RUF009
-        None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts, whose rows alone train beside adapters."
+        None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts; with adapters only their rows train."
     )
     checkpoint_every_n_blocks: int = option(
-        1, "With --gradient_checkpointing: recompute every n-th block only, where memory is left; 1 for all."
+        1, "With --gradient_checkpointing: recompute only every n-th block, if memory allows; 1 for all."
     )
-    sample_phases_every: int = option(
-        10, "Measure where the time of a step goes in every so many steps (the log's time/..); 0 for never."
-    )
+    sample_phases_every: int = option(10, "Profile the phases of every n-th step (time/.. in the log); 0 for never.")
     cache_dir: str | None = option(None, "Download folder for a checkpoint that is given by hub name.")
     early_stopping_patience: int = option(
-        0, "Stop after so many evaluations in a row that do not improve; 0 never. Ends with the best model."
+        0, "Stop after this many evaluations in a row without improvement, with the best model; 0 for never."
     )
     meeting_timeout: float = option(
-        300, "Seconds in which all processes of a run have to meet at its start; then those missing are named."
+        300,
+        "Seconds within which all ranks must join the rendezvous of a run; after that an error names the missing ones.",
     )
-    debug_traceback: bool = option(False, "Show the traceback of an error; --debug without a value means this.")
-    # The reference's defaults where transformers has others.
+    debug_traceback: bool = option(False, "Show the traceback of an error; same as --debug without a value.")
+    # Defaults of the original where those of transformers differ.
     optim: str = option(
         optimizers.AUTO,
         "Optimizer, one of transformers' names, such as adamw_bnb_8bit; auto is AdamW, fused if possible.",
@@ -134,20 +134,20 @@ class TrainingArguments(HfTrainingArguments):
     adam_beta2: float = option(0.95, "Second-moment decay of AdamW.")
     lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
     logging_steps: float = option(10, "Steps between two log lines.")
-    logging_nan_inf_filter: bool = option(False, "Kept off: a loss that is not finite stops the run.")
+    logging_nan_inf_filter: bool = option(False, "Always off: a loss that is not finite stops the run.")
     prediction_loss_only: bool = option(True, "Evaluation keeps the loss, not the logits.")
-    remove_unused_columns: bool = option(False, "Kept off: the collator makes exactly what the model takes.")
-    dataloader_num_workers: int = option(2, "Processes that open images beside the training process.")
+    remove_unused_columns: bool = option(False, "Always off: the collator builds exactly the inputs of the model.")
+    dataloader_num_workers: int = option(2, "Processes that open images, besides the training process.")
     dataloader_persistent_workers: bool = option(True, "Keep these processes from one epoch to the next.")
     dataloader_prefetch_factor: int | None = option(
-        None, "Batches that each of them has ready; default enough for all micro-batches of a step."
+        None, "Batches that each of them prefetches; default enough for all micro-batches of a step."
     )
     report_to: list[str] = option(["none"], "Where logs go: none, tensorboard, wandb, or several of them.")  # noqa: RUF009
     resume: str | None = option(
         None, "Short for --resume_from_checkpoint: a folder, or auto for the newest checkpoint."
     )
-    # Spellings of older transformers releases; gradient_checkpointing, which transformers renamed, is the usual one.
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    # Spellings of older transformers releases. Most commands still use gradient_checkpointing, which was renamed.
+    gradient_checkpointing: bool | None = option(False, "Recompute activations in the backward pass to save memory.")
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
     warmup_ratio: float | None = option(
         None, "Share of all steps that warm up; old name of a fractional --warmup_steps."
@@ -156,7 +156,9 @@ class TrainingArguments(HfTrainingArguments):
     no_cuda: bool = option(False, "Old name of --use_cpu.")
     logging_dir: str | None = option(None, "Folder of the tensorboard log; default OUTPUT/runs.")
     save_safetensors: bool = option(True, "Accepted: weights are always safetensors.")
-    overwrite_output_dir: bool = option(False, "Accepted: without --resume_from_checkpoint a run starts anew.")
+    overwrite_output_dir: bool = option(
+        False, "Accepted: without --resume_from_checkpoint a run starts from the beginning."
+    )
 
     def __post_init__(self) -> None:
         if self.evaluation_strategy is not None:
@@ -168,33 +170,35 @@ class TrainingArguments(HfTrainingArguments):
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
         if self.no_cuda or not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers refuses --bf16 on a machine without a GPU unless told so
+            self.use_cpu = True  # without it transformers rejects --bf16 on a machine without a GPU
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
-        self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
+        self.activation_checkpointing: bool | None = self.activation_checkpointing or self.gradient_checkpointing
         self.gradient_checkpointing = None
         if self.gradient_checkpointing_kwargs is not None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-            self.gradient_checkpointing_kwargs = None
+            self.gradient_checkpointing_kwargs: dict[str, Any] | None = None
         self.optim = optimizers.resolve(self.optim, deepspeed=self.deepspeed, fsdp=self.fsdp)
         if not self.dataloader_num_workers:
             self.dataloader_persistent_workers = False
         elif self.dataloader_prefetch_factor is None:
-            # transformers takes all micro-batches of a step before it computes the first. With fewer of them ready it
-            # waits: a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
+            # transformers takes all micro-batches of a step before it computes the first, and waits if fewer are ready:
+            # a third of the time, measured with 16 micro-batches and 2 workers that prefetch 2 each.
             self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
         if self.early_stopping_patience:
             self.load_best_model_at_end = True
         engines.check_launched(self.deepspeed, self.fsdp)
-        self._is_built, deepspeed, self.deepspeed = False, self.deepspeed, None  # both begin in `start`
+        deepspeed = self.deepspeed
+        self.deepspeed: str | None = None  # begins in `start`, as does what `_is_built` guards
+        self._is_built = False
         super().__post_init__()
         self._is_built, self.deepspeed = True, deepspeed
         if self.activation_checkpointing and self.checkpoint_every_n_blocks > 1:
             kwargs = self.activation_checkpointing_kwargs or {"use_reentrant": False}
             self.activation_checkpointing_kwargs = kwargs | {"every_n_layers": self.checkpoint_every_n_blocks}
         if self.fsdp:
-            # FSDP's own way to recompute activations, as transformers' gathers the weights once more; but not for
-            # adapters, which PEFT would not find below the wrappers that it puts around blocks.
+            # FSDP recomputes activations itself, since transformers' way gathers the weights once more. Not with
+            # adapters: PEFT would not find them below the wrappers that FSDP puts around blocks.
             self.fsdp_plugin_args["activation_checkpointing"] = self.activation_checkpointing and not self.use_lora
             self.activation_checkpointing = self.activation_checkpointing and self.use_lora
         if not engines.is_launched():
@@ -202,18 +206,18 @@ class TrainingArguments(HfTrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """Return the device of this process; while the flags are parsed a placeholder, as choosing connects ranks."""
+        """Return the device of this process; a placeholder during parsing, since choosing it connects the ranks."""
         return super().device if self._is_built else torch.device("cpu")
 
     @property
     def n_gpu(self) -> int:
-        """Return 1 for several GPUs, whose batches transformers would split by rows: images do not split like that."""
+        """Return at most 1: for more GPUs transformers would split batches by rows, which images do not allow."""
         return min(super().n_gpu, 1)
 
     def start(self) -> None:
-        """Connect the processes of the run, choose the device and set up DeepSpeed; needed before training.
+        """Connect the ranks of the run, choose the device and set up DeepSpeed. Call it before training.
 
-        Raises ValueError if DeepSpeed's file contradicts the flags, OSError if a process is missing.
+        Raise ValueError if DeepSpeed's file contradicts the flags, OSError if a rank is missing.
         """
         engines.prepare(
             use_cpu=self.use_cpu,
@@ -247,10 +251,10 @@ def make_parser() -> HfArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainFlags:
-    """Return the flags of a command line, which may begin with a YAML file; no process is connected to another.
+    """Return the flags of a command line, which may begin with a YAML file, without connecting ranks.
 
-    The command line wins over the YAML. What is wrong exits with code 2: an unknown flag or key with a suggestion,
-    everything wrong with the values in one list.
+    The command line wins over the YAML. Mistakes exit with code 2: an unknown flag or key gets a suggestion, all wrong
+    values are listed together.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Bare `--debug` asks for tracebacks; with a value it is transformers' own flag.
@@ -265,11 +269,11 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
         parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
     settings.use_lora = settings.use_lora or settings.q_lora
     problems = checks.check(settings)
-    if problems and engines.is_launched():  # before the processes of a run meet; one a machine says it
+    if problems and engines.is_launched():  # before the rendezvous; one rank a machine prints it
         sys.exit(2) if os.environ.get("LOCAL_RANK", "0") != "0" else parser.error("\n  ".join(problems))
     try:
         parsed = parser.parse_dict(vars(settings))
-    except (ValueError, TypeError, ImportError) as error:  # what transformers itself refuses
+    except (ValueError, TypeError, ImportError) as error:  # rejected by transformers
         problems.append(" ".join(str(error).split()))
     if problems:
         parser.error("\n  ".join(problems))
@@ -277,7 +281,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
 
 
 def changed(*parsed: Any) -> dict[str, Any]:
-    """Return {flag: value} of the groups of `TrainFlags`, where it is not the default; access tokens are left out."""
+    """Return {flag: value} of all flags that differ from their defaults, except access tokens."""
     found = {}
     for group in parsed:
         for flag in fields(group):
@@ -291,7 +295,7 @@ def changed(*parsed: Any) -> dict[str, Any]:
 def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     """Return the settings of a YAML file as a dict whose keys are flags without dashes.
 
-    A key without a value keeps its default. What is wrong exits with code 2.
+    A key without a value keeps its default. Mistakes exit with code 2.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -304,7 +308,7 @@ def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
         parser.error(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
     known = {f.name for kind in parser.dataclass_types for f in fields(kind) if f.init}
     problems = [f"{path}: unknown key {key}{suggestion(str(key), parser)}" for key in settings if key not in known]
-    flags = {action.dest: action for action in reversed(parser._actions)}  # --flag stands before its --no_flag
+    flags = {action.dest: action for action in reversed(parser._actions)}  # --flag comes before its --no_flag
     values = {}
     for key in known & settings.keys():
         value, takes_list = settings[key], flags[key].nargs == "+"
@@ -320,9 +324,9 @@ def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
 
 
 def as_text(value: Any, *, is_switch: bool) -> Any:
-    """Return a YAML value as the text that the command line would carry; lists and mappings stay what they are.
+    """Return a YAML value as the text of the command line; lists and mappings stay as they are.
 
-    YAML reads 1e-5 as text and `no` as false, so the type of a value says little; argparse knows the type.
+    YAML reads 1e-5 as text and `no` as false, so argparse, which knows the type of a flag, converts the text.
     """
     if isinstance(value, bool) and not is_switch:
         return "yes" if value else "no"
@@ -330,7 +334,7 @@ def as_text(value: Any, *, is_switch: bool) -> Any:
 
 
 def with_numbers(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping in which what YAML has read as text, as it does 1e-5, is a number."""
+    """Return a mapping with numbers in place of texts that are numbers: YAML reads 1e-5 as text."""
     found = {}
     for key, value in settings.items():
         found[key] = with_numbers(value) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""What the flags of a run may be, together and alone; checked before anything is started or loaded."""
+"""Checks of the flags of a run, alone and combined, before anything is started or loaded."""
 
 import os
 from argparse import Namespace
@@ -32,7 +32,7 @@ NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "dataloa
 
 
 def check(settings: Namespace) -> list[str]:
-    """Return a line for everything that is wrong with the values of the flags, or with their combination."""
+    """Return a line for each wrong value of the flags and each wrong combination."""
     problems = [f"--{name} {value}: use {what}" for name, what, value in out_of_range(settings)]
     output_dir, name = settings.output_dir, settings.model_name_or_path
     if not output_dir:
@@ -75,7 +75,7 @@ def check(settings: Namespace) -> list[str]:
 
 
 def check_streaming(settings: Namespace) -> list[str]:
-    """Return a line for every flag that does not go with --streaming, or is missing."""
+    """Return a line for each flag that --streaming excludes, or needs and lacks."""
     problems = []
     if settings.max_steps <= 0:
         problems.append("--streaming needs --max_steps: how many steps an epoch has is not known")
@@ -87,7 +87,7 @@ def check_streaming(settings: Namespace) -> list[str]:
 
 
 def out_of_range(settings: Namespace) -> Iterator[tuple[str, str, object]]:
-    """Yield (flag, what it takes, value) for every value that no run can use."""
+    """Yield (flag, valid values in words, value) for each value that no run can use."""
     for name in POSITIVE:
         if not 0 < getattr(settings, name) < inf:  # nor is it NaN
             yield name, "a number above 0", getattr(settings, name)

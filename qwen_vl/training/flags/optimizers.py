@@ -1,4 +1,4 @@
-"""Which optimizer and schedule a run takes, and what they need."""
+"""Choice and checks of a run's optimizer and schedule."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import torch
 from transformers import SchedulerType, get_scheduler
 
 AUTO = "auto"
-# transformers' names of what bitsandbytes carries out; `paged_*` move their state to the host when memory runs out.
+# transformers' names of bitsandbytes' optimizers; `paged_*` move their state to the host when memory runs out.
 OF_BITSANDBYTES = (
     "adamw_bnb_8bit",
     "adamw_8bit",
@@ -24,7 +24,7 @@ OF_BITSANDBYTES = (
 
 
 def resolve(name: str, *, deepspeed: str | None, fsdp: bool | str | list | None) -> str:
-    """Return the name of the optimizer that --optim stands for: with auto, fused AdamW if the engine takes it.
+    """Return the name of the optimizer for --optim; auto is fused AdamW if the engine supports it.
 
     The fused kernel is about four times as fast as the loop over parameters, on a CPU as well. DeepSpeed has its own
     copies of the parameters and would compile a kernel for the name; FSDP's sharded tensors have no fused one on a CPU.
@@ -35,7 +35,7 @@ def resolve(name: str, *, deepspeed: str | None, fsdp: bool | str | list | None)
 
 
 def check(settings: Namespace) -> list[str]:
-    """Return a line for everything that keeps the optimizer and the schedule of the flags from working."""
+    """Return a line for each reason why the optimizer or the schedule of the flags cannot work."""
     problems = check_optimizer(settings) + check_schedule(settings)
     if wrong := [part for part in (settings.optim_args or "").split(",") if part.strip() and part.count("=") != 1]:
         problems.append(f"--optim_args {', '.join(wrong)}: write name=value, and commas between several")
@@ -43,7 +43,7 @@ def check(settings: Namespace) -> list[str]:
 
 
 def check_schedule(settings: Namespace) -> list[str]:
-    """Return a line if the schedule refuses --lr_scheduler_kwargs, or AdamW its settings: both are built to see."""
+    """Return a line if building the schedule or AdamW with the settings of the flags fails."""
     options, name = settings.lr_scheduler_kwargs, str(settings.lr_scheduler_type)
     try:
         options = json.loads(options) if isinstance(options, str) else options
@@ -52,7 +52,7 @@ def check_schedule(settings: Namespace) -> list[str]:
     if options is not None and not isinstance(options, dict):
         return [f'--lr_scheduler_kwargs {options}: write an object, such as {{"min_lr": 1e-6}}']
     if name not in list(SchedulerType):
-        return []  # transformers names those that it knows
+        return []  # the message lists transformers' own names
     try:
         betas = settings.adam_beta1, settings.adam_beta2
         rate = abs(settings.learning_rate) or 1.0
@@ -68,7 +68,7 @@ def check_schedule(settings: Namespace) -> list[str]:
 
 
 def check_optimizer(settings: Namespace) -> list[str]:
-    """Return a line for everything that keeps the optimizer of the flags from working."""
+    """Return a line for each reason why the optimizer of the flags cannot work."""
     name = str(settings.optim)
     if name not in OF_BITSANDBYTES and not name.startswith("paged_"):
         return []

@@ -1,10 +1,10 @@
-"""What a flag or key that does not exist was meant to be."""
+"""Suggestions for flags and keys that do not exist."""
 
 import difflib
 
 from transformers import HfArgumentParser
 
-DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a word processor makes a long one of two
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a word processor turns two dashes into a long one
 
 
 def is_flag(word: str) -> bool:
@@ -15,7 +15,7 @@ def is_flag(word: str) -> bool:
 def suggestion(word: str, parser: HfArgumentParser, *, mark: str = "") -> str:
     """Return ' (did you mean --x?)' for a word that is close to a flag, ' (write x)' for other dashes or letters.
 
-    mark: what stands before a flag where the word was found. A value behind = does not count.
+    mark: the prefix of a flag where the word was found. A value after = is ignored.
     """
     names = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
     bare = word.partition("=")[0].lstrip(DASHES).replace("-", "_").lower()

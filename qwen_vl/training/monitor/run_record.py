@@ -64,7 +64,7 @@ def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in HERE}
 
 
-def read(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def read(output_dir: str | Path) -> dict[str, Any]:
     """Return the content of an output folder's run.json; {} if it is missing or has no trained weights next to it."""
     found = checkpoints.read_json(output_dir, FILE) or {}
     has_weights = any(any(Path(output_dir).glob(pattern)) for pattern in WEIGHTS)

@@ -1,4 +1,4 @@
-"""The loss from the losses of its targets: for samples that weigh more than others, and for sources told apart."""
+"""The SFT loss, reduced from the loss of each target: weighted samples, and a loss for each source."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 
 from qwen_vl.training.monitor.throughput import SourceMeter
 
-DETAILS = ("loss_weights", "sources")  # what a batch may hold for the loss, and not for the model
+DETAILS = ("loss_weights", "sources")  # keys of a batch for the loss, which the model does not take
 
 
 def reduced(
@@ -17,15 +17,15 @@ def reduced(
     num_items: torch.Tensor | int | None = None,
     meter: SourceMeter | None = None,
 ) -> torch.Tensor:
-    """Return the loss of a batch: the weighted sum of its targets' losses over `num_items`, or over their weights.
+    """Return the loss of a batch: the weighted sum of its targets' losses, divided by `num_items` or by their weights.
 
     losses: [targets] in reading order, from a call with `per_target_loss`. index: `target_index` of the batch. details:
-    {"loss_weights": [batch, length], "sources": [batch, length], -1 in padding}, both optional. meter: adds
-    up what the targets of each source cost.
+    {"loss_weights": [batch, length], "sources": [batch, length], -1 in padding}, both optional. meter: sums the losses
+    of each source.
     """
     if meter and "sources" in details:
         meter.add(details["sources"], index, losses.detach())
-    count = losses.numel()
+    count: torch.Tensor | int = losses.numel()
     if "loss_weights" in details:
         weights = details["loss_weights"].flatten()[index + 1]
         losses, count = losses * weights, weights.sum()
@@ -33,20 +33,21 @@ def reduced(
 
 
 def extra_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return by how much the weights of a batch's targets exceed their number; a float tensor."""
+    """Return the sum of the weights of a batch's targets minus their number, as a float tensor."""
     if "loss_weights" not in batch:
         return torch.tensor(0.0)
     return (batch["loss_weights"] - 1).flatten()[batch["target_index"] + 1].sum()
 
 
 class HeldOutLoss:
-    """The mean loss over all targets of evaluation data: the same for any batch size and any number of processes.
+    """The mean loss over all targets of evaluation data, the same for any batch size and number of ranks.
 
-    gather: joins the tensors of all processes, without the rows that only fill up the last batch.
+    gather: joins the tensors of all ranks, without the rows that fill up the last batch.
     """
 
     def __init__(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._gather, self._rows = gather, []
+        self._gather = gather
+        self._rows: list[torch.Tensor] = []  # of each batch [rows, 2]: weighted losses, weights
 
     def add(
         self, losses: torch.Tensor, index: torch.Tensor, labels: torch.Tensor, details: dict[str, torch.Tensor]

@@ -1,1 +1,1 @@
-"""Checkpoints of a run, and how it goes on from one."""
+"""Checkpoints of a run, and resuming from them."""

@@ -1,7 +1,7 @@
-"""Checkpoints on the disk: what belongs to one, whether it is complete, and from which of them a run resumes.
+"""Checkpoints on disk: their files, whether they are complete, and which one a run resumes from.
 
-A checkpoint-N folder is written under another name and renamed when it is whole. Its manifest, written last, names
-every file with its size and SHA-256, so that one that was damaged later, or lost a file, is noticed before it is used.
+A checkpoint-N folder is written under another name and renamed when it is complete. Its manifest, written last, has the
+size and SHA-256 of every file. So a damaged or missing file is detected before the checkpoint is used.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
 TRAINER_STATE = "trainer_state.json"
 STAGING = ".saving"  # in the output folder, while a checkpoint is written
-HASHING_THREADS = 4  # a disk gives little more to more of them
+HASHING_THREADS = 4  # more threads read a disk hardly faster
 
 
 def write_manifest(folder: str | Path) -> None:
-    """Write the manifest of a complete checkpoint, and flush all of its files to the disk."""
+    """Write the manifest of a complete checkpoint, and flush all its files to disk."""
     folder = Path(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
@@ -42,7 +42,7 @@ def write_manifest(folder: str | Path) -> None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """Return {"bytes", "sha256"} of a file, which is flushed to the disk."""
+    """Return {"bytes", "sha256"} of a file, and flush it to disk."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -57,15 +57,15 @@ def read_json(folder: str | Path, name: str) -> dict[str, Any] | None:
 
 
 def run_state(folder: str | Path) -> dict[str, Any]:
-    """Return the run state in a checkpoint, as `ResumableTrainer` records it; of other checkpoints the step alone."""
+    """Return the run state that `ResumableTrainer` recorded in a checkpoint; only {"step"} if there is none."""
     return read_json(folder, RUN_STATE) or {"step": (read_json(folder, TRAINER_STATE) or {}).get("global_step", 0)}
 
 
 def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
-    """Return a line for everything that keeps a run from resuming from a checkpoint: [] for a complete one.
+    """Return a line for each reason why a run cannot resume from a checkpoint; [] for a complete one.
 
-    resumable: whether the optimizer's state must be there, too. In a folder without a manifest, as other tools write
-    it, only the files that a run needs are checked.
+    resumable: whether the optimizer's state is required. In a folder without a manifest, as other tools write, only the
+    files that a run needs are checked.
     """
     folder = Path(folder)
     problems = []
@@ -88,12 +88,12 @@ def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
 
 
 def has_optimizer(folder: Path) -> bool:
-    """Return whether a checkpoint holds the state of an optimizer, in whole or in DeepSpeed's parts."""
+    """Return whether a checkpoint holds an optimizer's state, whole or in DeepSpeed's parts."""
     return any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
 
 
 def _mismatch(path: Path, expected: dict[str, Any]) -> str | None:
-    """Return what is wrong with a file, or None."""
+    """Return the problem of a file, or None."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -106,14 +106,14 @@ def _mismatch(path: Path, expected: dict[str, Any]) -> str | None:
 
 
 def is_checked(folder: str | Path) -> bool:
-    """Return whether a checkpoint has a manifest, so that `damage` knows all of its files."""
+    """Return whether a checkpoint has a manifest, from which `damage` checks all its files."""
     return Path(folder, MANIFEST).is_file()
 
 
 def found(output_dir: str | Path) -> list[Path]:
-    """Return the checkpoint-N folders of a run, the newest first: by the time at which they were written, then by step.
+    """Return the checkpoint-N folders of a run, newest first: by the time of writing, then by step.
 
-    Not by step alone: those that an earlier run left in the folder may have larger numbers.
+    Steps alone do not tell: an earlier run may have left larger numbers in the folder.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
     return sorted(folders, key=lambda path: (written(path), _step(path)), reverse=True)
@@ -125,12 +125,12 @@ def _step(path: Path) -> int | None:
 
 
 def written(path: str | Path) -> float:
-    """Return when a checkpoint was written, in seconds since 1970."""
+    """Return the time at which a checkpoint was written, in seconds since 1970."""
     return (read_json(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
 
 
 def rescue(output_dir: str | Path) -> None:
-    """Move complete checkpoints to their place that a run had written but not yet renamed when it was killed."""
+    """Rename the complete checkpoints that a killed run had written but not renamed yet."""
     for folder in sorted(Path(output_dir, STAGING).glob("checkpoint-*")):
         final = Path(output_dir, folder.name)
         if not final.exists() and is_checked(folder) and not damage(folder):
@@ -138,27 +138,28 @@ def rescue(output_dir: str | Path) -> None:
 
 
 def to_resume(output_dir: str | Path, requested: str | None) -> str | None:
-    """Return the checkpoint folder to resume from, or None; `requested` is a path, "auto" for the newest, or nothing.
+    """Return the checkpoint folder to resume from, or None; `requested` is a path, "auto" for the newest, or None.
 
-    With "auto", damaged or incomplete checkpoints are skipped and named. All ranks get what rank 0 finds.
-    Raises FileNotFoundError for a path that holds no checkpoint, ValueError for one that is damaged.
+    With "auto", damaged or incomplete checkpoints are skipped and logged. All ranks return the answer of rank 0.
+    Raise FileNotFoundError if a path holds no checkpoint, ValueError if the checkpoint is damaged.
     """
-    answer = [None]
     if not (dist.is_available() and dist.is_initialized()):
         return _to_resume(output_dir, requested)
+    answer: list[str | ValueError | OSError | None] = [None]
     if dist.get_rank() == 0:
         try:
             answer = [_to_resume(output_dir, requested)]
         except (ValueError, OSError) as error:
-            answer = [error]  # for all ranks: none waits for a process that has ended
+            answer = [error]  # raised on all ranks, so none waits for one that has ended
     dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    if answer[0] and not Path(answer[0]).is_dir():
+    (folder,) = answer
+    if isinstance(folder, Exception):
+        raise folder
+    if folder and not Path(folder).is_dir():
         raise FileNotFoundError(
-            f"{answer[0]}: not seen by process {dist.get_rank()}; all machines of a run need the same --output_dir"
+            f"{folder}: not seen by process {dist.get_rank()}; all machines of a run need the same --output_dir"
         )
-    return answer[0]
+    return folder
 
 
 def _to_resume(output_dir: str | Path, requested: str | None) -> str | None:
@@ -183,20 +184,21 @@ def is_automatic(requested: str | None) -> bool:
 
 
 def _newest(output_dir: str | Path) -> str | None:
-    """Return the newest complete checkpoint of a run, or None; log it, and which were skipped and why."""
+    """Return the newest complete checkpoint of a run, or None; log it, and the skipped ones with the reasons."""
     rescue(output_dir)
     for folder in found(output_dir):
         problems = damage(folder)
         if not problems:
             _announce(folder)
             return str(folder)
-        logger.warning("%s: passed over: %s", folder, listed(problems))
+        logger.warning("%s: skipped: %s", folder, listed(problems))
     logger.warning("%s: no checkpoint to resume from yet; training starts from the beginning", output_dir)
     return None
 
 
 def _announce(folder: Path) -> None:
     state, manifest = read_json(folder, TRAINER_STATE), read_json(folder, MANIFEST)
+    assert state is not None, "`damage` has read it"
     whole = f"complete, {len(manifest['files'])} files" if manifest else "no manifest: it could not be checked"
     logger.warning(
         "resuming from %s: step %s of %s (%s)", folder, state.get("global_step"), state.get("max_steps"), whole
@@ -204,15 +206,15 @@ def _announce(folder: Path) -> None:
 
 
 def listed(problems: list[str], most: int = 3) -> str:
-    """Return the first of some problems in one line, and how many more there are."""
+    """Return the first problems in one line, and the number of the others."""
     more = f" and {len(problems) - most} more" if len(problems) > most else ""
     return "; ".join(problems[:most]) + more
 
 
 def drop_old_checkpoints(newest: str | Path, limit: int, *, best: str | Path | None = None) -> None:
-    """Delete the oldest checkpoints of a run until `limit` are left, in the order in which `found` has them.
+    """Delete the oldest checkpoints of a run, by the order of `found`, until `limit` are left.
 
-    newest: path of the checkpoint that was just written. It stays, and so does `best`.
+    newest: path of the checkpoint that was just written. It is kept, and so is `best`.
     """
     newest = Path(newest)
     folders = found(newest.parent)

@@ -1,4 +1,4 @@
-"""The position of a run in its data: what a checkpoint records of it, and what is left for a resumed run."""
+"""The position of a run in its data: recorded in checkpoints, restored when the run is resumed."""
 
 import hashlib
 import math
@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-SAME = {  # what the order of the data depends on, and what to say when it has changed
+from qwen_vl.data.dataset import SampleDataset
+from qwen_vl.data.packing import PackedDataset
+from qwen_vl.data.sources.streaming import StreamingDataset
+
+TrainData = SampleDataset | PackedDataset | StreamingDataset  # what a run may train on
+
+SAME = {  # what the order of the data depends on, and its name in an error message
     "kind": "--streaming",
     "unit": "--packing",
     "order": "--train_sampling_strategy",
@@ -18,7 +24,7 @@ SAME = {  # what the order of the data depends on, and what to say when it has c
 
 
 def fingerprint(*columns: Sequence[int]) -> str:
-    """Return a digest of lists of ints, such as the lengths of all samples; other data have another digest."""
+    """Return a digest of lists of ints, such as the lengths of all samples."""
     digest = hashlib.sha256()
     for column in columns:
         digest.update(np.asarray(column, dtype=np.int64).tobytes())
@@ -26,11 +32,11 @@ def fingerprint(*columns: Sequence[int]) -> str:
 
 
 class DataPosition:
-    """Counts the samples (or packed rows) that all ranks together have taken since an epoch began.
+    """Counter of the samples (or packed rows) that all ranks together have taken since an epoch began.
 
-    size: of an epoch, None for a stream, whose only epoch has no end. per_step: taken in one optimizer step, fewer in
-    the last one of an epoch. description: the values of SAME, and "group": the size of the batches that samples are
-    sorted for, or None.
+    size: of an epoch; None for a stream, whose only epoch has no end. per_step: taken in an optimizer step; the last
+    one of an epoch takes fewer. description: the values of SAME, and "group": the batch size for which samples are
+    sorted, or None.
     """
 
     def __init__(self, description: dict[str, Any], *, per_step: int, epoch: int = 0, seen: int = 0) -> None:
@@ -38,7 +44,7 @@ class DataPosition:
         self.per_step, self.epoch, self.seen = per_step, epoch, seen
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch, or continue it."""
+        """Begin an epoch, or continue the current one."""
         if epoch != self.epoch:
             self.epoch, self.seen = epoch, 0
 
@@ -48,20 +54,20 @@ class DataPosition:
 
     @property
     def epochs(self) -> float | None:
-        """Return how many epochs are done, with a fraction; None for a stream."""
+        """Return the number of epochs done, with a fraction; None for a stream."""
         return None if self.size is None else self.epoch + self.seen / max(self.size, 1)
 
     def record(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: {"epoch", "seen", ..}, as `check` takes it."""
+        """Return the entry of a checkpoint, {"epoch", "seen", ..}, which `check` compares."""
         return {**self.description, "epoch": self.epoch, "seen": self.seen}
 
     def from_steps(self, steps: int) -> None:
-        """Move to where a run is after some steps, for a checkpoint without a position."""
+        """Move to the position after some steps, for a checkpoint that records none."""
         per_epoch = math.ceil(self.size / self.per_step) if self.size else steps + 1
         self.epoch, self.seen = steps // per_epoch, steps % per_epoch * self.per_step
 
     def steps_to(self, num_epochs: float) -> int:
-        """Return the steps from here to the end of `num_epochs`, which may have a fraction."""
+        """Return the number of steps left until `num_epochs`, which may have a fraction."""
         steps = 0
         for epoch in range(self.epoch, math.ceil(num_epochs)):
             share, seen = min(1, num_epochs - epoch), self.seen if epoch == self.epoch else 0
@@ -71,7 +77,7 @@ class DataPosition:
 
 
 def check(recorded: dict[str, Any], description: dict[str, Any]) -> None:
-    """Raise ValueError if a checkpoint was made on other data, or in another order, than this run has."""
+    """Raise ValueError if the data of this run, or their order, differ from those of a checkpoint."""
     changed = [what for key, what in SAME.items() if recorded.get(key) != description[key]]
     if changed:
         raise ValueError(

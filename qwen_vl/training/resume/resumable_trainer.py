@@ -1,4 +1,4 @@
-"""transformers' Trainer, made to resume exactly from a checkpoint and to write only complete ones."""
+"""A Trainer that resumes exactly from a checkpoint and writes only complete checkpoints."""
 
 import json
 import logging
@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from qwen_vl.checkpoint import saving
+from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
 from qwen_vl.training import tuning
@@ -22,38 +23,48 @@ from qwen_vl.training.monitor import reporting
 from qwen_vl.training.trainer_hooks import HookedTrainer
 
 from . import checkpoints, data_position, signals
+from .data_position import TrainData
+from .loaders import TrainLoader, end_workers
 
 logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(HookedTrainer):
-    """Trainer that continues exactly: data order, random states and logged losses, on any number of workers and ranks.
+    """Trainer that resumes exactly (data order, random states, logged losses) with any number of workers and ranks.
 
-    What transformers does not keep stands in the run_state.json of a checkpoint: the place in the data, the losses
-    since the last log line, and how many processes there were. SIGTERM and SIGINT end a run with a checkpoint.
-    made_with: further entries of that file, such as the "settings" of the run; see `resume_settings`.
+    run_state.json in a checkpoint holds what transformers does not save: the position in the data, the losses since the
+    last log line, the number of ranks. SIGTERM and SIGINT end a run with a checkpoint.
+    made_with: further entries of that file, such as the "settings" of the run; see `resume.settings`.
     """
+
+    _position: data_position.DataPosition  # set by `get_train_dataloader`, before anything reads it
 
     def __init__(self, *, made_with: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._made_with = made_with or {}
-        if made_with:  # `resume_settings` says what differs from a checkpoint, and what becomes of it
+        if made_with:  # `resume.settings` reports how the flags differ from a checkpoint's
             logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
-        self._anew = self.args.ignore_data_skip  # the user's wish: the data of the epoch from their beginning
-        self.args.ignore_data_skip = True  # our loaders begin where they have to; no batch is made to be thrown away
-        self._resumed, self._position, self._staging_dir = {}, None, None
+        self._anew = self.args.ignore_data_skip  # the user asks to start the data of the epoch anew
+        self.args.ignore_data_skip = True  # our loaders start at the position, so no batch is built and skipped
+        self._resumed: dict[str, Any] = {}  # the run state of the checkpoint; empty in a new run
+        self._staging_dir: str | None = None  # while a checkpoint is written
+        self._loaders: list[DataLoader] = []  # those that may have persistent workers
         self._stop = signals.StopOnSignal()
-        # First of all, as other callbacks read the epoch.
+        # It comes first, since other callbacks read the epoch.
         self.callback_handler.callbacks.insert(0, Bookkeeping(self))
         self.add_callback(self._stop)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """Train, from a checkpoint if one is given.
+
+        Raise ValueError if the checkpoint does not fit or no step was trained, ConnectionError if other ranks are lost.
+        """
         self._resumed = checkpoints.run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
         before, now = self._resumed.get("world_size"), self.args.world_size
         if self.is_deepspeed_enabled and before not in (None, now):
             raise ValueError(
                 f"--resume_from_checkpoint {resume_from_checkpoint}: DeepSpeed wrote it in {before} parts, for as many "
-                f"processes, and cannot share it out among {now}; start {before}, or go on under FSDP or DDP with "
+                f"processes, and cannot split it among {now}; start {before}, or continue under FSDP or DDP with "
                 "`qwen-vl checkpoint export` of it as --model_name_or_path"
             )
         try:
@@ -65,25 +76,28 @@ class ResumableTrainer(HookedTrainer):
             raise ConnectionError(
                 f"process {self.args.process_index} of {self.args.world_size} has lost the others at step "
                 f"{self.state.global_step + 1} ({str(error).splitlines()[0]}); one of them, or the network, has "
-                "failed: see what they wrote. The same command with --resume auto goes on from the last checkpoint"
+                "failed: see what they wrote. The same command with --resume auto resumes from the last checkpoint"
             ) from error
+        finally:
+            for loader in self._loaders:
+                end_workers(loader)
         if self.state.global_step == 0:
             raise ValueError("no step was trained, as the data gave no batch; nothing is saved")
         newest = checkpoints.found(self.args.output_dir)
         if self._resumed and newest:
-            self._drop_old_checkpoints(newest[0])  # which the run did not, if it was killed at that moment
+            self._drop_old_checkpoints(newest[0])  # a run killed at that moment has not done so
         return result
 
     def exit_if_stopped(self) -> None:
-        """End the process, with 128 + the number of the signal, if a signal ended the training."""
+        """Exit with 128 + the number of the signal if a signal ended the training."""
         if self._stop.signal is None:
             return
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             step, folder = self.state.global_step, self._checkpoint_dir()
-            then = "is complete, and the same command with --resume auto goes on from there"
+            then = "is complete, and the same command with --resume auto resumes from it"
             if self.args.save_only_model:
-                then = "holds the model alone (--save_only_model), so that no run can go on from there"
+                then = "holds the model alone (--save_only_model), so no run can resume from it"
             stopped = f"stopped by {signals.name(self._stop.signal)} after step {step} of {self.state.max_steps}"
             print(f"{stopped}; {folder} {then}", file=sys.stderr)
         sys.exit(128 + self._stop.signal)
@@ -91,7 +105,7 @@ class ResumableTrainer(HookedTrainer):
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return a loader with a random state of its own, so nothing depends on how often data are loaded."""
+        """Return a loader with its own random state, so results do not depend on how often data are loaded."""
         data, args = self.train_dataset, self.args
         options = {
             "collate_fn": self.data_collator,
@@ -103,7 +117,7 @@ class ResumableTrainer(HookedTrainer):
             "generator": torch.Generator(),
         }
         self._position = self._place(data)
-        if isinstance(data, IterableDataset):  # each rank finds its share by itself
+        if isinstance(data, IterableDataset):  # a stream finds the share of this rank itself
             return DataLoader(data, batch_size=self.loader_batch_size, **options)
         batches = RankBatches(
             len(data),
@@ -114,19 +128,26 @@ class ResumableTrainer(HookedTrainer):
             drop_last=args.dataloader_drop_last,
             start=(self._position.epoch, self._position.seen),
         )
-        if not batches.num_left(self._position.epoch):  # the checkpoint was written at the end of an epoch
+        if not batches.num_left(self._position.epoch):  # the checkpoint is the end of an epoch
             self._position.begin(self._position.epoch + 1)
-        return TrainLoader(
+        loader = TrainLoader(
             data, batch_sampler=batches, persistent_workers=args.dataloader_persistent_workers, **options
         )
+        self._loaders.append(loader)
+        return loader
 
-    def _place(self, data: Dataset) -> data_position.DataPosition:
-        """Return the DataPosition from which this run resumes. Raise ValueError if the checkpoint has other data."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return a loader of evaluation data, whose workers end with the training."""
+        self._loaders.append(super().get_eval_dataloader(eval_dataset))
+        return self._loaders[-1]
+
+    def _place(self, data: TrainData) -> data_position.DataPosition:
+        """Return the DataPosition to start from. Raise ValueError if the checkpoint has other data."""
         args, recorded = self.args, self._resumed.get("data")
         batch = self.loader_batch_size * args.world_size
         description = described(data, args, batch)
         if recorded and not self._anew:
-            description["group"] = recorded["group"]  # sorted as when the run began, however many processes go on
+            description["group"] = recorded["group"]  # sorted as at the start of the run, for any number of ranks
         place = data_position.DataPosition(description, per_step=batch * args.gradient_accumulation_steps)
         if recorded:
             if not self._anew:
@@ -136,7 +157,7 @@ class ResumableTrainer(HookedTrainer):
             place.from_steps(self._resumed["step"])
         return place
 
-    def _order(self, data: Dataset) -> Callable[[int], Sequence[int]]:
+    def _order(self, data: SampleDataset | PackedDataset) -> Callable[[int], Sequence[int]]:
         """Return a function that gives the indices of an epoch in the order of training."""
         place = self._position.description
         if place["order"] == "sequential":
@@ -147,7 +168,7 @@ class ResumableTrainer(HookedTrainer):
         return lambda epoch: shuffled(len(data), place["seed"] + epoch)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple:
-        """Return transformers' values, corrected for another batch size than the checkpoint's."""
+        """Return transformers' values, corrected if the global batch differs from the checkpoint's."""
         values = list(super().set_initial_training_values(args, dataloader))
         before = self._resumed.get("per_step")
         if before not in (None, self._position.per_step) and self._position.size is not None:
@@ -159,7 +180,7 @@ class ResumableTrainer(HookedTrainer):
         return tuple(values)
 
     def first_epoch(self, epoch: int) -> int:
-        """Return the epoch of the place in the data."""
+        """Return the epoch of the position in the data."""
         return self._position.epoch
 
     def run_epoch(
@@ -171,8 +192,8 @@ class ResumableTrainer(HookedTrainer):
         num_update_steps_per_epoch: int,
         **kwargs: Any,
     ) -> None:
-        """Train one epoch; of the one in which a run resumes, the steps that are left."""
-        if self.state.global_step >= self.state.max_steps:  # the checkpoint was the end of its run
+        """Train the remaining steps of an epoch."""
+        if self.state.global_step >= self.state.max_steps:  # the checkpoint is the end of its run
             self.control.should_training_stop = True
             return
         self._position.begin(epoch)
@@ -181,7 +202,9 @@ class ResumableTrainer(HookedTrainer):
             steps_in_epoch -= done * self.args.gradient_accumulation_steps
             num_update_steps_per_epoch -= done
         else:
-            steps_in_epoch = train_dataloader.batch_sampler.num_left(epoch)
+            batches = train_dataloader.batch_sampler
+            assert isinstance(batches, RankBatches), "only a stream has none, and its size is None"
+            steps_in_epoch = batches.num_left(epoch)
             num_update_steps_per_epoch = math.ceil(steps_in_epoch / self.args.gradient_accumulation_steps)
         super().run_epoch(
             epoch=epoch,
@@ -192,16 +215,17 @@ class ResumableTrainer(HookedTrainer):
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the metrics of an evaluation, without moving the random state of training."""
-        with torch.random.fork_rng(devices=[]):  # training does not depend on whether there is an evaluation
+        """Return the metrics of an evaluation; the random state of training does not change."""
+        with torch.random.fork_rng(devices=[]):  # so evaluations do not change the training
             return super().evaluate(*args, **kwargs)
 
     def _reschedule(self, checkpoint: str) -> None:
-        """Set the rates of the next step from the schedule, which may be for more steps than before.
+        """Set the learning rates of the next step from the schedule, whose number of steps may have changed.
 
-        A schedule that depends on the losses is left alone.
+        A schedule that depends on the losses is not changed.
         """
         scheduler, before = self.lr_scheduler, checkpoints.read_json(checkpoint, checkpoints.TRAINER_STATE)
+        assert before is not None, "transformers has read it by now"
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             return
         ends = before["max_steps"], self.state.max_steps
@@ -212,20 +236,20 @@ class ResumableTrainer(HookedTrainer):
         scheduler._last_lr = rates
         if ends[0] != ends[1] and old != rates and ends[1] > self.state.global_step:
             logger.warning(
-                "the %s schedule is that of %d steps now, and no more of %d: step %d trains at %.2e, where %.2e would "
+                "the %s schedule now has %d steps instead of %d: step %d trains at %.2e, where %.2e would "
                 "have been next", self.args.lr_scheduler_type.value, *reversed(ends), self.state.global_step + 1,
                 rates[0], old[0],
             )  # fmt: skip
 
     def _correct_mean(self, logs: dict[str, Any]) -> None:
-        """Correct the mean loss of a log: that of the steps since the last log line of the checkpoint, if any."""
+        """Set the mean loss of a log to that of the steps since the last log line of the checkpoint."""
         since = self._resumed.get("loss", {}).get("since_step", self.first_step)
         if self.state.global_step == self.first_step:
             del logs["train_loss"]
         elif since != self.first_step:
             logs["train_loss"] = self.logged_loss / (self.state.global_step - since)
 
-    # ---- checkpoints and what is sent elsewhere
+    # ---- checkpoints and uploads
 
     def checkpoint_parent(self) -> str | None:
         """Return the staging folder while a checkpoint is written."""
@@ -235,17 +259,17 @@ class ResumableTrainer(HookedTrainer):
         return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def write_checkpoint(self, model: nn.Module, trial: object) -> None:
-        """Write checkpoint-N under a temporary name, with its manifest, and rename it.
+        """Write checkpoint-N under a temporary name, with its manifest, and rename it, so it is always complete.
 
-        A folder of that name is always complete. Where it cannot be written the ones before stay, and the run ends.
+        If it cannot be written, the run ends and earlier checkpoints stay.
         """
         final, main, everyone = self._checkpoint_dir(), self.args.should_save, self.accelerator.wait_for_everyone
         state, before = self._run_state(), checkpoints.found(self.args.output_dir)
-        hint = "Free some space; then the same command with --resume auto goes on" + (
+        hint = "Free some space; then the same command with --resume auto resumes" + (
             f" from {before[0]}, which is as it was" if before else ", from the beginning"
         )
         with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main, hint=hint) as staging:
-            everyone()  # the folder is there before any rank writes, and renamed when all have written
+            everyone()  # the folder exists before a rank writes, and is renamed after all have written
             self._staging_dir = str(staging)
             try:
                 super().write_checkpoint(model, trial)
@@ -253,7 +277,7 @@ class ResumableTrainer(HookedTrainer):
                 self._staging_dir = None
             everyone()
             if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(final)  # in every process, as each loads it in the end
+                self.state.best_model_checkpoint = str(final)  # on every rank, since each loads it in the end
             if main:
                 self.save_companions(staging / final.name)
                 self.state.save_to_json(str(staging / final.name / checkpoints.TRAINER_STATE))
@@ -261,34 +285,34 @@ class ResumableTrainer(HookedTrainer):
                 (staging / final.name / checkpoints.RUN_STATE).write_text(text, encoding="utf-8")
                 checkpoints.write_manifest(staging / final.name)
                 saving.put_in_place(staging / final.name, final)
-        everyone()  # a rank that ends the run now ends no other one in the middle of this
+        everyone()  # so a rank that ends now does not interrupt another one here
         if self.args.push_to_hub:
             self.push_checkpoint(str(final))
         self._drop_old_checkpoints(final)
 
     def push_checkpoint(self, folder: str) -> None:
-        """Begin to send a checkpoint to the hub, once it is in its place; a failure does not end the training."""
+        """Start the upload of a checkpoint to the Hub once it is renamed; a failure does not end the training."""
         if self._staging_dir is None:
             with reporting.warning("--push_to_hub: a checkpoint was not sent"):
                 super().push_checkpoint(folder)
 
     def finish_push(self) -> None:
-        """Wait until what is being sent to the hub has arrived; a failure does not end the training."""
+        """Wait for the current uploads to the Hub; a failure does not end the training."""
         with reporting.warning("--push_to_hub: not all was sent"):
             super().finish_push()
             for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
                 job.result()
 
     def _drop_old_checkpoints(self, newest: Path) -> None:
-        """Delete the checkpoints beyond --save_total_limit; one process does."""
+        """Delete the checkpoints beyond --save_total_limit, on one rank."""
         if self.args.should_save and self.args.save_total_limit:
             checkpoints.drop_old_checkpoints(newest, self.args.save_total_limit, best=self.state.best_model_checkpoint)
 
     def save_companions(self, folder: Path) -> None:
-        """Write the files that a checkpoint's model needs next to its weights, if they are missing."""
+        """Write the missing files that the model of a checkpoint needs next to its weights."""
 
     def _run_state(self) -> dict[str, Any]:
-        """Return, as JSON, what a checkpoint keeps that transformers does not; every rank has to call this."""
+        """Return the content of run_state.json; every rank must call this."""
         args = self.args
         loss = self.unlogged_loss if args.world_size == 1 else self.accelerator.gather(self.unlogged_loss).mean()
         return {
@@ -307,35 +331,33 @@ class ResumableTrainer(HookedTrainer):
         }
 
 
-def described(data: Dataset, args: TrainingArguments, batch: int) -> dict[str, Any]:
-    """Return what the order of the `data` of a run depends on, as `DataPosition` takes it.
+def described(data: TrainData, args: TrainingArguments, batch: int) -> dict[str, Any]:
+    """Return the `description` of a DataPosition: what the order of the data depends on.
 
     batch: the samples or rows that all ranks together take at a time.
     """
-    is_stream, is_packed = isinstance(data, IterableDataset), isinstance(data, PackedDataset)
-    # Packed rows are equally long; ranks that also see as many images wait for nobody.
-    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
-    return {
-        "kind": "stream" if is_stream else "files",
-        "unit": data.unit if is_stream else "rows" if is_packed else "samples",
+    order = {
         "order": args.train_sampling_strategy,
         "seed": args.seed if args.data_seed is None else args.data_seed,
-        "size": None if is_stream else len(data),
-        "fingerprint": data.fingerprint if is_stream else data_position.fingerprint(data.lengths, data.num_images),
-        "group": batch if is_sorted and not is_stream else None,
+    }
+    if isinstance(data, IterableDataset):
+        unit, fingerprint = data.unit, data.fingerprint
+        return {"kind": "stream", "unit": unit, **order, "size": None, "fingerprint": fingerprint, "group": None}
+    is_packed = isinstance(data, PackedDataset)
+    # Packed rows have equal lengths. Ranks with equal numbers of images as well need not wait for each other.
+    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
+    return {
+        "kind": "files",
+        "unit": "rows" if is_packed else "samples",
+        **order,
+        "size": len(data),
+        "fingerprint": data_position.fingerprint(data.lengths, data.num_images),
+        "group": batch if is_sorted else None,
     }
 
 
-class TrainLoader(DataLoader):
-    """A DataLoader over RankBatches, whose epoch the Trainer chooses."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.batch_sampler.set_epoch(epoch)
-
-
 class Bookkeeping(TrainerCallback):
-    """Counts the position of a ResumableTrainer in its data, and restores the losses that were not logged yet."""
+    """Callback that counts the position of a ResumableTrainer in its data and restores losses not logged yet."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self._trainer = trainer
@@ -358,7 +380,7 @@ class Bookkeeping(TrainerCallback):
 
 
 def engine_of(trainer: Trainer) -> str:
-    """Return in words how a Trainer spreads a model over its processes."""
+    """Return in words how a Trainer distributes a model over its ranks."""
     if trainer.is_deepspeed_enabled:
         return f"DeepSpeed ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
     if trainer.is_fsdp_enabled:

@@ -1,7 +1,8 @@
-"""What a resumed run may change: each flag applies, or stays as the checkpoint has it, or is refused where it differs.
+"""The flags of a resumed run: a changed flag applies, or the checkpoint's value is kept, or it is an error.
 
-How a run learns (KEPT) stays: its optimizer and schedule are in the middle of that. What it is (its base, its adapters,
-its precision, what it learns) is refused. `position.check` decides about the data. Everything else applies.
+The checkpoint's value is kept for flags of the optimizer and the schedule (KEPT), which are in the middle of their
+work. A change of the base, the adapters, the precision or the targets is an error (REFUSED, and `check`).
+`data_position.check` compares the data. All other changes apply.
 """
 
 import json
@@ -32,8 +33,8 @@ REFUSED = (
     "loss_on",
     "init_lora_weights",
     "new_special_tokens",
-)  # beside what `check` sees in the checkpoint's files
-WITH_DATA = ("loss_on",)  # of REFUSED: allowed where the data begin anew
+)  # besides those that `check` compares with the files of the checkpoint
+WITH_DATA = ("loss_on",)  # those of REFUSED that may change if the data start anew
 ADAPTER_FLAGS = {  # field of an adapter's config: the flag that decides it
     "r": "lora_r",
     "lora_alpha": "lora_alpha",
@@ -45,8 +46,8 @@ ADAPTER_FLAGS = {  # field of an adapter's config: the flag that decides it
     "use_dora": "use_dora",
 }
 SAME_OPTIMIZER = {"adamw_torch_fused": "adamw_torch"}  # --optim auto is one or the other, by engine
-# Decided by others: places and secrets of a machine, other spellings of a flag, what the flags of adapters and
-# precision say (`check`), and what follows from another flag.
+# Not recorded: paths and secrets of a machine, other spellings of a flag, flags of adapters and precision (compared by
+# `check`), and values that follow from another flag.
 UNRECORDED = (
     *("output_dir", "logging_dir", "cache_dir", "tokenized_cache", "resume_from_checkpoint", "resume", "local_rank"),
     *("debug", "debug_traceback", "accelerator_config", "parallelism_config", "hub_token", "ignore_data_skip"),
@@ -57,32 +58,32 @@ UNRECORDED = (
     *("use_rslora", "use_dora"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
 )
-ENDS = ("max_steps", "num_train_epochs", "early_stopping_patience")  # what says where a run ends
+ENDS = ("max_steps", "num_train_epochs", "early_stopping_patience")  # flags that decide when a run ends
 
 
 class Settled(NamedTuple):
-    """What became of the settings of a run: those in use, those that a resume has changed now, and ever."""
+    """The settings of a run: those in use, those that this resume changed, and all changes so far."""
 
     settings: dict  # {flag: value}
     applied: dict  # {flag: [before, now]}
     resumed: list  # of {"step", "applied"}
 
     def report(self) -> None:
-        """Log which other settings apply from here on, once the data have been found to be those of the checkpoint."""
+        """Log the changed settings that apply from now on. Call it after the data were compared."""
         if self.applied:
             logger.warning("resumed with other settings, which apply from here on: %s", self.said())
 
     def said(self) -> str:
-        """Return the settings that apply now, and what they were before."""
+        """Return the changed settings as text, each with its value before."""
         return ", ".join(f"--{flag} {shown(now)} (was {shown(was)})" for flag, (was, now) in self.applied.items())
 
 
 def settle(checkpoint: str | None, groups: tuple, *, anew: bool = False) -> Settled:
-    """Return the Settled of a run, and set the flags in `groups` that stay as in the checkpoint to its values.
+    """Return the Settled of a run, and set the KEPT flags in `groups` to the checkpoint's values.
 
-    checkpoint: the folder from which the run resumes, or None. groups: `TrainFlags`. anew: whether the data begin anew.
-    Raises ValueError if a flag would make another run of it. A checkpoint without settings, of an older
-    version, changes nothing.
+    checkpoint: the folder from which the run resumes, or None. groups: `TrainFlags`. anew: whether the data start anew.
+    A checkpoint of an older version has no settings and changes nothing.
+    Raise ValueError if a flag in REFUSED differs.
     """
     state = checkpoints.run_state(checkpoint) if checkpoint else {}
     before, now, resumed = state.get("settings", {}), plain(groups), state.get("resumed", [])
@@ -110,28 +111,28 @@ def is_same_optimizer(flag: str, recorded: Any, value: Any) -> bool:
 
 
 def plain(groups: tuple) -> dict[str, Any]:
-    """Return {flag: value as JSON has it} of everything that a checkpoint records of the parsed groups of flags."""
+    """Return {flag: JSON value} of the flags that a checkpoint records."""
     names = [(group, flag.name) for group in groups for flag in fields(group) if flag.init]
     found = {name: getattr(group, name) for group, name in names if name not in UNRECORDED}
     return json.loads(json.dumps(found, default=str))
 
 
 def restore(groups: tuple, flag: str, value: Any) -> None:
-    """Set a flag to a recorded value, of the type that it has."""
+    """Set a flag to a recorded value, converted to the type of the flag."""
     group = next(group for group in groups if flag in {one.name for one in fields(group)})
     kind = type(getattr(group, flag))
     setattr(group, flag, kind(value) if issubclass(kind, str) and value is not None else value)
 
 
 def shown(value: Any) -> str:
-    """Return a value as the command line would have it."""
+    """Return a value in the form of the command line."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def refuse(checkpoint: str | None, problems: list[str]) -> None:
-    """Raise ValueError if there are flags with which a run cannot resume from a checkpoint."""
+    """Raise ValueError if there are problems: flags with which the run cannot resume from the checkpoint."""
     if problems:
         raise ValueError(
             f"--resume_from_checkpoint {checkpoint}: made with other flags than this run's: {'; '.join(problems)}; "
@@ -140,17 +141,17 @@ def refuse(checkpoint: str | None, problems: list[str]) -> None:
 
 
 def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[str, Any]) -> None:
-    """Raise ValueError if a checkpoint is one of another base, other adapters or another precision than this run.
+    """Raise ValueError if base, adapters or precision of a checkpoint differ from those of this run.
 
-    model: as `recipe.rehearse` has it, on the meta device. dtype: what this run computes in. base: {"name",
-    "fingerprint", "quantization"}. What a checkpoint does not say, as one of an older version, is not compared.
+    model: on the meta device, from `recipe.rehearse`. dtype: in which this run computes. base: {"name", "fingerprint",
+    "quantization"}. Entries that a checkpoint of an older version lacks are not compared.
     """
     state, problems = checkpoints.run_state(checkpoint), []
     theirs = checkpoints.read_json(checkpoint, CONFIG_FILE)
-    if isinstance(model, PeftModel) != (theirs is not None):
-        problems.append(f"--use_lora {isinstance(model, PeftModel)} (the checkpoint's: {theirs is not None})")
-    elif theirs is not None:
-        ours = model.peft_config["default"].to_dict()
+    ours = model.peft_config["default"].to_dict() if isinstance(model, PeftModel) else None
+    if (ours is None) != (theirs is None):
+        problems.append(f"--use_lora {ours is not None} (the checkpoint's: {theirs is not None})")
+    elif ours is not None and theirs is not None:
         for field in ADAPTER_FLAGS.keys() & theirs.keys():
             asked, recorded = (comparable(config[field]) for config in (ours, theirs))
             if asked != recorded:
@@ -167,7 +168,7 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
 
 
 def comparable(value: Any) -> Any:
-    """Return a field of an adapter's config in a form in which equal ones compare equal."""
+    """Return a field of an adapter's config in a canonical form, so equal settings compare equal."""
     if isinstance(value, dict):
         return {name: comparable(part) for name, part in value.items()} or None
     return sorted(value) or None if isinstance(value, (list, set, tuple)) else value
@@ -183,16 +184,14 @@ def is_finished(
     max_steps: int,
     num_train_epochs: float,
 ) -> bool:
-    """Return whether the output folder holds the result of a run up to a checkpoint's step, and no step is left.
+    """Return whether the output folder holds the result of the run up to a checkpoint's step, and no step is left.
 
-    settings: {flag: value} as `arguments.changed` has them. newest: whether the checkpoint was found as the newest one,
-    which may be the best of a finished run, and the only one that it kept. resumable: whether a run can go on from it;
-    one that holds the model alone is the end only of a run with the very same settings.
+    settings: {flag: value} from `arguments.changed`. newest: whether the checkpoint was found by "auto"; it may be the
+    best one of a finished run, which kept no other. resumable: whether a run can resume from it; otherwise it holds the
+    model alone, and the run is finished only with exactly the same settings.
     """
     result, state = run_record.read(output_dir), checkpoints.run_state(checkpoint)
-    if not result or not run_record.is_newer(
-        output_dir, checkpoints.written(checkpoint)
-    ):  # not of an earlier run there
+    if not result or not run_record.is_newer(output_dir, checkpoints.written(checkpoint)):  # not left by an earlier run
         return False
     end = result["metrics"]["steps"]
     best = (checkpoints.read_json(output_dir, checkpoints.TRAINER_STATE) or {}).get("best_global_step")
@@ -205,7 +204,7 @@ def is_finished(
 
 
 def is_step_left(state: dict[str, Any], max_steps: int, num_train_epochs: float) -> bool:
-    """Return whether a run makes a step after the run state of a checkpoint, as far as is known without the data."""
+    """Return whether steps are left after the run state of a checkpoint, as far as known without the data."""
     if max_steps > 0:
         return state["step"] < max_steps
     data = state.get("data") or {}

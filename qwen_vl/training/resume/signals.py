@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run after the step it is in, with a checkpoint: Slurm, spot machines and Ctrl-C."""
+"""SIGTERM and SIGINT end a run after the current step, with a checkpoint: for Slurm, spot machines and Ctrl-C."""
 
 import logging
 import os
@@ -16,26 +16,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-REPEATED = 2.0  # seconds in which a signal counts as the same: a terminal and torchrun both send one
+REPEATED = 2.0  # seconds within which a second signal is ignored: a terminal and torchrun both send one
 
 
 class StopOnSignal(TrainerCallback):
-    """Asks for a checkpoint and the end of the run when a process has received one of SIGNALS.
+    """Callback that requests a checkpoint and the end of the run once a rank has received one of SIGNALS.
 
-    All processes agree on the step. A second signal, later than REPEATED, ends the process at once.
-    `signal` is the number of the signal for which the run was stopped, or None; `evaluation_due` whether an evaluation
-    was left out for it.
+    All ranks stop after the same step. A second signal, later than REPEATED, ends the process at once.
+    `signal` is the number of the signal that stopped the run, or None. `evaluation_due` is whether an evaluation was
+    skipped because of it.
     """
 
     def __init__(self) -> None:
-        self.signal, self.evaluation_due = None, False
+        self.signal: int | None = None
+        self.evaluation_due = False
         self._received, self._since, self._speaks = 0, 0.0, False
-        self._group = self._flag = self._work = None
+        self._group: dist.ProcessGroup | None = None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None  # the signal of all ranks, and when it is there
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGNALS within this block; the handlers from before are back afterwards."""
-        if threading.current_thread() is not threading.main_thread():  # where Python can set no handlers
+        """Handle SIGNALS within this block, then restore the previous handlers."""
+        if threading.current_thread() is not threading.main_thread():  # Python sets handlers on the main thread only
             yield
             return
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -57,7 +59,7 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        # A group of its own on the CPU, so that asking waits for no device and no message between devices.
+        # A separate group on the CPU, so the question waits neither for a device nor for its communication.
         self._speaks = state.is_world_process_zero
         self._group = dist.new_group(backend="gloo") if args.world_size > 1 else None
 
@@ -65,24 +67,25 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._group is not None:
-            self._flag = torch.tensor(self._received)
-            self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            flag = torch.tensor(self._received)
+            self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         received = self._received
-        if self._work is not None:
-            self._work.wait()
-            received, self._work = int(self._flag), None
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            received, self._pending = int(flag), None
         if received and state.global_step < state.max_steps:
             self.signal = received
             control.should_save = True
-            # The sender of a signal soon kills the process: the resumed run begins with this evaluation.
+            # The sender of a signal soon kills the process, so the resumed run makes this evaluation first.
             self.evaluation_due, control.should_evaluate = control.should_evaluate, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        if self.signal:  # not before: the checkpoint keeps these switches
+        if self.signal:  # not earlier, since the checkpoint stores `control`
             control.should_training_stop = True
 
 
@@ -92,5 +95,5 @@ def name(number: int) -> str:
 
 
 def keep_apart(worker: int | None = None) -> None:
-    """Move a data worker out of the terminal's process group: the training process ends its workers itself."""
+    """Move a data worker out of the terminal's process group, since the training process ends its workers itself."""
     os.setpgid(0, 0)

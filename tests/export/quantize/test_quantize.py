@@ -1,19 +1,18 @@
 """GPTQ export: the published layout, better than rounding, loadable, resumable; nf4."""
 
 import json
-from importlib import import_module
 
 import pytest
 import torch
 from helpers import quantized, runs
 from safetensors.torch import load_file
 
-from qwen_vl.checkpoint import int4_layout, loading, quantization
+from qwen_vl.checkpoint import int4_layout, loading
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.cli import quantize
 from qwen_vl.cli.run import run
 from qwen_vl.evaluation import quality
-from qwen_vl.export.quantize import gptq, gptq_decoder
+from qwen_vl.export.quantize import gptq_decoder
 from qwen_vl.export.quantize import quantize as quantize_quantize
 from qwen_vl.export.verify import verify
 
@@ -42,7 +41,7 @@ for name, model in models.items():
 
 @pytest.fixture(scope="module")
 def int4(make_checkpoint, tmp_path_factory):
-    """The folder of a tiny checkpoint that the command quantized, and its lines."""
+    """Return (folder of a tiny model that the command quantized, its output lines)."""
     out = tmp_path_factory.mktemp("int4") / "int4"
     data = runs.write_data(out.parent)
     words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
@@ -50,65 +49,8 @@ def int4(make_checkpoint, tmp_path_factory):
     return out
 
 
-def correlated(rows, columns, seed=0):
-    """Inputs as real ones are: directions of very different size."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(columns, columns, generator=generator) * torch.logspace(0, -2, columns)
-    return torch.randn(rows, columns, generator=generator) @ mixing.T
-
-
-@pytest.mark.parametrize("desc_act", [False, True])
-def test_gptq_keeps_outputs_better_than_rounding(desc_act):
-    inputs, weight = correlated(512, 128), torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
-    hessian = gptq.Hessian(128)
-    hessian.add(inputs.view(4, 128, 128))
-    codes, zeros, scales, g_idx = gptq.quantize(weight, hessian.mean(), group_size=GROUP, desc_act=desc_act)
-    ours = int4_layout.dequantize(int4_layout.pack(codes, zeros, scales, g_idx))
-    rounded = int4_layout.dequantize(int4_layout.pack(*int4_layout.round_to_nearest(weight, GROUP)))
-    error, plain = (((inputs @ (w - weight).T).norm() / (inputs @ weight.T).norm()).item() for w in (ours, rounded))
-    assert error < 0.5 * plain < 0.1
-    assert gptq.output_error(weight, ours, hessian.mean()) == pytest.approx(error, rel=1e-3)
-    assert g_idx.bincount().tolist() == [GROUP] * 4 and (g_idx.tolist() != sorted(g_idx.tolist())) == desc_act
-
-
-@pytest.mark.parametrize("desc_act", [False, True])
-def test_gptq_is_as_good_as_that_of_the_library(desc_act):
-    quantization.quiet_gptqmodel()
-    library = import_module("gptqmodel.quantization")
-    inputs, weight = correlated(512, 128), torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
-    layer = torch.nn.Linear(128, 64, bias=False)
-    layer.weight.data = weight.clone()
-    theirs = library.GPTQ(layer, qcfg=library.QuantizeConfig(bits=4, group_size=GROUP, desc_act=desc_act, sym=True))
-    theirs.quantizer.configure(perchannel=True)
-    theirs.add_batch(inputs[None], layer(inputs[None]))
-    theirs.hf_quantize(percdamp=0.01, group_size=GROUP, actorder=desc_act)
-    hessian = gptq.Hessian(128)
-    hessian.add(inputs)
-    parts = gptq.quantize(weight, hessian.mean(), group_size=GROUP, desc_act=desc_act)
-    ours = int4_layout.dequantize(int4_layout.pack(*parts))
-    errors = [gptq.output_error(weight, found, hessian.mean()) for found in (ours, layer.weight.data)]
-    assert errors[0] < 1.05 * errors[1]
-
-
-def test_calibration_that_says_nothing_is_an_error():
-    """Where gptqmodel rounds to nearest or takes another damping, with a line in its log."""
-    inputs = correlated(16, 128)
-    with pytest.raises(ValueError, match="no finite inputs"):
-        gptq.Hessian(128).mean()
-    for value in (float("nan"), float("inf")):
-        seen = gptq.Hessian(128)
-        seen.add(inputs)
-        seen.add(torch.full_like(inputs, value))
-        with pytest.raises(ValueError, match="no finite inputs"):
-            seen.mean()
-    alike = gptq.Hessian(128)
-    alike.add(inputs)  # fewer rows than columns
-    with pytest.raises(ValueError, match=r"too much alike .*give more calibration data or a larger --damp"):
-        gptq.quantize(torch.randn(64, 128), alike.mean(), group_size=GROUP, damp=0)
-
-
 def test_packing_is_the_published_layout():
-    """Against the test suite's own packer, which is written from the description of the layout."""
+    """Compare with the packer of the tests, which was written from the description of the layout."""
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))
     codes, zeros, scales, g_idx = int4_layout.round_to_nearest(weight, GROUP)
     ours, theirs = int4_layout.pack(codes, zeros, scales, g_idx), quantized.pack(codes, zeros, scales, g_idx)
@@ -140,7 +82,7 @@ def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, mak
 
 @pytest.mark.slow
 def test_readers_of_others_load_the_export(int4, tmp_path):
-    """In a process without this project; a zero point that is off by one would move each weight by a whole step."""
+    """Check the logits in a process without this project; a zero point off by one would move each weight by a step."""
     inputs = verify.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     runs.python_elsewhere(tmp_path, "-c", READERS, int4)
@@ -151,7 +93,7 @@ def test_readers_of_others_load_the_export(int4, tmp_path):
         assert difference.largest < 1e-2, name
 
 
-def test_an_interrupted_run_goes_on_with_the_blocks_that_are_done(int4, make_checkpoint, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_from_the_finished_blocks(int4, make_checkpoint, tmp_path, monkeypatch, capsys):
     data, out = runs.write_data(tmp_path), tmp_path / "out"
     words = [str(make_checkpoint()), str(out), "--calibration", str(data), "--image_folder", str(runs.GOLDEN)]
     words += ["--group_size", str(GROUP)]

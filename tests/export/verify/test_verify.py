@@ -1,4 +1,4 @@
-"""`qwen-vl verify`: what is the same, what is not, and the exit code."""
+"""`qwen-vl verify`: equalities, differences and the exit code."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from qwen_vl.export.verify import verify as verify_verify
 
 @pytest.fixture
 def changed(make_checkpoint, tmp_path):
-    """A copy of the tiny checkpoint with other weights in one block, another top_p and other code."""
+    """Return a copy of the tiny model with other weights in one block, another top_p and other code."""
     folder = shutil.copytree(make_checkpoint(), tmp_path / "changed")
     tensors = load_file(folder / "model.safetensors")
     tensors["transformer.h.1.mlp.w1.weight"] *= 3

@@ -46,7 +46,7 @@ VARIANTS = {  # of adapters, and what else depends on the engine
                          "--resampler_lr", "1e-4"), runs.TEXTS),
     "new_token": ("chatml", (*LORA, "--new_special_tokens", "<act>"), MARKED),
 }  # fmt: skip
-WHOLE_WEIGHTS = {  # refused where each process has a part of the weights: test_lora_targets.py, test_vision_cache.py
+WHOLE_WEIGHTS = {  # refused where ranks hold parts of the weights: test_lora_targets.py, vision_cache/test_cache.py
     "pissa": ("chatml", (*LORA, "--init_lora_weights", "pissa"), runs.TEXTS),
     "cached": ("chatml", (*LORA, "--vision_cache", "{folder}/features"), runs.TEXTS),
 }
@@ -59,7 +59,7 @@ EVERY = [pytest.param(engine, tuple(MODES), marks=pytest.mark.slow) for engine i
 
 
 def command(make_checkpoint, folder, mode, *more, **settings):
-    """The command line of a mode's run with evaluation, whose result goes to FOLDER/MODE/out."""
+    """Return the command line of a mode's run with evaluation, with the result in FOLDER/MODE/out."""
     chat_format, flags, samples = (MODES | VARIANTS | WHOLE_WEIGHTS)[mode]
     flags = [flag.format(folder=folder) for flag in flags]
     (folder / mode).mkdir()
@@ -71,7 +71,7 @@ def command(make_checkpoint, folder, mode, *more, **settings):
 
 @pytest.fixture(scope="module")
 def alone(make_checkpoint, tmp_path_factory):
-    """A function that gives the output folder of a mode's run in one process, made once."""
+    """Return a function that gives the output folder of a mode's run in one process, which runs only once."""
     folder, made = tmp_path_factory.mktemp("alone"), {}
 
     def train(mode):
@@ -83,7 +83,7 @@ def alone(make_checkpoint, tmp_path_factory):
 
 
 def launch(commands, folder, processes=2, timeout=400, **environment):
-    """The finished torchrun of several runs of finetune.main, one after another in the same processes."""
+    """Run finetune.main several times in the same processes of one torchrun, and return the finished process."""
     plan = folder / "runs.json"
     plan.write_text(json.dumps(commands), encoding="utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -98,7 +98,7 @@ def launch(commands, folder, processes=2, timeout=400, **environment):
 
 @pytest.mark.parametrize(("engine", "modes"), [*USUAL.items(), *EVERY])
 def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, modes):
-    """Two processes of 2 samples a step against one of 4: losses, evaluation, and what is saved, which loads again."""
+    """Compare two ranks of 2 samples a step with one of 4: losses, evaluation and the saved files, which load again."""
     commands = [command(make_checkpoint, tmp_path, mode, *ENGINES[engine]) for mode in modes]
     done = launch(commands, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -121,7 +121,7 @@ def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp_full_state_dict"])
 def test_half_precision(make_checkpoint, tmp_path, alone, engine):
-    """bf16, where parts that train may have come in different precisions: near the losses in float32, and complete."""
+    """Check bf16, where trainable parts may start in different dtypes: losses close to float32, all weights saved."""
     modes = ("full", "lora_base")
     more = (*ENGINES[engine], "--bf16", "True", "--max_steps", "3")
     done = launch([command(make_checkpoint, tmp_path, mode, *more) for mode in modes], tmp_path)
@@ -135,7 +135,7 @@ def test_half_precision(make_checkpoint, tmp_path, alone, engine):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp_full_state_dict"])
 def test_variants_of_adapters(make_checkpoint, tmp_path, alone, engine):
-    """DoRA, PiSSA, rates of parts and rows of new tokens are what they are in one process."""
+    """Compare DoRA, PiSSA, learning rates of parts and rows of new tokens with a run in one process."""
     modes = [*VARIANTS, *(WHOLE_WEIGHTS if engine in ("ddp", "zero2") else ())]
     if engine == "zero3":  # refused: test_lora_targets.py
         modes.remove("new_token")
@@ -151,7 +151,7 @@ def test_variants_of_adapters(make_checkpoint, tmp_path, alone, engine):
 
 @pytest.mark.slow
 def test_zero3_gathers_lm_head_for_each_chunk_of_logits(make_checkpoint, tmp_path, alone):
-    """Processes with other numbers of targets call it equally often: the losses of one process in one chunk."""
+    """Check that ranks with different numbers of targets gather it equally often: losses equal those of one process."""
     modes = ("full", "lora_base")
     commands = [command(make_checkpoint, tmp_path, mode, *ENGINES["zero3"]) for mode in modes]
     done = launch(commands, tmp_path, CHUNK_BYTES=str(4 * 1220 * 7))  # of 7 targets
@@ -183,7 +183,7 @@ pathlib.Path(__file__).with_name("counts" + os.environ["RANK"]).write_text(" ".j
 
 @pytest.mark.slow
 def test_zero3_loads_a_share_of_the_model(make_checkpoint, tmp_path):
-    """No process ever holds the whole model: all of it is spread from loading on."""
+    """Check that no rank ever holds the whole model, since it is sharded from loading on."""
     (tmp_path / "shares.py").write_text(SHARES)
     flags = ["--output_dir", "out", "--data_path", "d.json", "--use_cpu", "True", *ENGINES["zero3"]]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

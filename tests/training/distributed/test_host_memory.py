@@ -1,4 +1,4 @@
-"""A CPU process that keeps what it frees gets no new pages from the system in the next step."""
+"""Freed memory on a CPU: a process that keeps it gets no new pages from the system in the next step."""
 
 import subprocess
 import sys

@@ -9,7 +9,7 @@ WORK = ("ddp", "zero2")  # ZeRO-3 and FSDP are refused: test_lora_targets.py
 
 
 def command(base, folder, *flags, **settings):
-    """The command line of a short run with evaluation, whose result goes to FOLDER/out."""
+    """Return the command line of a short run with evaluation, with the result in FOLDER/out."""
     folder.mkdir()
     data = runs.write_data(folder)
     evaluation = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 4, "eval_data_path": data}
@@ -20,7 +20,7 @@ def command(base, folder, *flags, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", WORK)
 def test_two_processes_equal_one(make_checkpoint, make_int4_checkpoint, tmp_path, engine):
-    """Two processes of 2 samples a step against one of 4; kind after kind in the same processes."""
+    """Compare two ranks of 2 samples a step with one of 4, for each kind in the same processes."""
     bases = {kind: make_int4_checkpoint() if kind == "gptq" else make_checkpoint() for kind in KINDS}
     done = launch([command(bases[k], tmp_path / k, *KINDS[k], *ENGINES[engine]) for k in KINDS], tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]

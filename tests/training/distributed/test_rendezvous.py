@@ -82,7 +82,7 @@ def test_every_config_of_this_project_is_taken():
 
 @pytest.mark.slow
 def test_two_processes_initialize_without_an_agent(tmp_path):
-    """As other launchers start them: rank 0 hosts the rendezvous."""
+    """Check ranks that another launcher starts: rank 0 hosts the rendezvous."""
     processes = []
     for rank in range(2):
         where = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29123}

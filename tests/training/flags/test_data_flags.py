@@ -1,4 +1,4 @@
-"""What the data flags do in a run: weights, mixes, streams, labels, the limit, and what the log says of them."""
+"""Effects of the data flags in a run: weights, mixes, streams, labels, the length limit, and their log lines."""
 
 import json
 
@@ -7,13 +7,13 @@ from helpers import runs
 
 
 def history(folder, key="loss"):
-    """The log lines of a run that hold a key."""
+    """Return the log lines of a run that have a key."""
     entries = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [entry for entry in entries if key in entry]
 
 
 def write(path, texts, **more):
-    """A data file of one exchange for each (question, answer); `more` goes into the last record."""
+    """Write a data file with a record for each (question, answer); `more` is added to the last one."""
     records = [
         {
             "id": index,
@@ -31,7 +31,7 @@ LIGHT, HEAVY = ("hi", "hello"), ("1 + 1?", "2, I should think")
 
 
 def test_a_weight_of_two_trains_as_the_sample_twice(make_checkpoint, tmp_path):
-    """Also over micro-batches of which only some hold a weight: the mean is over the weights of all targets."""
+    """Check the mean over the weights of all targets, also if only some micro-batches have weights."""
     weighted = write(tmp_path / "weighted.json", [LIGHT, HEAVY], weight=2)
     twice = write(tmp_path / "twice.json", [LIGHT, HEAVY, HEAVY])
     settings = {

@@ -1,4 +1,4 @@
-"""Optimizers: the default one is the fast one and the same, those of bitsandbytes learn and are resumed."""
+"""Optimizers: the default is the fused one with equal results; those of bitsandbytes learn and resume."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_the_fused_kernel_is_the_default_and_changes_nothing(make_checkpoint, tm
 
 @pytest.mark.parametrize("flags", [(), ("--use_lora",)], ids=["full", "lora"])
 def test_eight_bit_adamw_learns_and_is_resumed(make_checkpoint, tmp_path, flags):
-    """Bit for bit, from a checkpoint whose state takes a quarter of the memory where tensors are large."""
+    """Check bitwise equality after a resume; the state of large tensors takes a quarter of the memory."""
     pytest.importorskip("bitsandbytes")
     settings = {"optim": "adamw_bnb_8bit", "max_steps": 6, "learning_rate": 5e-3, "save_strategy": "steps"}
     out = runs.train(make_checkpoint(), tmp_path / "out", *flags, **settings, save_steps=3, weight_decay=0.1)

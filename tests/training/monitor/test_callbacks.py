@@ -1,4 +1,4 @@
-"""What a training shows: a bar with the loss on a terminal, a line for each log elsewhere."""
+"""Output of a training: a progress bar with the loss on a terminal, a line for each log elsewhere."""
 
 import pytest
 from helpers import runs
@@ -23,7 +23,7 @@ def test_a_terminal_shows_the_loss_in_the_bar_and_evaluations_above_it(make_chec
 
 @pytest.mark.parametrize("on_a_terminal", [False, True])
 def test_elsewhere_each_log_is_a_line(make_checkpoint, tmp_path, capsys, on_a_terminal):
-    """So it is on a terminal with --disable_tqdm."""
+    """Check the lines without a terminal, and on a terminal with --disable_tqdm."""
     words = make_checkpoint(), tmp_path / "out", "--use_lora"
     if on_a_terminal:
         with on_terminal() as screen:

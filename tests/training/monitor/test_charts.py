@@ -1,4 +1,4 @@
-"""The curves of report.html, by their geometry: texts measured in a real font, places read back from the SVG."""
+"""Geometry of the curves in report.html: texts are measured in a real font, positions are read back from the SVG."""
 
 import math
 import random
@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import ImageFont
 
-from qwen_vl.training.monitor import charts, html_report
+from qwen_vl.training.monitor import charts
 
 matplotlib = pytest.importorskip("matplotlib")
 FONTS = Path(matplotlib.get_data_path(), "fonts/ttf")
@@ -20,7 +20,7 @@ NAN = float("nan")
 
 
 class Drawing:
-    """A panel as it is seen: boxes (left, top, right, bottom) of its texts, its plot, and what is drawn there."""
+    """A rendered panel: boxes (left, top, right, bottom) of its texts, its plot and the drawn lines."""
 
     def __init__(self, title, lines, *, from_zero=False):
         text = charts.panel(title, lines, from_zero=from_zero)
@@ -42,7 +42,7 @@ class Drawing:
         self.dots = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter(f"{SVG}circle")]
 
     def value_at(self, height):
-        """The value that a height of the plot stands for, by the texts of the lowest and the highest tick."""
+        """Return the value at a height of the plot, computed from the texts of the lowest and the highest tick."""
         (low, bottom), (high, top) = min(self.ticks), max(self.ticks)
         share = (bottom - height) / (bottom - top)
         is_log = low > 0 and high > 7 * low  # of an axis with so few ticks
@@ -50,7 +50,7 @@ class Drawing:
 
 
 def number_of(text):
-    """The number that the text of a tick says."""
+    """Return the number in the text of a tick."""
     found = re.fullmatch(r"(-?[\d.]+(?:e-?\d+)?)([kMG]?)", text.replace(",", ""))
     assert found, text
     return float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]]
@@ -70,7 +70,7 @@ def apart(first, second):
 
 
 def check(title, lines, *, from_zero=False):
-    """Every rule of a panel that a reader needs; returns the Drawing."""
+    """Check all rules of a readable panel and return its Drawing."""
     drawing = Drawing(title, lines, from_zero=from_zero)
     width, height = drawing.size
     left, top, right, bottom = drawing.plot
@@ -183,10 +183,3 @@ def test_lines_of_many_sources_can_be_told_apart():
     strokes = re.findall(r'<polyline [^>]*?(stroke="[^/]*)/>', charts.panel("x", lines, from_zero=False))
     keys = re.findall(r'<path [^>]*?(stroke="[^/]*)/>', charts.panel("x", lines, from_zero=False))
     assert len(set(strokes)) == len(NAMES) and [key.strip() for key in keys] == [s.strip() for s in strokes]
-
-
-def test_tables_set_columns_of_numbers_alike_and_facts_on_the_left():
-    table = html_report._table(["part", "rate"], [["vit", "-"], ["decoder", "5e-05"], ["lm_head", "0"]])
-    assert table.count('<td class="number">') == 3 and '<th class="number">rate' in table
-    assert "number" not in html_report._table(["", ""], [["steps", "3"], ["loss", "1.5 at the end"]])
-    assert "number" not in html_report._table(["flag", "value"], [["--lora_r", "8"], ["--use_lora", "True"]])

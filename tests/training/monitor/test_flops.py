@@ -1,4 +1,4 @@
-"""The operations that are counted from the configuration are those that torch executes."""
+"""Operation counts from the configuration, compared with those that torch executes."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ WAYS = {  # name: what trains
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_formula_counts_what_torch_does(make_checkpoint, way):
-    """Eager attention, which torch's counter sees, computes each pair twice: once for the past, once for the future."""
+    """Compare with torch's counter. Eager attention, which it sees, also computes the masked half of the pairs."""
     model = WAYS[way](loading.load_model(make_checkpoint(), attn_implementation="eager")).train()
     trained = {
         line.part for line in param_groups.rows(model, rates=param_groups.Rates(0), weight_decay=0) if line.trainable
@@ -45,7 +45,7 @@ def test_the_formula_counts_what_torch_does(make_checkpoint, way):
 
 
 def test_published_size():
-    """The 9.6B model: about two operations for each weight and token, and 1.9B weights for each of 1024 patches."""
+    """Check the 9.6B model: about two operations a weight and token, and 1.9B weights for each of 1024 patches."""
     config = QWenConfig()
     parts = v1_costs.operations(config, v1_costs.work([384], targets=100, images=1))
     assert parts["decoder"] / (2 * 384) == pytest.approx(32 * (4 * 4096**2 + 3 * 4096 * 11008))

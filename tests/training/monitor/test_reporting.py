@@ -1,4 +1,4 @@
-"""Loggers, the hub and metrics: what cannot work is refused before a run, and what fails later does not end it."""
+"""Loggers, the Hub and metrics: problems are reported before a run, and later failures do not end it."""
 
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ EVALUATED = ["--eval_data_path", "E", "--eval_strategy", "steps", "--save_strate
 
 @pytest.fixture
 def refusal(capsys, monkeypatch, tmp_path):
-    """A function that gives what the parser says when it ends the process; nobody is logged in anywhere."""
+    """Return a function that gives the parser's message when it exits, on a machine without any login."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "HF_TOKEN", "NETRC", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -75,7 +75,7 @@ def test_what_is_known_at_the_start_is_refused_there(refusal, flags, said):
 
 
 def test_accounts(refusal, monkeypatch, tmp_path):
-    """A key that cannot be one is named; without a network, or with a terminal to ask, nothing is refused."""
+    """Check that an impossible key is an error, and that offline mode or a terminal to ask needs no key."""
     monkeypatch.setenv("WANDB_API_KEY", "short")
     assert "API key must have 40+ characters" in refusal("--report_to", "wandb")
     monkeypatch.setenv("WANDB_DISABLED", "true")
@@ -98,7 +98,7 @@ def test_accounts(refusal, monkeypatch, tmp_path):
 
 
 def failing(at, error):
-    """A method of a logger that raises from its call number `at` on."""
+    """Return a method of a logger that raises from call number `at` on."""
     calls = []
 
     def method(self, *args, **kwargs):
@@ -121,7 +121,7 @@ def test_a_logger_that_cannot_start_is_one_line(make_checkpoint, tmp_path, monke
     assert last.startswith("error: --report_to tensorboard: run failed: the server said 503; mend it, or leave it out")
 
 
-def test_a_logger_that_fails_later_is_said_once_and_the_training_goes_on(
+def test_a_logger_that_fails_later_is_reported_once_and_the_training_continues(
     make_checkpoint, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(TensorBoardCallback, "on_log", failing(2, SERVER))
@@ -139,7 +139,7 @@ def test_an_error_of_ours_keeps_its_traceback(make_checkpoint, tmp_path, monkeyp
 
 @pytest.mark.parametrize("moment", ["at once", "later"])
 def test_a_hub_that_fails_ends_no_training(make_checkpoint, tmp_path, monkeypatch, caplog, moment):
-    """Checkpoints are sent once they are in their place."""
+    """Check that failed uploads end no run, and that checkpoints are uploaded only after they are renamed."""
     sent, error = [], HfHubHTTPError("503 for url\nRequest ID: x", response=SimpleNamespace(headers={}, request=None))
 
     def upload_folder(*, folder_path, **kwargs):
@@ -175,11 +175,3 @@ def test_errors_of_services_are_one_line_in_every_command(capsys):
     assert capsys.readouterr().err == "error: run failed: the server said 503\n"
     with pytest.raises(CommError):
         run.run(fails, ["--debug"])
-
-
-def test_a_metric_that_an_evaluation_lacks_is_one_line(make_checkpoint, tmp_path, monkeypatch):
-    """Where it was not known at the start."""
-    monkeypatch.setattr("qwen_vl.training.monitor.selection.MEASURED", ("accuracy",))
-    settings = {"eval_data_path": runs.write_data(tmp_path), "eval_strategy": "steps", "eval_steps": 1}
-    with pytest.raises(ValueError, match="--metric_for_best_model accuracy: evaluation measured eval_loss, "):
-        runs.train(make_checkpoint(), tmp_path / "out", **settings, metric_for_best_model="accuracy")

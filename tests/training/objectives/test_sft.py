@@ -1,4 +1,4 @@
-"""Weights of samples and the loss of each source, from the same forward pass as the loss."""
+"""Sample weights and the loss of each source, computed in the same forward pass as the loss."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ LIGHT, HEAVY = talk("a", "hi", "hello"), talk("b", "1 + 1?", "2, I should think"
 
 @pytest.fixture(scope="module")
 def parts(make_checkpoint):
-    """(model, function that turns samples into a batch, function that turns records into samples)."""
+    """Return (model, collator of samples, encoder of records)."""
     folder = make_checkpoint()
     tokenizer = loading.load_tokenizer(folder)
     collate = ConversationCollator(tokenizer, 64)
@@ -33,7 +33,7 @@ def parts(make_checkpoint):
 
 
 def loss_of(model, batch, meter=None, num_items=None):
-    """The loss as the Trainer computes it."""
+    """Return the loss as the Trainer computes it."""
     details = {key: batch[key] for key in DETAILS if key in batch}
     inputs = {key: value for key, value in batch.items() if key not in (*DETAILS, *HOST_KEYS)}
     if not details:
@@ -50,7 +50,7 @@ def gradients(model, batch):
 
 
 def test_the_loss_of_each_target(parts):
-    """In reading order, with and without logits for all positions; their mean is the loss."""
+    """Check its reading order, with and without logits of all positions, and that its mean is the loss."""
     model, collate, samples = parts
     inputs = {key: value for key, value in collate(samples(LIGHT, HEAVY)).items() if key not in HOST_KEYS}
     for is_training in (True, False):
@@ -77,7 +77,7 @@ def test_a_weight_of_two_is_a_sample_twice(parts, packed):
 
 
 def test_each_source_has_its_own_loss(parts):
-    """What two batches say of each source is what the model says of the sources alone; the loss stays what it was."""
+    """Check that the losses of sources in two batches equal those of each source alone; the total stays the same."""
     model, collate, samples = parts
     light, heavy = samples(LIGHT, HEAVY)
     meter = SourceMeter(["light", "heavy", "absent"])

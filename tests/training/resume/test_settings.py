@@ -1,4 +1,4 @@
-"""A run that goes on with other flags: what applies, what stays and is said to, what is refused, and a finished one."""
+"""A run resumed with other flags: those that apply, those that are kept with a warning, errors, and finished runs."""
 
 import json
 import re
@@ -21,13 +21,13 @@ STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
 
 @pytest.fixture(scope="module")
 def lora_run(make_checkpoint, tmp_path_factory):
-    """The output folder of a finished run of 4 steps with a checkpoint after each; not to be written into."""
+    """Return the output folder of a finished run of 4 steps, with a checkpoint after each. Do not write into it."""
     return runs.train(make_checkpoint(), tmp_path_factory.mktemp("lora") / "out", *LORA, **STEPS)
 
 
 @pytest.fixture
 def stopped(lora_run, tmp_path):
-    """A copy of that run as it was after step 2, when it was stopped."""
+    """Return a copy of that run, stopped after step 2."""
     return stopped_at(shutil.copytree(lora_run, tmp_path / "out"), 2)
 
 
@@ -110,7 +110,7 @@ def test_what_applies_is_named_and_recorded(stopped, make_checkpoint, caplog):
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_what_would_be_another_run_is_refused(stopped, make_checkpoint, flags, said, monkeypatch):
-    """Before a weight is loaded, with the flag and both values; nothing is written."""
+    """Check the error, which names the flag and both values before a weight is loaded and without writing anything."""
     before = content(stopped)
     monkeypatch.setattr("qwen_vl.checkpoint.loading.load_model", None)
     with pytest.raises(ValueError, match="made with other flags than this run's: ") as raised:
@@ -155,7 +155,7 @@ def test_another_base_is_refused_and_one_that_moved_is_not(make_checkpoint, tmp_
 
 
 def test_a_checkpoint_that_records_no_settings_resumes_with_the_same_flags(stopped, lora_run, make_checkpoint):
-    """One of an older version: what its files say is compared, and its optimizer's rate once it is loaded."""
+    """Check a checkpoint of an older version: its files are compared, and its learning rate once it is loaded."""
     for path in stopped.glob("checkpoint-*"):
         state = json.loads((path / "run_state.json").read_text())
         kept = {key: value for key, value in state.items() if key not in ("settings", "base", "resumed")}
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_records_no_settings_resumes_with_the_same_flags(stopp
 
 
 def called_again(out, make_checkpoint, *flags, **settings):
-    """Whether a finished run that is called again leaves every byte as it was."""
+    """Return whether calling a finished run again leaves every byte unchanged."""
     before = content(out)
     runs.train(make_checkpoint(), out, *AUTO, *flags, **settings)
     return content(out) == before
@@ -212,7 +212,7 @@ def test_a_run_is_finished_also_where_its_last_step_left_no_checkpoint(make_chec
 
 
 def test_a_run_that_was_killed_before_it_wrote_its_result_writes_it(lora_run, make_checkpoint, tmp_path, capsys):
-    """Also where an earlier run has left one in the folder; nothing is said of a loss that no step had."""
+    """Check it also with the result of an earlier run in the folder; no loss is logged without a step."""
     out = shutil.copytree(lora_run, tmp_path / "out")
     (out / "adapter_model.safetensors").unlink()
     runs.train(make_checkpoint(), out, *LORA, *AUTO, **STEPS)
@@ -225,20 +225,20 @@ def test_a_run_that_was_killed_before_it_wrote_its_result_writes_it(lora_run, ma
 
 
 def test_more_steps_on_a_finished_run_take_the_schedule_of_all_of_them(make_checkpoint, tmp_path, caplog):
-    """The rate goes on where a run of that many steps would be, not at the 0 with which the shorter one ended."""
+    """Check that the learning rate is that of a run with all steps, and not the 0 at the end of the shorter run."""
     epochs = {"max_steps": -1, "save_strategy": "epoch", "lr_scheduler_type": "cosine", "warmup_ratio": 0.25}
     long = runs.train(make_checkpoint(), tmp_path / "long", *LORA, **epochs | {"num_train_epochs": 2})
     out = runs.train(make_checkpoint(), tmp_path / "out", *LORA, **epochs | {"num_train_epochs": 1})
     runs.train(make_checkpoint(), out, *LORA, *AUTO, **epochs | {"num_train_epochs": 2})
     rates, wanted = (runs.losses(folder, "learning_rate") for folder in (out, long))
     assert len(rates) == 8 and rates[4:] == wanted[4:] and rates[4] > 5e-4
-    said = "the cosine schedule is that of 8 steps now, and no more of 4: step 5 trains at"
+    said = "the cosine schedule now has 8 steps instead of 4: step 5 trains at"
     assert any(said in text for text in caplog.messages)
     assert any("--num_train_epochs 2 (was 1)" in text for text in caplog.messages)
 
 
 def test_the_mean_loss_of_a_resumed_run_is_that_of_its_own_steps(make_checkpoint, tmp_path):
-    """Steps 2 and 3 stood in no log line when the checkpoint after step 3 was written."""
+    """Check it with a checkpoint after step 3, of which steps 2 and 3 were not logged yet."""
     settings = STEPS | {"max_steps": 6, "logging_steps": 2}
     whole = runs.train(make_checkpoint(), tmp_path / "whole", *LORA, **settings)
     out = runs.train(

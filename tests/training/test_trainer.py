@@ -1,23 +1,28 @@
-"""A training step never waits for the device: it also runs where tensors have no values that could be waited for."""
+"""The trainer: steps that never wait for the device, losses that are not finite, checkpoints that do not fit."""
 
 import copy
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import runs
 
+import finetune
+from qwen_vl.cli.run import run
 from qwen_vl.data.collator import HOST_KEYS
 from qwen_vl.training.trainer import QWenTrainer
 
 
 class EndOfTestError(Exception):
-    """The step was taken; the run need not go on."""
+    """End of a run after the step under test."""
 
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """From here on a run takes its first training step, loss and backward pass, on the meta device and ends."""
+    """Make a run take its first training step (loss and backward pass) on the meta device and end."""
     plain = QWenTrainer.compute_loss
 
     def compute_loss(trainer, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -48,7 +53,7 @@ def test_nor_with_weights_and_sources(make_checkpoint, tmp_path, on_meta):
 
 
 def test_padding_needs_no_mask_in_training(make_checkpoint, tmp_path, monkeypatch):
-    """Rows are padded on the right: without the mask of all pairs losses stay, and evaluation keeps its mask."""
+    """Check that losses of right-padded rows are equal without an attention mask; evaluation keeps the mask."""
     seen, padded, plain = set(), [], QWenTrainer.compute_loss
 
     def compute_loss(trainer, model, inputs, *args, **kwargs):
@@ -70,3 +75,44 @@ def test_padding_needs_no_mask_in_training(make_checkpoint, tmp_path, monkeypatc
     held_out = ("--eval_data_path", str(runs.write_data(tmp_path)), "--eval_strategy", "steps", "--eval_steps", "2")
     runs.train(make_checkpoint(), tmp_path / "out", *held_out)
     assert any(padded) and seen == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize(
+    "file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
+)
+def test_a_damaged_checkpoint_is_not_resumed(checkpoint_of_one_step, make_checkpoint, tmp_path, file):
+    damaged = Path(shutil.copytree(checkpoint_of_one_step, tmp_path / "checkpoint-1"))
+    content = (damaged / file).read_bytes()
+    (damaged / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=str(damaged)) as raised:
+        runs.train(make_checkpoint(), tmp_path / "out", resume_from_checkpoint=damaged)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(checkpoint_of_one_step, make_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="made with other flags"):
+        runs.train(make_checkpoint(), tmp_path / "out", "--use_lora", resume_from_checkpoint=checkpoint_of_one_step)
+    weights_only = Path(shutil.copytree(checkpoint_of_one_step, tmp_path / "checkpoint-1"))
+    (weights_only / "optimizer.pt").unlink()
+    (weights_only / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="without the optimizer's state"):
+        runs.train(make_checkpoint(), tmp_path / "out", resume_from_checkpoint=weights_only)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_one_step(make_checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("resumable") / "out"
+    return runs.train(make_checkpoint(), out, max_steps=1, save_strategy="steps") / "checkpoint-1"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_checkpoint, tmp_path, capsys):
+    out, data = tmp_path / "out", runs.write_data(tmp_path)
+    words = ["--model_name_or_path", make_checkpoint(), "--data_path", data, "--image_folder", runs.GOLDEN]
+    words += ["--output_dir", out, "--learning_rate", "1e30", "--per_device_train_batch_size", "2"]
+    with pytest.raises(SystemExit) as ended:
+        run(finetune.main, [str(word) for word in words])
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: step 2: the loss is (nan|inf) for samples 'sample-\d', 'sample-\d'; lower", message)
+    assert not (out / "model.safetensors").exists()

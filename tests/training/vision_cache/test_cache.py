@@ -1,4 +1,4 @@
-"""Features of a frozen tower from disk: the same results, no second pass through the tower, nothing wrong ever used."""
+"""Cached features of a frozen tower: the same results, no second pass through the tower, no wrong features."""
 
 import json
 import shutil
@@ -22,21 +22,21 @@ IMAGES = sum(image is not None for image, _, _ in runs.TEXTS)
 
 @pytest.fixture
 def passes(monkeypatch):
-    """A list that gets the number of images of every pass through the ViT."""
+    """Return a list that gets the number of images of every pass through the ViT."""
     seen, encode = [], VisionTower.encode
     monkeypatch.setattr(VisionTower, "encode", lambda self, x: seen.append(len(x)) or encode(self, x))
     return seen
 
 
 def close(first, second):
-    """Whether two runs went alike: batches of other sizes round differently."""
+    """Check that two runs agree up to the rounding of different batch sizes."""
     assert runs.losses(first) == pytest.approx(runs.losses(second), rel=1e-6)
     assert runs.largest_difference(runs.weights(first), runs.weights(second)) < 2e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_from_the_cache_equals_one_without(make_checkpoint, tmp_path, passes, kind):
-    """Filled in the first epoch, read in the second; filled ahead, and read by workers; evaluation reads it as well."""
+    """Check a cache that the first epoch fills, and one filled ahead and read by workers and by evaluation."""
     data = runs.write_data(tmp_path)
     settings = {"data_path": data, "max_steps": 8, "learning_rate": 1e-3, "gradient_accumulation_steps": 1}
     plain = runs.train(make_checkpoint(), tmp_path / "plain", *KINDS[kind], **settings)
@@ -67,7 +67,7 @@ def test_a_run_from_the_cache_equals_one_without(make_checkpoint, tmp_path, pass
 
 @pytest.fixture
 def cache_of(make_checkpoint, tmp_path):
-    """A function that opens a cache in a folder for the tower of a checkpoint."""
+    """Return a function that opens a cache for the tower of a model folder."""
 
     def build(model=None, kind="image_features", dtype=torch.float32):
         return vision_cache_cache.of_checkpoint(tmp_path / "cache", model or make_checkpoint(), kind=kind, dtype=dtype)
@@ -76,7 +76,7 @@ def cache_of(make_checkpoint, tmp_path):
 
 
 def test_what_belongs_to_something_else_is_never_used(cache_of, make_checkpoint, tmp_path, caplog):
-    """Another image under the same name, another tower, dtype or kind, a shard in a wrong folder."""
+    """Check another image with the same name, another tower, dtype or kind, and a shard in a wrong folder."""
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8), "red").save(path)
     cache, features = cache_of(), torch.rand(16, 64)
@@ -168,7 +168,7 @@ def test_a_vit_that_trains_is_refused_before_weights_are_loaded(make_checkpoint,
     ids=["resampler whole", "norm whole", "adapters"],
 )
 def test_what_follows_the_vit_trains_from_the_cache(make_checkpoint, tmp_path, passes, flags, part):
-    """Every parameter of it, and without a pass through the ViT once the cache is filled; continued as well."""
+    """Check that all its parameters train without a pass through the ViT once the cache is filled, also continued."""
     settings = {"vision_cache": tmp_path / "cache", "learning_rate": 1e-2}
     runs.train(make_checkpoint(), tmp_path / "first", *LORA, *flags, **settings)
     assert {path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()} == {"vit_features"}

@@ -1,4 +1,4 @@
-"""The streamed merge gives PEFT's own result, whatever the adapter; a model on disk computes what it does in memory."""
+"""The streamed merge, compared with PEFT's own for all adapters; a model on disk computes the same as in memory."""
 
 import json
 
@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 def write_adapter(base, folder, **settings):
-    """The folder of an adapter none of whose weights is zero, as PEFT writes it."""
+    """Let PEFT write an adapter without zero weights, and return its folder."""
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
     model = get_peft_model(loading.load_model(base), config)
@@ -56,7 +56,7 @@ def test_the_streamed_merge_is_that_of_peft_bit_for_bit(make_checkpoint, tmp_pat
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused(make_checkpoint, tmp_path):
-    """A bias of the adapter has no place where the base layer has none."""
+    """Check an adapter with a bias whose base layer has none."""
     adapter = write_adapter(make_checkpoint(), tmp_path / "adapter", target_modules=["w1"], lora_bias=True)
     with pytest.raises(ValueError, match=r"h\.0\.mlp\.w1: this adapter cannot be merged: .*no bias"):
         merge(adapter, output_dir=tmp_path / "merged", base=make_checkpoint(), trust_base=True)
@@ -68,7 +68,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(make_checkpoint, tmp_path):
     [({"init_lora_weights": "pissa"}, "changed the base"), ({"init_lora_weights": "corda"}, "changed its base")],
 )
 def test_an_adapter_that_changed_its_base_is_refused(make_checkpoint, tmp_path, setting, said):
-    """As PEFT writes them: the base is then the published one less what the adapter began with."""
+    """Check adapters as PEFT writes them, whose base is the published one minus the adapter's start."""
     adapter = write_adapter(make_checkpoint(), tmp_path / "adapter", target_modules=["w1"])
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | setting))
