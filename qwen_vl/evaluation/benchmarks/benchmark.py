@@ -38,3 +38,4 @@ class Benchmark:
     published_note: str = ""  # source, where it is not the authors' repository
     submission: Submission | None = None
     parts: tuple[str, ...] = ()  # of a mean: names of the benchmarks whose headline figures are averaged
+    group_of: Callable[[Record], str] | None = None  # names the records that a subset must not tear apart
