@@ -13,7 +13,13 @@ from qwen_vl.evaluation.keys import digest
 
 MODEL, SETTINGS, SAMPLES, SCORES = "model.json", "settings.json", "samples.jsonl", "scores.json"
 JUDGE = "judge"  # folder of the replies of a judge
-FREE = ("num_records", "records_digest", "complete_size", "files")  # settings that may change: keys see what matters
+FREE = (
+    "num_records",
+    "records_digest",
+    "complete_size",
+    "files",
+    "own_data",
+)  # settings that may change: keys see what matters
 
 
 def model_dir(results: Path, model: ModelIdentity) -> Path:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from qwen_vl.evaluation import keys, results, store
 from qwen_vl.evaluation.answering import Answerer, Said
@@ -83,7 +83,9 @@ def answer(
 
         done = processes.together(prepare, first_only=True)
         waiting = [index for index, record in enumerate(task.records) if record.id not in done]
-        _answer_part(task, model, folder, _own_part(task.records, waiting, processes), answer_keys, batch_size, processes)
+        _answer_part(
+            task, model, folder, _own_part(task.records, waiting, processes), answer_keys, batch_size, processes
+        )
         processes.gather(None)  # all have written
         merged = processes.together(lambda: _counts(folder, answer_keys, len(done)), first_only=True)
     return merged
@@ -101,21 +103,17 @@ def _keys(task: Task, model: Answerer, digests: dict[str, str]) -> dict[str, str
     counts = task.option_counts() or [0] * len(task.records)
     prompts = task.prompts()
     return {
-        record.id: keys.answer_key(
-            model.identity, prompt, task.benchmark.decoding, num_options=count, images=digests
-        )
+        record.id: keys.answer_key(model.identity, prompt, task.benchmark.decoding, num_options=count, images=digests)
         for record, prompt, count in zip(task.records, prompts, counts, strict=True)
     }
 
 
-def _lock(folder: Path) -> FileLock:
-    """Return the held lock of a run's folder; raise ValueError if another command writes there."""
-    lock = FileLock(folder / LOCK)
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """Take the lock of a run's folder until the end of a `with`; raise ValueError if another command writes there."""
     try:
-        lock.acquire(timeout=0)
+        return FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder}: another evaluation is writing there; wait for it to end") from error
-    return lock
 
 
 def _own_part(records: Sequence[Record], waiting: Sequence[int], processes: Processes) -> list[int]:
@@ -153,9 +151,7 @@ def _answer_part(
             nonlocal num_done
             ids = [task.records[indices[index]].id for index, _ in batch]
             said = [said for _, said in batch]
-            file.append(
-                Answer(id, answer_keys[id], **words._asdict()) for id, words in zip(ids, said, strict=True)
-            )
+            file.append(Answer(id, answer_keys[id], **words._asdict()) for id, words in zip(ids, said, strict=True))
             num_done += len(batch)
             rate = num_done / max(time.monotonic() - began, 1e-9)
             bars.show(name, num_done, len(indices), note=f"{rate:.1f} records/s")

@@ -21,10 +21,13 @@ VARIANTS = (OFFICIAL, PUBLISHED)
 AS_PUBLISHED = "{} as published"  # name of the figure of the other variant
 
 
-def score(task: Task, folder: Path, *, variant: str = OFFICIAL, ask: Ask | None = None) -> dict[str, Any]:
+def score(
+    task: Task, folder: Path, *, variant: str = OFFICIAL, ask: Ask | None = None, judge: str | None = None
+) -> dict[str, Any]:
     """Score the answers in the folder of a run; write samples.jsonl, scores.json and, if complete, submission files.
 
-    ask: passes messages to a judge, for a metric that needs one. Return the content of scores.json.
+    ask: passes messages to a judge, for a metric that needs one; judge: its name, for the report. Return the content
+    of scores.json.
     Raise ValueError if the answers are not of these records, and OSError if the judge refuses.
     """
     settings = results.read_json(folder / results.SETTINGS)
@@ -62,7 +65,7 @@ def score(task: Task, folder: Path, *, variant: str = OFFICIAL, ask: Ask | None 
         model=results.read_json(folder.parent / results.MODEL)["label"],
         counts=counts,
         is_subset=not task.subset.is_all,
-        settings={**settings, "variant": variant},
+        settings={**settings, "variant": variant, "judge": judge if task.benchmark.metric.needs_judge else None},
     )
     results.write_json(folder / results.SCORES, content)
     return content

@@ -38,7 +38,8 @@ class AnswerFile:
 
     def __init__(self, folder: Path, rank: int) -> None:
         """Open the file of a rank in the folder of a run."""
-        self._file = open(folder / f"answers.rank-{rank:04d}.jsonl", "a", encoding="utf-8", newline="\n")
+        path = folder / f"answers.rank-{rank:04d}.jsonl"
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> "AnswerFile":
         return self

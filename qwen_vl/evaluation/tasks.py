@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,9 +73,10 @@ class Task:
     run: str  # name of its folder: the benchmark, and what differs from its defaults
     records: Sequence[Record]
     complete_size: int
-    subset: Subset = Subset()
+    subset: Subset = field(default_factory=Subset)
     shots: Sequence[Record] = ()  # the training records that few-shot examples are drawn from
     data_dir: Path = Path()
+    own_data: Mapping[str, str | None] | None = None  # of a conversation file: its path and image_folder
 
     @property
     def template(self) -> str:
@@ -119,6 +120,7 @@ class Task:
             "complete_size": self.complete_size,
             "files": {role: str(self.data_dir / file.path) for role, file in benchmark.files.items()},
             "records_digest": records_digest(self.records),
+            "own_data": None if self.own_data is None else dict(self.own_data),
         }
 
 

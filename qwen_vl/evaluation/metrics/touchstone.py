@@ -58,9 +58,10 @@ def touchstone(pairs: Sequence[Pair], ask: Ask) -> Result:
         for one, two in ((said, other), (other, said)):
             conversations.append(messages(str(record.fields["human_annotation"]), record.question, one, two))
     rated = [ratings(reply) for reply in ask(conversations)]
-    rounds: list[list[float]] = []
-    for first, second in zip(rated[::2], rated[1::2], strict=True):
-        rounds.append([value for pair, value in ((first, first and first[0]), (second, second and second[1])) if pair])
+    rounds = [
+        [*([first[0]] if first else []), *([second[1]] if second else [])]  # where the model's answer stood
+        for first, second in zip(rated[::2], rated[1::2], strict=True)
+    ]
     if not any(rounds):
         raise ValueError("the judge gave no two numbers in the first line of any reply; is it able to judge?")
     samples = []
@@ -80,7 +81,9 @@ def touchstone(pairs: Sequence[Pair], ask: Ask) -> Result:
 
 def _figure(pairs: Sequence[Pair], rounds: Sequence[Sequence[float]]) -> Figure:
     """Return 100 times the mean rating of all rounds; its count is that of the records with a rating."""
-    flat = [(POINTS * value, pair.record.cluster) for pair, values in zip(pairs, rounds, strict=True) for value in values]
+    flat = [
+        (POINTS * value, pair.record.cluster) for pair, values in zip(pairs, rounds, strict=True) for value in values
+    ]
     figure = mean_figure([value for value, _ in flat], [cluster for _, cluster in flat], unit="points")
     return replace(figure, count=sum(bool(values) for values in rounds))
 
