@@ -43,7 +43,7 @@ def encode_parts(parts: Parts, tokenizer: QWenTokenizer) -> list[int]:
         if isinstance(part, ImageSource):
             ids += span
         else:
-            ids += tokenizer.encode(part, allowed_special=tags, disallowed_special=())
+            ids += tokenizer.convert_tokens_to_ids(tokenizer.tokenize(part, allowed_special=tags))
     return ids
 
 
