@@ -1,38 +1,27 @@
-"""What answers the prompts of an evaluation: who it is, what it says, and how it is asked."""
+"""What answers prompts: a loaded model here, a server in `server.py`; and what both say of themselves."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from qwen_vl.evaluation.records import Decoding, Prompt, Ranking
+import torch
 
+from qwen_vl.adapters import inference
+from qwen_vl.checkpoint.dtypes import LoadedDtype
+from qwen_vl.checkpoint.folder import ModelFolder
+from qwen_vl.model import QWenLMHeadModel
+from qwen_vl.model.chat_qwen import MAX_WINDOW_SIZE
+from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model answers. Two models with equal fingerprint and tokenizer give the same answers."""
+from .greedy import OnBatch, Said, greedy_answers, rank_options
+from .identity import ModelIdentity, identify
+from .records import Decoding, Prompt, Ranking
 
-    label: str  # folder name, for people
-    path: str
-    fingerprint: str  # content of the weights, those of the base too; of a server: its address and model name
-    tokenizer: str  # SHA-256 of the files that decide the token ids
-    is_chat: bool
-    kind: str  # "model", "adapter", "gptq", "nf4", "server"
-    dtype: str
-
-
-class Said(NamedTuple):
-    """What a model said to one prompt; `records.Answer` has the meaning of each field."""
-
-    text: str | None = None
-    losses: tuple[float, ...] | None = None
-    choice: int | None = None
-    num_tokens: int = 0
-    finish: Literal["stop", "length", "rank", "error"] = "stop"
-    error: str | None = None
+__all__ = ["Answerer", "LocalModel", "ModelIdentity", "OnBatch", "Said", "identify"]
 
 
 class Answerer(Protocol):
-    """A model, here or behind an address."""
+    """Anything that answers prompts."""
 
     identity: ModelIdentity
 
@@ -43,6 +32,54 @@ class Answerer(Protocol):
         *,
         option_counts: Sequence[int] = (),
         batch_size: int,
-        on_batch: Callable[[list[tuple[int, Said]]], None],
+        on_batch: OnBatch,
     ) -> None:
-        """Answer every prompt; call on_batch with (index, Said) of each finished batch."""
+        """Answer every prompt, and call `on_batch` after each batch.
+
+        option_counts: for a Ranking without a number of its own, the options of each prompt. An image that cannot be
+        opened gives a Said with `error` and finish "error"; the others go on.
+        """
+
+
+class LocalModel:
+    """A model in this process that answers prompts. In float32 no answer depends on the batch that it was given in."""
+
+    def __init__(self, model: QWenLMHeadModel, tokenizer: QWenTokenizer, identity: ModelIdentity) -> None:
+        self.model, self.tokenizer, self.identity = model.eval(), tokenizer, identity
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: LoadedDtype | str = "auto",
+        base: str | None = None,
+        trust_base: bool = False,
+    ) -> "LocalModel":
+        """Load a model folder, a hub name or an adapter; arguments and errors are those of `inference.load`."""
+        folder = ModelFolder.open(path)
+        identity = identify(folder, dtype=dtype, base=base, trust_base=trust_base)
+        model, tokenizer = inference.load(folder, device=device, dtype=dtype, base=base, trust_base=trust_base)
+        return cls(model, tokenizer, identity)
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding | Ranking,
+        *,
+        option_counts: Sequence[int] = (),
+        batch_size: int,
+        on_batch: OnBatch,
+    ) -> None:
+        """Answer every prompt as `Answerer.answer` says.
+
+        Raise LogitsError, whose `prompts` are the indices of its batch, for logits that are not finite.
+        """
+        window = self.model.generation_config.to_dict().get("max_window_size") or MAX_WINDOW_SIZE
+        options: dict[str, Any] = {"batch_size": batch_size, "on_batch": on_batch, "max_window_size": window}
+        if isinstance(decoding, Decoding):
+            greedy_answers(self.model, self.tokenizer, prompts, decoding, **options)
+            return
+        counts = option_counts if decoding.num_options is None else [decoding.num_options] * len(prompts)
+        rank_options(self.model, self.tokenizer, prompts, counts, **options)

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from helpers.evaluations import IDENTITY, RANKED, SQUARES, FakeModel, png, read_squares, write_data
@@ -42,7 +43,7 @@ def answers_file(results, run="squares"):
 class Rank(Processes):
     """One of several threads that stand for processes."""
 
-    shared = {}
+    shared: ClassVar[dict] = {}
 
     def gather(self, value):
         barrier, values = self.shared["barrier"], self.shared["values"]
