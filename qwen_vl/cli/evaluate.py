@@ -4,21 +4,24 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qwen_vl.adapters import inference
 from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.evaluation import report, server, suite
-from qwen_vl.evaluation.answering import Answerer, LocalModel
+from qwen_vl.evaluation.answering import LocalModel, identify
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
 from qwen_vl.evaluation.judge import Judge
 from qwen_vl.evaluation.openai_protocol import Endpoint
 from qwen_vl.evaluation.processes import Processes
 from qwen_vl.evaluation.records import Ranking
 from qwen_vl.evaluation.results import JUDGE
+from qwen_vl.evaluation.runner import ModelSource
 from qwen_vl.evaluation.scoring import OFFICIAL, VARIANTS
 from qwen_vl.evaluation.suite import Request
 from qwen_vl.evaluation.tasks import Overrides, Subset, changed
@@ -56,7 +59,7 @@ def evaluate(args: argparse.Namespace) -> None:
     results_dir, folders = Path(args.output_dir), None
     if "answer" in stages:
         tasks = processes.together(lambda: suite.tasks_of(request, problems_of(args, request, stages)))
-        models = [partial(open_model, path, args) for path in args.models]
+        models = [partial(find_model, path, args) for path in args.models]
         folders = suite.answer_all(tasks, models, results_dir, batch_size=args.batch_size, report=say)
     processes.together(partial(score_and_report, args, stages, folders), first_only=True)
 
@@ -105,14 +108,21 @@ def make_request(args: argparse.Namespace) -> Request:
     )
 
 
-def open_model(path: str, args: argparse.Namespace) -> Answerer:
-    """Return a model that is loaded from a folder or a hub name, or the one behind an address."""
+def find_model(path: str, args: argparse.Namespace) -> ModelSource:
+    """Return a model folder or hub name, read but not loaded, or the model behind an address."""
     if is_address(path):
-        return server.ServerModel.connect(Endpoint.at(path, args.api_key), args.server_model, label=args.label)
+        model = server.ServerModel.connect(Endpoint.at(path, args.api_key), args.server_model, label=args.label)
+        return ModelSource(model.identity, lambda: model)
+    options = {"dtype": args.dtype, "base": args.base, "trust_base": args.trust_base}
+    identity = Processes.current().together(lambda: identify(path, **options), first_only=True)
     device = args.device
-    if device in (None, "cuda") and not uses_cpu(args) and "LOCAL_RANK" in os.environ:
+    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and not uses_cpu(args):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return LocalModel.load(path, device=device, dtype=args.dtype, label=args.label)
+
+    def load() -> LocalModel:
+        return LocalModel(*inference.load(path, device=device, **options), identity)
+
+    return ModelSource(replace(identity, label=args.label or identity.label), load)
 
 
 def make_judge(args: argparse.Namespace, results_dir: Path) -> Judge | None:
@@ -240,6 +250,8 @@ def add_model_and_services(parser: Parser) -> None:
     add("--batch_size", type=positive, default=32, help="answers in one batch, or requests at a time (%(default)s)")
     add("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     add("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
+    add("--base", help="folder or hub name of an adapter's base, if it has moved since training")
+    add("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
     add("--label", help="what the model is called in the results (default: its folder's name)")
     add("--api_key", help="key of a server that is evaluated")
     add("--server_model", help="model of a server that has several")

@@ -1,15 +1,16 @@
 """The stage `answer`: a model answers the records of a task, and every answer is on disk when its batch is done."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from qwen_vl.evaluation import keys, results, store
-from qwen_vl.evaluation.answering import Answerer, Said
+from qwen_vl.evaluation.answering import Answerer, ModelIdentity, Said
 from qwen_vl.evaluation.processes import Processes
 from qwen_vl.evaluation.records import Answer, ImageSource, Record
 from qwen_vl.evaluation.tasks import Task
@@ -28,18 +29,30 @@ class Counts(NamedTuple):
     failed: int  # listed as unanswered, such as for an image that cannot be opened
 
 
-def image_digests(tasks: Sequence[Task], processes: Processes) -> dict[str, str]:
-    """Return {name: digest of the bytes} of all images of the tasks; each process reads a part of them.
+class ModelSource:
+    """A model that is known, and loaded when the first prompt waits for it."""
+
+    def __init__(self, identity: ModelIdentity, load: Callable[[], Answerer]) -> None:
+        """Keep who it is, and the function that loads it."""
+        self.identity, self._load = identity, load
+
+    @cached_property
+    def model(self) -> Answerer:
+        """Return the model; load it first if it is not."""
+        return self._load()
+
+
+def image_digests(task: Task, processes: Processes) -> dict[str, str]:
+    """Return {name: digest of the bytes} of all images of a task; each process reads a part of them.
 
     Raise ValueError, naming the records, for images that cannot be read.
     """
     owners: dict[str, str] = {}
     images: dict[str, ImageSource] = {}
-    for task in tasks:
-        for record in (*task.records, *(task.shots if task.benchmark.num_shots else ())):
-            for image in record.images:
-                images.setdefault(image.name, image)
-                owners.setdefault(image.name, f"{task.benchmark.name}, record {record.id}")
+    for record in (*task.records, *task.shots):
+        for image in record.images:
+            images.setdefault(image.name, image)
+            owners.setdefault(image.name, f"record {record.id}")
     own = list(images.values())[processes.rank :: processes.size]
     digests: dict[str, str | None] = {}
     for part in processes.gather(keys.image_digests(own)):
@@ -50,7 +63,7 @@ def image_digests(tasks: Sequence[Task], processes: Processes) -> dict[str, str]
         lines = [f"{name} ({owners[name]})" for name in missing[:MAX_SHOWN]]
         more = f"\n  and {len(missing) - MAX_SHOWN} more" if len(missing) > MAX_SHOWN else ""
         raise ValueError(
-            f"{len(missing)} of {len(images)} images cannot be read; put them there, or correct --data_dir:\n  "
+            f"{task.run}: {len(missing)} of {len(images)} images cannot be read; put them there, or correct --data_dir:\n  "
             + "\n  ".join(lines)
             + more
         )
@@ -59,7 +72,7 @@ def image_digests(tasks: Sequence[Task], processes: Processes) -> dict[str, str]
 
 def answer(
     task: Task,
-    model: Answerer,
+    source: ModelSource,
     results_dir: Path,
     *,
     digests: dict[str, str],
@@ -70,22 +83,23 @@ def answer(
 
     All processes call it; each answers a part. Raise ValueError if the folder is of another model or other settings.
     """
-    model_dir = results.model_dir(results_dir, model.identity)
+    model_dir = results.model_dir(results_dir, source.identity)
     folder = model_dir / task.run
-    answer_keys = _keys(task, model, digests)
+    answer_keys = _keys(task, source.identity, digests)
     with ExitStack() as stack:
 
         def prepare() -> set[str]:
-            results.claim_model(model_dir, model.identity)
+            results.claim_model(model_dir, source.identity)
             results.claim_run(folder, task.settings())
             stack.enter_context(_lock(folder))
             return set(store.merge(folder, list(answer_keys), answer_keys))
 
         done = processes.together(prepare, first_only=True)
         waiting = [index for index, record in enumerate(task.records) if record.id not in done]
-        _answer_part(
-            task, model, folder, _own_part(task.records, waiting, processes), answer_keys, batch_size, processes
-        )
+        if waiting:
+            model = processes.together(lambda: source.model)
+            own = _own_part(task.records, waiting, processes)
+            _answer_part(task, model, folder, own, answer_keys, batch_size, processes)
         processes.gather(None)  # all have written
         merged = processes.together(lambda: _counts(folder, answer_keys, len(done)), first_only=True)
     return merged
@@ -98,12 +112,12 @@ def _counts(folder: Path, answer_keys: dict[str, str], num_reused: int) -> Count
     return Counts(len(answer_keys), num_reused, len(answers) - failed - num_reused, failed)
 
 
-def _keys(task: Task, model: Answerer, digests: dict[str, str]) -> dict[str, str]:
+def _keys(task: Task, model: ModelIdentity, digests: dict[str, str]) -> dict[str, str]:
     """Return {record id: key of its answer} in the order of the records."""
     counts = task.option_counts() or [0] * len(task.records)
     prompts = task.prompts()
     return {
-        record.id: keys.answer_key(model.identity, prompt, task.benchmark.decoding, num_options=count, images=digests)
+        record.id: keys.answer_key(model, prompt, task.benchmark.decoding, num_options=count, images=digests)
         for record, prompt, count in zip(task.records, prompts, counts, strict=True)
     }
 

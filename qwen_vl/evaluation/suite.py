@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl.evaluation import benchmarks, results, runner, scoring
-from qwen_vl.evaluation.answering import Answerer
 from qwen_vl.evaluation.benchmarks.benchmark import Benchmark
 from qwen_vl.evaluation.benchmarks.own_data import own_data
 from qwen_vl.evaluation.judge import Judge
 from qwen_vl.evaluation.processes import Processes
+from qwen_vl.evaluation.runner import ModelSource
 from qwen_vl.evaluation.tasks import Overrides, Subset, Task, changed, restored, run_name
 
 Report = Callable[[str], None]
@@ -96,7 +96,7 @@ def _raise_all(problems: Sequence[str]) -> None:
 
 def answer_all(
     tasks: Sequence[Task],
-    models: Sequence[Callable[[], Answerer]],
+    models: Sequence[Callable[[], ModelSource]],
     results_dir: Path,
     *,
     batch_size: int,
@@ -104,20 +104,27 @@ def answer_all(
 ) -> list[Path]:
     """Let every model answer every task, one model in memory at a time; return the folders of the runs.
 
-    models: functions that load or connect one. All processes call it together.
+    models: functions that tell who a model is; it is loaded if a record waits for its answer. All processes call this
+    together. Raise ValueError, before any model is loaded, with the images that cannot be read.
     """
     processes = Processes.current()
-    digests = runner.image_digests(tasks, processes)
+    digests, problems = [], []
+    for task in tasks:
+        try:
+            digests.append(runner.image_digests(task, processes))
+        except ValueError as error:  # the same in all processes
+            problems.append(str(error))
+    processes.together(lambda: _raise_all(problems))
     folders = []
-    for open_model in models:
-        model = processes.together(open_model)
-        for task in tasks:
-            done = runner.answer(task, model, results_dir, digests=digests, batch_size=batch_size, processes=processes)
-            folders.append(results.model_dir(results_dir, model.identity) / task.run)
+    for identify in models:
+        source = identify()
+        for task, images in zip(tasks, digests, strict=True):
+            done = runner.answer(task, source, results_dir, digests=images, batch_size=batch_size, processes=processes)
+            folders.append(results.model_dir(results_dir, source.identity) / task.run)
             failed = f", {done.failed} without an answer (see answers.jsonl)" if done.failed else ""
             reused = f", {done.reused} answered before" if done.reused else ""
-            report(f"{model.identity.label}: {task.run}: {done.answered} of {done.records} answered{reused}{failed}")
-        del model
+            report(f"{source.identity.label}: {task.run}: {done.answered} of {done.records} answered{reused}{failed}")
+        del source
     return folders
 
 

@@ -2,7 +2,9 @@
 
 import socket
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from helpers.openai_server import completion, serving
@@ -18,12 +20,13 @@ TALKS = [[{"role": "user", "content": f"question {number} 好"}] for number in r
 def pauses(monkeypatch):
     """Return the list of pauses, which are not waited for."""
     waited = []
-    monkeypatch.setattr(openai_protocol.time, "sleep", waited.append)
+    monkeypatch.setattr(openai_protocol, "time", SimpleNamespace(sleep=waited.append))
     return waited
 
 
 def test_every_reply_is_kept_and_nothing_is_asked_twice(tmp_path):
     def reply(path, body):
+        time.sleep(0.02)
         return completion(f"{body['messages'][0]['content']}!")
 
     with serving(reply) as (address, server):

@@ -32,8 +32,9 @@ def task_of(data, benchmark=SQUARES, overrides=None, subset=None):
 def answer(data, model, results, *, processes=None, batch_size=2, **options):
     """Answer the squares and return the counts."""
     task, processes = task_of(data, **options), processes or Processes()
-    digests = runner.image_digests([task], processes)
-    return runner.answer(task, model, results, digests=digests, batch_size=batch_size, processes=processes)
+    digests = runner.image_digests(task, processes)
+    source = runner.ModelSource(model.identity, lambda: model)
+    return runner.answer(task, source, results, digests=digests, batch_size=batch_size, processes=processes)
 
 
 def answers_file(results, run="squares"):
@@ -117,7 +118,7 @@ def test_an_interrupted_run_asks_only_what_is_missing(data, tmp_path):
 
 def test_the_key_has_what_an_answer_depends_on_and_no_path(data, tmp_path):
     task = task_of(data)
-    digests = runner.image_digests([task], Processes())
+    digests = runner.image_digests(task, Processes())
     prompt, name = task.prompts()[0], task.records[0].images[0].name
 
     def key(model=IDENTITY, prompt=prompt, decoding=SQUARES.decoding, images=digests, **options):
@@ -141,7 +142,7 @@ def test_the_key_has_what_an_answer_depends_on_and_no_path(data, tmp_path):
     moved = tmp_path / "elsewhere"
     data.rename(moved)
     again = task_of(moved)
-    digests = runner.image_digests([again], Processes())
+    digests = runner.image_digests(again, Processes())
     assert keys.answer_key(IDENTITY, again.prompts()[0], SQUARES.decoding, images=digests) == key()
     assert key(replace(IDENTITY, label="other", path="/elsewhere")) == key()
 
@@ -195,7 +196,7 @@ def test_two_commands_do_not_write_into_one_folder(data, tmp_path):
 
 def test_missing_images_are_named_before_anything_is_answered(data, tmp_path):
     (data / "1.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 images cannot be read.*\n.*1\.png \(squares, record 1-0\)$"):
+    with pytest.raises(ValueError, match=r"^squares: 1 of 4 images cannot be read.*\n.*1\.png \(record 1-0\)$"):
         answer(data, FakeModel(), tmp_path)
     assert not any(tmp_path.glob("fake-*"))
 
