@@ -17,18 +17,18 @@ from qwen_vl.evaluation.records import Record
 
 BREAKDOWNS = ("subject", "topic", "category", "l2-category")
 SEED_DIMENSIONS = (
-    "dimension/scene understanding",
-    "dimension/instance identity",
-    "dimension/instance attributes",
-    "dimension/instance location",
-    "dimension/instance counting",
-    "dimension/spatial relation",
-    "dimension/instance interaction",
-    "dimension/visual reasoning",
-    "dimension/text recognition",
-    "dimension/action recognition",
-    "dimension/action prediction",
-    "dimension/procedure understanding",
+    "dimension/Scene Understanding",
+    "dimension/Instance Identity",
+    "dimension/Instance Attributes",
+    "dimension/Instance Location",
+    "dimension/Instances Counting",
+    "dimension/Spatial Relation",
+    "dimension/Instance Interaction",
+    "dimension/Visual Reasoning",
+    "dimension/Text Recognition",
+    "dimension/Action Recognition",
+    "dimension/Action Prediction",
+    "dimension/Procedure Understanding",
 )
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
