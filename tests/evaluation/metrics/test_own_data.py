@@ -120,6 +120,7 @@ def test_yes_no_figures():
             "yes_no_precision": 50,
             "yes_no_recall": 50,
             "yes_no_f1": 50,
+            "yes_no_agree": 25,
             "yes_no_unmatched": 25,
         }
     )
@@ -143,6 +144,9 @@ def test_short_answers_have_four_figures_and_the_named_one_is_their_score():
             "category/brand": 100,
             "category/color": 0,
             "category/number": 100,
+            "category/brand agree": 100,
+            "category/color agree": 100,
+            "category/number agree": 0,
         }
     )
     assert short_agree("ＲＥＤ。", ["blue", "red"]) == 1
@@ -160,6 +164,8 @@ def test_tasks_are_scored_side_by_side_in_any_order():
     assert any(note.startswith("text_bleu: sacrebleu nrefs:var") for note in result.notes)
     shuffled = values_of(OWN_DATA.score(random.Random(0).sample(pairs, len(pairs))))
     assert shuffled == pytest.approx(values_of(result))
+    boxes = values_of(OWN_DATA.score([pair(DOG, [DOG], category=["box", "en"])]))
+    assert boxes["category/box first_at_0.5"] == boxes["category/en"] == 100
     empty = values_of(OWN_DATA.score([pair("", one.record.answers, id=one.record.id) for one in pairs]))
     for name, value in empty.items():
         assert value == (100 if name in ("boxes_without", "yes_no_unmatched") else 0), name
