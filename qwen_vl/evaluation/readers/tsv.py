@@ -63,6 +63,25 @@ def mmbench(files: Mapping[str, Path]) -> list[Record]:
     return records
 
 
+def pope(files: Mapping[str, Path]) -> list[Record]:
+    """Return what `read` does of POPE, a record for each split of a row; fields also has split.
+
+    The column category has the splits of a row: `random,popular` makes the records 7/random and 7/popular of index 7.
+    """
+    _check_columns(Table.open(files["records"]), ("category", "answer"))
+    return [
+        replace(record, id=f"{record.id}/{split.strip()}", fields={**record.fields, "split": split.strip()})
+        for record in read(files)
+        for split in dict.fromkeys(record.fields["category"].split(","))
+    ]
+
+
+def ocr_bench(files: Mapping[str, Path]) -> list[Record]:
+    """Return what `read` does of OCRBench; fields also has type, which is the column category."""
+    _check_columns(Table.open(files["records"]), ("category", "answer"))
+    return [replace(record, fields={**record.fields, "type": record.fields["category"]}) for record in read(files)]
+
+
 def hallusion_bench(files: Mapping[str, Path]) -> list[Record]:
     """Return what `read` does of HallusionBench, without rows that have no image.
 

@@ -203,6 +203,18 @@ def test_rotations_need_their_question(path):
         tsv.mmbench(files)
 
 
+def test_pope_has_a_record_for_each_split_of_a_row_and_ocr_bench_a_type(path):
+    rows = [
+        {"index": 7, "image": base64_of(PNG), "question": "q", "answer": "yes", "category": "random,popular"},
+        {"index": 8, "image": "7", "question": "q", "answer": "no", "category": "adversarial"},
+    ]
+    records = tsv.pope(write(path, rows))
+    assert [record.id for record in records] == ["7/random", "7/popular", "8/adversarial"]
+    assert [record.fields["split"] for record in records] == ["random", "popular", "adversarial"]
+    assert [record.answers for record in records] == [("yes",), ("yes",), ("no",)]
+    assert [record.fields["type"] for record in tsv.ocr_bench({"records": path})] == ["random,popular", "adversarial"]
+
+
 def test_hallusion_bench_and_touchstone(path):
     image = base64_of(PNG)
     rows = [
