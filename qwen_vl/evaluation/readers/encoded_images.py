@@ -10,7 +10,7 @@ from PIL import Image
 SPREADSHEET_CELL = 32_767  # characters: longer ones are cut by spreadsheet programs
 PNG_END = b"IEND\xaeB`\x82"
 JPEG_END, JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
-DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
+DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
 def from_base64(text: str) -> bytes:
