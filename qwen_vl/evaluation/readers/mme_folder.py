@@ -7,8 +7,10 @@ from qwen_vl.evaluation.records import ImageSource, Record
 
 from .problems import Problems
 
-BESIDE = ("existence", "count", "position", "color", "OCR", "commonsense_reasoning", "numerical_calculation")
-BESIDE += ("text_translation", "code_reasoning")  # images and .txt files in one folder
+BESIDE = (  # images and .txt files in one folder
+    *("existence", "count", "position", "color", "OCR"),
+    *("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
+)
 APART = ("artwork", "celebrity", "landmark", "posters", "scene")  # images/ and questions_answers_YN/
 SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG")
 DEEPER = ("", "toy_dataset")  # where artwork has its images, below images/

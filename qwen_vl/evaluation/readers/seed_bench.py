@@ -14,7 +14,7 @@ from . import video_frames
 from .reading import Images, Row, collect, json_rows
 
 OPTIONS = ("choice_a", "choice_b", "choice_c", "choice_d")
-CLIPS = {10: "clips_10", 11: "clips_11", 12: "clips_12"}  # type: role of the folder of its clips
+CLIPS = {10: "clips_10", 11: "clips_11", 12: "clips_12"}  # role of the folder of clips, by type
 IN_SECONDS = 11
 SUFFIXES = ("", ".mp4", ".webm", ".avi", ".MP4")  # what a data_id may lack
 KINDS = ("image", "video")

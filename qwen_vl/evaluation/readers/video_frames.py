@@ -17,7 +17,7 @@ Segment = tuple[float, float]
 
 def positions(num_available: int, num_frames: int) -> list[int]:
     """Return the uniform positions of the frames that are taken: all of them if there are fewer than `num_frames`."""
-    if num_available <= num_frames:
+    if num_available < num_frames:
         return list(range(num_available))
     step = (num_available - 1) / num_frames
     start = int(step / 2)
@@ -35,8 +35,9 @@ def extracted(folder: Path) -> dict[str, list[Path]]:
 
 
 def of_files(name: str, paths: Sequence[Path], num_frames: int) -> tuple[ImageSource, ...]:
-    """Return the frames that are taken of those of one clip."""
-    taken = [paths[position] for position in positions(len(paths), num_frames)]
+    """Return the frames that are taken of the extracted ones of a clip: all of them if they are that many already."""
+    are_taken = len(paths) <= num_frames
+    taken = paths if are_taken else [paths[position] for position in positions(len(paths), num_frames)]
     return tuple(ImageSource(f"{name}/{path.name}", path.read_bytes) for path in taken)
 
 
