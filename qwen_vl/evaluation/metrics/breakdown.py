@@ -52,3 +52,18 @@ def means_by(
         f"{field}/{value}": mean_of([pairs[i] for i in members[value]], [scores[i] for i in members[value]], unit)
         for value in ordered
     }
+
+
+def means_of_groups(
+    pairs: Sequence[Pair], scores: Sequence[float], groups: Sequence[str], *, first: Sequence[str] = ()
+) -> dict[str, Figure]:
+    """Return {group: mean score of its records}: those of `first` first, the others in alphabetical order.
+
+    `groups` has the group of each record; a record of group "" is in none.
+    """
+    found = set(groups) - {""}
+    figures = {}
+    for group in [name for name in first if name in found] + sorted(found - set(first)):
+        rows = [row for row, name in enumerate(groups) if name == group]
+        figures[group] = mean_of([pairs[row] for row in rows], [scores[row] for row in rows])
+    return figures
