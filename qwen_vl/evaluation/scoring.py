@@ -74,13 +74,10 @@ def score(
 def _result(task: Task, pairs: Sequence[Pair], ask: Ask | None) -> Result:
     """Return what the metric says; for a test split, whose right answers are not in its files, no figure at all."""
     metric = task.benchmark.metric
-    try:
-        return metric.score(pairs, ask) if metric.needs_judge else metric.score(pairs)
-    except ValueError as error:
-        if task.benchmark.submission is None or any(record.answers for record in task.records):
-            raise
+    if not task.benchmark.has_answers:
         samples = [SampleScore(pair.record.id, 0.0, pair.answer.text or "") for pair in pairs]
-        return Result("", {}, samples, (str(error),))
+        return Result("", {}, samples, ("a test split: its right answers are not public; send the submission file",))
+    return metric.score(pairs, ask) if metric.needs_judge else metric.score(pairs)
 
 
 def scores_of(
