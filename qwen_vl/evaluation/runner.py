@@ -63,9 +63,8 @@ def image_digests(task: Task, processes: Processes) -> dict[str, str]:
         lines = [f"{name} ({owners[name]})" for name in missing[:MAX_SHOWN]]
         more = f"\n  and {len(missing) - MAX_SHOWN} more" if len(missing) > MAX_SHOWN else ""
         raise ValueError(
-            f"{task.run}: {len(missing)} of {len(images)} images cannot be read; put them there, or correct --data_dir:\n  "
-            + "\n  ".join(lines)
-            + more
+            f"{task.run}: {len(missing)} of {len(images)} images cannot be read; put them there, or correct "
+            "--data_dir:\n  " + "\n  ".join(lines) + more
         )
     return found
 

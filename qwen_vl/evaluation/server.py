@@ -17,7 +17,7 @@ TOP = 20  # most likely first tokens that a server lists
 FORMAT = "image/png"  # where the bytes do not tell
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServerModel:
     """A model of a server. It writes its own chat format around a question, so raw prompts cannot be asked."""
 

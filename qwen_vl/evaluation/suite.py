@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.evaluation import benchmarks, results, runner, scoring
+from qwen_vl.evaluation import results, runner, scoring
+from qwen_vl.evaluation.benchmarks import BENCHMARKS, get, loading
 from qwen_vl.evaluation.benchmarks.benchmark import Benchmark
 from qwen_vl.evaluation.benchmarks.own_data import own_data
 from qwen_vl.evaluation.judge import Judge
@@ -31,9 +32,9 @@ class Request:
         """Return the benchmarks, each mean replaced by its parts; raise ValueError for an unknown name."""
         found: dict[str, Benchmark] = {}
         for name in self.names:
-            benchmark = benchmarks.get(name)
+            benchmark = get(name)
             for part in benchmark.parts or (name,):
-                found.setdefault(part, benchmarks.get(part))
+                found.setdefault(part, get(part))
         for path in self.data:
             own = own_data(path, self.image_folder)
             found.setdefault(own.name, own)
@@ -42,20 +43,17 @@ class Request:
 
 def check(request: Request) -> None:
     """Raise ValueError with all files of the benchmarks that are missing or malformed."""
-    _raise_all([problem for one in request.benchmarks() for problem in benchmarks.check(one, request.data_dir)])
+    _raise_all([problem for one in request.benchmarks() for problem in loading.check(one, request.data_dir)])
 
 
 def tasks_of(request: Request, further_problems: Sequence[str] = ()) -> list[Task]:
     """Return the tasks of a request, their records read. Raise ValueError with everything that is wrong."""
     tasks, problems = [], list(further_problems)
     for benchmark in request.benchmarks():
-        wrong = benchmarks.check(benchmark, request.data_dir)
-        if not wrong:
-            try:
-                tasks.append(_task(benchmark, request))
-            except (OSError, ValueError) as error:
-                wrong = [str(error)]
-        problems += wrong
+        try:
+            tasks.append(_task(benchmark, request))
+        except (OSError, ValueError) as error:
+            problems += str(error).splitlines()
     _raise_all(problems)
     return tasks
 
@@ -63,27 +61,26 @@ def tasks_of(request: Request, further_problems: Sequence[str] = ()) -> list[Tas
 def _task(benchmark: Benchmark, request: Request) -> Task:
     """Return the task of one benchmark; raise OSError or ValueError if its files or the user's changes are wrong."""
     asked = changed(benchmark, request.overrides)
-    records = benchmarks.load(benchmark, request.data_dir)
-    is_own = benchmark.name not in benchmarks.BENCHMARKS
+    records = loading.load(benchmark, request.data_dir)
+    is_own = benchmark.name not in BENCHMARKS
     task = Task(
         benchmark=asked,
         run=run_name(benchmark, asked, request.subset),
         records=request.subset.of(records, benchmark.group_of),
         complete_size=len(records),
         subset=request.subset,
-        shots=benchmarks.load_shots(benchmark, request.data_dir) if asked.num_shots else (),
-        data_dir=request.data_dir,
-        own_data=own_paths(benchmark, request.image_folder) if is_own else None,
+        shots=loading.load_shots(benchmark, request.data_dir) if asked.num_shots else (),
+        files=loading.files_used(benchmark, request.data_dir),
+        own_data=own_paths(benchmark) if is_own else None,
     )
     task.prompts()  # raise now what is wrong with them
     task.option_counts()
     return task
 
 
-def own_paths(benchmark: Benchmark, image_folder: str | None) -> dict[str, str | None]:
-    """Return what is needed to read a conversation file again."""
-    (file,) = benchmark.files.values()
-    return {"path": file.path, "image_folder": image_folder}
+def own_paths(benchmark: Benchmark) -> dict[str, str]:
+    """Return {role: path} of what is needed to read a conversation file again."""
+    return {role: file.path for role, file in benchmark.files.items()}
 
 
 def _raise_all(problems: Sequence[str]) -> None:
@@ -173,9 +170,8 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
     """Return the task that a run's folder has the answers of."""
     own = settings.get("own_data")
     name = settings["benchmark"]
-    benchmark = own_data(own["path"], own["image_folder"]) if own else benchmarks.get(name)
-    _raise_all(benchmarks.check(benchmark, request.data_dir))
-    records = benchmarks.load(benchmark, request.data_dir)
+    benchmark = own_data(own["records"], own.get("images")) if own else get(name)
+    records = loading.load(benchmark, request.data_dir)
     asked, subset = restored(benchmark, settings)
     return Task(
         benchmark=asked,
@@ -183,7 +179,6 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
         records=subset.of(records, benchmark.group_of),
         complete_size=len(records),
         subset=subset,
-        data_dir=request.data_dir,
         own_data=own,
     )
 
@@ -192,7 +187,7 @@ def _means(scores: dict[Path, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Write and yield the means of benchmarks whose parts were all scored for a model with the same changes."""
     for model_dir in dict.fromkeys(folder.parent for folder in scores):
         of_model = {folder.name: content for folder, content in scores.items() if folder.parent == model_dir}
-        for benchmark in benchmarks.BENCHMARKS.values():
+        for benchmark in BENCHMARKS.values():
             if not benchmark.parts:
                 continue
             first = benchmark.parts[0]

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from qwen_vl.evaluation import prompts
@@ -75,8 +74,8 @@ class Task:
     complete_size: int
     subset: Subset = field(default_factory=Subset)
     shots: Sequence[Record] = ()  # the training records that few-shot examples are drawn from
-    data_dir: Path = Path()
-    own_data: Mapping[str, str | None] | None = None  # of a conversation file: its path and image_folder
+    files: Mapping[str, str] = field(default_factory=dict)  # {role: path} of what the records were read from
+    own_data: Mapping[str, str] | None = None  # {role: path} of a conversation file and its image folder
 
     @property
     def template(self) -> str:
@@ -118,7 +117,7 @@ class Task:
             "seed": self.subset.seed,
             "num_records": len(self.records),
             "complete_size": self.complete_size,
-            "files": {role: str(self.data_dir / file.path) for role, file in benchmark.files.items()},
+            "files": dict(self.files),
             "records_digest": records_digest(self.records),
             "own_data": None if self.own_data is None else dict(self.own_data),
         }

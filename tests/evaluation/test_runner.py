@@ -26,7 +26,7 @@ def task_of(data, benchmark=SQUARES, overrides=None, subset=None):
     overrides, subset = overrides or Overrides(), subset or Subset()
     records, asked = read_squares({"records": data / "squares.jsonl"}), changed(benchmark, overrides)
     name = run_name(benchmark, asked, subset)
-    return Task(asked, name, subset.of(records), len(records), subset, data_dir=data)
+    return Task(asked, name, subset.of(records), len(records), subset)
 
 
 def answer(data, model, results, *, processes=None, batch_size=2, **options):
