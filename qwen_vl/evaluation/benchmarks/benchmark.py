@@ -52,6 +52,7 @@ class Benchmark:
     published_note: str = ""  # source, where it is not the authors' repository
     submission: Submission | None = None
     parts: tuple[str, ...] = ()  # of a mean: names of the benchmarks whose headline figures are averaged
+    group_of: Callable[[Record], str] | None = None  # names the records that a subset must not tear apart
     layouts: tuple[Layout, ...] = ()  # other forms of the same files, in order of preference
     shots_reader: Reader | None = None  # of role "shots", solved examples of a training split
     has_answers: bool = True  # False: a test split, only a submission file can be made of its answers
