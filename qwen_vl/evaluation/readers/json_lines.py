@@ -60,11 +60,12 @@ def grounding(files: Mapping[str, Path]) -> list[Record]:
     return collect(json_lines(files["records"]), make)
 
 
-def grit(files: Mapping[str, Path]) -> list[Record]:
+def grit(files: Mapping[str, Path], *, split: str = "ablation") -> list[Record]:
     """Return the expressions of GRIT's refexp task: JSON Lines or a JSON list of {"example_id", ..}.
 
     The image is `image` or `image_id`, the expression `sent` or `task_query`, the box `bbox` or the first of
     `output.bboxes`, missing in the test split. Without `width` and `height` the size is read from the image's header.
+    Fields: `example_id`, `split` (for the submission file), and those of `grounding`.
     """
     path = files["records"]
     images = Images(files["root"], path.parent, *([files["images"]] if "images" in files else []))
@@ -72,7 +73,7 @@ def grit(files: Mapping[str, Path]) -> list[Record]:
     def make(row: Row) -> Record:
         name = row.id("example_id")
         image = images.find(row, row.text("image" if "image" in row.values else "image_id"))
-        fields: dict[str, Any] = {"example_id": name, "question_id": name}
+        fields: dict[str, Any] = {"example_id": name, "split": split}
         output = row.values.get("output")
         boxes = output.get("bboxes") if isinstance(output, dict) else None
         values = dict(row.values) | ({"bbox": boxes[0]} if isinstance(boxes, list) and boxes else {})
