@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import re
-import string
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from qwen_vl.data.files import whole_file
+from qwen_vl.evaluation.metrics.breakdown import text_of
+from qwen_vl.evaluation.metrics.letters import chosen_option, letter_of
 from qwen_vl.evaluation.metrics.result import Pair
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|[\ud800-\udfff]")  # what XML cannot hold
@@ -33,7 +34,7 @@ def vqav2(folder: Path, pairs: Sequence[Pair], *, other_ids: Iterable[int] = ())
     other_ids: ids of the questions of the whole test set, which the server expects; those without a record get "".
     Without them, the field `other_question_ids` of the first record is taken, if it is there.
     """
-    answers = {_number(pair, "question_id"): _text(pair) for pair in pairs}
+    answers = {_number(pair, "question_id"): text_of(pair) for pair in pairs}
     others = other_ids or (pairs[0].record.fields.get("other_question_ids", ()) if pairs else ())
     answers |= {int(number): "" for number in others if int(number) not in answers}
     return _json(folder / "vqav2.json", [{"question_id": number, "answer": text} for number, text in answers.items()])
@@ -41,25 +42,25 @@ def vqav2(folder: Path, pairs: Sequence[Pair], *, other_ids: Iterable[int] = ())
 
 def textvqa(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
     """Write textvqa.json: [{"question_id": int, "answer": str}], and return its path."""
-    rows = [{"question_id": _number(pair, "question_id"), "answer": _text(pair)} for pair in pairs]
+    rows = [{"question_id": _number(pair, "question_id"), "answer": text_of(pair)} for pair in pairs]
     return _json(folder / "textvqa.json", rows)
 
 
 def vizwiz(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
     """Write vizwiz.json: [{"image": name of the image file, "answer": str}] in file order, and return its path."""
-    rows = [{"image": _vizwiz_image(pair), "answer": _text(pair)} for pair in pairs]
+    rows = [{"image": _vizwiz_image(pair), "answer": text_of(pair)} for pair in pairs]
     return _json(folder / "vizwiz.json", rows)
 
 
 def docvqa(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
     """Write docvqa.json: [{"questionId": int, "answer": str}], and return its path. For InfographicVQA, too."""
-    rows = [{"questionId": _number(pair, "questionId", "question_id"), "answer": _text(pair)} for pair in pairs]
+    rows = [{"questionId": _number(pair, "questionId", "question_id"), "answer": text_of(pair)} for pair in pairs]
     return _json(folder / "docvqa.json", rows)
 
 
 def captions(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
     """Write captions.json: [{"image_id": int, "caption": str}], and return its path. For COCO and NoCaps."""
-    rows = [{"image_id": _number(pair, "image_id"), "caption": _text(pair)} for pair in pairs]
+    rows = [{"image_id": _number(pair, "image_id"), "caption": text_of(pair)} for pair in pairs]
     return _json(folder / "captions.json", rows)
 
 
@@ -68,7 +69,9 @@ def seed_bench(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
 
     An answer from which no letter can be read has the prediction "".
     """
-    rows = [{"question_id": str(_id(pair, "question_id")), "prediction": letter(pair)} for pair in pairs]
+    rows = [
+        {"question_id": str(_id(pair, "question_id")), "prediction": letter_of(chosen_option(pair))} for pair in pairs
+    ]
     return [_write(folder / "seed_bench.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())]
 
 
@@ -83,7 +86,10 @@ def mmbench(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
         from openpyxl.cell import WriteOnlyCell
     except ImportError as error:
         raise ValueError("mmbench.xlsx needs openpyxl: pip install openpyxl, and score again") from error
-    rows = [{**pair.record.fields.get("row", pair.record.fields), "prediction": letter(pair)} for pair in pairs]
+    rows = [
+        {**pair.record.fields.get("row", pair.record.fields), "prediction": letter_of(chosen_option(pair))}
+        for pair in pairs
+    ]
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "prediction"]
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
@@ -111,7 +117,7 @@ def mme(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
         if not record.answers:
             raise ValueError(f"MME: record {record.id!r} has no right answer; its lines need Yes or No")
         name = re.split(r"[\\/]", record.images[0].name)[-1] if record.images else record.id
-        cells = (name, record.question, record.answers[0].strip().capitalize(), _text(pair))
+        cells = (name, record.question, record.answers[0].strip().capitalize(), text_of(pair))
         line = "\t".join(cell.translate(SPACES) for cell in cells) + "\n"
         subtask = str(record.fields["category"])
         subtasks.setdefault(subtask, {}).setdefault(record.cluster, []).append(line)
@@ -134,7 +140,7 @@ def grit(folder: Path, pairs: Sequence[Pair], *, split: str = "", num_parameters
     split = split or str(pairs[0].record.fields.get("split") or "ablation" if pairs else "ablation")
     rows = []
     for pair in pairs:
-        box = _pixel_box(_text(pair), pair.record.fields["width"], pair.record.fields["height"])
+        box = _pixel_box(text_of(pair), pair.record.fields["width"], pair.record.fields["height"])
         name = _id(pair, "example_id")
         rows.append({"example_id": name, "confidence": float(box is not None), "bboxes": [box or [0, 0, 0, 0]]})
     packed = io.BytesIO()
@@ -153,7 +159,7 @@ def touchstone(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
 
     A cell with a tab, a newline or a double quote stands in double quotes.
     """
-    rows = [{**pair.record.fields.get("row", pair.record.fields), "response": _text(pair)} for pair in pairs]
+    rows = [{**pair.record.fields.get("row", pair.record.fields), "response": text_of(pair)} for pair in pairs]
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "response"]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns, "response"], delimiter="\t", lineterminator="\n", restval="")
@@ -162,22 +168,7 @@ def touchstone(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
     return [_write(folder / "touchstone.tsv", text.getvalue().encode())]
 
 
-def letter(pair: Pair) -> str:
-    """Return the letter that was chosen, by likelihood or in a text, and "" if none can be read from the text."""
-    if pair.answer.choice is not None:
-        return string.ascii_uppercase[pair.answer.choice]
-    from qwen_vl.evaluation.metrics.letters import option_letter
-
-    return option_letter(_text(pair), pair.record.options) or ""
-
-
 # ---- parts ----------------------------------------------------------------------------------------------------------
-
-
-def _text(pair: Pair) -> str:
-    if pair.answer.text is None:
-        raise ValueError(f"record {pair.record.id!r}: its answer chooses an option and has no text; generate answers")
-    return pair.answer.text
 
 
 def _id(pair: Pair, *names: str) -> Any:

@@ -3,11 +3,13 @@
 import csv
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 from openpyxl import load_workbook
 
 from qwen_vl.evaluation import submissions
+from qwen_vl.evaluation.metrics.grounding import GRIT
 from qwen_vl.evaluation.metrics.result import Pair
 from qwen_vl.evaluation.records import Answer, ImageSource, Record
 
@@ -41,7 +43,7 @@ def test_lists_of_texts_with_whole_numbers_as_ids(tmp_path, write, name, id_key,
     assert rows == [{id_key: number, text_key: text} for number, text in zip(wanted, TEXTS, strict=True)]
     with pytest.raises(ValueError, match=r"record 'x': .* is no whole number"):
         write(tmp_path, [pair("x", "text")])
-    with pytest.raises(ValueError, match=r"record '1': its answer chooses an option"):
+    with pytest.raises(ValueError, match=r"record '1': the answer has no text"):
         write(tmp_path, [pair("1", choice=0)])
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
 
@@ -86,9 +88,14 @@ def test_mmbench_is_a_spreadsheet_with_a_row_for_every_rotation(tmp_path):
 
 def test_seed_bench_has_letters(tmp_path):
     pairs = [pair("101", choice=3, fields={"question_id": 101}), pair("v1", choice=0, fields={"question_id": "v1"})]
+    pairs += [pair(id, text, options=("x", "y", "z", "w")) for id, text in (("5", "The answer is B."), ("6", "none"))]
     (path,) = submissions.seed_bench(tmp_path, pairs)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows == [{"question_id": "101", "prediction": "D"}, {"question_id": "v1", "prediction": "A"}]
+    letters = ["D", "A", "B", ""]
+    wanted = [
+        {"question_id": id, "prediction": said} for id, said in zip(["101", "v1", "5", "6"], letters, strict=True)
+    ]
+    assert rows == wanted
 
 
 def test_mme_has_a_file_a_subtask_with_the_questions_of_an_image_together(tmp_path):
@@ -134,6 +141,13 @@ def test_grit_is_a_zip_with_pixels(tmp_path):
     assert [row["example_id"] for row in rows] == ["e0", "e1", "e2", "e3"]
     assert [row["confidence"] for row in rows] == [1, 0, 0, 0]
     assert [row["bboxes"] for row in rows] == [[[64, 96, 192, 480]], *[[[0, 0, 0, 0]]] * 3]
+    scored = GRIT.score(
+        [
+            Pair(replace(one.record, fields={**one.record.fields, "bbox": [64, 96, 192, 480]}), one.answer)
+            for one in pairs
+        ]
+    )
+    assert scored.samples[0].extra["boxes"]["predicted"] == rows[0]["bboxes"] and scored.samples[0].score == 1
     first = path.read_bytes()
     assert submissions.grit(tmp_path, pairs, split="test")[0].read_bytes() == first
 

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 from qwen_vl.evaluation.records import Answer, Record
 from qwen_vl.evaluation.statistics import Figure, Unit
 
-__all__ = ["Figure", "Metric", "Pair", "Result", "SampleScore", "Unit"]
+__all__ = ["Ask", "Figure", "Messages", "Metric", "Pair", "Result", "SampleScore", "Unit"]
+
+Messages = list[dict[str, str]]  # a conversation of the OpenAI protocol: role and content
+Ask = Callable[[Sequence[Messages]], list[str]]  # passes conversations to a judge, and returns its replies
 
 
 class Pair(NamedTuple):
@@ -40,8 +43,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Metric:
-    """A rule of scoring. `score` gets the answered records in the order of the benchmark."""
+    """A rule of scoring. `score` gets the answered records in the order of the benchmark, and an Ask if it needs it."""
 
     name: str
-    score: Callable[[Sequence[Pair]], Result]
+    score: Callable[..., Result]
     needs_judge: bool = False
