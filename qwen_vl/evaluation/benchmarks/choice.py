@@ -70,20 +70,21 @@ def converted_mmbench(split: str) -> Layout:
     return Layout("converted JSON lines", {"records": path}, json_lines.mmbench)
 
 
-def seed_files(*kinds: str) -> dict[str, DataFile]:
-    """Return the files of SEED-Bench's image or video questions, or both."""
+def seed_files(*kinds: str, has_frames: bool = True) -> dict[str, DataFile]:
+    """Return the files of SEED-Bench's image or video questions, or both, with extracted frames or with the clips."""
     files = {"records": DataFile(f"{SEED}SEED-Bench.json", f"download SEED-Bench.json, {SEED_SITE}")}
     if "image" in kinds:
         files["images"] = DataFile(f"{SEED}SEED-Bench-image", f"unpack SEED-Bench-image there, {SEED_SITE}")
     if "video" in kinds:
-        files["frames"] = DataFile(f"{SEED}video_imgs_4", "frames of the clips as QUESTION_NUMBER.jpg", optional=True)
+        source = "put the frames of the clips there as QUESTION_NUMBER.jpg"
+        files["frames"] = DataFile(f"{SEED}video_imgs_4", source, optional=not has_frames)
         for role, folder in SEED_CLIPS.items():
-            files[role] = DataFile(f"{SEED}{folder}", f"or the clips themselves, {SEED_SITE}", optional=True)
+            files[role] = DataFile(f"{SEED}{folder}", f"unpack the clips there, {SEED_SITE}", optional=has_frames)
     return files
 
 
 def seed_layouts(*kinds: str) -> tuple[Layout, ...]:
-    """Return the other layouts of SEED-Bench: converted prompts, and for images a table."""
+    """Return the other layouts of SEED-Bench: clips instead of frames, converted prompts, a table of the images."""
     files = {"questions": DataFile(f"{SEED}SEED-Bench.json", "for figures by dimension", optional=True)}
     roles = {"image": ("records", "image_input.jsonl"), "video": ("video_records", "video_input_4.jsonl")}
     for kind in kinds:
@@ -91,7 +92,10 @@ def seed_layouts(*kinds: str) -> tuple[Layout, ...]:
         source = converted(f"seed_bench/{name}").source
         files[role] = DataFile(f"{SEED}{name}", f"{source}, and put images and frames where it says")
     prompts = Layout("converted prompts", files, json_lines.seed_bench)
-    return (prompts, table("SEEDBench_IMG", adapted.seed_table)) if kinds == ("image",) else (prompts,)
+    if kinds == ("image",):
+        return prompts, table("SEEDBench_IMG", adapted.seed_table)
+    reader = functools.partial(seed_bench.read, kinds=kinds)
+    return Layout("clips", seed_files(*kinds, has_frames=False), reader), prompts
 
 
 CHOICES = (

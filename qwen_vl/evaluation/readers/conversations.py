@@ -72,7 +72,7 @@ def _record(name: str, conversation: Mapping[str, Any], images: "_Images") -> Re
         sources,
         (answer,) if references is None else tuple(_texts(name, conversation, "references")),
         system=conversation.get("system"),
-        history=tuple(zip(earlier, (said for _, said in history), strict=True)),
+        history=tuple(zip(earlier, (said or "" for _, said in history), strict=True)),
         fields=fields,
     )
 

@@ -24,20 +24,21 @@ def from_base64(text: str) -> bytes:
         raise ValueError(f"{len(text):,} characters that are no whole base64 text ({error}){cut}") from error
 
 
-def check_image(content: bytes) -> None:
-    """Raise ValueError if bytes are no image or one that is cut.
+def check_image(content: bytes) -> tuple[int, int] | None:
+    """Return (width, height) of an image, None if it has too many pixels to open; raise ValueError if it is cut.
 
     Reads the header and the last bytes, so that a data set is checked quickly: an image may still fail to decode.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            form = image.format
+            form, size = image.format, image.size
             if form == "JPEG" and content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
                 image.load()  # decides: some whole images have no end marker
     except Image.DecompressionBombError:
-        return  # said when it is opened
+        return None  # said when it is opened
     except (OSError, ValueError, SyntaxError) as error:
         reason = "no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"{len(content):,} bytes: {reason}") from error
     if form == "PNG" and PNG_END not in content:
         raise ValueError(f"{len(content):,} bytes of a PNG image without its end")
+    return size
