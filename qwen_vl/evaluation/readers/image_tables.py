@@ -85,16 +85,20 @@ class ImageTables:
 
 def files_of(path: Path, *, split: str | None = None, config: str | None = None) -> list[Path]:
     """Return the Parquet or Arrow files of a split below `path`; raise ValueError if it has no such split, OSError."""
-    saved = [path / name for name in (split or "", *(old for old, new in SAME_SPLIT.items() if new == split))]
-    here = next((folder for folder in saved if (folder / "state.json").is_file()), None)
-    if here is not None or not path.is_dir():
-        return [file for file, _ in data_files(here or path)]
+    path = path / config if config and (path / config).is_dir() else path
+    folders = [
+        path,
+        *(path / name for name in (split or "", *(old for old, new in SAME_SPLIT.items() if new == split))),
+    ]
+    saved = next((folder for folder in folders if (folder / "state.json").is_file()), None)
+    if saved is not None or not path.is_dir():
+        return [file for file, _ in data_files(saved or path)]
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     files = [file for file in files if not file.name.startswith(("cache-", "."))]  # those that `datasets` computed
     if not files:
         raise ValueError(f"{path}: no Parquet or Arrow files in this folder; copy the data set there")
-    of_config = [file for file in files if config in file.relative_to(path).parts[:-1]]
-    files = of_config or files
+    if config and path.name != config:
+        files = _of_config(files, path, config)
     names = {file: _split_of(file, path) for file in files}
     known = sorted({name for name in names.values() if name})
     if split is None and len(known) > 1:
@@ -110,6 +114,16 @@ def files_of(path: Path, *, split: str | None = None, config: str | None = None)
         names_of = ", ".join(str(folder.relative_to(path)) for folder in folders)
         raise ValueError(f"{path}: split {split!r} is in the folders {names_of}; name one of them")
     return found
+
+
+def _of_config(files: Sequence[Path], root: Path, config: str) -> list[Path]:
+    """Return the files of a config: those in a folder of its name, or all if there are no configs; else ValueError."""
+    folders = {file: file.relative_to(root).parts[:-1] for file in files}
+    found = [file for file in files if config in folders[file]]
+    others = sorted({name for names in folders.values() for name in names} - {"data", *SPLITS})
+    if not found and others:
+        raise ValueError(f"{root}: no folder {config!r}, only {', '.join(others):.200}; copy that config there")
+    return found or list(files)
 
 
 def _split_of(file: Path, root: Path) -> str:

@@ -113,6 +113,8 @@ def test_vqa_answers_as_objects_and_docvqa_configs(tmp_path):
         table([row]).to_parquet(tmp_path / "DocVQA" / config / "validation-00000-of-00001.parquet")
     (record,) = hugging_face.vqa({"records": tmp_path / "DocVQA"}, config="InfographicVQA")
     assert record.answers == ("two", "two.") and record.fields["question_id"] == record.id == "49153"
+    with pytest.raises(ValueError, match="no folder 'en', only DocVQA, InfographicVQA"):
+        hugging_face.vqa({"records": tmp_path / "DocVQA"}, config="en")
     with pytest.raises(ValueError, match="'validation' is in the folders DocVQA, InfographicVQA"):
         hugging_face.vqa({"records": tmp_path / "DocVQA"})
 
