@@ -3,6 +3,7 @@
 from .anls import anls
 from .box_matching import first_box_share
 from .boxes_and_words import box_accuracy, find_boxes, iou, share_that_agree
+from .cider import cider
 from .grounding import grounding_iou
 from .letters import option_letter
 from .mmbench import mmbench_scores
@@ -15,6 +16,7 @@ from .vqa import vqa_accuracy, vqa_normalize_punctuation, vqa_normalize_words
 __all__ = [
     "anls",
     "box_accuracy",
+    "cider",
     "exact_match",
     "find_boxes",
     "first_box_share",

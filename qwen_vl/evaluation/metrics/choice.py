@@ -3,7 +3,7 @@
 A record's `answers` has the letter (or the text) of the right option; the answer is a ranking, or a text that names a
 letter. Breakdowns follow from a record's fields: `subject`, `grade`, `topic`, `category`, `l2-category`, and for
 ScienceQA (records with a grade) what stands beside the question: context/text (a hint), context/image, context/none.
-SEED-Bench has `question_type_id` (1 to 12) and `data_type` (image or video).
+SEED-Bench has `data_type` (image or video), and perhaps `question_type_id` (1 to 12), the dimension.
 """
 
 import re
@@ -17,18 +17,18 @@ from qwen_vl.evaluation.records import Record
 
 BREAKDOWNS = ("subject", "topic", "category", "l2-category")
 SEED_DIMENSIONS = (
-    "dimension/scene understanding",
-    "dimension/instance identity",
-    "dimension/instance attributes",
-    "dimension/instance location",
-    "dimension/instance counting",
-    "dimension/spatial relation",
-    "dimension/instance interaction",
-    "dimension/visual reasoning",
-    "dimension/text recognition",
-    "dimension/action recognition",
-    "dimension/action prediction",
-    "dimension/procedure understanding",
+    "dimension/Scene Understanding",
+    "dimension/Instance Identity",
+    "dimension/Instance Attributes",
+    "dimension/Instance Location",
+    "dimension/Instances Counting",
+    "dimension/Spatial Relation",
+    "dimension/Instance Interaction",
+    "dimension/Visual Reasoning",
+    "dimension/Text Recognition",
+    "dimension/Action Recognition",
+    "dimension/Action Prediction",
+    "dimension/Procedure Understanding",
 )
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
@@ -100,21 +100,22 @@ def _score_seed_bench(pairs: Sequence[Pair]) -> Result:
     scores = [sample.score for sample in samples]
     figures = {"all": mean_of(pairs, scores)}
     figures |= means_of_groups(pairs, scores, [_data_type(pair.record) for pair in pairs])
-    dimensions = [SEED_DIMENSIONS[_dimension(pair.record) - 1] for pair in pairs]
-    figures |= means_of_groups(pairs, scores, dimensions, first=SEED_DIMENSIONS)
+    figures |= means_of_groups(pairs, scores, [_dimension(pair.record) for pair in pairs], first=SEED_DIMENSIONS)
     figures["unmatched"] = _unmatched(pairs, samples)
     return Result("all", figures, samples, _notes(pairs))
 
 
-def _dimension(record: Record) -> int:
-    number = int(record.fields["question_type_id"])
-    if not 1 <= number <= len(SEED_DIMENSIONS):
+def _dimension(record: Record) -> str:
+    number = record.fields.get("question_type_id")
+    if number is None:  # converted files do not have it
+        return ""
+    if int(number) not in range(1, len(SEED_DIMENSIONS) + 1):
         raise ValueError(f"record {record.id!r}: question_type_id is {number}, it must be 1 to 12; correct the file")
-    return number
+    return SEED_DIMENSIONS[int(number) - 1]
 
 
 def _data_type(record: Record) -> str:
-    kind = str(record.fields.get("data_type") or ("image" if _dimension(record) <= 9 else "video"))
+    kind = str(record.fields.get("data_type"))
     if kind not in ("image", "video"):
         raise ValueError(f"record {record.id!r}: data_type is {kind!r}, it must be image or video; correct the file")
     return kind

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from qwen_vl.evaluation.metrics.cider import FACTOR, cider
+
 CHINESE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # and Japanese syllables
 LONG = 10  # words; a longer answer is free text
 
 
 class TextScores(NamedTuple):
-    """What a set of answers got: BLEU of the set, 0 to 100, and CIDEr of each answer, as `cider` scales it."""
+    """What a set of answers got: BLEU of the set, 0 to 100, and 100 times the CIDEr of each answer."""
 
     bleu: float
     signature: str  # of sacrebleu, with all of its settings
@@ -49,8 +51,6 @@ def score_texts(predictions: Sequence[str], references: Sequence[Sequence[str]])
     require_libraries()
     from sacrebleu.metrics import BLEU
 
-    from qwen_vl.evaluation.metrics.cider import cider
-
     most = max(len(texts) for texts in references)
     streams: list[list[Any]] = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
     measure = BLEU(tokenize="zh")
@@ -58,7 +58,7 @@ def score_texts(predictions: Sequence[str], references: Sequence[Sequence[str]])
     _, scores = cider(
         [_apart(text) for text in predictions], [[_apart(text) for text in texts] for texts in references]
     )
-    return TextScores(bleu, str(measure.get_signature()), list(scores))
+    return TextScores(bleu, str(measure.get_signature()), [FACTOR * score for score in scores])
 
 
 def _apart(text: str) -> str:

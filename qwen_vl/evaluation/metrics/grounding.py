@@ -87,7 +87,7 @@ def _sample(pair: Pair, finish: Callable[[PixelBox], PixelBox], is_right: Callab
     box = finish(_pixels(read, fields["width"], fields["height"]))
     value = _iou(box, fields["bbox"])
     shown = [list(box)] if read != NO_BOX and all(map(math.isfinite, box)) else []
-    extra = {"iou": value, "boxes": {"right": [list(fields["bbox"])], "predicted": shown}}
+    extra = {"iou": value, "boxes": {"right": [[float(value) for value in fields["bbox"]]], "predicted": shown}}
     return SampleScore(pair.record.id, float(is_right(value)), text, unmatched=read == NO_BOX, extra=extra)
 
 

@@ -1,15 +1,15 @@
 """Scores of a conversation file: each record is scored by what its right answer is.
 
-| task | right answer | figures |
-|---|---|---|
-| boxes | has a <box> | f1, precision, recall, at_0.3, at_0.5, at_0.7, mean_iou, first_at_0.5, without |
-| yes_no | yes, no, 是, 否, 有, .. alone | accuracy, f1, precision, recall (of yes), unmatched |
-| short | up to 10 words | exact_match, anls, relaxed_accuracy, agree |
-| text | longer, or several references | rouge_l, bleu, cider |
+- boxes, if it has a <box>: f1, precision, recall, at_0.3, at_0.5, at_0.7, mean_iou, first_at_0.5, without
+- yes_no, if it is yes, no, 是, 否, 有, .. alone: accuracy, f1, precision, recall (of yes), agree, unmatched
+- short, up to 10 words: exact_match, anls, relaxed_accuracy, agree
+- text, longer or several references: rouge_l, bleu, cider
 
-A field `metric` of a record decides instead: boxes, yes_no, text, exact_match, anls or relaxed_accuracy (the last three
-are of the task "short"). Figures are called TASK_NAME; "score" is the mean of the records' own scores: F1 of the boxes,
-right or wrong, exact match (or what `metric` names), ROUGE-L. A field `category` gives the figures "category/NAME".
+A field `metric` of a record decides instead: boxes, yes_no, text, exact_match, anls or relaxed_accuracy; the last three
+are of the task short. The figures of a task are called TASK_NAME, such as boxes_f1. "score" is the mean of what the
+records got: F1 of its boxes, right or wrong, exact match (or what `metric` names), ROUGE-L. A field `category` adds
+"category/NAME", the mean of what its records got, and the two plainest figures of its boxes and of its short answers,
+"category/NAME first_at_0.5" and "category/NAME agree". Boxes are compared in the grid of 0 to 999, as they are written.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ METRICS = ("boxes", "yes_no", "text", *SHORT_RULES)  # values of the field `metr
 
 
 def task_of(record: Record) -> str:
-    """Return the task of a record: boxes, yes_no, short or text (see the table of this module).
+    """Return the task of a record: boxes, yes_no, short or text (see this module's text).
 
     Raise ValueError if it has no right answer, or its `metric` is unknown.
     """
@@ -81,9 +81,17 @@ def score_records(records: Sequence[Record], texts: Sequence[str]) -> Result:
 def _score(pairs: Sequence[Pair]) -> Result:
     require_answers(pairs, title="Own data")
     result = score_records([pair.record for pair in pairs], [text_of(pair) for pair in pairs])
-    by_category = means_by(pairs, [sample.score for sample in result.samples], "category")
-    figures: dict[str, Figure] = {**result.figures, **by_category}
-    return Result(result.headline, figures, result.samples, result.notes)
+    return Result(result.headline, {**result.figures, **_by_category(pairs, result)}, result.samples, result.notes)
+
+
+def _by_category(pairs: Sequence[Pair], result: Result) -> dict[str, Figure]:
+    figures = means_by(pairs, [sample.score for sample in result.samples], "category")
+    first = [(i, one.extra["first_at_0.5"]) for i, one in enumerate(result.samples) if "first_at_0.5" in one.extra]
+    agree = [(i, one.extra["agree"]) for i, one in enumerate(result.samples) if "agree" in one.extra]
+    for name, scores in (("first_at_0.5", first), ("agree", agree)):
+        found = means_by([pairs[i] for i, _ in scores], [score for _, score in scores], "category")
+        figures |= {f"{category} {name}": figure for category, figure in found.items()}
+    return figures
 
 
 OWN_DATA = Metric("by the right answer of each record", _score)

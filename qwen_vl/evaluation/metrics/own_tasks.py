@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qwen_vl.evaluation.metrics.anls import anls
 from qwen_vl.evaluation.metrics.box_matching import THRESHOLD, match_boxes
@@ -64,12 +65,13 @@ def _boxes_sample(record: Record, text: str) -> SampleScore:
     ious = match_boxes(said, right)
     hits = sum(value >= THRESHOLD for value in ious)
     score = 2 * hits / (len(right) + len(said)) if right or said else 1.0  # nothing to find, and nothing found
-    extra = {
+    extra: dict[str, Any] = {
         "task": "boxes",
         "ious": ious,
-        "first_iou": iou(said[0], right[0]) if said and right else 0.0,
         "boxes_in_grid": {"right": [list(box) for box in right], "predicted": [list(box) for box in said]},  # 0..999
     }
+    if right:
+        extra["first_at_0.5"] = float(bool(said) and iou(said[0], right[0]) >= THRESHOLD)
     return SampleScore(record.id, score, text, unmatched=bool(right) and not said, extra=extra)
 
 
@@ -90,7 +92,7 @@ def _boxes_figures(records: Sequence[Record], samples: Sequence[SampleScore]) ->
     }
     rows = [row for row, count in enumerate(right) if count]
     if rows:
-        first = [float(samples[row].extra["first_iou"] >= THRESHOLD) for row in rows]
+        first = [samples[row].extra["first_at_0.5"] for row in rows]
         figures["first_at_0.5"] = mean_figure(first, [clusters[row] for row in rows])
     figures["without"] = mean_figure([float(sample.unmatched) for sample in samples], clusters)
     return figures, ["boxes: matched one to one, the highest IoU first; compared in the 0 to 999 grid as written"]
@@ -100,7 +102,7 @@ def _yes_no_sample(record: Record, text: str) -> SampleScore:
     truth, said = yes_or_no(record.answers[0]), yes_or_no(text)
     if truth == "unknown":
         raise ValueError(f"record {record.id!r}: metric is yes_no, but its answer {record.answers[0]!r} is neither")
-    extra = {"task": "yes_no", "right": truth}
+    extra = {"task": "yes_no", "right": truth, "agree": short_agree(text, record.answers)}
     return SampleScore(record.id, float(said == truth), said, unmatched=said == "unknown", extra=extra)
 
 
@@ -110,6 +112,7 @@ def _yes_no_figures(records: Sequence[Record], samples: Sequence[SampleScore]) -
     right = [sample.extra["right"] == "yes" for sample in samples]
     figures = {"accuracy": mean_figure([sample.score for sample in samples], clusters)}
     figures |= {name: part.figure() for name, part in yes_figures(said, right, clusters).items()}
+    figures["agree"] = mean_figure([sample.extra["agree"] for sample in samples], clusters)
     figures["unmatched"] = mean_figure([float(sample.unmatched) for sample in samples], clusters)
     return figures, []
 

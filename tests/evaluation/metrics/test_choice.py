@@ -139,7 +139,9 @@ def test_seed_bench_means_are_over_questions():
     random.Random(1).shuffle(pairs)
     assert SEED_BENCH.score(pairs).figures == result.figures
     with pytest.raises(ValueError, match="question_type_id is 13"):
-        SEED_BENCH.score([ranked(0, ("A",), question_type_id=13)])
+        SEED_BENCH.score([ranked(0, ("A",), question_type_id=13, data_type="image")])
+    without = SEED_BENCH.score([ranked(0, ("A",), data_type="image")])
+    assert list(without.figures) == ["all", "image", "unmatched"]
 
 
 def test_a_test_split_is_refused():

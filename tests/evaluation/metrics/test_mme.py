@@ -75,8 +75,8 @@ def test_errors_name_record_and_key():
     bad = [RECORDS[0], {key: value for key, value in RECORDS[1].items() if key != "label"}]
     with pytest.raises(ValueError, match="record 2 has no 'label'"):
         mme_scores(bad)
-    with pytest.raises(ValueError, match="record 1: unknown subtask 'colour'"):
-        mme_scores([{**RECORDS[0], "subtask": "colour"}])
+    with pytest.raises(ValueError, match="record 1: unknown subtask 'hue'"):
+        mme_scores([{**RECORDS[0], "subtask": "hue"}])
     with pytest.raises(ValueError, match="record 1: the label is 'maybe'"):
         mme_scores([{**RECORDS[0], "label": "maybe"}])
 
