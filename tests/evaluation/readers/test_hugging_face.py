@@ -113,6 +113,8 @@ def test_vqa_answers_as_objects_and_docvqa_configs(tmp_path):
         table([row]).to_parquet(tmp_path / "DocVQA" / config / "validation-00000-of-00001.parquet")
     (record,) = hugging_face.vqa({"records": tmp_path / "DocVQA"}, config="InfographicVQA")
     assert record.answers == ("two", "two.") and record.fields["question_id"] == record.id == "49153"
+    with pytest.raises(ValueError, match="no folder 'en', only DocVQA, InfographicVQA"):
+        hugging_face.vqa({"records": tmp_path / "DocVQA"}, config="en")
     with pytest.raises(ValueError, match="'validation' is in the folders DocVQA, InfographicVQA"):
         hugging_face.vqa({"records": tmp_path / "DocVQA"})
 
@@ -264,7 +266,7 @@ def test_yes_and_no_and_ocr(tmp_path):
     ("rows", "message"),
     [
         ([VQA[0], VQA[0]], r"\[1\]: id '7' was used at .*\[0\]"),
-        ([{**VQA[0], "image": {"bytes": png(1)[:50], "path": None}}], r"\[0\]\.image: 50 bytes.*cut or damaged"),
+        ([{**VQA[0], "image": {"bytes": png(1)[:50], "path": None}}], r"\[0\]: image: 50 bytes.*cut or damaged"),
         ([{**VQA[0], "image": None}, VQA[1]], r"\[0\]: has no image"),
         ([{**VQA[0], "question": None}, VQA[1]], r"\[0\]: question: None; it must be a text"),
         (
@@ -307,5 +309,5 @@ def test_missing_splits_and_damaged_files_are_named(tmp_path):
         )
     (record,) = hugging_face.vqa({"records": tmp_path / "a.png.parquet"})
     assert record.images[0].read() == png(2)
-    with pytest.raises(ValueError, match=r"\[0\]\.image: no bytes, and 'b\.png' is no file"):
+    with pytest.raises(ValueError, match=r"\[0\]: image: no bytes, and 'b\.png' is no file"):
         hugging_face.vqa({"records": tmp_path / "b.png.parquet"})
