@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from qwen_vl.evaluation.records import Answer, Record
+from qwen_vl.evaluation.statistics import Figure, Unit
 
-Unit = Literal["percent", "points", "count", "share"]
+__all__ = ["Figure", "Metric", "Pair", "Result", "SampleScore", "Unit"]
 
 
 class Pair(NamedTuple):
@@ -14,16 +15,6 @@ class Pair(NamedTuple):
 
     record: Record
     answer: Answer
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of a report. `value` and `standard_error` are in `unit`; percent goes from 0 to 100."""
-
-    value: float
-    count: int  # of records that it is made of
-    standard_error: float | None = None  # clustered by image; None where it is not defined
-    unit: Unit = "percent"
 
 
 @dataclass(frozen=True)
