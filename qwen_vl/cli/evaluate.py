@@ -103,6 +103,7 @@ def make_request(args: argparse.Namespace) -> Request:
         data=tuple(args.data),
         data_dir=Path(args.data_dir),
         image_folder=args.image_folder,
+        num_frames=args.frames,
         overrides=overrides,
         subset=Subset(args.limit, args.offset, args.seed),
     )
@@ -235,6 +236,7 @@ def add_what_is_asked(parser: Parser) -> None:
     add("--style", choices=("raw", "chat"), help="prompt as a raw text or as a chat (default: the benchmark's)")
     add("--template", help="text with <img>{image}</img>, {question} .., or the name of a template")
     add("--shots", type=int, help="training examples before each question")
+    add("--frames", type=positive, help="frames of each clip, where a benchmark has clips (default: 4)")
     add("--max_new_tokens", type=positive, help="most tokens of a generated answer")
     add("--min_new_tokens", type=int, help="fewest tokens of a generated answer")
     add("--end", choices=("endoftext", "im_end"), help="where a generated answer ends")

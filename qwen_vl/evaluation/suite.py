@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl.evaluation import results, runner, scoring
-from qwen_vl.evaluation.benchmarks import BENCHMARKS, get, loading
+from qwen_vl.evaluation.benchmarks import BENCHMARKS, get, loading, with_frames
 from qwen_vl.evaluation.benchmarks.benchmark import Benchmark
 from qwen_vl.evaluation.benchmarks.own_data import own_data
 from qwen_vl.evaluation.judge import Judge
@@ -25,6 +25,7 @@ class Request:
     data: Sequence[str] = ()  # conversation files
     data_dir: Path = Path("eval_data")
     image_folder: str | None = None
+    num_frames: int | None = None  # of each clip
     overrides: Overrides = field(default_factory=Overrides)
     subset: Subset = field(default_factory=Subset)
 
@@ -60,17 +61,20 @@ def tasks_of(request: Request, further_problems: Sequence[str] = ()) -> list[Tas
 
 def _task(benchmark: Benchmark, request: Request) -> Task:
     """Return the task of one benchmark; raise OSError or ValueError if its files or the user's changes are wrong."""
+    if request.num_frames is not None:
+        benchmark = with_frames(benchmark, request.num_frames)
     asked = changed(benchmark, request.overrides)
     records = loading.load(benchmark, request.data_dir)
     is_own = benchmark.name not in BENCHMARKS
     task = Task(
         benchmark=asked,
-        run=run_name(benchmark, asked, request.subset),
+        run=run_name(benchmark, asked, request.subset, request.num_frames),
         records=request.subset.of(records, benchmark.group_of),
         complete_size=len(records),
         subset=request.subset,
         shots=loading.load_shots(benchmark, request.data_dir) if asked.num_shots else (),
         files=loading.files_used(benchmark, request.data_dir),
+        num_frames=request.num_frames,
         own_data=own_paths(benchmark) if is_own else None,
     )
     task.prompts()  # raise now what is wrong with them
@@ -171,6 +175,9 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
     own = settings.get("own_data")
     name = settings["benchmark"]
     benchmark = own_data(own["records"], own.get("images")) if own else get(name)
+    num_frames = settings.get("num_frames")
+    if num_frames is not None:
+        benchmark = with_frames(benchmark, num_frames)
     records = loading.load(benchmark, request.data_dir)
     asked, subset = restored(benchmark, settings)
     return Task(
@@ -179,6 +186,7 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
         records=subset.of(records, benchmark.group_of),
         complete_size=len(records),
         subset=subset,
+        num_frames=num_frames,
         own_data=own,
     )
 

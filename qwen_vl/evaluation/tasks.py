@@ -75,6 +75,7 @@ class Task:
     subset: Subset = field(default_factory=Subset)
     shots: Sequence[Record] = ()  # the training records that few-shot examples are drawn from
     files: Mapping[str, str] = field(default_factory=dict)  # {role: path} of what the records were read from
+    num_frames: int | None = None  # of each clip; None: as many as the benchmark says
     own_data: Mapping[str, str] | None = None  # {role: path} of a conversation file and its image folder
 
     @property
@@ -112,6 +113,7 @@ class Task:
             "style": benchmark.style,
             "decoding": decoding_to_dict(benchmark.decoding),
             "num_shots": benchmark.num_shots,
+            "num_frames": self.num_frames,
             "limit": self.subset.limit,
             "offset": self.subset.offset,
             "seed": self.subset.seed,
@@ -147,7 +149,7 @@ def changed(benchmark: Benchmark, overrides: Overrides) -> Benchmark:
     )
 
 
-def run_name(before: Benchmark, after: Benchmark, subset: Subset) -> str:
+def run_name(before: Benchmark, after: Benchmark, subset: Subset, num_frames: int | None = None) -> str:
     """Return the folder name of a run: the benchmark's name and each setting that is not its default."""
     parts = [before.name]
     if after.style != before.style:
@@ -157,6 +159,8 @@ def run_name(before: Benchmark, after: Benchmark, subset: Subset) -> str:
     parts += _decoding_parts(before.decoding, after.decoding)
     if after.num_shots != before.num_shots:
         parts.append(f"{after.num_shots}shot")
+    if num_frames is not None:
+        parts.append(f"{num_frames}frames")
     if subset.limit is not None:
         parts.append(f"limit{subset.limit}")
     if subset.offset:

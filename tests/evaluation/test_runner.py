@@ -221,6 +221,7 @@ def test_names_of_runs_say_what_differs():
     assert name(Subset(50, 10, 7), shots=4) == "squares+4shot+limit50+offset10+seed7"
     assert name(kind="rank") == "squares+rank" and name(benchmark=RANKED, kind="generate") == "squares_ranked+generate"
     assert name(benchmark=RANKED, kind="generate", max_new_tokens=3) == "squares_ranked+generate+max3"
+    assert run_name(SQUARES, SQUARES, Subset(5), 8) == "squares+8frames+limit5"
     assert name(template="<img>{image}</img>{question}").startswith("squares+template-")
     asked = changed(RANKED, Overrides(kind="generate", style="chat", shots=2))
     settings = Task(asked, "x", [], 0, Subset(5, 1, 2)).settings()
