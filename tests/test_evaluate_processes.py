@@ -4,17 +4,18 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from helpers import runs
 
 from qwen_vl.cli import evaluate
 
 LAUNCHER = runs.ROOT / "scripts" / "evaluate.sh"
-PROGRAM = (sys.executable, "-m", "qwen_vl.cli", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +36,62 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def flags(make_checkpoint, data_dir):
     """Return the flags of a command that answers in batches of two, on the CPU."""
     words = (make_checkpoint(), "--benchmarks", "refcoco_testA", "--data_dir", data_dir, "--batch_size", 2)
     return [*map(str, words), "--device", "cpu", "--max_new_tokens", "12"]
 
 
-def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **more}
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """Return the answers of a run that was not interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    evaluate.main([*flags, "--output_dir", str(output)])
+    assert len(answers(output).splitlines()) == 24
+    return answers(output)
 
 
 def launch(flags, output, nproc):
     command = ["sh", str(LAUNCHER), *flags, "--output_dir", str(output)]
     return subprocess.run(
-        command, env=environment(NPROC=str(nproc)), cwd=output.parent, capture_output=True, text=True, timeout=300
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "NPROC": str(nproc)},
+        cwd=output.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
-def alone(flags, output):
-    """Return the started process of a run in one process."""
-    command = [*PROGRAM, *flags, "--output_dir", str(output)]
-    return subprocess.Popen(command, cwd=runs.ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def started(flags, output):
+    """Return the id of a process, forked as starting one takes seconds, that evaluates."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        torch.set_num_threads(1)  # the threads of the parent's are not there
+        evaluate.main([*flags, "--output_dir", str(output)])
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kill_when(child, output, num_lines, delay=0.0):
+    """Kill a process by SIGKILL once it has written so many answers; return whether it was still there."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0
+            return False
+        if sum(path.read_bytes().count(b"\n") for path in output.glob("*/*/answers.rank-*")) >= num_lines:
+            break
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def answers(output):
@@ -65,23 +100,27 @@ def answers(output):
     return path.read_bytes()
 
 
-def test_two_processes_after_a_killed_one_leave_what_one_leaves(flags, tmp_path):
-    killed = alone(flags, tmp_path / "killed")
-    evaluate.main([*flags, "--output_dir", str(tmp_path / "whole")])
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in (tmp_path / "killed").glob("*/*/answers.rank-*")):
-        assert time.monotonic() < deadline and killed.poll() is None, killed.communicate()
-        time.sleep(0.01)
-    killed.kill()
-    killed.communicate()
-    done = launch(flags, tmp_path / "killed", 2)
+def test_two_processes_after_a_killed_one_leave_what_one_leaves(flags, whole, tmp_path):
+    assert kill_when(started(flags, tmp_path / "r"), tmp_path / "r", 4)
+    done = launch(flags, tmp_path / "r", 2)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "answered before" in line]
     num_reused = int(line.split(", ")[-1].split()[0])
-    assert 2 <= num_reused < 24 and f"{24 - num_reused} of 24 answered" in line
-    assert answers(tmp_path / "killed") == answers(tmp_path / "whole")
-    assert len(answers(tmp_path / "whole").splitlines()) == 24
+    assert 4 <= num_reused < 24 and f"{24 - num_reused} of 24 answered" in line
+    assert answers(tmp_path / "r") == whole
     assert not runs.noise(done.stderr) and done.stdout.count("refcoco_testA") == 1
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 40))])
+def test_kills_at_random_places(flags, whole, tmp_path, seed):
+    """Several in a row: while answering, and before and after it."""
+    chance, num_killed = random.Random(seed), 0
+    for _ in range(4):
+        child = started(flags, tmp_path / "r")
+        num_killed += kill_when(child, tmp_path / "r", chance.choice([0, 1, 3, 7]), chance.random() * 0.2)
+    if kill_when(started(flags, tmp_path / "r"), tmp_path / "r", 99):
+        raise AssertionError("the last one is not killed")
+    assert answers(tmp_path / "r") == whole and num_killed
 
 
 @pytest.mark.slow
@@ -91,21 +130,3 @@ def test_all_processes_end_with_one_error(flags, tmp_path):
     assert done.returncode == 1 and done.stderr.count("refcoco_testB.jsonl is missing") == 1, done.stderr
     lines = set(done.stderr.splitlines()) - set(runs.noise(done.stderr))
     assert sum(line.startswith("error: ") for line in lines) == 2, done.stderr  # the other one is torchrun's
-
-
-@pytest.mark.slow
-def test_kills_at_random_places(flags, tmp_path):
-    evaluate.main([*flags, "--output_dir", str(tmp_path / "whole")])
-    expected, chance, num_killed = answers(tmp_path / "whole"), random.Random(0), 0
-    for trial in range(6):
-        output = tmp_path / str(trial)
-        for _ in range(3):
-            process = alone(flags, output)
-            time.sleep(chance.uniform(5, 12))
-            num_killed += process.poll() is None
-            process.kill()
-            process.communicate()
-        done = launch(flags, output, chance.choice([1, 2, 3]))
-        assert done.returncode == 0, done.stderr
-        assert answers(output) == expected
-    assert num_killed > 3
