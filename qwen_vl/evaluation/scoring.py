@@ -186,7 +186,7 @@ def _write_samples(
                 "options": list(record.options),
                 "answer": said,
                 "scored": sample.scored if sample else None,
-                "score": sample.score if sample else None,
+                "score": sample.score if sample and result.headline else None,
                 "tokens": answer.num_tokens if answer else 0,
                 "finish": answer.finish if answer else None,
                 "unmatched": sample.unmatched if sample else False,

@@ -132,6 +132,7 @@ def test_submission_files_are_written_for_complete_runs(data):
     scores = score(request, results)["squares_test"]
     assert len(json.loads((folder / "submission.json").read_text())) == 12
     assert scores["figures"] == {} and "not public" in scores["notes"][0]
+    assert {sample["score"] for sample in samples_of(folder)} == {None}
     request, results, (folder,) = answered(data, "squares_test", subset=Subset(3))
     scores = next(suite.score_all(results, request, folders=[folder]))
     assert not (folder / "submission.json").exists() and "no submission file" in scores["notes"][1]
