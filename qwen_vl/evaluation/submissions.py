@@ -32,10 +32,11 @@ def vqav2(folder: Path, pairs: Sequence[Pair], *, other_ids: Iterable[int] = ())
     """Write vqav2.json: [{"question_id": int, "answer": str}], and return its path.
 
     other_ids: ids of the questions of the whole test set, which the server expects; those without a record get "".
-    Without them, the field `other_question_ids` of the first record is taken, if it is there.
+    Without them, the field `other_question_ids` of a record is taken, if one has it.
     """
     answers = {_number(pair, "question_id"): text_of(pair) for pair in pairs}
-    others = other_ids or (pairs[0].record.fields.get("other_question_ids", ()) if pairs else ())
+    named = (pair.record.fields.get("other_question_ids") for pair in pairs)
+    others = other_ids or next((ids for ids in named if ids), ())
     answers |= {int(number): "" for number in others if int(number) not in answers}
     return _json(folder / "vqav2.json", [{"question_id": number, "answer": text} for number, text in answers.items()])
 
@@ -108,15 +109,15 @@ def mmbench(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
 def mme(folder: Path, pairs: Sequence[Pair]) -> list[Path]:
     """Write mme/SUBTASK.txt, lines `image\\tquestion\\tYes|No\\tanswer`, and return the paths (14 of the whole set).
 
-    SUBTASK is the field `category`. The questions of an image stand in consecutive lines. Newlines and tabs of a text
-    become spaces.
+    SUBTASK is the field `category`, image the field `image_name`, or else the file of the image. The questions of an
+    image stand in consecutive lines. Newlines and tabs of a text become spaces.
     """
     subtasks: dict[str, dict[str, list[str]]] = {}
     for pair in pairs:
         record = pair.record
         if not record.answers:
             raise ValueError(f"MME: record {record.id!r} has no right answer; its lines need Yes or No")
-        name = re.split(r"[\\/]", record.images[0].name)[-1] if record.images else record.id
+        name = record.fields.get("image_name") or re.split(r"[\\/]", record.images[0].name)[-1]
         cells = (name, record.question, record.answers[0].strip().capitalize(), text_of(pair))
         line = "\t".join(cell.translate(SPACES) for cell in cells) + "\n"
         subtask = str(record.fields["category"])

@@ -25,6 +25,7 @@ TEXTS = {"question", "hint", "answer", "answers", "options", "choices"}
 CAPTIONS = ("annotations_captions", "caption", "captions")  # what the column may be called
 HALLUSION = ("category", "subcategory", "set_id", "figure_id", "question_id")
 LETTER = re.compile(r"[A-Z]")
+NO_IMAGE = "has no image; get the complete data set"
 NO_TEXT = "nan"  # of MMBench: what pandas made of an empty cell
 
 
@@ -56,8 +57,13 @@ def gqa(files: Mapping[str, Path], *, split: str = "testdev") -> list[Record]:
     sources: dict[str, ImageSource] = {}
     tables = ImageTables(files["images"], split=split, config="testdev_balanced_images")
     _check_columns(tables, ("id",))
+    problems = Problems()
     for row in tables.rows():
-        sources[str(row.cells["id"])] = row.images[0]
+        if row.images:
+            sources[str(row.cells["id"])] = row.images[0]
+        else:
+            problems.add(f"{row.place}: {row.problem or NO_IMAGE}")
+    problems.raise_if_any()
 
     def make(row: TableRow, name: str) -> Iterable[Record]:
         image = sources.get(str(row.cells["imageId"]))
@@ -218,9 +224,11 @@ def _records(
     records, problems, places = [], Problems(), dict[str, str]()
     for number, row in enumerate(tables.rows()):
         try:
+            if row.problem:
+                raise ValueError(row.problem)
             for record in make(row, str(number if column is None else row.cells[column])):
                 if images and not record.images:
-                    raise ValueError("has no image; get the complete data set")
+                    raise ValueError(NO_IMAGE)
                 if record.id in places:
                     raise ValueError(f"id {record.id!r} was used at {places[record.id]}; use each id once")
                 places[record.id] = row.place

@@ -6,7 +6,7 @@ Local data sets of Hugging Face are such files. Nothing is decoded or kept here,
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from qwen_vl.evaluation.records import ImageSource
 from .encoded_images import check_image
 
 SPLITS = ("train", "test", "testA", "testB", "testdev", "validation", "valid", "val", "dev", "image", "non_image")
-SPLIT = re.compile(rf"(?:^|[-_])({'|'.join(SPLITS)})(?=[-.])")  # in the name of a file
+SHARD = re.compile(r"-([0-9]+)-of-([0-9]+)")  # in the name of a file
 SAME_SPLIT = {"valid": "validation", "val": "validation"}
 SUFFIXES = (".parquet", ".arrow")
 ROWS_WITH_IMAGES, ROWS = 16, 4096  # that become Python objects at a time
@@ -34,6 +34,7 @@ class TableRow(NamedTuple):
     cells: dict[str, Any]
     images: tuple[ImageSource, ...]
     sizes: tuple[tuple[int, int] | None, ...]
+    problem: str = ""  # why there are no images: one is missing or cut
 
 
 class ImageTables:
@@ -52,70 +53,102 @@ class ImageTables:
         self.image_columns = [name for name in self.schema.names if name not in self.columns]
 
     def rows(self) -> Iterator[TableRow]:
-        """Yield the rows of all files. Raise ValueError for an image that is missing or cut, for a damaged file."""
+        """Yield the rows of all files. Raise ValueError for a damaged file."""
         by_digest: dict[bytes, ImageSource] = {}
         for file in self.files:
             number = 0
             for batch in _batches(file, ROWS_WITH_IMAGES if self.image_columns else ROWS):
                 for cells in batch.to_pylist():
-                    place = f"{file}[{number}]"
-                    found = [
-                        self._image(file, number, column, part, content, by_digest)
-                        for column in self.image_columns
-                        for part, content in enumerate(_contents(cells.pop(column, None), file, f"{place}.{column}"))
-                    ]
-                    yield TableRow(place, cells, tuple(one for one, _ in found), tuple(size for _, size in found))
+                    images = {column: cells.pop(column, None) for column in self.image_columns}
+                    try:
+                        found, problem = list(self._images(file, number, images, by_digest)), ""
+                    except ValueError as error:
+                        found, problem = [], str(error)
+                    sources, sizes = tuple(one for one, _ in found), tuple(size for _, size in found)
+                    yield TableRow(f"{file}[{number}]", cells, sources, sizes, problem)
                     number += 1
 
-    def _image(
-        self, file: Path, row: int, column: str, part: int, content: bytes, by_digest: dict[bytes, ImageSource]
-    ) -> tuple[ImageSource, tuple[int, int] | None]:
-        """Return the source and the size of an image; images with the same bytes have one source."""
-        try:
-            size = check_image(content)
-        except ValueError as error:
-            raise ValueError(
-                f"{file}[{row}].{column}: {error}; the image is cut or damaged: get the file again"
-            ) from error
-        others = len(self.image_columns) > 1 or part
-        name = f"{file.name}[{row}]" + (f".{column}#{part + 1}" if others else "")
-        source = ImageSource(name, functools.partial(_image_bytes, file, row, column, part))
-        return by_digest.setdefault(hashlib.sha256(content).digest(), source), size
+    def _images(
+        self, file: Path, row: int, images: Mapping[str, Any], by_digest: dict[bytes, ImageSource]
+    ) -> Iterator[tuple[ImageSource, tuple[int, int] | None]]:
+        """Yield the source and the size of each image of a row; images with the same bytes have one source."""
+        for column, value in images.items():
+            for part, content in enumerate(_contents(value, file, column)):
+                try:
+                    size = check_image(content)
+                except ValueError as error:
+                    raise ValueError(f"{column}: {error}; the image is cut or damaged: get the file again") from error
+                others = len(images) > 1 or part
+                name = f"{file.name}[{row}]" + (f".{column}#{part + 1}" if others else "")
+                source = ImageSource(name, functools.partial(_image_bytes, file, row, column, part))
+                yield by_digest.setdefault(hashlib.sha256(content).digest(), source), size
 
 
 def files_of(path: Path, *, split: str | None = None, config: str | None = None) -> list[Path]:
     """Return the Parquet or Arrow files of a split below `path`; raise ValueError if it has no such split, OSError."""
-    saved = [path / name for name in (split or "", *(old for old, new in SAME_SPLIT.items() if new == split))]
-    here = next((folder for folder in saved if (folder / "state.json").is_file()), None)
-    if here is not None or not path.is_dir():
-        return [file for file, _ in data_files(here or path)]
+    path = path / config if config and (path / config).is_dir() else path
+    folders = [
+        path,
+        *(path / name for name in (split or "", *(old for old, new in SAME_SPLIT.items() if new == split))),
+    ]
+    saved = next((folder for folder in folders if (folder / "state.json").is_file()), None)
+    if saved is not None or not path.is_dir():
+        return [file for file, _ in data_files(saved or path)]
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     files = [file for file in files if not file.name.startswith(("cache-", "."))]  # those that `datasets` computed
     if not files:
         raise ValueError(f"{path}: no Parquet or Arrow files in this folder; copy the data set there")
-    of_config = [file for file in files if config in file.relative_to(path).parts[:-1]]
-    files = of_config or files
-    names = {file: _split_of(file, path) for file in files}
+    if config and path.name != config:
+        files = _of_config(files, path, config)
+    files = _of_split(files, path, split)
+    _check_shards(files)
+    return files
+
+
+def _of_split(files: Sequence[Path], root: Path, split: str | None) -> list[Path]:
+    """Return the files of a split, or all if their names tell none; raise ValueError if there is no such split."""
+    names = {file: _split_of(file, root, split) for file in files}
     known = sorted({name for name in names.values() if name})
     if split is None and len(known) > 1:
-        raise ValueError(f"{path}: holds the splits {', '.join(known)}; name the files of one of them")
+        raise ValueError(f"{root}: holds the splits {', '.join(known)}; name the files of one of them")
     if split is None or not known:
-        return files
-    wanted = SAME_SPLIT.get(split, split)
-    found = [file for file in files if names[file] == wanted]
+        return list(files)
+    found = [file for file in files if names[file] == SAME_SPLIT.get(split, split)]
     if not found:
-        raise ValueError(f"{path}: has no split {split!r}, only {', '.join(known)}; copy it there")
+        raise ValueError(f"{root}: has no split {split!r}, only {', '.join(known)}; copy it there")
     folders = sorted({file.parent for file in found})
     if len(folders) > 1:
-        names_of = ", ".join(str(folder.relative_to(path)) for folder in folders)
-        raise ValueError(f"{path}: split {split!r} is in the folders {names_of}; name one of them")
+        names_of = ", ".join(str(folder.relative_to(root)) for folder in folders)
+        raise ValueError(f"{root}: split {split!r} is in the folders {names_of}; name one of them")
     return found
 
 
-def _split_of(file: Path, root: Path) -> str:
-    """Return the split that the name of a file, or of a folder above it, tells; "" if none does."""
-    match = SPLIT.search(file.name)
-    folders = [name for name in file.relative_to(root).parts[:-1] if name in SPLITS]
+def _check_shards(files: Sequence[Path]) -> None:
+    """Raise ValueError if one of a number of files that belong together is missing (test-00000-of-00003.parquet)."""
+    shards = [(file, match) for file in files if (match := SHARD.search(file.name))]
+    there = {(match.string[: match.start()], int(match[1])) for _, match in shards}
+    for file, match in shards:
+        start, total = match.string[: match.start()], int(match[2])
+        missing = [number for number in range(total) if (start, number) not in there]
+        if missing:
+            raise ValueError(f"{file}: of its {total} files, number {missing[0]:05} is missing; copy all of them there")
+
+
+def _of_config(files: Sequence[Path], root: Path, config: str) -> list[Path]:
+    """Return the files of a config: those in a folder of its name, or all if there are no configs; else ValueError."""
+    folders = {file: file.relative_to(root).parts[:-1] for file in files}
+    found = [file for file in files if config in folders[file]]
+    others = sorted({name for names in folders.values() for name in names} - {"data", *SPLITS})
+    if not found and others:
+        raise ValueError(f"{root}: no folder {config!r}, only {', '.join(others):.200}; copy that config there")
+    return found or list(files)
+
+
+def _split_of(file: Path, root: Path, split: str | None) -> str:
+    """Return the split that the name of a file, or of a folder above it, tells; "" if none does. split: one more."""
+    known = SPLITS if split is None else (split, *SPLITS)
+    match = re.search(rf"(?:^|[-_])({'|'.join(map(re.escape, known))})(?=[-.])", file.name)
+    folders = [name for name in file.relative_to(root).parts[:-1] if name in known]
     name = match[1] if match else folders[-1] if folders else ""
     return SAME_SPLIT.get(name, name)
 
@@ -132,7 +165,7 @@ def _is_image(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _contents(value: Any, file: Path, place: str) -> Iterator[bytes]:
+def _contents(value: Any, file: Path, column: str) -> Iterator[bytes]:
     """Yield the encoded images of a cell; raise ValueError if one is missing, OSError if its file is."""
     for image in value if isinstance(value, list) else [] if value is None else [value]:
         content = image.get("bytes") if isinstance(image, dict) else image
@@ -140,7 +173,7 @@ def _contents(value: Any, file: Path, place: str) -> Iterator[bytes]:
             name = image.get("path") if isinstance(image, dict) else None
             if not name or not (file.parent / name).is_file():
                 raise ValueError(
-                    f"{place}: no bytes, and {name!r} is no file beside the table; get the complete data set"
+                    f"{column}: no bytes, and {name!r} is no file beside the table; get the complete data set"
                 )
             content = (file.parent / name).read_bytes()
         yield content
@@ -150,7 +183,9 @@ def _image_bytes(file: Path, row: int, column: str, part: int) -> bytes:
     """Return an image; raise OSError if the file was changed since it was read first."""
     try:
         return next(
-            content for number, content in enumerate(_contents(_cell(file, row, column), file, "")) if number == part
+            content
+            for number, content in enumerate(_contents(_cell(file, row, column), file, column))
+            if number == part
         )
     except (ValueError, IndexError, KeyError, StopIteration, pa.ArrowException) as error:
         raise OSError(f"{file} is not the file any more that was read at the start") from error

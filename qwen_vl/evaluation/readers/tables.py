@@ -62,8 +62,8 @@ class Table:
         """
         with open(self.path, "rb") as file:
             file.seek(self.start)
-            lines = _Lines(self.path, file, self.start)
-            offset, first_line = self.start, self._num_header_lines() + 1
+            first_line = self._num_header_lines() + 1
+            lines, offset = _Lines(self.path, file, self.start, first_line), self.start
             for line, cells in _cells(self.path, lines, self.separator, first_line):
                 if any(cell.strip() for cell in cells):
                     self._check_length(line, cells, lines)
@@ -102,8 +102,8 @@ class Table:
 class _Lines:
     """The lines of an open file as text, and the offset of the next one."""
 
-    def __init__(self, path: Path, file: BufferedReader, offset: int) -> None:
-        self.path, self.file, self.offset = path, file, offset
+    def __init__(self, path: Path, file: BufferedReader, offset: int, line: int = 1) -> None:
+        self.path, self.file, self.offset, self.line = path, file, offset, line
         self.is_ended = True  # whether the last line ended with a newline
 
     def __iter__(self) -> "_Lines":
@@ -117,9 +117,10 @@ class _Lines:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.path}: byte {self.offset + error.start} is not UTF-8; save the file as UTF-8 text"
+                f"{self.path}:{self.line}: byte {error.start} is not UTF-8; save the file as UTF-8 text"
             ) from error
         self.offset += len(line)
+        self.line += 1
         self.is_ended = line.endswith(b"\n")
         return text
 

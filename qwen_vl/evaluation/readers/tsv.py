@@ -216,7 +216,7 @@ class _TableReader:
             return ()
         if not letters:
             return tuple(literal(answer))
-        said = answer.strip()
+        said = literal(answer)[0].strip()
         if said not in letters:  # some tables have the text of the option, or small letters
             said = next((letter for letter in letters if cells[letter].strip() == said), said.upper())
         if said not in letters:

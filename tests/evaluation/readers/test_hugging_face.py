@@ -49,11 +49,10 @@ def save(found, folder, form, split):
     if form == "parquet":
         (folder / "data").mkdir(parents=True)
         middle = max(len(found) // 2, 1)
-        for number, part in enumerate((range(middle), range(middle, len(found)))):
-            if len(part):
-                found.select(part).to_parquet(
-                    folder / "data" / f"{split}-{number:05}-of-00002-0123abcd.parquet", batch_size=2
-                )
+        for number, part in enumerate((range(middle), range(middle, len(found)))):  # the second may be empty
+            found.select(part).to_parquet(
+                folder / "data" / f"{split}-{number:05}-of-00002-0123abcd.parquet", batch_size=2
+            )
         found.select([0]).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     if form == "cache":
         folder.mkdir()
@@ -73,9 +72,10 @@ VQA = [
 
 
 @pytest.mark.parametrize("form", ["saved", "dict", "parquet", "cache"])
-def test_every_form_of_a_data_set(tmp_path, form):
-    files = save(table(VQA), tmp_path / "textvqa", form, "validation")
-    records = hugging_face.vqa(files)
+@pytest.mark.parametrize("split", ["validation", "val2014"])
+def test_every_form_of_a_data_set(tmp_path, form, split):
+    files = save(table(VQA), tmp_path / "textvqa", form, split)
+    records = hugging_face.vqa(files, split=split)
     assert [record.id for record in records] == ["7", "8", "9"]
     assert [record.question for record in records] == ["Who?", "N/A", "Why?"]
     assert [record.answers for record in records] == [("None", "NA", "NA", "null", "4"), (), ("a",) * 10]
@@ -113,6 +113,8 @@ def test_vqa_answers_as_objects_and_docvqa_configs(tmp_path):
         table([row]).to_parquet(tmp_path / "DocVQA" / config / "validation-00000-of-00001.parquet")
     (record,) = hugging_face.vqa({"records": tmp_path / "DocVQA"}, config="InfographicVQA")
     assert record.answers == ("two", "two.") and record.fields["question_id"] == record.id == "49153"
+    with pytest.raises(ValueError, match="no folder 'en', only DocVQA, InfographicVQA"):
+        hugging_face.vqa({"records": tmp_path / "DocVQA"}, config="en")
     with pytest.raises(ValueError, match="'validation' is in the folders DocVQA, InfographicVQA"):
         hugging_face.vqa({"records": tmp_path / "DocVQA"})
 
@@ -264,7 +266,7 @@ def test_yes_and_no_and_ocr(tmp_path):
     ("rows", "message"),
     [
         ([VQA[0], VQA[0]], r"\[1\]: id '7' was used at .*\[0\]"),
-        ([{**VQA[0], "image": {"bytes": png(1)[:50], "path": None}}], r"\[0\]\.image: 50 bytes.*cut or damaged"),
+        ([{**VQA[0], "image": {"bytes": png(1)[:50], "path": None}}], r"\[0\]: image: 50 bytes.*cut or damaged"),
         ([{**VQA[0], "image": None}, VQA[1]], r"\[0\]: has no image"),
         ([{**VQA[0], "question": None}, VQA[1]], r"\[0\]: question: None; it must be a text"),
         (
@@ -282,6 +284,11 @@ def test_missing_splits_and_damaged_files_are_named(tmp_path):
     files = save(table(VQA), tmp_path / "d", "parquet", "dev")
     with pytest.raises(ValueError, match=r"has no split 'validation', only dev, train"):
         hugging_face.vqa(files)
+    (tmp_path / "d" / "data" / "dev-00001-of-00002-0123abcd.parquet").unlink()
+    with pytest.raises(
+        ValueError, match=r"dev-00000-of-00002-0123abcd\.parquet: of its 2 files, number 00001 is missing"
+    ):
+        hugging_face.vqa(files, split="dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no Parquet or Arrow files"):
         hugging_face.vqa({"records": tmp_path / "empty"})
@@ -307,5 +314,5 @@ def test_missing_splits_and_damaged_files_are_named(tmp_path):
         )
     (record,) = hugging_face.vqa({"records": tmp_path / "a.png.parquet"})
     assert record.images[0].read() == png(2)
-    with pytest.raises(ValueError, match=r"\[0\]\.image: no bytes, and 'b\.png' is no file"):
+    with pytest.raises(ValueError, match=r"\[0\]: image: no bytes, and 'b\.png' is no file"):
         hugging_face.vqa({"records": tmp_path / "b.png.parquet"})

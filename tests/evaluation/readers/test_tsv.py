@@ -58,7 +58,7 @@ def test_a_choice_table_keeps_every_text_and_reads_images_when_asked(path):
             "3.0", base64_of(png), A="None", B="NA", C="null", D="nan", answer="C", hint='He said "no"\n\tand left'
         ),
         question("4", base64_of(jpeg), A="1", B="", C=" two ", D="", answer="C", category="x", **{"l2-category": "y"}),
-        question("1000003", "3", A="NA", B="null", C="nan", D="None", answer="B"),
+        question("1000003", "3", A="NA", B="null", C="nan", D="None", answer="['b']"),
         question("5", base64_of(png), answer=""),
     ]
     records = tsv.mmbench(write(path, rows, CHOICE))
@@ -68,7 +68,7 @@ def test_a_choice_table_keeps_every_text_and_reads_images_when_asked(path):
     assert records[1].options == ("1", " two ") and records[1].answers == ("B",)  # its place among the options
     assert records[1].fields["answer"] == "C"
     assert records[1].fields["category"] == "x" and records[1].fields["l2-category"] == "y"
-    assert records[3].answers == ()
+    assert records[2].answers == ("B",) and records[3].answers == ()
     assert "image" not in records[0].fields and list(records[0].fields) == [name for name in CHOICE if name != "image"]
     assert [record.images[0].read() for record in records] == [png, jpeg, png, png]
     names = [record.images[0].name for record in records]
@@ -181,7 +181,7 @@ def test_all_problems_are_told_at_once(path):
         ('index\timage\tquestion\n1\t"iVBOR\tq\n2\tx\ty\n', r"Some\.tsv:2: only 2 of 3 cells.*not closed"),
         ("index\tquestion\timage\rx\ty\tz\r", r"Some\.tsv:1: cannot be split"),
         ("index\tquestion\timage\n1\tq\tx\n".encode("utf-16"), r"is UTF-16"),
-        ("index\tquestion\timage\n1\té\tx\n".encode("latin-1"), r"byte 23 is not UTF-8"),
+        ("index\tquestion\timage\n1\té\tx\n".encode("latin-1"), r"Some\.tsv:2: byte 2 is not UTF-8"),
     ],
 )
 def test_a_damaged_table_is_named(path, content, message):
