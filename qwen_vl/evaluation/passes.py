@@ -1,4 +1,4 @@
-"""Forward passes over many prompts: what prompts about the same images begin with is computed once.
+"""Forward passes for many prompts: what prompts about the same images begin with is computed once.
 
 Every token's keys and values lie at its own position, so rows of different lengths need no padding between their
 tokens, and what lies behind a row's last token is hidden from it. A prompt is read in two passes: its prefix, which

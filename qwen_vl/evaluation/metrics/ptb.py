@@ -56,7 +56,7 @@ _WHOLE = [  # tokens; the longest match counts, the first of two that are equall
     r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
     r"(?:\d{1,4}-)?\d{1,4}/\d{1,4}",
     r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)",
-    r"\d+(?:\.\d+)*\.[xX](?![A-Za-z0-9])",  # a version
+    r"\d+(?:\.\d+)*\.[xX](?=\.?(?:\s|$))",  # a version
     rf"{_L}{_W}*(?:[.!?]{_L}{_W}*)*",
     rf"{_PREFIXED}(?:{_HYPHEN}{_PREFIXED})*",
     r"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:(?:[A-Za-z]\.){2,}|[A-Za-z0-9]+))+",
