@@ -124,7 +124,7 @@ def write_mme(files):
 
 def write_pope(files):
     for split in json_files.POPE_SPLITS:
-        row = {"question_id": 1, "image": IMAGE.rpartition("/")[2], "text": "Is it?", "label": "no"}
+        row = {"question_id": 1, "image": IMAGE.rpartition("/")[2], "text": "Is it?", "label": "yes"}
         write(files[split], json.dumps(row) + "\n")
 
 
@@ -170,7 +170,7 @@ WRITERS = {
     json_files.ocrbench: write_ocrbench,
     tsv.read: table(**LETTERS),
     tsv.mmbench: table(**LETTERS),
-    tsv.pope: table(answer="No", category="random,popular"),
+    tsv.pope: table(answer="Yes", category="random,popular"),
     tsv.ocr_bench: table(answer="['red', 'Red']", category="Regular Text Recognition"),
     tsv.hallusion_bench: table(answer="Yes", category="VD", **{"l2-category": "c", "index": "VD_c_1_0_2"}),
     tsv.touchstone: table(**TOUCHSTONE),
@@ -185,7 +185,7 @@ HUB_ROWS = {
     hugging_face.grounding: {"question_id": "7", "bbox": [1.0, 2.0, 3.0, 4.0], "answer": ["cat", "the cat"]},
     hugging_face.captions: {"image_id": "42", "annotations_captions": ["a cat"]},
     hugging_face.mme: {"question_id": "existence/1.png", "question": "Is it?", "answer": "Yes", "category": "count"},
-    hugging_face.pope: {"id": "1", "question_id": "1", "question": "Is it?", "answer": "no", "category": "random"},
+    hugging_face.pope: {"id": "1", "question_id": "1", "question": "Is it?", "answer": "yes", "category": "random"},
     hugging_face.ocr_bench: {"question": "what?", "answer": ["red"], "question_type": "x", "dataset": "IIIT5K"},
     hugging_face.hallusion_bench: {"category": "VD", "subcategory": "c", "set_id": "0", "figure_id": "1"}
     | {"question_id": "0", "question": "Is it?", "gt_answer": "1"},
@@ -235,6 +235,10 @@ def write_layout(benchmark, layout, root):
             files[role].mkdir(parents=True, exist_ok=True)
     if benchmark.name in SPLITS and reader not in WRITERS:
         table(**LETTERS, split=SPLITS[benchmark.name])(files)
+    elif layout.name == TABLE and benchmark.template == "mme":
+        table(answer="Yes", category="count")(files)
+    elif reader is tsv.read and benchmark.template == "vqa":
+        table(answer=str(["red"] * 10))(files)
     elif layout.name == TABLE and reader not in WRITERS:
         table(**LETTERS)(files)
     else:

@@ -13,7 +13,7 @@ from .reading import by_id, json_rows
 
 Reader = Callable[[Mapping[str, Path]], Sequence[Record]]
 PREFIX = "dimension/"
-SEED_TYPES = {name.removeprefix(PREFIX): number for number, name in enumerate(SEED_DIMENSIONS[:9], 1)}
+SEED_TYPES = {name.removeprefix(PREFIX).lower(): number for number, name in enumerate(SEED_DIMENSIONS[:9], 1)}
 SEED_TYPES |= {"instances counting": 5, "text understanding": 9}  # as the table's column `category` calls them
 
 

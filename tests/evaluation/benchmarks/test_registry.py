@@ -7,8 +7,9 @@ from qwen_vl.evaluation import benchmarks, prompts
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
 from qwen_vl.evaluation.benchmarks.files import HUB_SET
 from qwen_vl.evaluation.benchmarks.loading import SHOTS, layouts_of
+from qwen_vl.evaluation.metrics.result import Pair
 from qwen_vl.evaluation.readers import video_frames
-from qwen_vl.evaluation.records import Decoding, Ranking
+from qwen_vl.evaluation.records import Answer, Decoding, Ranking
 
 BASE, CHAT = "Qwen-VL", "Qwen-VL-Chat"
 PUBLISHED = {  # headline figure: Qwen-VL, Qwen-VL-Chat
@@ -99,6 +100,41 @@ def test_every_layout_of_every_entry_is_read_and_asked(tmp_path, benchmark, numb
         assert record.answers or not benchmark.has_answers or "bbox" in record.fields or benchmark.metric.needs_judge
     used = benchmarks.files_used(benchmark, tmp_path)
     assert all(path.startswith(str(tmp_path)) for path in used.values()) and used
+
+
+def answered(record, decoding, is_right):
+    """Return an answer to a record that is right, or an empty one."""
+    if isinstance(decoding, Ranking):
+        right = "ABCDEFGHIJ".index(record.answers[0])
+        choice = right if is_right else (right + 1) % len(record.options)
+        losses = tuple(float(number != choice) for number in range(len(record.options)))
+        return Answer(record.id, "key", losses=losses, choice=choice, finish="rank")
+    if "bbox" in record.fields:
+        sizes = (record.fields["width"], record.fields["height"]) * 2
+        x1, y1, x2, y2 = (value * 999 / size for value, size in zip(record.fields["bbox"], sizes, strict=True))
+        text = f"({x1},{y1}),({x2},{y2})"
+    else:
+        text = record.answers[0]
+    return Answer(record.id, "key", text=text if is_right else "")
+
+
+@pytest.mark.parametrize("benchmark, number", LAYOUTS)
+def test_every_metric_reads_what_every_reader_writes(tmp_path, benchmark, number):
+    layout = layouts_of(benchmark)[number]
+    if layout.name == "clips" or benchmark.metric.needs_judge or not benchmark.has_answers:
+        return
+    write_layout(benchmark, layout, tmp_path)
+    records = benchmarks.load(benchmark, tmp_path)
+    for is_right in (True, False):
+        pairs = [Pair(record, answered(record, benchmark.decoding, is_right)) for record in records]
+        result = benchmark.metric.score(pairs)
+        assert [sample.id for sample in result.samples] == [record.id for record in records]
+        full = {"mme": 2000 if len(records) > 2 else 200, "ocrbench": len(records)}.get(benchmark.name, 100)
+        # One image alone has a CIDEr of 0, and POPE takes an empty answer for yes.
+        if benchmark.template != "caption" and (is_right or benchmark.name != "pope"):
+            assert result.figures[result.headline].value == pytest.approx(full if is_right else 0)
+        if number == 0:
+            assert set(benchmark.published_figures) <= set(result.figures)
 
 
 def test_every_layout_was_there():
