@@ -2,11 +2,11 @@
 
 from qwen_vl.evaluation import submissions
 from qwen_vl.evaluation.metrics.cider import CAPTION_CIDER
-from qwen_vl.evaluation.readers import annotations
+from qwen_vl.evaluation.readers import annotations, hugging_face
 from qwen_vl.evaluation.records import Decoding
 
 from .benchmark import Benchmark, DataFile
-from .files import converted, training
+from .files import converted, hub, training
 
 CAPTION = Decoding(max_new_tokens=30, min_new_tokens=8)
 
@@ -27,6 +27,7 @@ CAPTIONS = (
         decoding=CAPTION,
         metric=CAPTION_CIDER,
         size=4500,
+        layouts=(hub("NoCaps", hugging_face.captions, split="validation"),),
         published={"Qwen-VL": 121.4, "Qwen-VL-Chat": 120.2},
         submission=submissions.captions,
     ),
@@ -42,6 +43,7 @@ CAPTIONS = (
         decoding=CAPTION,
         metric=CAPTION_CIDER,
         size=1000,
+        layouts=(hub("flickr30k", hugging_face.captions, split="test"),),
         published={"Qwen-VL": 85.8, "Qwen-VL-Chat": 81.0},
         submission=submissions.captions,
         shots_reader=annotations.caption_shots,

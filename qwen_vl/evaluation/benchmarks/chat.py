@@ -3,11 +3,11 @@
 from qwen_vl.evaluation import submissions
 from qwen_vl.evaluation.metrics.mme import MME
 from qwen_vl.evaluation.metrics.touchstone import TOUCHSTONE
-from qwen_vl.evaluation.readers import mme_folder, tsv
+from qwen_vl.evaluation.readers import hugging_face, mme_folder, tsv
 from qwen_vl.evaluation.records import Decoding, Record
 
 from .benchmark import Benchmark, DataFile
-from .files import table
+from .files import hub, table
 
 # As chat answers: it ends at <|im_end|>, may be empty, and keeps its boxes.
 CHAT = Decoding(max_new_tokens=512, min_new_tokens=0, end="im_end", keep_boxes=True)
@@ -48,7 +48,7 @@ CHATS = (
         published={"Qwen-VL-Chat": 1487.58},
         published_figures={name: {"Qwen-VL-Chat": value} for name, value in MME_BY_SUBTASK.items()},
         submission=submissions.mme,
-        layouts=(table("MME"),),
+        layouts=(table("MME"), hub("MME", hugging_face.mme)),
         group_of=image_of,
     ),
     *(

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from qwen_vl.evaluation import submissions
 from qwen_vl.evaluation.metrics.choice import CHOICE, SEED_BENCH
 from qwen_vl.evaluation.metrics.mmbench import MMBENCH
-from qwen_vl.evaluation.readers import adapted, json_lines, seed_bench, tsv
+from qwen_vl.evaluation.readers import adapted, hugging_face, json_lines, seed_bench, tsv
 from qwen_vl.evaluation.records import Decoding, Ranking, Record
 
 from .benchmark import Benchmark, DataFile, Layout
-from .files import TABLES, converted, table
+from .files import TABLES, converted, hub, table
 from .vqa import beside
 
 ROTATION = 1_000_000  # rotation k of question i has the index i + k * ROTATION
@@ -42,10 +42,15 @@ def mmbench(
     official: str,
     *,
     published: Mapping[str, float] | None = None,
+    hub_set: tuple[str, str],
     layouts: tuple[Layout, ...] = (),
     has_answers: bool = True,
 ) -> Benchmark:
-    """Return an entry that is read from a table, the official one or that of VLMEvalKit."""
+    """Return an entry that is read from a table, the official one or that of VLMEvalKit, or from the hub.
+
+    hub_set: config and split there.
+    """
+    of_hub = dict(zip(("config", "split"), hub_set, strict=True))
     return Benchmark(
         name=name,
         title=title,
@@ -57,7 +62,7 @@ def mmbench(
         published=published or {},
         published_note=THIRD_PARTY if published else "",
         submission=submissions.mmbench,
-        layouts=(*layouts, table(table_name, tsv.mmbench)),
+        layouts=(*layouts, table(table_name, tsv.mmbench), hub("MMBench", hugging_face.mmbench, **of_hub)),
         group_of=question_of,
         has_answers=has_answers,
     )
@@ -92,10 +97,11 @@ def seed_layouts(*kinds: str) -> tuple[Layout, ...]:
         source = converted(f"seed_bench/{name}").source
         files[role] = DataFile(f"{SEED}{name}", f"{source}, and put images and frames where it says")
     prompts = Layout("converted prompts", files, json_lines.seed_bench)
+    of_hub = hub("SEED-Bench", adapted.only(hugging_face.choice, "data_type", *kinds))
     if kinds == ("image",):
-        return prompts, table("SEEDBench_IMG", adapted.seed_table)
+        return prompts, table("SEEDBench_IMG", adapted.seed_table), of_hub
     reader = functools.partial(seed_bench.read, kinds=kinds)
-    return Layout("clips", seed_files(*kinds, has_frames=False), reader), prompts
+    return Layout("clips", seed_files(*kinds, has_frames=False), reader), prompts, of_hub
 
 
 CHOICES = (
@@ -119,13 +125,17 @@ CHOICES = (
         metric=CHOICE,
         size=2017,
         published={"Qwen-VL": 67.1, "Qwen-VL-Chat": 68.2},
-        layouts=(table("ScienceQA_TEST"),),
+        layouts=(
+            table("ScienceQA_TEST"),
+            hub("ScienceQA", hugging_face.choice, split="test", config="ScienceQA-IMG"),
+        ),
     ),
     mmbench(
         "mmbench_dev",
         "MMBench (dev, English)",
         "MMBench_DEV_EN",
         "mmbench_dev_20230712.tsv",
+        hub_set=("en", "dev"),
         published={"Qwen-VL": 38.2, "Qwen-VL-Chat": 60.6},
         layouts=(converted_mmbench("dev"),),
     ),
@@ -134,6 +144,7 @@ CHOICES = (
         "MMBench (test, English)",
         "MMBench_TEST_EN",
         "mmbench_test_20230712.tsv",
+        hub_set=("en", "test"),
         layouts=(converted_mmbench("test"),),
         has_answers=False,
     ),
@@ -142,6 +153,7 @@ CHOICES = (
         "MMBench (dev, Chinese)",
         "MMBench_DEV_CN",
         "mmbench_dev_cn_20231003.tsv",
+        hub_set=("cn", "dev"),
         published={"Qwen-VL": 7.4, "Qwen-VL-Chat": 56.7},
     ),
     mmbench(
@@ -149,9 +161,10 @@ CHOICES = (
         "MMBench (test, Chinese)",
         "MMBench_TEST_CN",
         "mmbench_test_cn_20231003.tsv",
+        hub_set=("cn", "test"),
         has_answers=False,
     ),
-    mmbench("ccbench", "CCBench (Chinese culture)", "CCBench", "CCBench_legacy.tsv"),
+    mmbench("ccbench", "CCBench (Chinese culture)", "CCBench", "CCBench_legacy.tsv", hub_set=("cc", "test")),
     *(
         Benchmark(
             name=name,
@@ -193,6 +206,9 @@ CHOICES = (
         decoding=Decoding(max_new_tokens=10),
         metric=CHOICE,
         size=900,
-        layouts=(table("MMMU_DEV_VAL", adapted.only(tsv.read, "split", "validation")),),
+        layouts=(
+            table("MMMU_DEV_VAL", adapted.only(tsv.read, "split", "validation")),
+            hub("MMMU", hugging_face.choice, split="validation"),
+        ),
     ),
 )

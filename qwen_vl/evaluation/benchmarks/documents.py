@@ -4,16 +4,17 @@ from qwen_vl.evaluation import submissions
 from qwen_vl.evaluation.metrics.anls import ANLS
 from qwen_vl.evaluation.metrics.ocrbench import OCRBENCH
 from qwen_vl.evaluation.metrics.text import RELAXED_ACCURACY
-from qwen_vl.evaluation.readers import adapted, annotations, json_files, json_lines, tsv
+from qwen_vl.evaluation.readers import adapted, annotations, hugging_face, json_files, json_lines, tsv
 
 from .benchmark import Benchmark, DataFile, Layout
-from .files import converted, table, training
+from .files import converted, hub, table, training
 from .vqa import LONG, PAPER, beside
 
 SITE = "https://www.docvqa.org/datasets"
 DOCVQA_TEST = {
     "annotations": DataFile("data/docvqa/test/test_v1.0.json", f"unpack the official test set from {SITE} there")
 }
+HUB_SPLITS = {"val": "validation", "test": "test"}
 INFOGRAPHIC = "data/infographicsvqa/"
 CHART_IMAGES = "images: unpack ChartQA (https://github.com/vis-nlp/ChartQA) in data/chartqa"
 
@@ -34,7 +35,7 @@ DOCUMENTS = (
         decoding=LONG,
         metric=ANLS,
         size=5349,
-        layouts=(table("DocVQA_VAL"),),
+        layouts=(table("DocVQA_VAL"), hub("DocVQA", hugging_face.vqa, split="validation", config="DocVQA")),
         shots_reader=annotations.vqa_shots,
     ),
     Benchmark(
@@ -52,7 +53,11 @@ DOCUMENTS = (
         published={"Qwen-VL": 65.1, "Qwen-VL-Chat": 62.6},
         published_note=PAPER,
         submission=submissions.docvqa,
-        layouts=(Layout("official file", DOCVQA_TEST, annotations.docvqa), table("DocVQA_TEST")),
+        layouts=(
+            Layout("official file", DOCVQA_TEST, annotations.docvqa),
+            table("DocVQA_TEST"),
+            hub("DocVQA", hugging_face.vqa, split="test", config="DocVQA"),
+        ),
         shots_reader=annotations.vqa_shots,
         has_answers=False,
     ),
@@ -73,7 +78,10 @@ DOCUMENTS = (
             metric=ANLS,
             size=2801 if split == "val" else 3288,
             submission=submissions.docvqa if split == "test" else None,
-            layouts=(table(f"InfoVQA_{split.upper()}"),),
+            layouts=(
+                table(f"InfoVQA_{split.upper()}"),
+                hub("DocVQA", hugging_face.vqa, split=HUB_SPLITS[split], config="InfographicVQA"),
+            ),
             has_answers=split == "val",
         )
         for split in ("val", "test")
@@ -94,7 +102,10 @@ CHARTS = (
             decoding=LONG,
             metric=RELAXED_ACCURACY,
             size=1250,
-            layouts=(table("ChartQA_TEST", adapted.only(tsv.read, "split", f"test_{half}")),),
+            layouts=(
+                table("ChartQA_TEST", adapted.only(tsv.read, "split", f"test_{half}")),
+                hub("ChartQA", hugging_face.chartqa, kind=f"{half}_test", split="test"),
+            ),
             shots_reader=annotations.vqa_shots,
         )
         for half in ("human", "augmented")
@@ -130,6 +141,6 @@ TEXT = (
         decoding=LONG,
         metric=OCRBENCH,
         size=1000,
-        layouts=(table("OCRBench", tsv.ocr_bench),),
+        layouts=(table("OCRBench", tsv.ocr_bench), hub("OCRBench", hugging_face.ocr_bench, owner="echo840")),
     ),
 )

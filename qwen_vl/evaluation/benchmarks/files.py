@@ -1,12 +1,18 @@
 """Where the files of several benchmarks come from, and where they go. Paths are relative to --data_dir."""
 
+import functools
+from collections.abc import Callable, Sequence
+
 from qwen_vl.evaluation.readers import tsv
+from qwen_vl.evaluation.records import Record
 
 from .benchmark import DataFile, Layout, Reader
 
 CONVERTED = "https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/"  # by the model's authors
 TABLES = "https://opencompass.openxlab.space/utils/"  # of VLMEvalKit
 TABLE = "VLMEvalKit table"
+HUB = "https://huggingface.co/datasets/"
+HUB_SET = "Hugging Face data set"
 
 
 def converted(path: str, *, optional: bool = False) -> DataFile:
@@ -28,3 +34,9 @@ def table(name: str, reader: Reader = tsv.read) -> Layout:
     """Return the layout of a VLMEvalKit table, NAME.tsv in data/vlmevalkit/; its image files go beside it."""
     path = f"data/vlmevalkit/{name}.tsv"
     return Layout(TABLE, {"records": DataFile(path, f"download {name}.tsv, see {TABLES}")}, reader)
+
+
+def hub(name: str, reader: Callable[..., Sequence[Record]], *, owner: str = "lmms-lab", **options: str) -> Layout:
+    """Return the layout of a data set of the hub, copied to data/hugging_face/NAME; options: what `reader` is told."""
+    files = {"records": DataFile(f"data/hugging_face/{name}", f"copy {HUB}{owner}/{name} there")}
+    return Layout(HUB_SET, files, functools.partial(reader, **options))

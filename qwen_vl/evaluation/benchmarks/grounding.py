@@ -4,14 +4,15 @@ import functools
 
 from qwen_vl.evaluation import submissions
 from qwen_vl.evaluation.metrics import grounding as metrics
-from qwen_vl.evaluation.readers import json_lines
+from qwen_vl.evaluation.readers import hugging_face, json_lines
 from qwen_vl.evaluation.records import Decoding
 
 from .benchmark import Benchmark, DataFile
-from .files import coco, converted
+from .files import coco, converted, hub
 
 # The answer is not stripped. Box tags vanish, as the end of a box would cut nothing else off.
 BOX = Decoding(max_new_tokens=28, min_new_tokens=10, strip=False)
+HUB_NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCOplus", "refcocog": "RefCOCOg"}
 TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}
 REFCOCO = {  # (data set, split): records, Qwen-VL, Qwen-VL-Chat
     ("refcoco", "val"): (10_834, 89.36, 88.55),
@@ -37,6 +38,7 @@ GROUNDING = (
             metric=metrics.GROUNDING,
             size=size,
             published={"Qwen-VL": base, "Qwen-VL-Chat": chat},
+            layouts=(hub(HUB_NAMES[name], hugging_face.grounding, split=split),),
         )
         for (name, split), (size, base, chat) in REFCOCO.items()
     ),

@@ -1,10 +1,10 @@
 """Yes/no questions about hallucinations: POPE and HallusionBench."""
 
 from qwen_vl.evaluation.metrics.yes_no import HALLUSION, POPE
-from qwen_vl.evaluation.readers import json_files, tsv
+from qwen_vl.evaluation.readers import hugging_face, json_files, tsv
 
 from .benchmark import Benchmark, DataFile
-from .files import coco, table
+from .files import coco, hub, table
 from .vqa import SHORT
 
 POPE_SITE = "https://github.com/AoiDragon/POPE/tree/main/output/coco"
@@ -26,7 +26,7 @@ HALLUCINATION = (
         decoding=SHORT,
         metric=POPE,
         size=9000,
-        layouts=(table("POPE", tsv.pope),),
+        layouts=(table("POPE", tsv.pope), hub("POPE", hugging_face.pope)),
     ),
     Benchmark(
         name="hallusionbench",
@@ -48,6 +48,9 @@ HALLUCINATION = (
             "qAcc": {"Qwen-VL": 19.6, "Qwen-VL-Chat": 26.4},
         },
         published_note=LISTED,
-        layouts=(table("HallusionBench", tsv.hallusion_bench),),
+        layouts=(
+            table("HallusionBench", tsv.hallusion_bench),
+            hub("HallusionBench", hugging_face.hallusion_bench, split="image"),
+        ),
     ),
 )

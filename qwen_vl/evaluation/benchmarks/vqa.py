@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from qwen_vl.evaluation import submissions
 from qwen_vl.evaluation.metrics.text import EXACT_MATCH, GQA
 from qwen_vl.evaluation.metrics.vqa import VQA_ACCURACY
-from qwen_vl.evaluation.readers import adapted, annotations, json_lines
+from qwen_vl.evaluation.readers import adapted, annotations, hugging_face, json_lines, tsv
 from qwen_vl.evaluation.records import Decoding
 
 from .benchmark import Benchmark, DataFile, Layout
-from .files import coco, converted, table, training
+from .files import HUB_SET, coco, converted, hub, table, training
 
 SHORT, LONG = Decoding(max_new_tokens=10), Decoding(max_new_tokens=100)
 PAPER = "Qwen-VL-Chat: from the paper or a third party's table, not from the authors' repository"
@@ -56,6 +56,9 @@ OKVQA = {
     "images": coco("val2014"),
     "shots": training("okvqa/okvqa_train.jsonl"),
 }
+GQA_HUB = {
+    role: hub("GQA", hugging_face.gqa).files["records"] for role in ("records", "images")
+}  # both configs, in one folder
 
 ANNOTATED = (
     Benchmark(
@@ -67,7 +70,7 @@ ANNOTATED = (
         decoding=SHORT,
         metric=VQA_ACCURACY,
         size=214_354,
-        layouts=(of_coco(VQAV2),),
+        layouts=(of_coco(VQAV2), hub("VQAv2", hugging_face.vqa, split="validation")),
         shots_reader=annotations.vqa_shots,
     ),
     Benchmark(
@@ -88,6 +91,7 @@ ANNOTATED = (
         decoding=SHORT,
         metric=VQA_ACCURACY,
         size=107_394,
+        layouts=(hub("VQAv2", hugging_face.vqa, split="testdev"),),
         published={"Qwen-VL": 78.8, "Qwen-VL-Chat": 78.2},
         submission=submissions.vqav2,
         shots_reader=annotations.vqa_shots,
@@ -104,7 +108,7 @@ ANNOTATED = (
         size=5046,
         published={"Qwen-VL": 58.6, "Qwen-VL-Chat": 56.6},
         published_with_shots={4: {"Qwen-VL": 63.6, "Qwen-VL-Chat": 60.6}},
-        layouts=(of_coco(OKVQA),),
+        layouts=(of_coco(OKVQA), hub("OK-VQA", hugging_face.vqa, split="val2014")),
         shots_reader=annotations.vqa_shots,
     ),
     Benchmark(
@@ -124,7 +128,7 @@ ANNOTATED = (
         published={"Qwen-VL": 63.8, "Qwen-VL-Chat": 61.5},
         published_note=PAPER,
         submission=submissions.textvqa,
-        layouts=(table("TextVQA_VAL"),),
+        layouts=(table("TextVQA_VAL"), hub("textvqa", hugging_face.vqa, split="validation")),
         shots_reader=annotations.vqa_shots,
     ),
     Benchmark(
@@ -141,6 +145,7 @@ ANNOTATED = (
         decoding=SHORT,
         metric=VQA_ACCURACY,
         size=4319,
+        layouts=(hub("VizWiz-VQA", hugging_face.vqa, split="val"),),
         shots_reader=annotations.vqa_shots,
     ),
     Benchmark(
@@ -155,6 +160,7 @@ ANNOTATED = (
         decoding=SHORT,
         metric=VQA_ACCURACY,
         size=8000,
+        layouts=(hub("VizWiz-VQA", hugging_face.vqa, split="test"),),
         published={"Qwen-VL": 35.2, "Qwen-VL-Chat": 38.9},
         published_with_shots={4: {"Qwen-VL": 39.1, "Qwen-VL-Chat": 44.45}},
         submission=submissions.vizwiz,
@@ -180,7 +186,7 @@ MATCHED = (
         metric=GQA,
         size=12_578,
         published={"Qwen-VL": 59.3, "Qwen-VL-Chat": 57.5},
-        layouts=(table("GQA_TestDev_Balanced"),),
+        layouts=(table("GQA_TestDev_Balanced"), Layout(HUB_SET, GQA_HUB, hugging_face.gqa)),
         shots_reader=annotations.vqa_shots,
     ),
     *(
@@ -222,7 +228,10 @@ MATCHED = (
         size=3088,
         published={"Qwen-VL": 62.3, "Qwen-VL-Chat": 57.7},
         published_note=PAPER,
-        layouts=(table("AI2D_TEST", adapted.options_in_question),),
+        layouts=(
+            table("AI2D_TEST", adapted.options_in_question(tsv.read)),
+            hub("ai2d", adapted.options_in_question(hugging_face.choice)),
+        ),
         shots_reader=annotations.vqa_shots,
     ),
 )

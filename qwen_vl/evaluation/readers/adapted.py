@@ -1,26 +1,20 @@
 """Readers that are made of others: a part of a table, or a table in the words of another file."""
 
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qwen_vl.evaluation.metrics.choice import SEED_DIMENSIONS
 from qwen_vl.evaluation.records import Record
 
 from . import json_lines, tsv
 from .reading import by_id, json_rows
 
 Reader = Callable[[Mapping[str, Path]], Sequence[Record]]
-SEED_DIMENSIONS = {  # as the table's column `category` calls types 1 to 9
-    "scene understanding": 1,
-    "instance identity": 2,
-    "instance attributes": 3,
-    "instance location": 4,
-    "instances counting": 5,
-    "spatial relation": 6,
-    "instance interaction": 7,
-    "visual reasoning": 8,
-    "text understanding": 9,
-}
+PREFIX = "dimension/"
+SEED_TYPES = {name.removeprefix(PREFIX).lower(): number for number, name in enumerate(SEED_DIMENSIONS[:9], 1)}
+SEED_TYPES |= {"instances counting": 5, "text understanding": 9}  # as the table's column `category` calls them
 
 
 def only(reader: Reader, field: str, *values: str) -> Reader:
@@ -40,18 +34,22 @@ def only(reader: Reader, field: str, *values: str) -> Reader:
     return read
 
 
-def options_in_question(files: Mapping[str, Path]) -> list[Record]:
-    """Return the questions of a table with options as AI2D asks them: the options, one a line, end the question.
+def options_in_question(reader: Reader) -> Reader:
+    """Return a reader of questions as AI2D asks them: the options, one a line, end the question.
 
     The accepted answer is the text of the right option.
     """
-    records = []
-    for record in tsv.read(files):
-        letters = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", record.options, strict=False))
-        answers = tuple(letters.get(answer, answer) for answer in record.answers)
-        question = record.question + "\n".join(record.options)
-        records.append(replace(record, question=question, answers=answers, options=()))
-    return records
+
+    def read(files: Mapping[str, Path]) -> list[Record]:
+        records = []
+        for record in reader(files):
+            texts = dict(zip(string.ascii_uppercase, record.options, strict=False))
+            answers = tuple(texts.get(answer, answer) for answer in record.answers)
+            question = record.question + "\n".join(record.options)
+            records.append(replace(record, question=question, answers=answers, options=()))
+        return records
+
+    return read
 
 
 def seed_table(files: Mapping[str, Path]) -> list[Record]:
@@ -59,12 +57,11 @@ def seed_table(files: Mapping[str, Path]) -> list[Record]:
     records = []
     for record in tsv.read(files):
         name = record.fields.get("category", "").strip().lower()
-        if name not in SEED_DIMENSIONS:
+        if name not in SEED_TYPES:
             raise ValueError(
-                f"{files['records']}, index {record.id}, column category: {name!r}; use one of "
-                f"{', '.join(SEED_DIMENSIONS)}"
+                f"{files['records']}, index {record.id}, column category: {name!r}; use one of {', '.join(SEED_TYPES)}"
             )
-        extra = {"question_id": record.id, "question_type_id": SEED_DIMENSIONS[name], "data_type": "image"}
+        extra = {"question_id": record.id, "question_type_id": SEED_TYPES[name], "data_type": "image"}
         records.append(replace(record, fields={**record.fields, **extra}))
     return records
 

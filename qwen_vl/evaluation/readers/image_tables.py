@@ -20,7 +20,7 @@ from qwen_vl.evaluation.records import ImageSource
 from .encoded_images import check_image
 
 SPLITS = ("train", "test", "testA", "testB", "testdev", "validation", "valid", "val", "dev", "image", "non_image")
-SPLIT = re.compile(rf"(?:^|[-_])({'|'.join(SPLITS)})(?=[-.])")  # in the name of a file
+SHARD = re.compile(r"-([0-9]+)-of-([0-9]+)")  # in the name of a file
 SAME_SPLIT = {"valid": "validation", "val": "validation"}
 SUFFIXES = (".parquet", ".arrow")
 ROWS_WITH_IMAGES, ROWS = 16, 4096  # that become Python objects at a time
@@ -100,21 +100,38 @@ def files_of(path: Path, *, split: str | None = None, config: str | None = None)
         raise ValueError(f"{path}: no Parquet or Arrow files in this folder; copy the data set there")
     if config and path.name != config:
         files = _of_config(files, path, config)
-    names = {file: _split_of(file, path) for file in files}
+    files = _of_split(files, path, split)
+    _check_shards(files)
+    return files
+
+
+def _of_split(files: Sequence[Path], root: Path, split: str | None) -> list[Path]:
+    """Return the files of a split, or all if their names tell none; raise ValueError if there is no such split."""
+    names = {file: _split_of(file, root, split) for file in files}
     known = sorted({name for name in names.values() if name})
     if split is None and len(known) > 1:
-        raise ValueError(f"{path}: holds the splits {', '.join(known)}; name the files of one of them")
+        raise ValueError(f"{root}: holds the splits {', '.join(known)}; name the files of one of them")
     if split is None or not known:
-        return files
-    wanted = SAME_SPLIT.get(split, split)
-    found = [file for file in files if names[file] == wanted]
+        return list(files)
+    found = [file for file in files if names[file] == SAME_SPLIT.get(split, split)]
     if not found:
-        raise ValueError(f"{path}: has no split {split!r}, only {', '.join(known)}; copy it there")
+        raise ValueError(f"{root}: has no split {split!r}, only {', '.join(known)}; copy it there")
     folders = sorted({file.parent for file in found})
     if len(folders) > 1:
-        names_of = ", ".join(str(folder.relative_to(path)) for folder in folders)
-        raise ValueError(f"{path}: split {split!r} is in the folders {names_of}; name one of them")
+        names_of = ", ".join(str(folder.relative_to(root)) for folder in folders)
+        raise ValueError(f"{root}: split {split!r} is in the folders {names_of}; name one of them")
     return found
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Raise ValueError if one of a number of files that belong together is missing (test-00000-of-00003.parquet)."""
+    shards = [(file, match) for file in files if (match := SHARD.search(file.name))]
+    there = {(match.string[: match.start()], int(match[1])) for _, match in shards}
+    for file, match in shards:
+        start, total = match.string[: match.start()], int(match[2])
+        missing = [number for number in range(total) if (start, number) not in there]
+        if missing:
+            raise ValueError(f"{file}: of its {total} files, number {missing[0]:05} is missing; copy all of them there")
 
 
 def _of_config(files: Sequence[Path], root: Path, config: str) -> list[Path]:
@@ -127,10 +144,11 @@ def _of_config(files: Sequence[Path], root: Path, config: str) -> list[Path]:
     return found or list(files)
 
 
-def _split_of(file: Path, root: Path) -> str:
-    """Return the split that the name of a file, or of a folder above it, tells; "" if none does."""
-    match = SPLIT.search(file.name)
-    folders = [name for name in file.relative_to(root).parts[:-1] if name in SPLITS]
+def _split_of(file: Path, root: Path, split: str | None) -> str:
+    """Return the split that the name of a file, or of a folder above it, tells; "" if none does. split: one more."""
+    known = SPLITS if split is None else (split, *SPLITS)
+    match = re.search(rf"(?:^|[-_])({'|'.join(map(re.escape, known))})(?=[-.])", file.name)
+    folders = [name for name in file.relative_to(root).parts[:-1] if name in known]
     name = match[1] if match else folders[-1] if folders else ""
     return SAME_SPLIT.get(name, name)
 

@@ -1,27 +1,15 @@
 """The registry: every entry is read from files of its format, asked, and compared with what was published."""
 
-import base64
-import functools
-import io
-import json
-
 import pytest
-from PIL import Image
+from helpers.benchmark_files import IMAGE, write, write_layout, write_png, write_questions
 
 from qwen_vl.evaluation import benchmarks, prompts
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
+from qwen_vl.evaluation.benchmarks.files import HUB_SET
 from qwen_vl.evaluation.benchmarks.loading import SHOTS, layouts_of
-from qwen_vl.evaluation.readers import (
-    adapted,
-    annotations,
-    json_files,
-    json_lines,
-    mme_folder,
-    seed_bench,
-    tsv,
-    video_frames,
-)
-from qwen_vl.evaluation.records import Decoding, Ranking
+from qwen_vl.evaluation.metrics.result import Pair
+from qwen_vl.evaluation.readers import video_frames
+from qwen_vl.evaluation.records import Answer, Decoding, Ranking
 
 BASE, CHAT = "Qwen-VL", "Qwen-VL-Chat"
 PUBLISHED = {  # headline figure: Qwen-VL, Qwen-VL-Chat
@@ -83,183 +71,6 @@ LONG = (
     "ocrvqa_test",
     "ocrbench",
 )
-PNG = io.BytesIO()
-Image.new("RGB", (8, 6)).save(PNG, "PNG")
-PICTURE = "data/coco/val2014/COCO_val2014_000000000042.jpg"  # of a COCO file, and as good as any other
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, list) and path.suffix == ".jsonl":
-        content = "".join(json.dumps(row) + "\n" for row in content)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-def write_questions(files, answers="red", name="records"):
-    row = {"image": PICTURE, "question": "what color?", "question_id": 7}
-    write(files[name], [row | ({"answer": answers} if answers else {})])
-
-
-def write_vqa(files):
-    if "records" in files:
-        write_questions(files)
-    write(
-        files["questions"],
-        {"data_subtype": "val2014", "questions": [{"question_id": 7, "image_id": 42, "question": "what color?"}]},
-    )
-    answers = [{"answer_id": number, "answer": "red"} for number in range(10)]
-    write(files["annotations"], {"annotations": [{"question_id": 7, "image_id": 42, "answers": answers}]})
-
-
-def write_testdev(files):
-    write_questions(files, answers=None)
-    write(files["all_questions"], {"questions": [{"question_id": 7}, {"question_id": 8}]})
-
-
-def write_documents(files):
-    row = {"questionId": 7, "question": "what color?", "image": PICTURE, "answers": ["red"]}
-    write(files["annotations"], {"data": [row]})
-    if "records" in files:
-        write_questions(files)
-
-
-def write_captions(files):
-    notes = [{"id": 1, "image_id": 42, "caption": "a cat"}]
-    write(files["records"], {"images": [{"id": 42, "image": PICTURE}], "annotations": notes})
-    if "domains" in files:
-        write(files["domains"], {"images": [{"id": 42, "file_name": "x.jpg", "domain": "in-domain"}]})
-
-
-def write_boxes(files):
-    write(files["records"], [{"image": PICTURE, "sent": "cat", "bbox": [1, 2, 3, 4], "width": 8, "height": 6}])
-
-
-def write_grit(files):
-    write(files["records"], [{"example_id": "r1", "image_id": PICTURE, "task_query": "cat", "bbox": [1, 2, 3, 4]}])
-
-
-def write_science(files):
-    row = {"image": "data/coco/val2014/../val2014/COCO_val2014_000000000042.jpg", "hint": "", "question": "what?"}
-    write(files["records"], [row | {"choices": ["None", "NA"], "answer": 0}])
-    write(files["problems"], {"val2014": {"subject": "natural science", "topic": "biology", "grade": "grade2"}})
-
-
-def write_rotations(files):
-    row = {"index": 3, "image": PICTURE, "hint": "", "question": "what?", "choices": ["None", "NA"], "answer": 0}
-    write(files["records"], [row, row | {"index": 1_000_003}])
-
-
-def write_prompts(files):
-    prompt = f"<img>{PICTURE}</img>\nQuestion: what?\nOptions: A. a\nB. b\nC. c\nD. None\nAnswer:"
-    write(files["questions"], {"questions": [{"question_id": q, "question_type_id": 1} for q in ("1", "v0")]})
-    for role, name in (("records", "1"), ("video_records", "v0")):
-        if role in files:
-            write(files[role], [{"question_id": name, "prompt": prompt, "answer": "D"}])
-
-
-def write_seed(files):
-    row = {f"choice_{letter}": letter for letter in "abcd"} | {"question": "what?", "answer": "D"}
-    image = {"question_id": "1", "question_type_id": 1, "data_type": "image", "data_id": "1.png"}
-    video = {"question_id": "v0", "question_type_id": 10, "data_type": "video", "data_id": "1.webm"}
-    write(files["records"], {"questions": [row | image, row | video]})
-    if "images" in files:
-        write_png(files["images"] / "1.png")
-    if any(role.startswith("clips") for role in files):
-        for role in ("clips_10", "clips_11", "clips_12"):
-            files[role].mkdir(parents=True)
-        (files["clips_10"] / "1.webm").write_bytes(b"no clip, but it is there")
-        del files["frames"]
-    if "frames" in files:
-        for number in range(4):
-            write_png(files["frames"] / f"v0_{number}.jpg")
-
-
-def write_mme(files):
-    for subtask in (*mme_folder.BESIDE, *mme_folder.APART):
-        apart = subtask in mme_folder.APART
-        write(
-            files["records"] / subtask / ("questions_answers_YN" if apart else "") / "1.txt", "Is it?\tYes\nNo?\tNo\n"
-        )
-        write_png(files["records"] / subtask / ("images" if apart else "") / "1.jpg")
-
-
-def write_pope(files):
-    for split in json_files.POPE_SPLITS:
-        row = {"question_id": 1, "image": PICTURE.rpartition("/")[2], "text": "Is it?", "label": "no"}
-        write(files[split], json.dumps(row) + "\n")
-
-
-def write_hallusion(files):
-    row = {"category": "VD", "subcategory": "chart", "visual_input": "1", "set_id": "0", "figure_id": "1"}
-    row |= {"question_id": "0", "question": "Is it?", "gt_answer": "1", "filename": "./1.png"}
-    write(files["records"], [row])
-    write_png(files["records"].parent / "1.png")
-
-
-def write_ocrbench(files):
-    row = {"dataset_name": "IIIT5K", "type": "Regular Text Recognition", "image_path": "1.png", "question": "what?"}
-    write(files["records"], [row | {"answers": ["red"]}])
-    write_png(files["images"] / "1.png")
-
-
-def table(**values):
-    def writer(files):
-        row = {"index": "3", "image": base64.b64encode(PNG.getvalue()).decode(), "question": "what?"} | values
-        write(files["records"], "\n".join("\t".join(cells) for cells in (row, row.values())) + "\n")
-
-    return writer
-
-
-LETTERS = {"A": "None", "B": "NA", "answer": "A", "category": "Scene Understanding", "l2-category": "x"}
-TOUCHSTONE = {"human_annotation": "a cat", "gpt4_ha_answer": "cat", "category": "basic", "task_name": "1.1"}
-WRITERS = {
-    json_lines.vqa: write_questions,
-    json_lines.grounding: write_boxes,
-    json_lines.grit: write_grit,
-    json_lines.science_qa: write_science,
-    json_lines.mmbench: write_rotations,
-    json_lines.seed_bench: write_prompts,
-    annotations.vqa: write_vqa,
-    annotations.docvqa: write_documents,
-    annotations.captions: write_captions,
-    adapted.vqav2_testdev: write_testdev,
-    adapted.options_in_question: table(**LETTERS),
-    adapted.seed_table: table(**LETTERS),
-    seed_bench.read: write_seed,
-    mme_folder.read: write_mme,
-    json_files.pope: write_pope,
-    json_files.hallusion_bench: write_hallusion,
-    json_files.ocrbench: write_ocrbench,
-    tsv.read: table(**LETTERS),
-    tsv.mmbench: table(**LETTERS),
-    tsv.pope: table(answer="No", category="random,popular"),
-    tsv.ocr_bench: table(answer="['red', 'Red']", category="Regular Text Recognition"),
-    tsv.hallusion_bench: table(answer="Yes", category="VD", **{"l2-category": "c", "index": "VD_c_1_0_2"}),
-    tsv.touchstone: table(**TOUCHSTONE),
-}
-SPLITS = {"chartqa_test_human": "test_human", "chartqa_test_augmented": "test_augmented", "mmmu_val": "validation"}
-
-
-def write_png(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(PNG.getvalue())
-
-
-def write_layout(benchmark, layout, root):
-    """Write the files of a layout of a benchmark."""
-    reader = layout.reader.func if isinstance(layout.reader, functools.partial) else layout.reader
-    files = {role: root / file.path for role, file in layout.files.items() if role != SHOTS}
-    if layout.name != "clips":
-        files = {role: path for role, path in files.items() if not role.startswith("clips")}
-    for role in files:
-        if role == "images":
-            files[role].mkdir(parents=True, exist_ok=True)
-    if benchmark.name in SPLITS and reader not in WRITERS:
-        table(**LETTERS, split=SPLITS[benchmark.name])(files)
-    else:
-        WRITERS[reader](files)
-    write_png(root / PICTURE)
-
 
 LAYOUTS = [
     pytest.param(benchmark, number, id=f"{benchmark.name}-{layout.name}")
@@ -277,7 +88,9 @@ def test_every_layout_of_every_entry_is_read_and_asked(tmp_path, benchmark, numb
     assert benchmarks.check(benchmark, tmp_path) == []
     records = benchmarks.load(benchmark, tmp_path)
     if benchmark.name == "seed_bench":
-        assert [len(record.images) for record in records] == ([1, 1] if layout.name == "converted prompts" else [1, 4])
+        assert [len(record.images) for record in records] == {"converted prompts": [1, 1], HUB_SET: [1]}.get(
+            layout.name, [1, 4]
+        )
     for record in records:
         built = prompts.build(record, template=benchmark.template, style=benchmark.style)
         assert built.images
@@ -287,6 +100,41 @@ def test_every_layout_of_every_entry_is_read_and_asked(tmp_path, benchmark, numb
         assert record.answers or not benchmark.has_answers or "bbox" in record.fields or benchmark.metric.needs_judge
     used = benchmarks.files_used(benchmark, tmp_path)
     assert all(path.startswith(str(tmp_path)) for path in used.values()) and used
+
+
+def answered(record, decoding, is_right):
+    """Return an answer to a record that is right, or an empty one."""
+    if isinstance(decoding, Ranking):
+        right = "ABCDEFGHIJ".index(record.answers[0])
+        choice = right if is_right else (right + 1) % len(record.options)
+        losses = tuple(float(number != choice) for number in range(len(record.options)))
+        return Answer(record.id, "key", losses=losses, choice=choice, finish="rank")
+    if "bbox" in record.fields:
+        sizes = (record.fields["width"], record.fields["height"]) * 2
+        x1, y1, x2, y2 = (value * 999 / size for value, size in zip(record.fields["bbox"], sizes, strict=True))
+        text = f"({x1},{y1}),({x2},{y2})"
+    else:
+        text = record.answers[0]
+    return Answer(record.id, "key", text=text if is_right else "")
+
+
+@pytest.mark.parametrize("benchmark, number", LAYOUTS)
+def test_every_metric_reads_what_every_reader_writes(tmp_path, benchmark, number):
+    layout = layouts_of(benchmark)[number]
+    if layout.name == "clips" or benchmark.metric.needs_judge or not benchmark.has_answers:
+        return
+    write_layout(benchmark, layout, tmp_path)
+    records = benchmarks.load(benchmark, tmp_path)
+    for is_right in (True, False):
+        pairs = [Pair(record, answered(record, benchmark.decoding, is_right)) for record in records]
+        result = benchmark.metric.score(pairs)
+        assert [sample.id for sample in result.samples] == [record.id for record in records]
+        full = {"mme": 2000 if len(records) > 2 else 200, "ocrbench": len(records)}.get(benchmark.name, 100)
+        # One image alone has a CIDEr of 0, and POPE takes an empty answer for yes.
+        if benchmark.template != "caption" and (is_right or benchmark.name != "pope"):
+            assert result.figures[result.headline].value == pytest.approx(full if is_right else 0)
+        if number == 0:
+            assert set(benchmark.published_figures) <= set(result.figures)
 
 
 def test_every_layout_was_there():
@@ -368,13 +216,13 @@ def test_solved_examples_come_from_the_training_file_alone(tmp_path):
     benchmark = BENCHMARKS["okvqa_val"]
     with pytest.raises(ValueError, match=r"okvqa_train.jsonl is missing; download https"):
         benchmarks.load_shots(benchmark, tmp_path)
-    write_png(tmp_path / PICTURE)
+    write_png(tmp_path / IMAGE)
     write_questions({"shots": tmp_path / benchmark.files[SHOTS].path}, name="shots")
     (shot,) = benchmarks.load_shots(benchmark, tmp_path)
     assert shot.answers == ("red",)
     flickr = BENCHMARKS["flickr"]
     assert flickr.files[SHOTS].path != flickr.files["records"].path
-    notes = [{"id": 1, "image_id": 42, "image": PICTURE, "caption": "a cat"}]
+    notes = [{"id": 1, "image_id": 42, "image": IMAGE, "caption": "a cat"}]
     write(tmp_path / flickr.files[SHOTS].path, {"images": [], "annotations": notes})
     assert benchmarks.load_shots(flickr, tmp_path)[0].answers == ("a cat",)
     with pytest.raises(ValueError, match="has no training split"):

@@ -49,11 +49,10 @@ def save(found, folder, form, split):
     if form == "parquet":
         (folder / "data").mkdir(parents=True)
         middle = max(len(found) // 2, 1)
-        for number, part in enumerate((range(middle), range(middle, len(found)))):
-            if len(part):
-                found.select(part).to_parquet(
-                    folder / "data" / f"{split}-{number:05}-of-00002-0123abcd.parquet", batch_size=2
-                )
+        for number, part in enumerate((range(middle), range(middle, len(found)))):  # the second may be empty
+            found.select(part).to_parquet(
+                folder / "data" / f"{split}-{number:05}-of-00002-0123abcd.parquet", batch_size=2
+            )
         found.select([0]).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     if form == "cache":
         folder.mkdir()
@@ -73,9 +72,10 @@ VQA = [
 
 
 @pytest.mark.parametrize("form", ["saved", "dict", "parquet", "cache"])
-def test_every_form_of_a_data_set(tmp_path, form):
-    files = save(table(VQA), tmp_path / "textvqa", form, "validation")
-    records = hugging_face.vqa(files)
+@pytest.mark.parametrize("split", ["validation", "val2014"])
+def test_every_form_of_a_data_set(tmp_path, form, split):
+    files = save(table(VQA), tmp_path / "textvqa", form, split)
+    records = hugging_face.vqa(files, split=split)
     assert [record.id for record in records] == ["7", "8", "9"]
     assert [record.question for record in records] == ["Who?", "N/A", "Why?"]
     assert [record.answers for record in records] == [("None", "NA", "NA", "null", "4"), (), ("a",) * 10]
@@ -284,6 +284,11 @@ def test_missing_splits_and_damaged_files_are_named(tmp_path):
     files = save(table(VQA), tmp_path / "d", "parquet", "dev")
     with pytest.raises(ValueError, match=r"has no split 'validation', only dev, train"):
         hugging_face.vqa(files)
+    (tmp_path / "d" / "data" / "dev-00001-of-00002-0123abcd.parquet").unlink()
+    with pytest.raises(
+        ValueError, match=r"dev-00000-of-00002-0123abcd\.parquet: of its 2 files, number 00001 is missing"
+    ):
+        hugging_face.vqa(files, split="dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no Parquet or Arrow files"):
         hugging_face.vqa({"records": tmp_path / "empty"})
