@@ -92,8 +92,9 @@ def choice(files: Mapping[str, Path], *, split: str = "test", config: str | None
 
 
 def mmbench(files: Mapping[str, Path], *, split: str = "dev", config: str | None = None) -> list[Record]:
-    """Return the questions of MMBench (config en, cn or cc). Fields: index, category, l2-category (here L2-category).
+    """Return the questions of MMBench (config en, cn or cc).
 
+    Fields: index, category, l2-category (there, L2-category); row has all columns but the image, for the submission.
     An empty hint or option has become the text nan there: as hint, and after the last option, it stands for none.
     """
 
@@ -105,6 +106,7 @@ def mmbench(files: Mapping[str, Path], *, split: str = "dev", config: str | None
         record = _of_options(row, name, options, _letter(row, options))
         others = {"L2-category": "l2-category", "l2_category": "l2-category"}
         fields = {others.get(key, key): value for key, value in record.fields.items()}
+        fields["row"] = {others.get(key, key): value for key, value in row.cells.items()}
         hint = "" if record.hint == NO_TEXT else record.hint
         yield Record(name, record.question, record.images, record.answers, record.options, hint, fields=fields)
 

@@ -134,6 +134,12 @@ def test_chartqa_halves_and_gqa_with_two_configs(tmp_path):
     )
     records = hugging_face.gqa({**files, "images": images["records"]})
     assert [record.id for record in records] == ["q0", "q1"] and records[1].images[0].read() == png(1)
+    for config, found in (("instructions", rows), ("images", [{"id": "i1", "image": image(2)}])):  # as on the hub
+        folder = tmp_path / "GQA" / f"testdev_balanced_{config}"
+        folder.mkdir(parents=True)
+        table(found).to_parquet(folder / "testdev-00000-of-00001.parquet")
+    records = hugging_face.gqa({"records": tmp_path / "GQA", "images": tmp_path / "GQA"})
+    assert [record.images[0].read() for record in records] == [png(2)] * 2
     rows[1]["imageId"] = "i7"
     files = save(table(rows), tmp_path / "wrong", "saved", "testdev")
     with pytest.raises(ValueError, match=r"\[1\]: imageId 'i7' is not in"):
@@ -197,6 +203,7 @@ def test_mmbench_loses_no_option(tmp_path):
     first, second = hugging_face.mmbench(save(table(rows), tmp_path / "m", "saved", "dev"))
     assert first.options == ("None", "NA", "null") and first.hint == "" and first.answers == ("B",)
     assert second.options == ("nan", "1") and second.hint == "look" and second.answers == ("A",)
+    assert list(first.fields["row"]) == ["index", "question", "hint", "answer", "l2-category", "category", *"ABCD"]
     assert first.fields["index"] == 3 and first.fields["l2-category"] == "x"
 
 
