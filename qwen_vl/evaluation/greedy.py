@@ -40,7 +40,7 @@ class Said(NamedTuple):
 
 
 OnBatch = Callable[[list[tuple[int, Said]]], None]  # called with (index of the prompt, what was said) of a batch
-Together = Callable[[list[Job], list[Row], list[Encoded]], list[Said]]
+Together = Callable[[list[Job], list[Row]], list[Said]]
 Alone = Callable[[Job, Encoded], Said]
 
 
@@ -58,8 +58,10 @@ class Answering(NamedTuple):
         work = plan(self.prompts, self.tokenizer, batch_size=batch_size, longest=longest, window=self.window)
         if work.errors:
             self.on_batch([(index, failed(error)) for index, error in work.errors.items()])
+        ahead = self.prepared(work.batches[:1])
         for number in range(self.passes.most(len(work.batches))):
-            self.batch(work.batches[number] if number < len(work.batches) else [], together)
+            batch, ahead = ahead, self.prepared(work.batches[number + 1 : number + 2])
+            self.batch(batch, together)
         for job in work.alone:
             try:
                 with naming([job]):
@@ -67,19 +69,28 @@ class Answering(NamedTuple):
             except ImageError as error:
                 self.on_batch([(job.index, failed(str(error)))])
 
-    def batch(self, jobs: list[Job], together: Together) -> None:
+    def prepared(self, batches: list[list[Job]]) -> dict[Job, Encoded]:
+        """Return the encoded prompts of a batch, if there is one, and begin to open its images."""
+        encoded = {job: self.encoded(job) for jobs in batches for job in jobs}
+        known, opener = self.passes.features, self.passes.opener
+        for job, one in encoded.items():
+            if job.group not in self.passes.prefixes:
+                pairs = zip(job.digests, one.images, strict=True)
+                opener.start({digest: image for digest, image in pairs if digest not in known})
+        return encoded
+
+    def batch(self, encoded: dict[Job, Encoded], together: Together) -> None:
         """Answer one batch; without jobs, take part in the passes of other processes."""
-        encoded = {job: self.encoded(job) for job in jobs}
-        wanted = {job.group: (encoded[job], list(job.digests)) for job in jobs if job.group is not None}
-        with naming(jobs):
+        wanted = {job.group: (one, list(job.digests)) for job, one in encoded.items() if job.group is not None}
+        answers = []
+        with naming(list(encoded)):
             errors = self.passes.read_prefixes(wanted)
-            readable = [job for job in jobs if job.group not in errors]
-            rows = [row_of(job, encoded[job].ids) for job in readable]
-            answers = []
-            if rows or self.passes.synced:
-                answers = together(readable, rows, [encoded[job] for job in readable])
+            readable = [job for job in encoded if job.group not in errors]
+            if readable or self.passes.synced:
+                rows = [row_of(job, encoded[job].ids) for job in readable]
+                answers = together(readable, rows)
         said = [(job.index, one) for job, one in zip(readable, answers, strict=True)]
-        said += [(job.index, failed(errors[job.group])) for job in jobs if job.group in errors]
+        said += [(job.index, failed(errors[job.group])) for job in encoded if job.group in errors]
         if said:
             self.on_batch(said)
 
@@ -136,7 +147,7 @@ def greedy_answers(
     with ready(model, synced) as passes:
         run = Answering(passes, tokenizer, prompts, on_batch, max_window_size)
 
-        def together(jobs: list[Job], rows: list[Row], encoded: list[Encoded]) -> list[Said]:
+        def together(jobs: list[Job], rows: list[Row]) -> list[Said]:
             cache = run.cache(jobs, decoding.max_new_tokens)
             return [said(one) for one in generate(passes, cache, rows, decoding, ends)]
 
@@ -176,7 +187,7 @@ def rank_options(
     with ready(model, synced=False) as passes:
         run = Answering(passes, tokenizer, prompts, on_batch, max_window_size)
 
-        def together(jobs: list[Job], rows: list[Row], encoded: list[Encoded]) -> list[Said]:
+        def together(jobs: list[Job], rows: list[Row]) -> list[Said]:
             tried = 1 if longest == 1 else len(options)
             rows = [Row([*row.ids, *option[:-1]], row.start) for row in rows for option in options[:tried]]
             logits = passes.forward(run.cache(jobs, longest, tried), rows, COLUMNS if passes.is_exact else longest)
@@ -254,7 +265,9 @@ def ready(model: QWenLMHeadModel, synced: bool) -> Iterator[Passes]:
     if kernel not in ("sdpa", "eager"):
         inner.config._attn_implementation = "sdpa"
     inner.runs_vision_always = False  # no pass of any process has images that others have not
+    passes = Passes(model, synced=synced)
     try:
-        yield Passes(model, synced=synced)
+        yield passes
     finally:
+        passes.opener.close()
         inner.config._attn_implementation, inner.runs_vision_always = kernel, always

@@ -9,20 +9,21 @@ another kernel, and where it has another length, another order of adding. So ima
 time, no product has few rows (ROWS, COLUMNS), and the length of the keys follows from the prompt alone (STEP).
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.image_loading_qwen import ImageError
-from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.placement_qwen import execution_device
 
 from .encoding import Encoded
+from .opener import Opener
 from .records import ImageSource
 
 ROWS = 8  # in float32 a pass that reads one token of each row has a multiple of so many
@@ -79,18 +80,40 @@ class RowCache(Cache):
 
     def copy_prefix(self, rows: Sequence[int], prefix: "Prefix") -> None:
         """Let these rows, which are empty, begin with a prefix."""
-        for number, layer in enumerate(prefix.cache.states):
+        for number, read in enumerate(prefix.cache.layers):
+            layer = (read.keys, read.values)
             if number == len(self.states):
                 self.states.append(self.zeros_like(layer))
             for buffer, states in zip(self.states[number], layer, strict=True):
                 buffer[list(rows), :, : states.shape[2]] = states[prefix.row]
-        self.used = max(self.used, prefix.cache.used)
+        self.used = max(self.used, prefix.cache.get_seq_length())
+
+
+class Finished(Exception):
+    """The keys and values of all layers are there: what else the last layer computes of a prefix, nobody reads."""
+
+
+class PrefixCache(DynamicCache):
+    """The keys and values of prefixes of the same length; ends the forward pass that fills it, if it may."""
+
+    def __init__(self, num_layers: int, *, may_end: bool) -> None:
+        super().__init__()
+        self.num_layers, self.may_end, self.ntk_alpha = num_layers, may_end, None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of a layer; raise Finished after the last one."""
+        states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.may_end and layer_idx + 1 == self.num_layers:
+            raise Finished
+        return states
 
 
 class Prefix(NamedTuple):
-    """A row of a cache that holds nothing but prefixes of the same length."""
+    """A row of a PrefixCache."""
 
-    cache: RowCache
+    cache: PrefixCache
     row: int
 
 
@@ -105,7 +128,7 @@ class Passes:
     """The forward passes of a model in evaluation mode, and what several of them use: features and prefixes.
 
     `synced` is for processes that hold a part of each weight: every pass goes through the model's own `forward`, and
-    `most` lets all of them take the same number.
+    `most` lets all of them take the same number. Close its `opener` at the end.
     """
 
     def __init__(self, model: QWenLMHeadModel, *, synced: bool = False) -> None:
@@ -115,6 +138,7 @@ class Passes:
         self.synced = synced
         self.features: OrderedDict[str, torch.Tensor] = OrderedDict()  # digest of an image: [n_queries, hidden]
         self.prefixes: dict[bytes, Prefix] = {}
+        self.opener = Opener(family.image_size(self.config))
 
     def most(self, number: int) -> int:
         """Return the largest of the numbers that the processes pass, if they keep step; else `number`."""
@@ -124,7 +148,7 @@ class Passes:
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return int(largest)
 
-    def forward(self, cache: RowCache, rows: Sequence[Row], keep: int, **images: torch.Tensor) -> torch.Tensor:
+    def forward(self, cache: RowCache, rows: Sequence[Row], keep: int) -> torch.Tensor:
         """Return the logits of the last `keep` tokens of each row: [rows, keep, vocabulary].
 
         Rows that are shorter than others are filled on the left, with tokens that write to the scratch place.
@@ -147,7 +171,6 @@ class Passes:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
-            **images,
         )
         cache.used = max(cache.used, *(row.start + len(row.ids) for row in rows))
         return output.logits
@@ -189,14 +212,15 @@ class Passes:
         Return what is wrong with the groups whose images cannot be opened.
         """
         self.prefixes = {group: prefix for group, prefix in self.prefixes.items() if group in wanted}
-        errors, opened = {}, {}
+        errors: dict[bytes, str] = {}
+        opened: dict[str, torch.Tensor] = {}
         for group, (encoded, digests) in wanted.items():
             if group in self.prefixes:
                 continue
             try:
                 for source, digest in zip(encoded.images, digests, strict=True):
                     if digest not in self.features and digest not in opened:
-                        opened[digest] = pixels(source.open(), family.image_size(self.config))
+                        opened[digest] = self.opener.take(digest, source)
             except ImageError as error:
                 errors[group] = str(error)
         groups = [group for group in wanted if group not in self.prefixes and group not in errors]
@@ -221,20 +245,25 @@ class Passes:
 
     def read_chunk(self, chunk: list[tuple[bytes, Encoded, list[str]]], opened: dict[str, torch.Tensor]) -> None:
         """Compute prefixes of the same length in one pass; without any, take part in the pass of the others."""
+        ids, images = [encoded.ids[: encoded.shared] for _, encoded, _ in chunk], {}
+        names = [digest for _, _, digests in chunk for digest in digests]
         if not chunk:
             start, size = family.image_start_id(self.config), family.image_size(self.config)
-            ids = [start, *[start + 2] * self.config.image_span_tokens, start + 1]
-            nothing = torch.zeros(1, 3, size, size, device=self.device)
-            self.forward(RowCache(1, len(ids)), [Row(ids, 0)], 1, pixel_values=nothing)
-            return
-        names = [digest for _, _, digests in chunk for digest in digests]
-        if self.synced:
-            images = {"pixel_values": torch.stack([opened[name] for name in names]).to(self.device)}
+            ids = [[start, *[start + 2] * self.config.image_span_tokens, start + 1]]
+            images["pixel_values"] = torch.zeros(1, 3, size, size, device=self.device)
+        elif self.synced:
+            images["pixel_values"] = torch.stack([opened[name] for name in names]).to(self.device)
         else:
-            images = {"image_features": torch.stack([self.features[name] for name in names])}
-        shared = chunk[0][1].shared
-        cache = RowCache(len(chunk), shared)
-        self.forward(cache, [Row(encoded.ids[:shared], 0) for _, encoded, _ in chunk], 1, **images)
+            images["image_features"] = torch.stack([self.features[name] for name in names])
+        cache = PrefixCache(self.config.num_hidden_layers, may_end=not self.synced)
+        with contextlib.suppress(Finished):
+            self.model(
+                input_ids=torch.tensor(ids, device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **images,
+            )
         self.prefixes |= {group: Prefix(cache, row) for row, (group, _, _) in enumerate(chunk)}
 
 
@@ -245,11 +274,9 @@ def up_to(number: int, step: int) -> int:
 
 def open_features(passes: Passes, images: Sequence[ImageSource]) -> torch.Tensor:
     """Return the features of images [images, n_queries, hidden]; raise ImageError if one cannot be opened."""
-    opened = {}
     digests = [image.digest() for image in images]
-    for image, digest in zip(images, digests, strict=True):
-        if digest not in passes.features:
-            opened[digest] = pixels(image.open(), family.image_size(passes.config))
+    pairs = zip(digests, images, strict=True)
+    opened = {digest: passes.opener.take(digest, one) for digest, one in pairs if digest not in passes.features}
     passes.encode_images(opened)
     features = torch.stack([passes.features[digest] for digest in digests])
     passes.forget_images(digests)
