@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig
 
-from qwen_vl.cli import chat, data, export, merge, plan, quantize, verify
+from qwen_vl.cli import chat, data, evaluate, export, merge, plan, quantize, verify
 from qwen_vl.cli import main as cli_main
 from qwen_vl.data import conversations
 from qwen_vl.model import QWenTokenizer
@@ -63,6 +63,7 @@ def known_flags():
         "export": flags_of(export.make_parser().format_help()),
         "quantize": flags_of(quantize.make_parser().format_help()),
         "verify": flags_of(verify.make_parser().format_help()),
+        "evaluate": flags_of(evaluate.make_parser().format_help()),
         "chat": flags_of(chat.make_parser().format_help()),
         **{f"data {verb}": flags_of(help_of(data.main, verb, "--help")) for verb in data.VERBS},
     }

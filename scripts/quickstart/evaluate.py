@@ -44,7 +44,7 @@ def score(records, predictions):
     scores = {}
     for group, members in pairs.items():
         is_box = group.startswith("box")
-        measure = metrics.box_accuracy if is_box else metrics.exact_match
+        measure = metrics.box_accuracy if is_box else metrics.share_that_agree
         name = "IoU >= 0.5" if is_box else "exact match"
         scores[group] = report.Score(measure(*zip(*members, strict=True)), len(members), name)
     return scores
