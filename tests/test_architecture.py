@@ -34,7 +34,8 @@ LAYERS = (  # a room may import those of earlier layers, and nothing of its own 
     ("finetune",),
     ("cli",),
 )
-OF_MODEL_ALONE = {"data": {"model", "terminal", "startup", "files"}}  # rooms that may import less than the layers below them
+# Rooms that may import less than the layers below them.
+OF_MODEL_ALONE = {"data": {"model", "terminal", "startup", "files"}}
 MAY_IMPORT = {
     room: OF_MODEL_ALONE.get(room, {below for layer in LAYERS[:i] for below in layer} if i else set())
     for i, layer in enumerate(LAYERS)
