@@ -160,6 +160,7 @@ def test_errors_come_at_once_and_before_any_model(data_dir, tmp_path, monkeypatc
         (("m", "--stage", "score"), "name none"),
         (("m", "--benchmarks", "x", "--rank", "--generate"), "choose one"),
         (("m", "--benchmarks", "x"), "'x' is not known"),
+        (("m", "--benchmarks", "x", "--shots", "-1"), "--shots -1: use a number from 0"),
         (("a", "b", "--label", "c", "--benchmarks", "x"), "one model"),
     )
     for words, reason in wrong:
