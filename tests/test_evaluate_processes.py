@@ -116,12 +116,12 @@ def test_two_processes_after_a_killed_one_leave_what_one_leaves(flags, whole, tm
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 def test_kills_at_random_places(flags, whole, tmp_path, seed):
     """Several in a row: while answering, and before and after it."""
-    chance, num_killed = random.Random(seed), 0
-    for _ in range(4):
-        child = started(flags, tmp_path / "r")
-        num_killed += kill_when(child, tmp_path / "r", chance.choice([0, 1, 3, 7]), chance.random() * 0.2)
+    chance = random.Random(seed)
+    assert kill_when(started(flags, tmp_path / "r"), tmp_path / "r", 1)
+    for _ in range(3):
+        kill_when(started(flags, tmp_path / "r"), tmp_path / "r", chance.choice([0, 2]), chance.random() * 0.1)
     assert os.waitpid(started(flags, tmp_path / "r"), 0)[1] == 0
-    assert answers(tmp_path / "r") == whole and num_killed
+    assert answers(tmp_path / "r") == whole
 
 
 @pytest.mark.slow
