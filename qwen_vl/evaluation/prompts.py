@@ -21,7 +21,7 @@ TEMPLATES = {
     "choice": "<img>{image}</img>Context: {hint}\nQuestion: {question}\nOptions: {options}\nAnswer:",
     "seed": "<img>{image}</img>\nQuestion: {question}\nOptions: {options}\nAnswer:",
     "mme": "<img>{image}</img>\n{question}",
-    # No published prompt for the others. Open questions beside ones with options: as `seed`, without an empty list.
+    # No published prompt for the others. MMMU: as `seed`, no list for an open question; its own `<image 1>` is text.
     "exam": "<img>{image}</img>\nQuestion: {question}\n{option_lines}Answer:",
     # As the model's own list format writes a question about several images.
     "chat": "Picture {number}: <img>{image}</img>\n{question}",

@@ -4,6 +4,7 @@ All problems of a file are collected and raised once.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Row:
 
     def number(self, key: str) -> float:
         """Return a number, of the type that it has in the file; raise ValueError unless it is one."""
-        value = self.values.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        value: Any = self.values.get(key)
+        if not _is_number(value):
             raise self.error(f"{key}: {self._shown(key)}; use a number")
         return value
 
@@ -67,10 +68,9 @@ class Row:
     def numbers(self, key: str, count: int) -> list[float]:
         """Return a list of so many numbers; raise ValueError unless it is one."""
         value = self.values.get(key)
-        is_list = isinstance(value, list) and len(value) == count
-        if not is_list or not all(isinstance(item, int | float) and not isinstance(item, bool) for item in value or ()):
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_number, value)):
             raise self.error(f"{key}: {self._shown(key)}; use a list of {count} numbers")
-        return list(value or ())
+        return value
 
     def _shown(self, key: str) -> str:
         return f"{self.values[key]!r:.80}" if key in self.values else "is missing"
@@ -104,18 +104,25 @@ class Images:
         return list(dict.fromkeys(folder / name for folder in self.folders for name in names))
 
 
+def _is_number(value: object) -> bool:
+    """Return whether a value of a JSON file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def json_lines(path: Path) -> Iterator[Row]:
     """Yield the objects of a JSON Lines file; raise ValueError with file and line if one cannot be read."""
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _row(f"{path}:{number}", line)
 
 
-def _row(place: str, line: str) -> Row:
+def _row(place: str, line: bytes) -> Row:
     """Return the object of a line; raise ValueError if it is torn, or no object."""
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: is not UTF-8 text ({error.reason}); save the file as UTF-8") from error
     except ValueError as error:
         raise ValueError(f"{place}: not complete JSON ({error}); get the file again") from error
     if not isinstance(values, dict):

@@ -44,6 +44,16 @@ def test_questions_keep_their_ids_and_all_answers(root):
     assert len({record.cluster for record in records}) == 1
 
 
+def test_another_encoding_is_named_and_a_mark_at_the_start_is_not_text(root):
+    files = written(root, [question(question="où?")])
+    text = files["records"].read_text()
+    files["records"].write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert json_lines.vqa(files)[0].question == "où?"
+    files["records"].write_bytes(text.encode() + text.replace("\\u00f9", "ù").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"x.jsonl:2: is not UTF-8 text"):
+        json_lines.vqa(files)
+
+
 def test_data_dir_may_be_the_data_folder_itself(root):
     files = written(root, [question()]) | {"root": root / "data"}
     assert json_lines.vqa(files)[0].images[0].open().size == (40, 20)
@@ -80,7 +90,13 @@ def test_expressions_have_boxes(root):
     assert [record.id for record in records] == ["0", "1"]
     assert records[0].question == "the cat"
     assert records[0].fields == {"bbox": [1, 2.5, 3, 4], "width": 40, "height": 20}
-    for values, message in (({"bbox": [1, 2]}, "use a list of 4 numbers"), ({"width": 0}, "use the size of the image")):
+    for values, message in (
+        ({"bbox": [1, 2]}, "use a list of 4 numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, r"bbox: \[1, 2, 3, nan\]"),
+        ({"bbox": "1234"}, "bbox: '1234'"),
+        ({"width": "40"}, "width: '40'; use a number"),
+        ({"width": 0}, "use the size of the image"),
+    ):
         with pytest.raises(ValueError, match=message):
             json_lines.grounding(written(root, [row | values]))
 
