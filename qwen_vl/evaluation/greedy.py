@@ -21,7 +21,7 @@ from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from .batches import Job, plan
 from .encoding import Encoded, decode, encode, end_ids, option_ids
-from .passes import COLUMNS, Passes, Row, RowCache, open_features
+from .passes import Passes, Prefix, Row, RowCache, open_features
 from .records import Decoding, Prompt
 from .token_loop import Generated, generate
 
@@ -102,12 +102,13 @@ class Answering(NamedTuple):
         """Return a cache with the prefixes of jobs, room for the rest and `more` tokens; `times` rows a job."""
         capacity = (jobs[0].shared + jobs[0].room if jobs else 1) + more
         cache = RowCache(max(len(jobs) * times, 1), capacity)
-        rows_of: dict[bytes, list[int]] = {}
+        rows_of: dict[Prefix, list[int]] = {}
         for number, job in enumerate(jobs):
             if job.group is not None:
-                rows_of.setdefault(job.group, []).extend(range(number * times, (number + 1) * times))
-        for group, rows in rows_of.items():
-            cache.copy_prefix(rows, self.passes.prefixes[group])
+                prefix = self.passes.prefixes[job.group]
+                rows_of.setdefault(prefix, []).extend(range(number * times, (number + 1) * times))
+        if rows_of:
+            cache.copy_prefixes(rows_of)
         return cache
 
     def inputs(self, encoded: Encoded) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def rank_options(
         def together(jobs: list[Job], rows: list[Row]) -> list[Said]:
             tried = 1 if longest == 1 else len(options)
             rows = [Row([*row.ids, *option[:-1]], row.start) for row in rows for option in options[:tried]]
-            logits = passes.forward(run.cache(jobs, longest, tried), rows, COLUMNS if passes.is_exact else longest)
+            logits = passes.read(run.cache(jobs, longest, tried), rows, longest)
             by_job = logits.unflatten(0, (len(jobs), tried))
             return [ranked(one, options[: option_counts[job.index]]) for job, one in zip(jobs, by_job, strict=True)]
 

@@ -78,15 +78,21 @@ class RowCache(Cache):
             self.states[number] = keys, values  # one layer after another, so that little is in memory twice
         self.rows = len(rows)
 
-    def copy_prefix(self, rows: Sequence[int], prefix: "Prefix") -> None:
-        """Let these rows, which are empty, begin with a prefix."""
-        for number, read in enumerate(prefix.cache.layers):
-            layer = (read.keys, read.values)
-            if number == len(self.states):
-                self.states.append(self.zeros_like(layer))
-            for buffer, states in zip(self.states[number], layer, strict=True):
-                buffer[list(rows), :, : states.shape[2]] = states[prefix.row]
-        self.used = max(self.used, prefix.cache.get_seq_length())
+    def copy_prefixes(self, prefixes: dict["Prefix", list[int]]) -> None:
+        """Let all rows, which are empty, begin with prefixes of the same length, each with those that are listed."""
+        caches = [prefix.cache for prefix in prefixes]
+        length = caches[0].get_seq_length()
+        for number, first in enumerate(caches[0].layers):
+            layer = []
+            for part in ("keys", "values"):
+                like = getattr(first, part)
+                buffer = like.new_empty(self.rows, like.shape[1], self.capacity, like.shape[3])
+                buffer[:, :, length:] = 0
+                for prefix, rows in prefixes.items():
+                    buffer[rows, :, :length] = getattr(prefix.cache.layers[number], part)[prefix.row]
+                layer.append(buffer)
+            self.states.append((layer[0], layer[1]))
+        self.used = length
 
 
 class Finished(Exception):
@@ -148,22 +154,25 @@ class Passes:
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return int(largest)
 
-    def forward(self, cache: RowCache, rows: Sequence[Row], keep: int) -> torch.Tensor:
-        """Return the logits of the last `keep` tokens of each row: [rows, keep, vocabulary].
-
-        Rows that are shorter than others are filled on the left, with tokens that write to the scratch place.
-        """
+    def read(self, cache: RowCache, rows: Sequence[Row], keep: int = 1) -> torch.Tensor:
+        """Return the logits of at least the last `keep` tokens of each row: [rows, tokens, vocabulary]."""
         width = max(len(row.ids) for row in rows)
-        if self.is_exact and keep > 1:  # which is how prompts are read, and not a single token of each row
-            width = up_to(width, COLUMNS)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        places = torch.full((len(rows), width), -1)
-        for number, row in enumerate(rows):
-            first = width - len(row.ids)
-            ids[number, first:] = torch.tensor(row.ids)
-            places[number, first:] = torch.arange(row.start, row.start + len(row.ids))
-        positions = places.clamp(min=0).to(self.device)
-        cache.places = places.masked_fill(places < 0, cache.capacity - 1).to(self.device)
+        if self.is_exact:
+            width, keep = up_to(width, COLUMNS), max(keep, -(-COLUMNS // len(rows)))
+        return self.forward(cache, rows, width, keep)
+
+    def forward(self, cache: RowCache, rows: Sequence[Row], width: int = 1, keep: int = 1) -> torch.Tensor:
+        """Return the logits of the last `keep` tokens of rows of at most `width`: [rows, keep, vocabulary].
+
+        Rows that are shorter are filled on the left, with tokens that write to the scratch place.
+        """
+        fill = [width - len(row.ids) for row in rows]
+        ids = torch.tensor([[0] * left + list(row.ids) for left, row in zip(fill, rows, strict=True)])
+        ends = torch.tensor([row.start + len(row.ids) for row in rows])
+        places = ends[:, None] + torch.arange(-width, 0)
+        is_fill = torch.arange(width) < torch.tensor(fill)[:, None]
+        positions = places.masked_fill(is_fill, 0).to(self.device)
+        cache.places = places.masked_fill(is_fill, cache.capacity - 1).to(self.device)
         output = self.model(
             input_ids=ids.to(self.device),
             attention_mask=self.mask(positions, cache.capacity),
@@ -172,7 +181,7 @@ class Passes:
             use_cache=True,
             logits_to_keep=keep,
         )
-        cache.used = max(cache.used, *(row.start + len(row.ids) for row in rows))
+        cache.used = max(cache.used, int(ends.max()))
         return output.logits
 
     def mask(self, positions: torch.Tensor, capacity: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from qwen_vl.model.logits_qwen import NOT_FINITE, LogitsError
 
-from .passes import COLUMNS, ROWS, Passes, Row, RowCache, up_to
+from .passes import ROWS, Passes, Row, RowCache, up_to
 from .records import Decoding
 
 RUNNING, DAMAGED = 1, 2  # what a process says of its rows when several keep step
@@ -34,7 +34,7 @@ def generate(
     at = [row.start + len(row.ids) for row in rows]  # position of each row's next token
     order, active = list(range(len(rows))), set(range(count))  # rows of the cache; those that have not ended
     ended: set[int] = set()
-    scores = passes.forward(cache, rows, COLUMNS if passes.is_exact else 1)[:, -1]
+    scores = passes.read(cache, rows)[:, -1]
     for step in range(decoding.max_new_tokens):
         tokens, finite = choose(scores, [] if step >= decoding.min_new_tokens else ends)
         wrong = not all(fine for row, fine in zip(order, finite, strict=True) if row in active)
@@ -55,7 +55,7 @@ def generate(
         if kept != order:
             cache.select([order.index(row) for row in kept])
             order = kept
-        scores = passes.forward(cache, [Row([latest[row]], at[row] + step) for row in order], 1)[:, -1]
+        scores = passes.forward(cache, [Row([latest[row]], at[row] + step) for row in order])[:, -1]
     return [Generated(ids, row in ended) for row, ids in enumerate(said)]
 
 
