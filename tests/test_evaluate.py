@@ -1,5 +1,6 @@
 """`qwen-vl evaluate` from end to end, with a tiny model of random weights and small files of real forms."""
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_errors_come_at_once_and_before_any_model(data_dir, tmp_path, monkeypatc
         (("m", "--stage", "score"), "name none"),
         (("m", "--benchmarks", "x", "--rank", "--generate"), "choose one"),
         (("m", "--benchmarks", "x"), "'x' is not known"),
+        (("m", "--benchmarks", "x", "--shots", "-1"), "--shots -1: use a number from 0"),
         (("a", "b", "--label", "c", "--benchmarks", "x"), "one model"),
     )
     for words, reason in wrong:
@@ -174,6 +176,32 @@ def test_a_server_is_evaluated_and_judged(data_dir, tmp_path, monkeypatch):
         run(address, "--benchmarks", "docvqa_val", *flags, "--api_key", "k")
     assert set(server.keys) == {"Bearer k"} and len(server.requests) == 9
     assert scores_of(tmp_path)["docvqa_val+chat"]["figures"]["ANLS"]["value"] == 100
+
+
+def test_touchstone_is_judged(make_checkpoint, data_dir, tmp_path, capsys, monkeypatch):
+    """A judge that refuses ends it with one error and keeps the answers; then it is asked twice a record, and once."""
+    image = base64.b64encode((IMAGES / "train_00.jpg").read_bytes()).decode()
+    head = ("index", "image", "question", "human_annotation", "gpt4_ha_answer", "category", "task_name")
+    rows = [("0", image, "What?", "A shape.", "A dog.", "a,b", "t"), ("1", image, "Why?", "So.", "Yes.", "b", "t")]
+    path = data_dir / "data/touchstone/touchstone_20230831.tsv"
+    path.parent.mkdir()
+    path.write_text("".join("\t".join(row) + "\n" for row in (head, *rows)))
+    flags = ["--benchmarks", "touchstone_en", "--data_dir", data_dir, "--output_dir", tmp_path]
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serving(lambda path, body: (401, "no")) as (address, _):
+        asked = (make_checkpoint(), *flags, "--max_new_tokens", 4, "--judge_url", address, "--judge_model", "j")
+        with pytest.raises(OSError, match="answers 401"):
+            run(*asked, "--device", "cpu")
+    assert len(answers_of(tmp_path)["touchstone_en+max4"].splitlines()) == 2 and not scores_of(tmp_path)
+    with serving(lambda path, body: completion("8 6\nbecause")) as (address, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        for _ in range(2):
+            run("--stage", "score", *flags, "--judge_model", "j")
+        assert len(server.requests) == 4 and set(server.keys) == {"Bearer k"}
+    (scores,) = scores_of(tmp_path).values()
+    figures = {name: (figure["value"], figure["count"]) for name, figure in scores["figures"].items()}
+    assert figures == {"score": (700, 2), "category/a": (700, 1), "category/b": (700, 2)}
+    assert scores["settings"]["judge"] == "j" and "[" not in capsys.readouterr().out
 
 
 def test_the_registry_is_listed(capsys):

@@ -1,5 +1,6 @@
 """`qwen-vl evaluate` in processes: their number leaves no trace, and neither do kills."""
 
+import contextlib
 import json
 import os
 import random
@@ -86,8 +87,9 @@ def kill_when(child, output, num_lines, delay=0.0):
         if ended:
             assert status == 0
             return False
-        if sum(path.read_bytes().count(b"\n") for path in output.glob("*/*/answers.rank-*")) >= num_lines:
-            break
+        with contextlib.suppress(FileNotFoundError):  # it is merged at this moment
+            if sum(path.read_bytes().count(b"\n") for path in output.glob("*/*/answers.rank-*")) >= num_lines:
+                break
         time.sleep(0.001)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
@@ -111,16 +113,15 @@ def test_two_processes_after_a_killed_one_leave_what_one_leaves(flags, whole, tm
     assert not runs.noise(done.stderr) and done.stdout.count("refcoco_testA") == 1
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 40))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 def test_kills_at_random_places(flags, whole, tmp_path, seed):
     """Several in a row: while answering, and before and after it."""
-    chance, num_killed = random.Random(seed), 0
-    for _ in range(4):
-        child = started(flags, tmp_path / "r")
-        num_killed += kill_when(child, tmp_path / "r", chance.choice([0, 1, 3, 7]), chance.random() * 0.2)
-    if kill_when(started(flags, tmp_path / "r"), tmp_path / "r", 99):
-        raise AssertionError("the last one is not killed")
-    assert answers(tmp_path / "r") == whole and num_killed
+    chance = random.Random(seed)
+    assert kill_when(started(flags, tmp_path / "r"), tmp_path / "r", 1)
+    for _ in range(3):
+        kill_when(started(flags, tmp_path / "r"), tmp_path / "r", chance.choice([0, 2]), chance.random() * 0.1)
+    assert os.waitpid(started(flags, tmp_path / "r"), 0)[1] == 0
+    assert answers(tmp_path / "r") == whole
 
 
 @pytest.mark.slow

@@ -197,8 +197,9 @@ def check_flags(args: argparse.Namespace) -> None:
         wrong.append("--rank and --generate: choose one")
     if args.label and len(args.models) > 1:
         wrong.append("--label: goes with one model")
-    if args.offset < 0:
-        wrong.append(f"--offset {args.offset}: use a number from 0")
+    for flag in ("offset", "shots", "min_new_tokens"):
+        if (getattr(args, flag) or 0) < 0:
+            wrong.append(f"--{flag} {getattr(args, flag)}: use a number from 0")
     if wrong:
         raise ValueError("; ".join(wrong))
 

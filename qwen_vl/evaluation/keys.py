@@ -49,7 +49,7 @@ def image_digests(images: Sequence[ImageSource]) -> dict[str, str | None]:
     def digest_of(image: ImageSource) -> str | None:
         try:
             return image.digest()
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     with ThreadPoolExecutor(READERS) as pool:  # reading and hashing release the interpreter

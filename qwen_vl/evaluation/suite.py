@@ -38,7 +38,8 @@ class Request:
                 found.setdefault(part, get(part))
         for path in self.data:
             own = own_data(path, self.image_folder)
-            found.setdefault(own.name, own)
+            if found.setdefault(own.name, own).files != own.files:
+                raise ValueError(f"--data {path}: another file of that name is given, too; rename one of both")
         return list(found.values())
 
 

@@ -131,19 +131,28 @@ def decoding_to_dict(decoding: Decoding | Ranking) -> dict[str, Any]:
 
 
 def changed(benchmark: Benchmark, overrides: Overrides) -> Benchmark:
-    """Return a benchmark with the user's changes. Raise ValueError for a template that cannot be used."""
-    decoding = benchmark.decoding
+    """Return a benchmark with the user's changes. Raise ValueError for a template or numbers that cannot be used.
+
+    A raw prompt that becomes a chat ends its answer where chats do, unless `end` says something else.
+    """
+    style = overrides.style or benchmark.style
+    decoding = _decoding_in(benchmark, style)
     if overrides.kind is not None and not isinstance(decoding, KINDS[overrides.kind]):
-        decoding = Ranking() if overrides.kind == "rank" else Decoding(max_new_tokens=GENERATED_LETTER)
+        decoding = Ranking() if overrides.kind == "rank" else _generated(style)
     if isinstance(decoding, Decoding):
         given = {name: getattr(overrides, name) for name in ("max_new_tokens", "min_new_tokens", "end")}
         decoding = replace(decoding, **{name: value for name, value in given.items() if value is not None})
+        if decoding.min_new_tokens > decoding.max_new_tokens:
+            raise ValueError(
+                f"{benchmark.name}: at least {decoding.min_new_tokens} new tokens, but at most "
+                f"{decoding.max_new_tokens}; correct --min_new_tokens or --max_new_tokens"
+            )
     if overrides.template is not None:
         prompts.check_template(overrides.template)
     return replace(
         benchmark,
         decoding=decoding,
-        style=overrides.style or benchmark.style,
+        style=style,
         template=benchmark.template if overrides.template is None else overrides.template,
         num_shots=benchmark.num_shots if overrides.shots is None else overrides.shots,
     )
@@ -156,7 +165,7 @@ def run_name(before: Benchmark, after: Benchmark, subset: Subset, num_frames: in
         parts.append(after.style)
     if prompts.check_template(after.template) != prompts.check_template(before.template):
         parts.append(f"template-{digest(after.template)[:6]}")
-    parts += _decoding_parts(before.decoding, after.decoding)
+    parts += _decoding_parts(_decoding_in(before, after.style), after)
     if after.num_shots != before.num_shots:
         parts.append(f"{after.num_shots}shot")
     if num_frames is not None:
@@ -170,12 +179,26 @@ def run_name(before: Benchmark, after: Benchmark, subset: Subset, num_frames: in
     return "+".join(parts)
 
 
-def _decoding_parts(before: Decoding | Ranking, after: Decoding | Ranking) -> list[str]:
+def _decoding_in(benchmark: Benchmark, style: Style) -> Decoding | Ranking:
+    """Return the decoding of a benchmark that is asked in a style."""
+    decoding = benchmark.decoding
+    if isinstance(decoding, Decoding) and style == "chat" != benchmark.style:
+        return replace(decoding, end="im_end")
+    return decoding
+
+
+def _generated(style: Style) -> Decoding:
+    """Return how an option is written where the benchmark ranks it."""
+    return Decoding(max_new_tokens=GENERATED_LETTER, end="im_end" if style == "chat" else "endoftext")
+
+
+def _decoding_parts(before: Decoding | Ranking, changed: Benchmark) -> list[str]:
     """Return the parts of a run's name that say how its decoding differs."""
+    after = changed.decoding
     if isinstance(after, Ranking):
         return [] if isinstance(before, Ranking) else ["rank"]
     parts = [] if isinstance(before, Decoding) else ["generate"]
-    usual = before if isinstance(before, Decoding) else Decoding(max_new_tokens=GENERATED_LETTER)
+    usual = before if isinstance(before, Decoding) else _generated(changed.style)
     if after.max_new_tokens != usual.max_new_tokens:
         parts.append(f"max{after.max_new_tokens}")
     if after.min_new_tokens != usual.min_new_tokens:

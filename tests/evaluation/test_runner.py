@@ -217,7 +217,11 @@ def test_names_of_runs_say_what_differs():
         return run_name(benchmark, changed(benchmark, Overrides(**given)), subset or Subset())
 
     assert name() == name(style="raw") == name(Subset(seed=3)) == name(template="vqa") == "squares"
-    assert name(style="chat", max_new_tokens=9, end="im_end") == "squares+chat+max9+im_end"
+    assert name(end="im_end", max_new_tokens=9) == "squares+max9+im_end"
+    assert changed(SQUARES, Overrides(style="chat")).decoding.end == "im_end" and name(style="chat") == "squares+chat"
+    assert name(style="chat", end="endoftext") == "squares+chat+endoftext"
+    with pytest.raises(ValueError, match="squares: at least 6 new tokens, but at most 5; correct --min_new_tokens"):
+        name(min_new_tokens=6)
     assert name(Subset(50, 10, 7), shots=4) == "squares+4shot+limit50+offset10+seed7"
     assert name(kind="rank") == "squares+rank" and name(benchmark=RANKED, kind="generate") == "squares_ranked+generate"
     assert name(benchmark=RANKED, kind="generate", max_new_tokens=3) == "squares_ranked+generate+max3"
