@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.data.files import whole_file
 from qwen_vl.evaluation.answering import ModelIdentity
 from qwen_vl.evaluation.keys import digest
+from qwen_vl.files import whole_file
 
 MODEL, SETTINGS, SAMPLES, SCORES = "model.json", "settings.json", "samples.jsonl", "scores.json"
 JUDGE = "judge"  # folder of the replies of a judge

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.data.files import whole_file
 from qwen_vl.evaluation import results, store
 from qwen_vl.evaluation.benchmarks.benchmark import Benchmark
 from qwen_vl.evaluation.keys import records_digest
@@ -15,6 +14,7 @@ from qwen_vl.evaluation.metrics.result import Ask, Figure, Pair, Result, SampleS
 from qwen_vl.evaluation.records import Answer
 from qwen_vl.evaluation.statistics import interval
 from qwen_vl.evaluation.tasks import Task
+from qwen_vl.files import whole_file
 
 OFFICIAL, PUBLISHED = "official", "published"
 VARIANTS = (OFFICIAL, PUBLISHED)

@@ -11,8 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 
-from qwen_vl.data.files import whole_file
 from qwen_vl.evaluation.records import Answer
+from qwen_vl.files import whole_file
 
 ANSWERS = "answers.jsonl"
 OF_A_RANK = "answers.rank-*.jsonl"

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from qwen_vl.data.files import whole_file
 from qwen_vl.evaluation.metrics.breakdown import text_of
 from qwen_vl.evaluation.metrics.letters import chosen_option, letter_of
 from qwen_vl.evaluation.metrics.result import Pair
+from qwen_vl.files import whole_file
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|[\ud800-\udfff]")  # what XML cannot hold
 BOX = re.compile(r"\((.*?)\),\((.*?)\)")
