@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cache
 
 from qwen_vl.evaluation.answering import ModelIdentity
 from qwen_vl.evaluation.records import Decoding, ImageSource, Parts, Prompt, Ranking, Record
@@ -32,10 +33,16 @@ def answer_key(
     Names of images do not count, so moved files keep their answers.
     """
     ranking = num_options if isinstance(decoding, Ranking) else None
-    settings = [type(decoding).__name__, asdict(decoding), ranking]
+    settings = [_decoding_text(decoding), ranking]
     history = [[_parts(asked, images), said] for asked, said in prompt.history]
     asked = [prompt.style, prompt.system, history, _parts(prompt.parts, images)]
     return digest([PROMPT_VERSION, model.fingerprint, model.tokenizer, model.dtype, asked, settings])
+
+
+@cache
+def _decoding_text(decoding: Decoding | Ranking) -> str:
+    """Return all settings of a decoding; the same one is used for many records."""
+    return json.dumps([type(decoding).__name__, asdict(decoding)], sort_keys=True)
 
 
 def _parts(parts: Parts, images: Mapping[str, str]) -> list[list[str]]:

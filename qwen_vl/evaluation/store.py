@@ -7,7 +7,7 @@ puts all of them into `answers.jsonl`, in the order of the records.
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 
@@ -16,18 +16,18 @@ from qwen_vl.files import whole_file
 
 ANSWERS = "answers.jsonl"
 OF_A_RANK = "answers.rank-*.jsonl"
-FIELDS = {field.name for field in fields(Answer)}
+FIELDS = tuple(field.name for field in fields(Answer))
 
 
 def to_line(answer: Answer) -> str:
     """Return the line of an answer, without a newline. Keys are in the order of the dataclass."""
-    return json.dumps(asdict(answer), ensure_ascii=False)
+    return json.dumps({name: getattr(answer, name) for name in FIELDS}, ensure_ascii=False)
 
 
 def from_line(line: str) -> Answer:
     """Return the answer of a line; raise ValueError if it is not one."""
     content = json.loads(line)
-    if not isinstance(content, dict) or not {"id", "key"} <= content.keys() <= FIELDS:
+    if not isinstance(content, dict) or not {"id", "key"} <= content.keys() <= set(FIELDS):
         raise ValueError("no answer of qwen-vl evaluate")
     losses = content.get("losses")
     return Answer(**(content | {"losses": None if losses is None else tuple(losses)}))

@@ -67,12 +67,14 @@ def _task(benchmark: Benchmark, request: Request) -> Task:
     asked = changed(benchmark, request.overrides)
     records = loading.load(benchmark, request.data_dir)
     is_own = benchmark.name not in BENCHMARKS
+    # A seed that decides nothing must not make another run of it.
+    subset = Subset() if request.subset.is_all and not asked.num_shots else request.subset
     task = Task(
         benchmark=asked,
-        run=run_name(benchmark, asked, request.subset, request.num_frames),
-        records=request.subset.of(records, benchmark.group_of),
+        run=run_name(benchmark, asked, subset, request.num_frames),
+        records=subset.of(records, benchmark.group_of),
         complete_size=len(records),
-        subset=request.subset,
+        subset=subset,
         shots=loading.load_shots(benchmark, request.data_dir) if asked.num_shots else (),
         files=loading.files_used(benchmark, request.data_dir),
         num_frames=request.num_frames,

@@ -78,6 +78,7 @@ def test_scores_and_samples(data):
     sample = samples_of(folder)[4]
     assert (sample["id"], sample["question"], sample["answers"]) == ("1-1", "Q1?", ["blue"])
     assert sample["answer"] in COLORS and sample["images"] == [sample["cluster"]] and sample["tokens"] == 1
+    assert answered(data, "squares", subset=Subset(seed=5))[2] == [folder]  # a seed alone changes nothing
     again = score(request, results, variant="published")["squares"]
     assert again["headline"] == "accuracy as published" and again["settings"]["variant"] == "published"
 
