@@ -1,8 +1,8 @@
 """The quickstart's conversations: easy-vqa's images and questions, with Chinese, boxes and comparisons added.
 
 `python scripts/quickstart/make_data.py OUT` writes OUT/boxes.json, OUT/full.json and OUT/lora.json (one for each
-training stage), OUT/test.json and their images. The id of a test record starts with its task and language, as in
-"box-en/12".
+training stage), OUT/test.json and their images. The category of a test record is its task and language, as in
+"box-en", and its id starts with it: `qwen-vl evaluate MODEL --data OUT/test.json` has a score of each category.
 The test file uses easy-vqa's test images alone, the others its training images alone.
 """
 
@@ -261,7 +261,7 @@ def build_test(test, rng):
             ([one, other], {language: compare(kind, one, other, language) for language in LANGUAGES})
         )
     return [
-        record(f"{task}-{language}/{number}", images, *exchange[language])
+        record(f"{task}-{language}/{number}", images, *exchange[language]) | {"category": f"{task}-{language}"}
         for task, entries in kept.items()
         for language in LANGUAGES
         for number, (images, exchange) in enumerate(entries)

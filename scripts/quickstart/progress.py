@@ -24,7 +24,7 @@ STAGES = {  # stage of scripts/quickstart.sh: seconds that it takes on 2 idle co
     "lora": 180,
     "merge": 10,
     "chat": 10,
-    "report": 60,
+    "report": 80,
     "done": 0,
 }
 TRUSTED = 60  # seconds of STAGES that count as if they had been seen here, so that a short first stage says little
