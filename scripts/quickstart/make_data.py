@@ -33,6 +33,7 @@ CHINESE_SHARE = 0.65  # questions in Chinese, for each in English
 REPLAYED = 4  # every how many English questions are repeated beside the Chinese ones
 NEGATION = re.compile(r" not? ")
 BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
+MOST_TRIES = 10_000  # to find two images that can be compared
 PALETTE = {
     "black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128),
     "green": (0, 255, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0),
@@ -160,12 +161,13 @@ def compare(kind, one, other, language):
 def pick_pair(all_scenes, rng):
     """(kind, scene, scene): two scenes that can be compared; same and different are equally likely."""
     kind, same = rng.choice(list(COMPARISONS)), rng.random() < 0.5
-    while True:
+    for _ in range(MOST_TRIES):
         one, other = rng.sample(all_scenes, 2)
         if kind == "size" and max(one.area, other.area) >= BIGGER * min(one.area, other.area):
             return kind, one, other
         if kind != "size" and (getattr(one, kind) == getattr(other, kind)) == same:
             return kind, one, other
+    raise ValueError(f"{len(all_scenes)} pictures have too few pairs to compare; use a higher --limit")
 
 
 def record(name, images, question, answer):
