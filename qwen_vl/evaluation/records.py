@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from qwen_vl.model.image_loading_qwen import ImageError, read_image
 
@@ -44,6 +44,8 @@ class ImageSource:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 return read_image(image)
+        except UnidentifiedImageError as error:  # its own text has an address in memory
+            raise ImageError(f"image {self.name!r}: in no known format of images; get the file again") from error
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(f"image {self.name!r}: cannot be decoded ({error}); get the file again") from error
 

@@ -55,7 +55,7 @@ def tasks_of(request: Request, further_problems: Sequence[str] = ()) -> list[Tas
         try:
             tasks.append(_task(benchmark, request))
         except (OSError, ValueError) as error:
-            problems += str(error).splitlines()
+            problems.append(str(error))
     _raise_all(problems)
     return tasks
 
@@ -80,6 +80,10 @@ def _task(benchmark: Benchmark, request: Request) -> Task:
         num_frames=request.num_frames,
         own_data=own_paths(benchmark) if is_own else None,
     )
+    if not task.records:
+        raise ValueError(
+            f"{task.run}: --offset {request.subset.offset} leaves none of {len(records)} records; lower it"
+        )
     task.prompts()  # raise now what is wrong with them
     task.option_counts()
     return task
@@ -94,8 +98,9 @@ def _raise_all(problems: Sequence[str]) -> None:
     """Raise ValueError with all problems, if there is any."""
     if len(problems) == 1:
         raise ValueError(problems[0])
-    if problems:
-        raise ValueError(f"{len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))
+    lines = [line for problem in problems for line in problem.splitlines()]
+    if lines:
+        raise ValueError(f"{len(lines)} problems:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def answer_all(
@@ -143,7 +148,8 @@ def score_all(
     """Score the runs in a results folder, and yield what scores.json has, means of benchmarks last.
 
     folders: those of the runs, by default all; the names of `request` limit them, if it has any. A benchmark that
-    needs a judge comes after the others. Raise ValueError if there is nothing to score.
+    needs a judge comes after the others. Raise ValueError if there is nothing to score and, once the others are scored,
+    for runs that cannot be; OSError at once if the judge refuses.
     """
     wanted = {benchmark.name for benchmark in request.benchmarks()}
     chosen = [
@@ -153,16 +159,26 @@ def score_all(
     ]
     if not chosen:
         raise ValueError(f"{results_dir}: no answers to score; run the stage answer first, or correct --output_dir")
-    tasks = [(folder, _restored_task(folder, settings, request)) for folder, settings in chosen]
+    tasks, problems = [], []
+    for folder, settings in chosen:
+        try:
+            tasks.append((folder, _restored_task(folder, settings, request)))
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
     tasks.sort(key=lambda entry: entry[1].benchmark.metric.needs_judge)
     scores: dict[Path, dict[str, Any]] = {}
     for folder, task in tasks:
         if task.benchmark.metric.needs_judge and judge is None:
             raise ValueError(judge_problem(task.benchmark.name))
         ask, name = (judge.ask, judge.model) if judge else (None, None)
-        scores[folder] = scoring.score(task, folder, variant=variant, ask=ask, judge=name)
+        try:
+            scores[folder] = scoring.score(task, folder, variant=variant, ask=ask, judge=name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
         yield scores[folder]
     yield from _means(scores)
+    _raise_all(problems)
 
 
 def judge_problem(name: str) -> str:

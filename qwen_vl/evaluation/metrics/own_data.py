@@ -18,7 +18,7 @@ from qwen_vl.evaluation.metrics.boxes_and_words import find_boxes
 from qwen_vl.evaluation.metrics.breakdown import means_by, text_of
 from qwen_vl.evaluation.metrics.estimates import require_answers
 from qwen_vl.evaluation.metrics.free_text import is_long, require_libraries
-from qwen_vl.evaluation.metrics.own_tasks import SHORT_RULES, TASKS, is_yes_no
+from qwen_vl.evaluation.metrics.own_tasks import SHORT_RULES, TASKS, is_yes_no, right_of
 from qwen_vl.evaluation.metrics.result import Figure, Metric, Pair, Result, SampleScore
 from qwen_vl.evaluation.records import Record
 from qwen_vl.evaluation.statistics import mean_figure
@@ -47,8 +47,12 @@ def task_of(record: Record) -> str:
 
 def check_records(records: Sequence[Record]) -> None:
     """Raise ValueError if a record cannot be scored or a library is missing, before a model has answered anything."""
-    if "text" in {task_of(record) for record in records}:
+    tasks = [task_of(record) for record in records]
+    if "text" in tasks:
         require_libraries()
+    for record, task in zip(records, tasks, strict=True):
+        if task == "yes_no":
+            right_of(record)
 
 
 def score_sample(record: Record, text: str) -> SampleScore:

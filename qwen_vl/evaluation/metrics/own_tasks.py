@@ -98,10 +98,16 @@ def _boxes_figures(records: Sequence[Record], samples: Sequence[SampleScore]) ->
     return figures, ["boxes: matched one to one, the highest IoU first; compared in the 0 to 999 grid as written"]
 
 
-def _yes_no_sample(record: Record, text: str) -> SampleScore:
-    truth, said = yes_or_no(record.answers[0]), yes_or_no(text)
+def right_of(record: Record) -> str:
+    """Return yes or no, the right answer of a record of that task; raise ValueError if it is neither."""
+    truth = yes_or_no(record.answers[0])
     if truth == "unknown":
         raise ValueError(f"record {record.id!r}: metric is yes_no, but its answer {record.answers[0]!r} is neither")
+    return truth
+
+
+def _yes_no_sample(record: Record, text: str) -> SampleScore:
+    truth, said = right_of(record), yes_or_no(text)
     extra = {"task": "yes_no", "right": truth, "agree": short_agree(text, record.answers)}
     return SampleScore(record.id, float(said == truth), said, unmatched=said == "unknown", extra=extra)
 
