@@ -9,6 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+from qwen_vl.startup import prepare
+
+if __name__ == "__main__":
+    prepare()  # before torch is imported
+
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
 from qwen_vl.evaluation.benchmarks.files import CONVERTED
 from qwen_vl.evaluation.benchmarks.loading import layouts_of

@@ -286,6 +286,19 @@ def test_the_benchmarks_in_the_document_are_those_of_the_registry():
     assert text.count("\n| `") >= len(BENCHMARKS) >= 40
 
 
+def test_the_values_in_the_document_are_what_the_metrics_give():
+    (sample,) = blocks((ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), "python")
+    first, _, calls = sample.partition("\n\n")
+    names, checked = {}, 0
+    exec(first, names)
+    for line in calls.splitlines():
+        call, _, value = line.rpartition("  # ")
+        given, wanted = eval(call, names), ast.literal_eval(value)
+        assert given == (wanted if isinstance(wanted, str) else pytest.approx(wanted, abs=1e-4)), line
+        checked += 1
+    assert checked >= 8
+
+
 @pytest.fixture
 def evaluation_folder(make_checkpoint, make_int4_checkpoint, tmp_path, monkeypatch):
     """Return a folder with all that the commands of docs/evaluation.md name, and go there."""
