@@ -30,12 +30,15 @@ class Request:
     subset: Subset = field(default_factory=Subset)
 
     def benchmarks(self) -> list[Benchmark]:
-        """Return the benchmarks, each mean replaced by its parts; raise ValueError for an unknown name."""
+        """Return the benchmarks, each mean replaced by its parts; raise ValueError with all unknown names."""
         found: dict[str, Benchmark] = {}
+        problems: list[str] = []
         for name in self.names:
-            benchmark = get(name)
-            for part in benchmark.parts or (name,):
-                found.setdefault(part, get(part))
+            try:
+                found |= {part: get(part) for part in get(name).parts or (name,)}
+            except ValueError as error:
+                problems.append(str(error))
+        _raise_all(problems)
         for path in self.data:
             own = own_data(path, self.image_folder)
             if found.setdefault(own.name, own).files != own.files:

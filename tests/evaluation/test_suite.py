@@ -246,3 +246,10 @@ def test_what_cannot_be_scored_is_not_asked(tmp_path, record, subset, reason):
     path.write_text(json.dumps([record]))
     with pytest.raises(ValueError, match=reason):
         suite.tasks_of(suite.Request(data=(str(path),), subset=subset))
+
+
+def test_all_unknown_names_are_told_at_once():
+    with pytest.raises(ValueError, match=r"(?s)2 problems:.*'DocVQA'.*docvqa_val.*'textvq'.*textvqa_val"):
+        suite.Request(names=("DocVQA", "mme", "textvq")).benchmarks()
+    asked = suite.Request(names=("chartqa_test", "chartqa_test_human", "mme")).benchmarks()
+    assert [one.name for one in asked] == ["chartqa_test_human", "chartqa_test_augmented", "mme"]
