@@ -44,9 +44,6 @@ MAY_IMPORT = {
 # Its CPU runs, and its checkpoints, whose parts only its own functions can join; else it is reached by transformers.
 KNOW_DEEPSPEED = {PACKAGE / "training" / "distributed" / "engines.py", PACKAGE / "export" / "parts.py"}
 LONGER = {  # file, or file and function: lines that it may have for now. Delete a line when it is no longer needed.
-    "qwen_vl/model/chat_qwen.py make_context": 58,
-    "qwen_vl/model/modeling_qwen.py QWenModel.forward": 66,
-    "qwen_vl/model/modeling_qwen.py QWenLMHeadModel.forward": 71,
     "scripts/benchmark_training.py": 465,
 }
 

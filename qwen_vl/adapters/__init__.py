@@ -1,1 +1,1 @@
-"""What an adapter folder is: where adapters sit, the base that they belong to, attaching and merging."""
+"""Adapter folders: targets, the base that an adapter belongs to, attaching and merging."""

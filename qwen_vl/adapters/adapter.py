@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
@@ -16,16 +16,16 @@ from qwen_vl.model.tokenization_qwen import QWenTokenizer
 CONFIG_FILE = "adapter_config.json"  # PEFT's settings; a folder that has one holds an adapter and not a model
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "base.json"  # the base that the adapter was trained on
-OF_BASE_WEIGHTS = ("pissa", "olora")  # starts computed from the float weights of the base, which they change
-KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # starts that do not change them
+OF_BASE_WEIGHTS = ("pissa", "olora")  # initializations that use and change the float weights of the base
+KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # initializations that leave the base unchanged
 
 
 class Base(TypedDict, total=False):
-    """What base.json says of the weights that an adapter was trained on."""
+    """The content of base.json: the weights that an adapter was trained on."""
 
     name: str  # folder or hub name
     fingerprint: str  # `loading.fingerprint` of the weights
-    quantization: str | None  # how loading quantized them, or how they are stored; absent in older folders
+    quantization: str | None  # how they are stored, or were quantized while loading; absent in older folders
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -35,7 +35,7 @@ def is_adapter(path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter folder. `attach` and `on_disk` put one onto a model; `convert` makes one plain."""
+    """An opened adapter folder. `attach` and `on_disk` put it on a model; `convert` makes it plain."""
 
     folder: Path
     config: PeftConfig
@@ -52,7 +52,7 @@ class Adapter:
         if not is_adapter(folder):
             raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; {_hint(Path(folder))}")
         loading.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
-        base = loading.read_json(folder, BASE_FILE)
+        base = cast("Base | None", loading.read_json(folder, BASE_FILE))  # written by our trainer alone
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (KeyError, TypeError, ValueError) as error:
@@ -61,7 +61,7 @@ class Adapter:
 
     @property
     def start(self) -> object:
-        """Return PEFT's init_lora_weights: how the adapter began."""
+        """Return PEFT's init_lora_weights: how the adapter was initialized."""
         return getattr(self.config, "init_lora_weights", None)  # only LoRA's settings have it
 
     @property
@@ -103,7 +103,7 @@ class Adapter:
     def load_tokenizer(
         self, base: str | Path | ModelFolder, config: QWenConfig | None = None, cache_dir: str | None = None
     ) -> QWenTokenizer:
-        """Return the tokenizer of the folder, which knows the tokens of the training, or else that of the base."""
+        """Return the tokenizer of the folder, which has the tokens of the training, by default that of the base."""
         has_own = (self.folder / "qwen.tiktoken").is_file()
         base = ModelFolder.open(base, cache_dir)
         return loading.load_tokenizer(self.folder if has_own else base.path, config or base.config, cache_dir)
@@ -125,7 +125,7 @@ class Adapter:
         self.check_plain()
 
     def check_start(self) -> None:
-        """Raise ValueError if the adapter cannot be added to the recorded base, because its start changed that base."""
+        """Raise ValueError if the adapter cannot be added to the recorded base, which its initialization changed."""
         self.check_lora()
         if self.start not in KEEP_THE_BASE:
             raise ValueError(

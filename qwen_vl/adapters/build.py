@@ -31,7 +31,7 @@ def whole_modules(model: QWenLMHeadModel, requested: Sequence[str] | None = None
 
     The default is wte and lm_head on a base model, and nothing on a chat model.
 
-    A base model, told by its generation_config.chat_format, has never seen the ChatML markers
+    A base model, by its generation_config.chat_format, has never seen the ChatML markers
     (docs/checkpoint_format.md section 7).
     """
     if requested:

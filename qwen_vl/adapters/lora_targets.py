@@ -1,4 +1,4 @@
-"""Which adapters: targets by name or word, and whether flags, checkpoint and adapter folder fit each other."""
+"""Targets of adapters, by name or word, and checks that flags, checkpoint and adapter folder fit each other."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ from .adapter import OF_BASE_WEIGHTS, Adapter
 
 
 def target_modules(model: nn.Module, targets: Sequence[str]) -> list[str] | str:
-    """Return what PEFT's target_modules takes: the names, or one expression if there is a word among them.
+    """Return a value for PEFT's target_modules: the names, or one expression if a word is among them.
 
-    A word stands for every linear of its part in this very model. A name is the end of a module's path.
+    A word stands for every linear of its part in this model. A name is the end of a module's path.
     """
     words = [word for target in targets for word in (LORA_WORDS if target == ALL_LINEAR else [target])]
     words = [word for word in words if word in LORA_WORDS]
@@ -36,7 +36,7 @@ def target_modules(model: nn.Module, targets: Sequence[str]) -> list[str] | str:
 
 
 def is_end(name: str, path: str) -> bool:
-    """Return whether a name is a module's whole path or the end of it that begins after a dot."""
+    """Return whether a name is a module's whole path, or its end after a dot."""
     return path == name or path.endswith(f".{name}")
 
 
@@ -70,7 +70,7 @@ def check_whole(model: nn.Module, modules_to_save: Sequence[str], kind: str | No
 def lost_names(
     model: nn.Module, flag: str, names: Sequence[str], kinds: type[nn.Module] | tuple[type[nn.Module], ...]
 ) -> list[str]:
-    """Return a list of one error line if names are the end of no path of these kinds of modules; [] otherwise."""
+    """Return a list with one error line if a name is the end of no path of these kinds of modules; else []."""
     paths = [path for path, module in model.named_modules() if isinstance(module, kinds) and has_weights(module)]
     lost = [name for name in names if not any(is_end(name, path) for path in paths)]
     if not lost:
@@ -94,9 +94,9 @@ def whole_paths(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[str] | None:
-    """Return what PEFT's modules_to_save takes for names: each as it is, or the whole paths that it stands for.
+    """Return a value for PEFT's modules_to_save: each name, or the whole paths that it stands for.
 
-    PEFT compares the ends of paths as texts, so that `attn` would be `c_attn` as well, and takes no lists of modules.
+    PEFT compares the ends of paths as text, so `attn` would match `c_attn` too, and it takes no lists of modules.
     """
     paths, found = [path for path, _ in model.named_modules()], []
     for name in names or ():
@@ -145,7 +145,7 @@ def check_base(
     in_parts: bool = False,
     recast: bool = False,
 ) -> None:
-    """Raise ValueError with everything that this training cannot do with its base weights.
+    """Raise ValueError if this training is impossible with its base weights; the message has every reason.
 
     kind: how they are quantized, if they are. start: that of --init_lora_weights. in_parts: whether each process holds
     only a part of them (ZeRO-3, FSDP). recast: whether an evaluation casts them all to another dtype.

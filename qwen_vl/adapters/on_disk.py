@@ -17,7 +17,7 @@ from .adapter import Adapter
 
 
 class AdaptedLayer(NamedTuple):
-    """A layer that PEFT has put in the place of a plain one."""
+    """A layer by which PEFT has replaced a plain one."""
 
     path: str  # of the plain one, in the model without adapters
     module: nn.Module  # a BaseTunerLayer or an AuxiliaryTrainingWrapper
@@ -55,7 +55,7 @@ def adapt(disk: DiskModel, adapter: str | Path | Adapter, *, dtype: torch.dtype 
             parameter.data = parameter.data.to(dtype)
     disk.model = adapted.eval()
     for block in disk.runners:
-        # What an adapter has put around a layer reads its weights, and need not call the layer itself.
+        # The wrapper of an adapter reads the weights of its layer, and need not call the layer itself.
         layer = adapted_layer(disk.model, block)
         if layer is not None:  # a ModulesToSaveWrapper calls a copy of its own, and never the layer
             disk.runners[block] = None if isinstance(layer.module, ModulesToSaveWrapper) else layer.module

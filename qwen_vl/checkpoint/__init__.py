@@ -1,1 +1,1 @@
-"""What a model folder is: its configuration, its tensors by name, loading, and writing without half-written files."""
+"""Model folders: opening, loading, tensors by name, the Int4 layout, and staged writing."""

@@ -1,6 +1,6 @@
 """A model whose weights stay on disk: each block is read when it runs and dropped after it.
 
-So a forward pass, a merge or a quantization needs the memory of about one block, whatever the model's size.
+A forward pass, a merge or a quantization needs the memory of about one block, whatever the model's size.
 """
 
 import copy
@@ -61,13 +61,13 @@ class DiskModel:
         self.weights = self.folder.tensors
         self.model = build(self.folder)
         modules = dict(self.model.named_modules())
-        # Kept from before adapters are wrapped around: {name: (module, leaf)} and {block: module}.
+        # Collected before adapters wrap the modules: {name: (module, leaf)} and {block: module}.
         split = {name: name.rpartition(".")[::2] for name, _ in self.model.named_parameters()}
         self.places = {name: (modules[owner], leaf) for name, (owner, leaf) in split.items()}
         self.blocks: dict[str | None, list[str]] = {}
         for name in self.places:
             self.blocks.setdefault(family.block_of(name), []).append(name)
-        # The module whose run reads a block, None where nothing runs it; `adapters.on_disk` puts others in their place.
+        # The module whose run reads a block, None if nothing runs it; `adapters.on_disk` replaces some.
         self.runners: dict[str, nn.Module | None] = {
             block: modules[block.removesuffix(".")] for block in self.blocks if block
         }
@@ -77,7 +77,7 @@ class DiskModel:
         return {name: module._parameters[leaf].shape for name, (module, leaf) in self.places.items()}
 
     def current(self, name: str) -> torch.Tensor | None:
-        """Return the value of a weight that no longer is a placeholder, else None."""
+        """Return the value of a weight, None if it is a placeholder."""
         module, leaf = self.places[name]
         return None if is_placeholder(module._parameters[leaf]) else module._parameters[leaf].data
 
@@ -98,7 +98,7 @@ class DiskModel:
     def stream(self, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> nn.Module:
         """Read the weights outside of blocks now, and those of a block whenever it runs; return the model.
 
-        A tensor that is stored in `dtype` is used where it is mapped.
+        A tensor that is stored in `dtype` is not copied from its mapped file.
         """
         self.fill(self.blocks[None], dtype=dtype, device=device)
         for block, module in self.runners.items():

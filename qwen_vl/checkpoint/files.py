@@ -1,4 +1,4 @@
-"""The files of a model folder or hub name: which there are, JSON among them, and damage as one clear error."""
+"""The files of a model folder or hub name: finding, reading, and one clear error for damage."""
 
 import json
 import os
@@ -53,9 +53,9 @@ def read_json(path: Folder, name: str, cache_dir: str | None = None) -> dict[str
 
 
 def read_json_or_none(folder: Folder, name: str) -> dict[str, Any] | None:
-    """Return what `read_json` does of a local folder, and None as well if the file is damaged.
+    """Return the content of a JSON file of a local folder, None if it is absent or damaged.
 
-    For files whose damage is part of the answer, such as those of a checkpoint that was not written to its end.
+    It is for files that may be damaged, such as those of a checkpoint that was not written to its end.
     """
     if not os.path.isdir(folder):
         return None
@@ -116,7 +116,7 @@ def find_shard(path: Folder, shard: str, whole: str, cache_dir: str | None) -> s
 
 
 def refuse_adapter(path: Folder) -> None:
-    """Raise ValueError for a folder that holds an adapter, where a model is needed."""
+    """Raise ValueError for a folder that holds an adapter instead of a model."""
     if Path(path, "adapter_config.json").is_file():
         base = (read_json(path, "base.json") or {}).get("name", "MODEL")
         raise ValueError(

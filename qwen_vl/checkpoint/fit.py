@@ -1,4 +1,4 @@
-"""Whether weights fit a configuration: one comparison of names and shapes, and one error for all that is wrong."""
+"""A comparison of the names and shapes of weights with a configuration, and one error for all differences."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +12,7 @@ Shape = list[int]
 
 
 class Misfit(NamedTuple):
-    """Names of weights that a configuration wants and a folder lacks, or has beyond it, or has in another shape."""
+    """Names of weights that a folder lacks, has in addition to a configuration, or has in another shape."""
 
     missing: Collection[str]
     left_over: Collection[str]

@@ -1,4 +1,4 @@
-"""An opened model folder: what a checkpoint says about itself, read once and passed on as a value."""
+"""An opened model folder: the facts about a checkpoint, read once and passed on as a value."""
 
 import os
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from .tensors import Weights
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder, an adapter folder or a hub name; each property is read when it is first used and then kept.
+    """A model folder, an adapter folder or a hub name. Each property is read when it is first used, and then kept.
 
-    It stands for its path wherever a path is expected. Its values are shared: copy a config before changing it.
+    It can be passed wherever a path is expected. Its values are shared, so copy a config before changing it.
     """
 
     path: str
@@ -28,7 +28,7 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: "str | os.PathLike[str] | ModelFolder", cache_dir: str | None = None) -> "ModelFolder":
-        """Return the ModelFolder of a folder or a hub name; one that is open already is returned as it is.
+        """Return the ModelFolder of a folder or a hub name, or the given one if it is open already.
 
         Raise FileNotFoundError if `path` is neither a folder nor a hub name.
         """
@@ -72,7 +72,7 @@ class ModelFolder:
 
     @cached_property
     def is_chat(self) -> bool:
-        """Return whether the folder says that the model answers in the chat format."""
+        """Return whether the generation config of the folder is that of a chat model."""
         return family.is_chat(self.read_json("generation_config.json") or {})
 
     @cached_property

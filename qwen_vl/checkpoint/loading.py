@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -99,7 +100,8 @@ def load_model(
     config = load_config(path, cache_dir)
     read_json(path, "generation_config.json", cache_dir)  # a damaged one would be replaced by defaults without a word
     weight_files(path, cache_dir)
-    kind, options = quantized.chosen_kind(config, quantization, path), {}
+    kind = quantized.chosen_kind(config, quantization, path)
+    options: dict[str, Any] = {}
     if kind:
         config, options = quantized.loading_options(config, kind, dtype=dtype, device=device, fast=fast_kernels)
     if is_deepspeed_zero3_enabled() and not kind:

@@ -67,7 +67,8 @@ def describe(config: QWenConfig, kind: str) -> str:
 
 def check_packages(kind: str | None) -> None:
     """Raise ImportError, with what to install, if the packages of a kind are missing."""
-    missing = [name for name in PACKAGES.get(kind, ()) if find_spec(name) is None]
+    needed = PACKAGES.get(kind, ()) if kind else ()
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ImportError(
             f'quantized weights ({kind}) need {" and ".join(missing)}: pip install "qwen-vl[quant]" '
@@ -119,11 +120,11 @@ def loading_options(
     if kind_of(config):  # stored by bitsandbytes
         if kind == "nf4" and isinstance(dtype, torch.dtype):
             config = copy.deepcopy(config)
-            computing = {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
-            config.quantization_config = settings_of(config) | computing
+            changed = {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+            config.quantization_config = settings_of(config) | changed
         return config, {"device_map": {"": device}}
     computing = dtype if isinstance(dtype, torch.dtype) else config.dtype or torch.float32
-    wanted = {"load_in_8bit": True}
+    wanted: dict[str, Any] = {"load_in_8bit": True}
     if kind == "nf4":
         wanted = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": computing}
         wanted["bnb_4bit_use_double_quant"] = True

@@ -1,4 +1,4 @@
-"""Trained models and adapters as folders: complete, or not there at all."""
+"""Folders of trained models and adapters that are complete or absent."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def check_writable(output_dir: str | os.PathLike[str]) -> None:
-    """Raise OSError if nothing can be written under `output_dir`; nothing is made or changed."""
+    """Raise OSError if nothing can be written under `output_dir`. Nothing is created or changed."""
     wanted = Path(output_dir).absolute()
     existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -28,11 +28,10 @@ def staged(
     owner: bool = True,
     hint: str = "Free some space or give another folder",
 ) -> Iterator[Path]:
-    """Yield the new, empty folder `staging` to write into; afterwards it is gone, however the block ended.
+    """Yield the new, empty folder `staging`, and remove it when the block ends, with or without an error.
 
-    Move what is complete to `target` within the block. A failed write, however a library reports it, becomes an
-    OSError that names `target` and ends in `hint`. Of several processes one is the owner, which makes and removes the
-    folder.
+    The block moves complete results to `target`. A failed write, whatever a library raises for it, becomes an OSError
+    that names `target` and ends in `hint`. With several processes, the owner creates and removes the folder.
     """
     staging = Path(staging)
     try:
@@ -61,7 +60,7 @@ def naming(target: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def put_in_place(folder: Path, target: Path) -> None:
-    """Rename a complete, staged folder to `target`; one that is there already goes at the same moment."""
+    """Rename a complete, staged folder to `target`, and replace one that exists there."""
     if target.exists():
         os.replace(target, folder.with_name("replaced"))  # removed with the staging folder
     os.replace(folder, target)
@@ -69,7 +68,7 @@ def put_in_place(folder: Path, target: Path) -> None:
 
 @contextmanager
 def own_class(model: nn.Module) -> Iterator[None]:
-    """Give a model its own class within this block, if FSDP has given it another, so that its code is saved with it."""
+    """Give a model its own class within this block instead of that of FSDP, so its code is saved with it."""
     wrapped = type(model)
     own_name = wrapped.__name__.removeprefix("FSDP")
     model.__class__ = next(kind for kind in wrapped.__mro__ if kind.__name__ == own_name)
@@ -80,5 +79,5 @@ def own_class(model: nn.Module) -> Iterator[None]:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Return whether a RuntimeError says that another process of the run cannot be reached any more."""
+    """Return whether an error says that the connection to another rank is lost."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -1,8 +1,9 @@
-"""The tensors of a checkpoint by name, read from its mapped files when they are asked for, and always as floats."""
+"""The tensors of a checkpoint by name, as floats, read from mapped files on demand."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import safe_open
@@ -13,9 +14,9 @@ from .files import Folder, read_json, reading_weights, weight_files
 
 
 class Weights:
-    """What a checkpoint holds, as the float model's tensors; nothing stays in memory between two reads.
+    """The contents of a checkpoint as tensors of the float model; none stay in memory between two reads.
 
-    Linears that are stored in 4 bits (AutoGPTQ's layout, or bitsandbytes nf4) appear as the weight that they stand for.
+    A linear that is stored in 4 bits (AutoGPTQ's layout, or bitsandbytes nf4) appears as the weight that it represents.
     `is_quantized` says whether there are any. Raises ValueError for another kind of quantization or a damaged file.
     """
 
@@ -65,7 +66,7 @@ class Weights:
         return list(entry.shape) if entry.dtype.is_floating_point else None
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one float tensor; a view of the mapped file if it is stored as it is."""
+        """Return one float tensor, a view of the mapped file unless it was packed."""
         stem = name.removesuffix(".weight")
         with reading_weights(self.path):
             if f"{stem}.qweight" in self._stored:
@@ -91,17 +92,22 @@ class Stored:
     read: Callable[[], torch.Tensor]
 
 
+def mapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor: the `read` of one whose file is mapped already."""
+    return tensor
+
+
 def open_file(file: str) -> dict[str, Stored]:
     """Return {name: Stored} of one weight file."""
     if not file.endswith(".safetensors"):
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return {name: Stored(tensor.shape, tensor.dtype, lambda t=tensor: t) for name, tensor in tensors.items()}
+        return {name: Stored(tensor.shape, tensor.dtype, partial(mapped, tensor)) for name, tensor in tensors.items()}
     with open(file, "rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     header.pop("__metadata__", None)
 
     def reader(name: str) -> Callable[[], torch.Tensor]:
-        def read() -> torch.Tensor:  # opened each time, so that the mapping goes when the tensor goes
+        def read() -> torch.Tensor:  # opened each time, so the mapping ends with the tensor
             with safe_open(file, framework="pt") as handle:
                 return handle.get_tensor(name)
 

@@ -1,1 +1,1 @@
-"""Model families, a module each: what a network is made of, as everything outside `model/` needs to know it."""
+"""Model families, one module each: the structure of a network, for everything outside of `model/`."""

@@ -1,11 +1,12 @@
-"""Qwen-VL v1: the one module outside `model/` that spells out what the network is made of.
+"""Qwen-VL v1: the only module outside of `model/` that spells the names of the network.
 
-All other rooms ask here for names of modules and weights, for blocks, for what adapters and quantization may touch, and
-for what a config says about images. Names are those of the model without adapters: `adapters` knows what PEFT adds to
-them. `v1_costs` has the operations and bytes of this network.
+Other rooms ask here for names of modules and weights, for blocks, for what adapters and quantization may change, and
+for what a config says about images. Names are those of the model without adapters; `adapters` knows what PEFT adds to
+them. `v1_costs` counts the operations and bytes of this network.
 Source of the names: docs/checkpoint_format.md section 2.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,20 +24,20 @@ from qwen_vl.model.visual import VisionTower, VisualAttentionBlock
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 EMBEDDINGS = "transformer.wte"
-DECODER = "transformer.h"  # its blocks, each with a number behind it
+DECODER = "transformer.h"  # followed by the number of a block
 TOWER = "transformer.visual"
 RESAMPLER = "transformer.visual.attn_pool"
 VIT = "transformer.visual.transformer"
-VIT_BLOCKS = "transformer.visual.transformer.resblocks"  # each with a number behind it
+VIT_BLOCKS = "transformer.visual.transformer.resblocks"  # followed by the number of a block
 HEAD = "lm_head"
-HEAD_WEIGHT = "lm_head.weight"  # never quantized, so its dtype is taken for that of a checkpoint
-AFTER_VIT = ("attn_pool.", "ln_post.", "proj")  # what follows the ViT in a tower, by the start of its names there
+HEAD_WEIGHT = "lm_head.weight"  # never quantized, so its dtype counts as that of the checkpoint
+AFTER_VIT = ("attn_pool.", "ln_post.", "proj")  # what comes after the ViT in a tower, by the start of its names there
 BLOCK_CLASSES = (QWenBlock, VisualAttentionBlock)  # what FSDP wraps; twins: configs/fsdp/, `_no_split_modules`
 
 FIXED_TABLE = "attn_pool.pos_embed"  # the end of the name of a parameter that never trains
 UNDECAYED_LEAVES = {"query", "pos_embed", "positional_embedding"}  # learned queries and position tables
 
-# Parts of the model in the order in which a name is looked up: the first match wins.
+# The parts of the model. Names are matched in this order, and the first match wins.
 RESAMPLER_PART, VIT_PART, EMBEDDINGS_PART, HEAD_PART = "resampler", "vit", "embeddings", "lm_head"
 DECODER_PART = "decoder"
 PARTS = (  # part: what its names contain
@@ -49,30 +50,30 @@ PARTS = (  # part: what its names contain
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
 
-LORA_WORDS = {  # word for --lora_target_modules: where the linears lie that it means
+LORA_WORDS = {  # word for --lora_target_modules: pattern of the linears that it stands for
     "attention": rf"{re.escape(DECODER)}\.\d+\.attn\..+",
     "mlp": rf"{re.escape(DECODER)}\.\d+\.mlp\..+",
     "resampler": rf"{re.escape(RESAMPLER)}\..+",
     "vision": rf"{re.escape(VIT)}\..+",
 }
-ALL_LINEAR = "all-linear"  # all of these words together; the head is none of them
+ALL_LINEAR = "all-linear"  # all of these words together, without the head
 DEFAULT_LORA_TARGETS = ("c_attn", "attn.c_proj", "w1", "w2")
-TOKEN_TABLES = {"wte": EMBEDDINGS, "lm_head": HEAD}  # what has a row for each token: where it lies
-WHOLE_ON_A_BASE = tuple(TOKEN_TABLES)  # trains whole beside adapters where the model has never seen ChatML
+TOKEN_TABLES = {"wte": EMBEDDINGS, "lm_head": HEAD}  # modules with a row for each token: their paths
+WHOLE_ON_A_BASE = tuple(TOKEN_TABLES)  # train whole next to adapters if the model has never seen ChatML
 
 # ---- quantization ---------------------------------------------------------------------------------------------------
 
-QUANTIZED_LINEARS = (  # of a decoder block, in the order in which it runs them; those of one line have the same inputs
+QUANTIZED_LINEARS = (  # of a decoder block, in the order in which they run; those in one tuple have the same inputs
     ("attn.c_attn",),
     ("attn.c_proj",),
     ("mlp.w1", "mlp.w2"),
     ("mlp.c_proj",),
 )
-FLOAT_MODULES = (TOWER, HEAD)  # what stays as it is when a model is quantized while it is loaded
+FLOAT_MODULES = (TOWER, HEAD)  # stay float when a model is quantized while loading
 
 # ---- images and chat ------------------------------------------------------------------------------------------------
 
-TOWER_OUTPUT, VIT_OUTPUT = "image_features", "vit_features"  # inputs of the model that can stand for pixels
+TOWER_OUTPUT, VIT_OUTPUT = "image_features", "vit_features"  # inputs of the model that can replace pixels
 CHAT_FORMAT = "chatml"  # of chat models, and of every conversation in training
 
 
@@ -92,17 +93,17 @@ def is_norm(name: str) -> bool:
 
 
 def decays(name: str, num_dims: int) -> bool:
-    """Return whether weight decay applies to a parameter of so many dimensions.
+    """Return whether weight decay applies to a parameter of `num_dims` dimensions.
 
-    It does not to norms, biases, queries and position tables.
+    It does not apply to norms, biases, queries and position tables.
     """
     return num_dims > 1 and name.rpartition(".")[2] not in UNDECAYED_LEAVES
 
 
 def block_of(name: str) -> str | None:
-    """Return what the names of all weights in the same block begin with, the last dot included.
+    """Return the prefix of all names in the same block, with the last dot; None for a weight outside of blocks.
 
-    A block is read from disk at once: one of the decoder or of the ViT, or the head. None for a weight outside of them.
+    A block is what is read from disk at once: one of the decoder or of the ViT, or the head.
     """
     for start in (f"{DECODER}.", f"{VIT_BLOCKS}."):
         if name.startswith(start):
@@ -111,7 +112,7 @@ def block_of(name: str) -> str | None:
 
 
 def block_name(index: int) -> str:
-    """Return what the names of a decoder block's weights begin with, the last dot included."""
+    """Return the prefix of the names in a decoder block, with the last dot."""
     return f"{DECODER}.{index}."
 
 
@@ -122,7 +123,7 @@ def packed_linears(config: QWenConfig) -> list[str]:
 
 
 def may_be_zero_bias(name: str) -> bool:
-    """Return whether a tensor that the model lacks may be the zero bias that Int4 layouts give to a packed linear."""
+    """Return whether a tensor that the model lacks may be the zero bias of a packed linear in an Int4 layout."""
     return name.startswith(f"{DECODER}.") and name.endswith(".bias")
 
 
@@ -136,12 +137,12 @@ def inner_model(model: nn.Module) -> QWenModel:
 
 def tower(model: nn.Module) -> VisionTower:
     """Return the vision tower of a model, which may have adapters."""
-    # Where a copy trains whole, PEFT has put it behind the original, in a module around both.
+    # If a copy of the tower trains whole, PEFT has wrapped both in a module, the copy last.
     return [module for module in inner_model(model).visual.modules() if isinstance(module, VisionTower)][-1]
 
 
 def vit(vision_tower: VisionTower) -> nn.Module:
-    """Return the module of a tower whose output is VIT_OUTPUT."""
+    """Return the module of a tower that computes VIT_OUTPUT."""
     return vision_tower.transformer
 
 
@@ -150,18 +151,18 @@ def resampler(model: nn.Module) -> nn.Module:
     return tower(model).attn_pool
 
 
-def patch_filters(model: nn.Module) -> nn.Parameter:
-    """Return the weight of the layer that embeds the patches of an image: [width, 3, patch, patch]."""
+def patch_filters(model: nn.Module) -> torch.Tensor:
+    """Return the weight [width, 3, patch, patch] of the layer that embeds the patches of an image."""
     return tower(model).conv1.weight
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder's blocks of a model, which may have adapters."""
+    """Return the decoder blocks of a model, which may have adapters."""
     return inner_model(model).h
 
 
 def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield (path, module) of every linear in the decoder's blocks, those of adapters included."""
+    """Yield (path, module) for every linear in the decoder blocks, those of adapters included."""
     for prefix, block in model.named_modules():
         if isinstance(block, QWenBlock):
             linears = ((name, module) for name, module in block.named_modules() if type(module) is nn.Linear)
@@ -176,24 +177,25 @@ def new_block(config: QWenConfig) -> QWenBlock:
 def block_inputs(config: QWenConfig, length: int, device: torch.device | str | None = None) -> tuple:
     """Return the arguments of a decoder block after its hidden states [rows, length, hidden].
 
-    For whole sequences of up to `seq_length` tokens without padding.
+    They are valid for whole sequences of up to `seq_length` tokens without padding.
     """
     positions = torch.arange(length, device=device)[None]
     return None, rotary_tables(config, positions, alpha=None, scale_queries=False)
 
 
 def build_tower(config: QWenConfig) -> VisionTower:
-    """Build a vision tower whose weights are to be loaded."""
+    """Build a vision tower, into which weights will be loaded."""
     return VisionTower(config)
 
 
 def tower_sources() -> list[Path]:
     """Return the source files that the features of an image depend on, preprocessing included."""
-    return [Path(module.__file__) for module in (image_loading_qwen, image_processing_qwen, attention_qwen, visual)]
+    modules = (image_loading_qwen, image_processing_qwen, attention_qwen, visual)
+    return [Path(inspect.getfile(module)) for module in modules]
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype that a model computes in: that of its last norm, which nothing quantizes."""
+    """Return the dtype that a model computes in: that of its last norm, which is never quantized."""
     return next(inner_model(model).ln_f.parameters()).dtype
 
 
@@ -225,7 +227,7 @@ def image_size(config: QWenConfig) -> int:
 
 
 def image_start_id(config: QWenConfig) -> int:
-    """Return the id of <img>; the next two ids are </img> and the padding between them."""
+    """Return the id of <img>; the next two ids are those of </img> and of the padding."""
     return config.visual["image_start_id"]
 
 
@@ -235,7 +237,7 @@ def tokens_per_image(config: QWenConfig) -> int:
 
 
 def check_tokenizer(path: str | Path, tokenizer: QWenTokenizer, config: QWenConfig) -> None:
-    """Raise ValueError if a tokenizer does not fit the vocabulary or the image span of a config; `path` has both."""
+    """Raise ValueError if a tokenizer does not fit a config: its vocabulary or image span. `path` is for messages."""
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{path}: the vocabulary has {len(tokenizer)} tokens, the model has {config.vocab_size} rows; "
@@ -261,12 +263,12 @@ def chat_format(settings: Mapping[str, Any]) -> str | None:
 def is_chat(settings: Mapping[str, Any], *, unmarked: bool = False) -> bool:
     """Return whether the settings of a generation_config.json are those of a chat model, and not of a base model.
 
-    unmarked: the answer for settings that say nothing. Training takes such a model for a base model, so that it learns
-    the markers of ChatML; answering takes it for a chat model.
+    unmarked: the result for settings that say nothing. Training treats such a model as a base model, so that it learns
+    the markers of ChatML; chat treats it as a chat model.
     """
     return settings.get("chat_format", CHAT_FORMAT if unmarked else None) == CHAT_FORMAT
 
 
 def mark_as_chat(generation_config: GenerationConfig) -> None:
-    """Write into a generation config that its model chats."""
+    """Set the chat format in a generation config."""
     generation_config.chat_format = CHAT_FORMAT

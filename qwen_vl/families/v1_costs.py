@@ -1,38 +1,45 @@
-"""Operations and bytes of a Qwen-VL v1 model, from its configuration alone: the one place that counts them.
+"""Operations and bytes of a Qwen-VL v1 model, counted from its configuration alone.
 
-A multiplication and an addition are two operations. Only matrix products count, as everything else is small beside
-them, and only useful ones: padding, recomputed activations and attention to the future are work that a better program
-would not do, so they lower the share of the machine's peak (MFU) that is reported.
-Bytes are those of what autograd keeps for each operation of a block; docs/plan.md has the assumptions.
+A multiplication and an addition are two operations. Only matrix products count, because all others are small. Padding,
+recomputed activations and attention to the future do not count, because they are not needed. So they lower the reported
+share of the machine's peak (MFU).
+Bytes are those that autograd keeps for each operation of a block; docs/plan.md has the assumptions.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from qwen_vl.model import QWenConfig
 
 from .v1 import DECODER_PART, EMBEDDINGS_PART, HEAD_PART, RESAMPLER_PART, TOWER_OUTPUT, VIT_OUTPUT, VIT_PART
 
-# Parts beside those that have weights of their own in the table of `v1.PARTS`.
+# Parts in addition to those with weights of their own, which are in `v1.PARTS`.
 PROJECTION, ATTENTION, ADAPTERS = "projection", "attention", "adapters"
 TOWER_PARTS = (VIT_PART, RESAMPLER_PART, PROJECTION)
-SPARED = {TOWER_OUTPUT: TOWER_PARTS, VIT_OUTPUT: (VIT_PART,)}  # by what stands for pixels: the parts that do not run
+SPARED = {TOWER_OUTPUT: TOWER_PARTS, VIT_OUTPUT: (VIT_PART,)}  # input in place of pixels: the parts that do not run
 
 
-class Work(NamedTuple):
-    """What a batch, or several, hold: numbers that the operations are linear in."""
+@dataclass(frozen=True)
+class Work:
+    """The contents of one or more batches: numbers that the operations are linear in."""
 
     tokens: int = 0
-    pairs: int = 0  # of a token with one that it attends to: n (n + 1) / 2 for a sample of n tokens
+    pairs: int = 0  # (token, token that it attends to): n (n + 1) / 2 for a sample of n tokens
     targets: int = 0
     images: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(mine + others for mine, others in zip(self, other, strict=True)))
+        return Work(
+            self.tokens + other.tokens,
+            self.pairs + other.pairs,
+            self.targets + other.targets,
+            self.images + other.images,
+        )
 
 
 class BlockRun(NamedTuple):
-    """How a decoder block is trained: everything but the config that its memory depends on."""
+    """The training settings that the memory of a decoder block depends on, in addition to the config."""
 
     batch: int
     length: int  # tokens of each row
@@ -50,7 +57,7 @@ def work(lengths: Sequence[int], *, targets: int, images: int) -> Work:
 
 
 def heads_width(config: QWenConfig) -> int:
-    """Return the width of all heads of the decoder together."""
+    """Return the total width of the decoder's heads."""
     return config.kv_channels * config.num_attention_heads
 
 
@@ -65,7 +72,7 @@ def patches_of(config: QWenConfig) -> int:
 
 
 def operations(config: QWenConfig, batch: Work) -> dict[str, int]:
-    """Return {part: operations} of a forward pass over a Work.
+    """Return {part: operations} for a forward pass over a Work.
 
     The parts are "vit", "resampler", "projection" (the vision tower's last matrix), "decoder" (its matrices),
     "attention" (the decoder's) and "lm_head".
@@ -95,16 +102,16 @@ def training_operations(
     adapter_parameters: int = 0,
     cached: Collection[str] = (),
 ) -> dict[str, int]:
-    """Return {part: operations} of a forward and backward pass over a Work: parts of `operations`, and "adapters".
+    """Return {part: operations} for a forward and backward pass over a Work: parts of `operations`, and "adapters".
 
     trained: the parts whose weights train, as `v1.PARTS` names them. adapter_parameters: of LoRA in the decoder.
     cached: parts whose results come from a cache, of TOWER_PARTS.
-    Backward costs a forward pass for the gradients of the weights, where they train, and another for those of the
-    inputs, where something before them trains; attention has no weights and costs two.
+    Backward costs one forward pass for the gradients of weights, if they train, and one for the gradients of inputs,
+    if something before them trains. Attention has no weights, and costs two.
     """
     forward = operations(config, batch)
     through_vision = bool({VIT_PART, RESAMPLER_PART} & set(trained))
-    to_embeds = through_vision or EMBEDDINGS_PART in trained  # gradients pass the decoder down to its inputs
+    to_embeds = through_vision or EMBEDDINGS_PART in trained  # gradients go through the decoder to its inputs
     through_decoder = to_embeds or DECODER_PART in trained or adapter_parameters > 0
     passes = {
         VIT_PART: 1 + 2 * (VIT_PART in trained),
@@ -115,13 +122,13 @@ def training_operations(
         HEAD_PART: 1 + (HEAD_PART in trained) + through_decoder,
     }
     counted = {part: 0 if part in cached else number * passes[part] for part, number in forward.items()}
-    if through_decoder and not to_embeds:  # the first matrix of the first block passes them on to nobody
+    if through_decoder and not to_embeds:  # the first matrix of the first block needs no gradients of its inputs
         counted[DECODER_PART] -= 2 * batch.tokens * 3 * heads_width(config) * config.hidden_size
     return counted | {ADAPTERS: 3 * 2 * batch.tokens * adapter_parameters}
 
 
 def in_blocks(counted: dict[str, int]) -> int:
-    """Return those of the operations by part that the decoder's blocks do."""
+    """Return the operations of the decoder blocks, from operations by part."""
     return counted[DECODER_PART] + counted[ATTENTION]
 
 
@@ -136,16 +143,16 @@ def largest_linear(config: QWenConfig) -> int:
 
 
 def block_bytes(config: QWenConfig, run: BlockRun) -> int:
-    """Return the bytes that autograd keeps of one decoder block, for all tokens of a batch."""
+    """Return the bytes that autograd keeps for one decoder block and all tokens of a batch."""
     hidden, half_width, width = config.hidden_size, mlp_width(config), run.width
     each = 2 * hidden * run.residual  # the inputs of the two norms
     each += 6 * heads_width(config) * width  # queries, keys, values as projected; rotated queries and keys; the output
     if run.with_adapters:
         mask = width if run.on_cpu else 1
-        each += (3 * hidden + heads_width(config)) * (width + mask)  # what dropout leaves for four adapters; its mask
+        each += (3 * hidden + heads_width(config)) * (width + mask)  # output of dropout for four adapters, and its mask
         each += 2 * half_width * width  # both branches
     else:
-        each += 4 * hidden * width  # the norms' results, before and after their weights
+        each += 4 * hidden * width  # results of the norms, before and after their weights
         each += 3 * half_width * width  # both branches and their product
     saved = each * run.batch * run.length
     if run.eager:
@@ -155,8 +162,8 @@ def block_bytes(config: QWenConfig, run: BlockRun) -> int:
 
 
 def moving_bytes(config: QWenConfig, run: BlockRun) -> int:
-    """Return the bytes that the backward pass of one decoder block has besides what `block_bytes` counts."""
-    branches = 5 if run.with_adapters else 3  # an adapter's result, as it is and scaled, is added to its linear's
+    """Return the bytes that the backward pass of one decoder block allocates in addition to `block_bytes`."""
+    branches = 5 if run.with_adapters else 3  # with the results of the adapters, before and after scaling
     each = branches * mlp_width(config) * run.width + 2 * config.hidden_size * run.residual
     moving = run.batch * run.length * each
     return max(moving, scores(config, run) * (10 if run.autocast else 3 * run.width)) if run.eager else moving
@@ -168,7 +175,7 @@ def scores(config: QWenConfig, run: BlockRun) -> int:
 
 
 def vision_bytes(config: QWenConfig, *, images: int, width: int, eager: bool, trained: Collection[str]) -> float:
-    """Return the bytes at the peak of the vision tower: of its graph where a part of it trains, else of one block.
+    """Return the peak bytes of the vision tower: of its graph if a part of it trains, else of one block.
 
     width: bytes of a number. trained: the parts whose weights train, as `v1.PARTS` names them.
     """

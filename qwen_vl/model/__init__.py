@@ -1,4 +1,4 @@
-"""The closed layer: everything in here ships inside every saved checkpoint."""
+"""The closed layer: every saved checkpoint contains a copy of these files."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
@@ -10,7 +10,7 @@ from .tokenization_qwen import QWenTokenizer
 
 
 class _TokenizerKey(QWenConfig):
-    """Makes QWenTokenizer known by name; under QWenConfig itself the foreign code of a checkpoint would run."""
+    """The key that registers QWenTokenizer by name; with QWenConfig as the key, code in a checkpoint would run."""
 
 
 AutoConfig.register(QWenConfig.model_type, QWenConfig, exist_ok=True)

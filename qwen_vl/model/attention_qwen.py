@@ -1,4 +1,4 @@
-"""The decoder's attention: kernels behind transformers' attention interface, packed rows sample by sample."""
+"""Attention: kernels behind transformers' attention interface; a packed row is computed sample by sample."""
 
 from typing import Any
 
@@ -18,7 +18,10 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax attention over [batch, heads, length, head_dim]: [batch, length, heads, head_dim], and weights."""
+    """Return the output [batch, length, heads, head_dim] of softmax attention, and its weights.
+
+    query, key, value: [batch, heads, length, head_dim].
+    """
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -39,10 +42,10 @@ def attend(
     """Return output and weights of the implementation that the config names (sdpa, eager, flash_attention_2).
 
     query, key, value: [batch, heads, length, head_dim]. output: [batch, length, heads, head_dim].
-    With `segment_lengths` (whose sum is the length; training only) each segment attends causally to itself alone, in
-    one call each. This costs less than any mask over the whole row, and is exact.
+    segment_lengths (training only) add up to the length. Each segment attends causally to itself alone, in a call of
+    its own. The result is exact, and cheaper than a mask over the whole row.
     """
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation_of(module), eager_attention)
     kwargs["scaling"] = query.shape[-1] ** -0.5
     if segment_lengths is None:
         return interface(module, query, key, value, attention_mask, **kwargs)
@@ -52,9 +55,18 @@ def attend(
     return torch.cat(outputs, dim=1), None
 
 
+def implementation_of(module: nn.Module) -> str:
+    """Return the name of the attention implementation in a module's config."""
+    config: Any = module.config  # a QWenConfig; torch declares what a module holds as Tensor or Module
+    return config._attn_implementation
+
+
 def causal_mask(module: nn.Module, query: torch.Tensor) -> torch.Tensor | None:
-    """Return the mask of one causal segment for eager attention; None for implementations that know `is_causal`."""
-    if module.config._attn_implementation != "eager":
+    """Return the mask [length, length] of a causal segment for eager attention, None for other implementations.
+
+    The others read `is_causal`.
+    """
+    if implementation_of(module) != "eager":
         return None
     length = query.shape[2]
     return torch.full((length, length), torch.finfo(query.dtype).min, device=query.device, dtype=query.dtype).triu(1)

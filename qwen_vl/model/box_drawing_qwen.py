@@ -1,4 +1,4 @@
-"""Draw the boxes of an answer, with their phrases, on an image."""
+"""Boxes of an answer, with their phrases, drawn on an image."""
 
 import os
 import unicodedata
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#c71585", "#9a6324", "#808000", "#000075")
-SMALL, ENLARGED = 200, 320  # pixels of the longer side: an image below the first is enlarged at least to the second
+SMALL, ENLARGED = 200, 320  # pixels of the longer side: below the first, an image is enlarged to the second or more
 FIRST_CJK = "\u2e80"  # CJK radicals; kana, ideographs and Hangul syllables follow
 FONT_DIRS = (
     "~/.fonts",
@@ -32,42 +32,42 @@ FONT_NAMES = (*CJK_FONT_NAMES, "dejavusans.ttf", "arial.ttf")
 
 @lru_cache(maxsize=1)
 def find_font() -> tuple[str, bool] | None:
-    """Return (path, whether it has Chinese characters) of the best font of the system that Pillow reads; else None."""
-    found = []
-    for folder in (Path(folder).expanduser() for folder in FONT_DIRS):
+    """Return (path, whether it has Chinese characters) of the best system font that Pillow reads, None without one."""
+    found: list[tuple[int, str]] = []  # rank and path
+    for folder in (Path(name).expanduser() for name in FONT_DIRS):
         for path in folder.rglob("*.[tToO][tT][fFcC]") if folder.is_dir() else ():
             rank = next((i for i, name in enumerate(FONT_NAMES) if name in path.name.lower()), None)
             if rank is not None:
                 found.append((rank, str(path)))
-    for rank, path in sorted(found):
+    for rank, file in sorted(found):
         try:
-            ImageFont.truetype(path, 12)
+            ImageFont.truetype(file, 12)
         except OSError:  # a broken file, or a format that this FreeType does not read
             continue
-        return path, rank < len(CJK_FONT_NAMES)
+        return file, rank < len(CJK_FONT_NAMES)
     return None
 
 
 def load_font(size: int) -> Any:
-    """Return a font of `size` pixels: one of the system, with Chinese characters where there is one; else PIL's own."""
+    """Return a font of `size` pixels: the best of the system, or Pillow's own if there is none."""
     found = find_font()
     return ImageFont.truetype(found[0], size) if found else ImageFont.load_default(size)
 
 
 def warn_of_missing_characters(label: str) -> None:
-    """Warn when the label needs Chinese, Japanese or Korean characters and no font of the system has them."""
+    """Warn if the label needs Chinese, Japanese or Korean characters and no system font has them."""
     found = find_font()
     if not (found and found[1]) and any(character >= FIRST_CJK for character in label):
-        warnings.warn(f"no font for the characters of {label!r}: install one, such as Noto Sans CJK or WenQuanYi")
+        warnings.warn(f"no font for the characters of {label!r:.60}: install one, such as Noto Sans CJK or WenQuanYi")
 
 
 def draw_boxes(image: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image:
     """Return a copy of the PIL image with boxes drawn on it.
 
-    `boxes` are {'box': (x1, y1, x2, y2), 'ref': phrase} with coordinates in [0, 1000) relative to width and height,
-    corners in any order, values outside moved to the edge. Each phrase gets the next color and is written as the
-    label; a box without one continues the phrase before it. Line and label grow with the image. An image so small
-    that labels would cover it is enlarged by a whole factor.
+    `boxes` are {'box': (x1, y1, x2, y2), 'ref': phrase} with coordinates in [0, 1000) relative to width and height.
+    Corners may come in any order; values outside move to the edge. Each phrase gets the next color and is the label
+    of its box. A box without a phrase gets the color of the box before it. Lines and labels grow with the image. An
+    image so small that labels would cover it is enlarged by a whole factor.
     """
     image = enlarge_small(image.convert("RGB"))  # a copy, also of an RGB image
     draw = ImageDraw.Draw(image)
@@ -90,7 +90,7 @@ def draw_boxes(image: Image.Image, boxes: list[dict[str, Any]]) -> Image.Image:
 
 
 def enlarge_small(image: Image.Image) -> Image.Image:
-    """Return the image, or one with each pixel several times if its longer side has less than SMALL pixels."""
+    """Return the image; if its longer side has fewer than SMALL pixels, with each pixel repeated."""
     longest = max(image.size)
     if longest >= SMALL:
         return image
@@ -99,7 +99,7 @@ def enlarge_small(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) in pixels of a box in thousandths of (width, height), inside the image."""
+    """Return a box in thousandths of (width, height) as pixels inside the image: (left, top, right, bottom)."""
     x1, y1, x2, y2 = box
     (left, right), (top, bottom) = sorted((x1, x2)), sorted((y1, y2))
     width, height = size
@@ -118,10 +118,10 @@ def draw_label(
     font: Any,
     size: tuple[int, int],
 ) -> None:
-    """Write the label in white on its color, outside the box (`label_place`), cut to the image."""
+    """Draw the label in white on its color, outside the box (`label_place`), cut to the width of the image."""
     margin = max(2, font.size // 5)
     label = "".join(c for c in " ".join(label.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
-    label = shorten(draw, label[: size[0]], font, size[0] - 2 * margin)  # hardly a character is narrower than a pixel
+    label = shorten(draw, label[: size[0]], font, size[0] - 2 * margin)  # few characters are narrower than a pixel
     if not label:
         return
     ascent, descent = font.getmetrics()
@@ -134,7 +134,7 @@ def draw_label(
 def label_place(
     corners: tuple[float, float, float, float], label_size: tuple[int, int], size: tuple[int, int]
 ) -> tuple[float, float]:
-    """Return (left, top) of a label: above its box, below, beside it, or inside where there is no room around it."""
+    """Return (left, top) of a label: above its box, below it, next to it, or inside if there is no room outside."""
     x1, y1, x2, y2 = corners
     (label_width, label_height), (width, height) = label_size, size
     along_x = max(0, min(x1, width - label_width))
@@ -151,7 +151,7 @@ def label_place(
 
 
 def shorten(draw: ImageDraw.ImageDraw, label: str, font: Any, width: int) -> str:
-    """Return the label, cut with an ellipsis to what fits into `width` pixels."""
+    """Return the label, cut to `width` pixels and ended by an ellipsis if it is longer."""
     if draw.textlength(label, font=font) <= width:
         return label
     while label and draw.textlength(label + "..", font=font) > width:

@@ -1,35 +1,36 @@
-"""Keys and values of past tokens, kept without copying all of them for each new one.
+"""KV cache that does not copy all past keys and values for each new token.
 
-Measured in CPU time of one thread (8 layers of width 512, float32), transformers' DynamicCache takes 0.97 times as long
-a token at 256 tokens of context, 1.26 times at 1792 and 1.38 times at 3900. Its StaticCache takes 1.05, 1.10 and 1.01
-times as long, and needs the final length in advance.
+CPU time per token on one thread (8 layers of width 512, float32), relative to this cache: transformers' DynamicCache
+takes 0.97 times as long at 256 tokens of context, 1.26 times at 1792 and 1.38 times at 3900. Its StaticCache takes
+1.05, 1.10 and 1.01 times as long, and needs the final length in advance.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 256  # tokens for which a layer allocates ahead: the most that is ever allocated and not used
+ROOM = 256  # tokens that a layer allocates at a time, so at most this many are allocated and unused
 
 
 class GrowingLayer(DynamicLayer):
-    """A DynamicLayer that writes new tokens behind the old ones; only every ROOM tokens are all of them copied.
+    """A DynamicLayer that writes new tokens behind the old ones, and copies all of them only every ROOM tokens.
 
-    `keys` and `values` [batch, heads, tokens, head_dim] are the used part of `buffers`, and views of it.
+    `keys` and `values` [batch, heads, tokens, head_dim] are views of the used part of `buffers`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.buffers = None  # keys and values, each [batch, heads, tokens and room for more, head_dim]
+        # Keys and values, each [batch, heads, tokens and room for more, head_dim].
+        self.buffers: list[torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return all keys and values, the new ones at the end."""
-        if key_states.requires_grad:  # the backward pass needs every earlier state as it was
+        if key_states.requires_grad:  # the backward pass needs every earlier state unchanged
             self.buffers = None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
@@ -38,9 +39,10 @@ class GrowingLayer(DynamicLayer):
         total = used + key_states.shape[2]
         if not self.has_room(total):
             self.buffers = [self.enlarged(new, old, total) for new, old in self.pairs(key_states, value_states)]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+        buffers = cast("list[torch.Tensor]", self.buffers)  # made above if there were none
+        for buffer, new in zip(buffers, (key_states, value_states), strict=True):
             buffer[:, :, used:total] = new
-        self.view(total)
+        self.view(buffers, total)
         return self.keys, self.values
 
     def pairs(
@@ -50,34 +52,34 @@ class GrowingLayer(DynamicLayer):
         return (key_states, self.keys), (value_states, self.values)
 
     def has_room(self, total: int) -> bool:
-        """Return whether `total` tokens fit and may be written: only inference mode may change its own buffers."""
+        """Return whether `total` tokens fit and may be written: buffers of inference mode can be changed only there."""
         if self.buffers is None or total > self.buffers[0].shape[2]:
             return False
         return torch.is_inference_mode_enabled() or not self.buffers[0].is_inference()
 
     def enlarged(self, new: torch.Tensor, old: torch.Tensor, total: int) -> torch.Tensor:
-        """Return a buffer for `total` tokens and more, like `new`, with those of `old` at its start."""
+        """Return a buffer like `new` for at least `total` tokens, with those of `old` at its start."""
         batch, heads, _, dim = new.shape
         buffer = new.new_empty(batch, heads, -(-total // ROOM) * ROOM, dim)
         if old.numel():
             buffer[:, :, : old.shape[2]] = old
         return buffer
 
-    def view(self, total: int) -> None:
-        """Let `keys` and `values` be the first `total` tokens of the buffers."""
-        self.keys, self.values = (buffer[:, :, :total] for buffer in self.buffers)
+    def view(self, buffers: list[torch.Tensor], total: int) -> None:
+        """Set `keys` and `values` to the first `total` tokens of `buffers`."""
+        self.keys, self.values = (buffer[:, :, :total] for buffer in buffers)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Put rows into the order of `beam_idx` and keep the room, so a beam is copied once per token, not twice."""
+        """Put rows into the order of `beam_idx` and keep the buffers, so a beam is copied once per token, not twice."""
         if self.buffers is None:
             super().reorder_cache(beam_idx)
             return
         used = self.get_seq_length()
         self.buffers = [buffer.index_select(0, beam_idx.to(buffer.device)) for buffer in self.buffers]
-        self.view(used)
+        self.view(self.buffers, used)
 
     def reset(self) -> None:
-        """Remove all tokens, and free the memory."""
+        """Remove all tokens and free their memory."""
         super().reset()
         self.buffers = None
 
@@ -93,9 +95,9 @@ class GrowingLayer(DynamicLayer):
 
 
 class GrowingCache(DynamicCache):
-    """The cache of a QWenModel: GrowingLayers, and the dynamic-NTK factor of the prefill that filled them."""
+    """The KV cache of a QWenModel: GrowingLayers, and the dynamic-NTK factor of the prefill that filled them."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        self.layers = [GrowingLayer() for _ in self.layers]
-        self.ntk_alpha = None
+        self.layers: list[GrowingLayer] = [GrowingLayer() for _ in self.layers]
+        self.ntk_alpha: torch.Tensor | None = None  # [batch]

@@ -1,4 +1,4 @@
-"""Conversation with a model: prompts in ChatML, answers, stop words, streaming.
+"""Chat with a model: prompts in ChatML, answers, stop words, streaming.
 
 Source: docs/checkpoint_format.md section 6.
 """
@@ -19,20 +19,21 @@ from .image_loading_qwen import OpenImage, image_opener
 from .image_processing_qwen import open_pixels
 from .memory_qwen import ChatMemory, Recall
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
 History = list[tuple[str, str | None]]  # (question, answer) pairs
 
 SYSTEM = "You are a helpful assistant."
 MAX_WINDOW_SIZE = 6144
 IMAGE_MARKS = ("<img>", "</img>", "<imgpad>")
-ONE_ROW = ("greedy_search", "sample")  # ways of generation that fill one row of a cache, in order
-MADE_BY_CHAT = (  # with a memory, nobody else may say what is computed
+ONE_ROW = ("greedy_search", "sample")  # generation modes that fill one row of a cache, in order
+MADE_BY_CHAT = (  # inputs that chat makes itself if it has a memory
     *("past_key_values", "input_ids", "inputs", "inputs_embeds", "position_ids"),
     *("pixel_values", "image_features", "vit_features"),
 )
 
 
 class Prompt(NamedTuple):
-    """What is sent to the model: the text for people to read, its ids and the images that they refer to."""
+    """A prompt: its text for people, its ids for the model, and the references of its images."""
 
     text: str
     ids: list[int]
@@ -40,7 +41,7 @@ class Prompt(NamedTuple):
 
 
 def check_conversation(tokenizer: Any, query: Any, history: Any, system: Any) -> None:
-    """Raise ValueError, which says what to pass, for a prompt of other types than `make_context` reads."""
+    """Raise ValueError if an argument has another type than `make_context` reads; the message says what to pass."""
     if not callable(getattr(tokenizer, "encode_message", None)):
         raise ValueError(
             f"tokenizer is a {type(tokenizer).__name__}, which writes no prompts of Qwen-VL; pass the QWenTokenizer of "
@@ -76,6 +77,36 @@ def check_window(max_window_size: Any) -> None:
         raise ValueError(f"max_window_size is {max_window_size!r:.80}; pass a positive number of tokens")
 
 
+class ChatML:
+    """The turns of a prompt in ChatML, as a tokenizer encodes them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizer) -> None:
+        self.tokenizer, self.newline = tokenizer, tokenizer.encode("\n")
+
+    def start(self, role: str) -> list[int]:
+        """Return the ids that begin a turn: start marker, role, newline."""
+        return [self.tokenizer.im_start_id, *self.tokenizer.encode(role), *self.newline]
+
+    def turn(self, role: str, content: str, *, names_images: bool = True) -> Prompt:
+        """Return one turn. Unless `names_images`, every image tag in it is text, complete or not."""
+        tokenizer = self.tokenizer
+        if names_images or not any(mark in content for mark in IMAGE_MARKS):
+            ids, references = tokenizer.encode_message(content)
+        else:
+            tags = tokenizer.text_tags - {*IMAGE_MARKS}
+            ids, references = tokenizer.encode(content, allowed_special=tags, disallowed_special=()), []
+        text = f"<|im_start|>{role}\n{content}<|im_end|>"
+        return Prompt(text, [*self.start(role), *ids, tokenizer.im_end_id], references)
+
+    def joined(self, turns: list[Prompt]) -> Prompt:
+        """Return turns as one Prompt, separated by newlines."""
+        return Prompt(
+            "\n".join(turn.text for turn in turns),
+            [i for n, turn in enumerate(turns) for i in (self.newline if n else []) + turn.ids],
+            [reference for turn in turns for reference in turn.references],
+        )
+
+
 def make_context(
     tokenizer: PreTrainedTokenizer,
     query: str,
@@ -86,10 +117,10 @@ def make_context(
 ) -> Prompt:
     """Return the Prompt for `query` after `history`, a list of (question, answer) pairs.
 
-    Control markers in any message are plain text. The oldest turns are left out until the prompt has fewer than
-    `max_window_size` ids; system and query always stay. An answer of None leaves an empty line in its place. Only
-    questions name images: an image tag in an answer or in the system message is text, and nothing is opened for it.
-    Raise ValueError for anything but such a conversation, for another chat format and for unclosed image tags.
+    Control markers in any message are plain text. The oldest turns are dropped until the prompt has fewer than
+    `max_window_size` ids; the system message and the query always stay. An answer of None becomes an empty line. Only
+    questions name images: an image tag in an answer or in the system message is text, and no image is opened for it.
+    Raise ValueError for arguments of other types, for another chat format and for unclosed image tags.
     """
     check_conversation(tokenizer, query, history, system)
     check_window(max_window_size)
@@ -98,50 +129,30 @@ def make_context(
         return Prompt(query, ids, references)
     if chat_format != "chatml":
         raise ValueError(f"chat_format is {chat_format!r}; use 'chatml' or 'raw'")
-    newline = tokenizer.encode("\n")
-
-    def turn(role: str, content: str, encoded: tuple[list[int], list[str]] | None = None) -> Prompt:
-        """Return one message: start marker, role, newline, content (`encoded`: ids, references), end marker."""
-        ids, references = encoded or tokenizer.encode_message(content)
-        role_ids = [tokenizer.im_start_id, *tokenizer.encode(role), *newline]
-        text = f"<|im_start|>{role}\n{content}<|im_end|>"
-        return Prompt(text, [*role_ids, *ids, tokenizer.im_end_id], references)
-
-    def without_images(role: str, content: str) -> Prompt:
-        """Return a turn that no user wrote: an image tag in it is text, whole or half."""
-        if not any(mark in content for mark in IMAGE_MARKS):
-            return turn(role, content)
-        tags = tokenizer.text_tags - {*IMAGE_MARKS}
-        return turn(role, content, (tokenizer.encode(content, allowed_special=tags, disallowed_special=()), []))
-
-    opening = without_images("system", system)
-    question = turn("user", query)
-    answer_start = Prompt(
-        "<|im_start|>assistant\n", [tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline], []
-    )
-    used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(newline)
-    kept = []
+    chatml = ChatML(tokenizer)
+    opening = chatml.turn("system", system, names_images=False)
+    question = chatml.turn("user", query)
+    answer_start = Prompt("<|im_start|>assistant\n", chatml.start("assistant"), [])
+    used = len(opening.ids) + len(question.ids) + len(answer_start.ids) + 2 * len(chatml.newline)
+    kept: list[Prompt] = []
     for asked, answered in reversed(history or []):
-        reply = Prompt("", [], []) if answered is None else without_images("assistant", answered)
-        pair = [turn("user", asked), reply]
-        used += sum(len(message.ids) + len(newline) for message in pair)
+        reply = Prompt("", [], [])
+        if answered is not None:
+            reply = chatml.turn("assistant", answered, names_images=False)
+        pair = [chatml.turn("user", asked), reply]
+        used += sum(len(message.ids) + len(chatml.newline) for message in pair)
         if used >= max_window_size:
             break
         kept = pair + kept
-    messages = [opening, *kept, question, answer_start]
-    return Prompt(
-        "\n".join(message.text for message in messages),
-        [i for n, message in enumerate(messages) for i in ([*newline] if n else []) + message.ids],
-        [reference for message in messages for reference in message.references],
-    )
+    return chatml.joined([opening, *kept, question, answer_start])
 
 
 def decode_answer(
     ids: Iterable[int], tokenizer: PreTrainedTokenizer, chat_format: str = "chatml", errors: str = "replace"
 ) -> str:
-    """Return the text of generated `ids` (without the prompt) up to the first stop token, stripped of white space.
+    """Return the text of generated `ids` (without the prompt) up to the first stop token, without outer white space.
 
-    ChatML ends at <|im_end|> or <|im_start|>; a raw answer leaves out every <|endoftext|>.
+    ChatML ends at <|im_end|> or <|im_start|>. In a raw answer every <|endoftext|> is dropped.
     """
     ids = [int(i) for i in ids]
     if chat_format == "raw":
@@ -156,15 +167,16 @@ def decode_answer(
 
 
 def first_row(output: Any) -> list[int]:
-    """Return the ids of the first row that `generate` made, whether it returned a tensor or more than that."""
+    """Return the ids of the first row in what `generate` returned: a tensor, or an output with `sequences`."""
     return (output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist()
 
 
 class TokenQueue(BaseStreamer):
-    """A streamer that hands each generated id to another thread; it ignores the prompt, which is put first."""
+    """A streamer that hands each generated id to another thread, and skips the prompt, which comes first."""
 
     def __init__(self) -> None:
-        self.items, self.prompt_seen = Queue(), False
+        self.items: Queue[int | None] = Queue()  # None: the end
+        self.prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
         if self.prompt_seen:  # [rows], or [1, tokens] of an assisted generation
@@ -177,7 +189,7 @@ class TokenQueue(BaseStreamer):
 
 
 class Cancelled(StoppingCriteria):
-    """A criterion that ends generation once the caller has closed the stream."""
+    """A stopping criterion that ends generation after the caller has closed the stream."""
 
     def __init__(self) -> None:
         self.event = Event()
@@ -200,7 +212,7 @@ class ChatCall(NamedTuple):
     options: dict[str, Any]  # for `generate`, and `max_window_size`
 
     def check(self, config: QWenConfig) -> None:
-        """Raise ValueError, which says what to pass, for arguments that no model with this config can answer."""
+        """Raise ValueError if a model with this config cannot answer the call; the message says what to pass."""
         check_conversation(self.tokenizer, self.query, self.history, self.system)
         words = self.stop_words_ids
         if words is not None and not (isinstance(words, list | tuple) and len(words) == 0):
@@ -226,17 +238,17 @@ class ChatCall(NamedTuple):
 
     @property
     def opener(self) -> OpenImage | None:
-        """What opens images: the call's own function, else that of its memory; None opens any path or address."""
+        """Return the function that opens images: the call's own or that of its memory; None opens any path."""
         if self.open_image is None and self.memory is not None:
             return self.memory.open_image
         return self.open_image
 
 
-class ChatMixin:
+class ChatMixin(Mixin):
     """`chat`, `chat_stream` and their memory for the complete model."""
 
     def _chat_inputs(self, call: ChatCall) -> tuple[dict[str, Any], Recall | None]:
-        """Return keyword arguments for `generate`, ready for one conversation, and the Recall of the memory or None."""
+        """Return the keyword arguments of a call for `generate`, and the Recall of its memory, None without one."""
         call.check(self.config)
         options = dict(call.options)
         given = self.generation_config if call.generation_config is None else call.generation_config
@@ -253,12 +265,12 @@ class ChatMixin:
         prompt = make_context(call.tokenizer, call.query, call.history, call.system, window, chat_format)
         config.eos_token_id = [call.tokenizer.eod_id, call.tokenizer.im_end_id, call.tokenizer.im_start_id]
         config.pad_token_id = call.tokenizer.eod_id if config.pad_token_id is None else config.pad_token_id
-        others = config.update(**options)  # what is no generation setting goes to `generate` as it is
+        others = config.update(**options)  # other arguments go to `generate` unchanged
         inputs = {"input_ids": torch.tensor([prompt.ids], device=self.device), "generation_config": config, **others}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if call.stop_words_ids is not None and len(call.stop_words_ids):
             inputs["stop_words_ids"] = call.stop_words_ids
-        if call.opener is not None:  # also for a span that the model writes itself and then reads
+        if call.opener is not None:  # also for an image span that the model itself generates
             inputs["open_image"] = call.opener
         recalled = None
         if call.memory is not None:
@@ -272,8 +284,8 @@ class ChatMixin:
         return inputs, recalled
 
     def _fills_one_row(self, config: GenerationConfig, others: dict[str, Any]) -> bool:
-        """Return whether `generate` fills one row of a plain cache with the prompt and its answer, token by token."""
-        settings = copy.deepcopy(config)  # `generate` takes what is not set from the model's own
+        """Return whether `generate` fills one row of a plain cache with prompt and answer, token by token."""
+        settings = copy.deepcopy(config)  # `generate` takes unset fields from the model's config
         settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
         return (
             settings.get_generation_mode(others.get("assistant_model")).value in ONE_ROW
@@ -288,7 +300,7 @@ class ChatMixin:
     def new_memory(self, open_image: OpenImage | None = None) -> ChatMemory:
         """Return a ChatMemory for conversations of this model, to pass to each call of `chat` or `chat_stream`.
 
-        `open_image` is the opener of every answer with this memory, unless the call passes another.
+        open_image: opens the images of every call with this memory, unless the call passes another function.
         """
         return ChatMemory(open_image=open_image)
 
@@ -308,11 +320,11 @@ class ChatMixin:
     ) -> tuple[str, History]:
         """Return the answer to `query` and the history with it, (question, answer) pairs; `history` is not changed.
 
-        Images named in the text are opened: any path or address, or what `open_image` allows, a function from a
-        reference to a PIL image (`image_loading_qwen.OpenImage`). With `memory` (`new_memory()`), images and turns
-        that it knows are not computed again. `kwargs` go to `generate`, except `max_window_size`.
+        Images named in the text are opened, from any path or address unless `open_image` is given: a function from a
+        reference to a PIL image (`image_loading_qwen.OpenImage`). Images and turns that `memory` (`new_memory()`)
+        holds are not computed again. `kwargs` go to `generate`, except `max_window_size`.
         Raise ValueError for a base model and for arguments of other types, ImageError if an image cannot be opened,
-        LogitsError for weights whose logits are not finite.
+        LogitsError if logits are not finite.
         """
         if stream is not None:
             raise ValueError("chat has no `stream`; use model.chat_stream(..), which yields the growing answer")
@@ -321,7 +333,7 @@ class ChatMixin:
         )
         inputs, recalled = self._chat_inputs(call)
         ids = first_row(self.generate(**inputs))
-        if recalled is not None:
+        if memory is not None and recalled is not None:
             memory.remember(self, recalled, ids)
         answer = decode_answer(ids[inputs["input_ids"].shape[1] :], tokenizer)
         kept = list(history or [])
@@ -340,15 +352,15 @@ class ChatMixin:
         open_image: OpenImage | None = None,
         **kwargs: Any,
     ) -> Iterator[str]:
-        """Return an iterator over the growing answer to `query`, one step a generated token; arguments as in `chat`.
+        """Return an iterator over the growing answer to `query`, one step per generated token; arguments as in `chat`.
 
-        Box and phrase tags are kept; bytes that do not make a character yet are left out. An error during generation
+        The text keeps box and phrase tags, and lacks bytes that do not make a character yet. An error during generation
         is raised in the caller.
         """
         call = ChatCall(
             tokenizer, query, history, system, stop_words_ids, generation_config, memory, open_image, kwargs
         )
-        call.check(self.config)  # here and not at the first step: the call is where the mistake is
+        call.check(self.config)  # here, not at the first step, so the traceback shows the call
         return self._stream(call, logits_processor)
 
     def _stream(self, call: ChatCall, logits_processor: list[LogitsProcessor] | None) -> Iterator[str]:
@@ -363,7 +375,7 @@ class ChatMixin:
                 output = self.generate(
                     **inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria
                 )
-                if recalled is not None:
+                if call.memory is not None and recalled is not None:
                     call.memory.remember(self, recalled, first_row(output))
             except BaseException as error:
                 failure.append(error)

@@ -1,7 +1,7 @@
 """The configuration of a Qwen-VL checkpoint (docs/checkpoint_format.md section 1)."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -11,7 +11,7 @@ logger = logging.get_logger(__name__)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # arguments of the original loader
 WISHES = (*PRECISIONS, "use_flash_attn")
-DEFAULT_QUERIES = 256  # what a config without `visual.n_queries` means: every published checkpoint
+DEFAULT_QUERIES = 256  # of a config without `visual.n_queries`, as in every published checkpoint
 
 PUBLISHED_VISUAL = {
     "heads": 16,
@@ -26,13 +26,13 @@ PUBLISHED_VISUAL = {
 
 
 class QWenConfig(PreTrainedConfig):
-    """Everything that decides shapes and behavior of a Qwen-VL model; defaults are the published 9.6B model.
+    """The settings that decide shapes and behavior of a Qwen-VL model; the defaults are the published 9.6B model.
 
     `intermediate_size` is twice the width of the MLP's hidden layer. `visual` describes the vision tower; its
     optional `n_queries` is the number of resampler queries and so the length of an image span (default 256).
-    `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes to the original loader. As fields they are kept and written
-    back, without any effect; as arguments of a `from_pretrained` the first three choose the dtype (`with_wishes`).
-    Constructing one raises ValueError for shapes that cannot be built.
+    `bf16`, `fp16`, `fp32` and `use_flash_attn` are wishes to the original loader. As fields they are read and saved,
+    and have no effect. As arguments of `from_pretrained` the first three choose the dtype (`with_wishes`).
+    Raises ValueError for shapes that cannot be built.
     """
 
     model_type = "qwen"
@@ -63,7 +63,10 @@ class QWenConfig(PreTrainedConfig):
     fp16: bool = False
     fp32: bool = False
     use_flash_attn: bool | str = "auto"
-    visual: dict | None = None
+    if TYPE_CHECKING:
+        visual: dict[str, Any]  # what it is once the config is built
+    else:
+        visual: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -85,7 +88,7 @@ class QWenConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return what transformers returns; precisions among the arguments, not those of the dict, set the dtype."""
+        """Return what transformers returns. Precisions set the dtype as arguments, not as entries of the dict."""
         wishes = taken_wishes(kwargs)
         returns_rest = kwargs.get("return_unused_kwargs", False)
         has_dtype = any(kwargs.get(name) not in (None, "auto") for name in ("dtype", "torch_dtype"))
@@ -96,20 +99,20 @@ class QWenConfig(PreTrainedConfig):
 
     @property
     def image_span_tokens(self) -> int:
-        """Number of ids between <img> and </img>, which is the number of embeddings that an image becomes."""
+        """Return the number of ids between <img> and </img>, one for each embedding of an image."""
         return self.visual.get("n_queries", DEFAULT_QUERIES)
 
 
 def taken_wishes(arguments: dict) -> dict:
-    """Return the arguments that only the original loader has, and take them out of `arguments`."""
+    """Remove the arguments that only the original loader has from `arguments`, and return them."""
     return {name: arguments.pop(name) for name in WISHES if name in arguments}
 
 
 def with_wishes(config: QWenConfig, wishes: dict, *, keeps_dtype: bool = False) -> QWenConfig:
-    """Return the config, or a copy of it that says what arguments of the original loader ask for.
+    """Return the config, or a copy of it with what arguments of the original loader ask for.
 
-    `bf16`, `fp16` or `fp32` as True sets the dtype in which weights are loaded, unless `keeps_dtype`; False and None
-    ask for nothing. `use_flash_attn` is kept without effect. Raise ValueError for two precisions at once.
+    `bf16`, `fp16` or `fp32` as True sets the dtype in which weights are loaded, unless `keeps_dtype`. False and None
+    ask for nothing. `use_flash_attn` is stored without effect. Raise ValueError for two precisions at once.
     """
     if not wishes:
         return config
@@ -121,7 +124,7 @@ def with_wishes(config: QWenConfig, wishes: dict, *, keeps_dtype: bool = False) 
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(f'{name}=True' for name in chosen)}: weights have one dtype; pass one of them")
     if chosen:
-        precisions = {name: name in chosen for name in PRECISIONS}  # the fields of the file may say another
+        precisions = {name: name in chosen for name in PRECISIONS}  # the fields in the file may differ
         config.dtype = config.dtype if keeps_dtype else PRECISIONS[chosen[0]]
     for name, value in precisions.items():
         if value is not None:

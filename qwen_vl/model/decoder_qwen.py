@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 class Normalize(torch.autograd.Function):
     """Division of each vector [.., hidden] by its root mean square, in float32, cast back.
 
-    For training memory: the backward pass keeps the input and one number per vector, not their float32 versions.
+    To save memory in training, the backward pass keeps the input and one number per vector, not float32 copies.
     """
 
     @staticmethod
@@ -50,15 +50,15 @@ class Normalize(torch.autograd.Function):
 
 
 class RotaryTables(NamedTuple):
-    """The rotation and scaling of queries and keys in one forward pass; shared by all layers."""
+    """Tables that rotate and scale queries and keys in one forward pass; all layers share them."""
 
     cos: torch.Tensor  # [batch | 1, 1, length, rotary_dim], float32
-    sin: torch.Tensor  # its first half negative, as the first half of a rotated vector is x cos - y sin
-    query_scale: torch.Tensor | None  # [batch | 1, 1, length, 1], float32: log-n scaling, None where it is 1 everywhere
+    sin: torch.Tensor  # first half negated: the first half of a rotated vector is x cos - y sin
+    query_scale: torch.Tensor | None  # [batch | 1, 1, length, 1], float32: log-n scaling; None for 1 everywhere
 
 
 def ntk_alpha(lengths: torch.Tensor, seq_length: int) -> torch.Tensor:
-    """Return the dynamic-NTK factor of sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 ..
+    """Return the dynamic-NTK factor for sequences of `lengths` tokens: 1 up to seq_length, then 3, 7 ..
 
     Source: docs/checkpoint_format.md section 3.
     """
@@ -69,7 +69,7 @@ def ntk_alpha(lengths: torch.Tensor, seq_length: int) -> torch.Tensor:
 def rotary_tables(
     config: QWenConfig, position_ids: torch.Tensor, alpha: torch.Tensor | None, scale_queries: bool
 ) -> RotaryTables:
-    """Return the tables for `position_ids` [batch | 1, length]; `alpha` [batch] or None; log-n if `scale_queries`."""
+    """Return the tables for `position_ids` [batch | 1, length], with NTK factors `alpha` [batch] and log-n scaling."""
     dim = int(config.kv_channels * config.rotary_pct)
     exponents = torch.arange(0, dim, 2, device=position_ids.device).float() / dim
     if alpha is None:
@@ -89,7 +89,7 @@ def rotary_tables(
 
 
 def is_flash_attention(config: QWenConfig) -> bool:
-    """Return whether attention takes the segments of a packed row in one call."""
+    """Return whether the attention implementation takes all segments of a packed row in one call."""
     return config._attn_implementation.startswith("flash_attention")
 
 
@@ -150,7 +150,7 @@ class QWenMLP(nn.Module):
 
 
 class Gate(torch.autograd.Function):
-    """value * silu(gate). For training memory, the backward pass recomputes silu(gate) instead of keeping it."""
+    """value * silu(gate). To save memory in training, the backward pass recomputes silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Images from the network: one download within a time limit, tried again where the server or the line fails."""
+"""Images from the network: a download within a time limit, retried after a temporary failure."""
 
 import functools
 import http.client
@@ -11,12 +11,12 @@ import urllib.request
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-TIMEOUT = 10.0  # seconds, for the whole of one download, with all tries and pauses
+TIMEOUT = 10.0  # seconds for one download, all tries and pauses included
 MAX_BYTES = 20 * 2**20
 MAX_REDIRECTS = 5
 REDIRECTS = {301, 302, 303, 307, 308}
-TEMPORARY = {408, 429, 500, 502, 503, 504}  # what a server answers that may serve the same address in a moment
-PAUSES = (0.5, 1.0, 2.0)  # seconds before the second, third and last try, where the server does not say
+TEMPORARY = {408, 429, 500, 502, 503, 504}  # status codes of a server that may answer soon
+PAUSES = (0.5, 1.0, 2.0)  # seconds before the second, third and last try, unless the server says how long
 LOST_CONNECTION = (
     *(ConnectionResetError, ConnectionAbortedError, BrokenPipeError, http.client.IncompleteRead, ssl.SSLEOFError),
 )
@@ -24,11 +24,11 @@ SHOWN_LENGTH = 100  # characters of a reference that an error shows
 
 
 class ImageError(ValueError):
-    """An image that cannot be opened; the message says which, why, and what to do."""
+    """An image that cannot be opened. The message says which one, why, and what to do."""
 
 
 class ShortBody(OSError):
-    """A connection that closed before all was sent."""
+    """A connection that closed before the whole body arrived."""
 
 
 def scheme_of(reference: str) -> str | None:
@@ -40,22 +40,23 @@ def scheme_of(reference: str) -> str | None:
 
 
 def shown(reference: str) -> str:
-    """Return the reference in quotes, for an error: one line, and never a whole data URI."""
+    """Return the reference in quotes for an error message: one line, never a whole data URI."""
     if len(reference) <= SHOWN_LENGTH:
         return repr(reference)
     return f"{reference[:SHOWN_LENGTH]!r}... ({len(reference)} characters)"
 
 
 def too_many_bytes(name: str, max_bytes: int) -> ImageError:
-    """Return the ImageError for more than `max_bytes`."""
+    """Return the ImageError for an image of more than `max_bytes`."""
     return ImageError(f"image {name}: more than {max_bytes} bytes; give a smaller image, or a local file")
 
 
 def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> tuple[bytes, str]:
     """Return (bytes, content type) of an http(s) address, after at most MAX_REDIRECTS redirects.
 
-    A temporary failure (a busy server, a lost connection, a body that stops) is tried again after a pause, that of the
-    server (Retry-After) if it sends one. `timeout` seconds bound all tries and pauses. Raise ImageError.
+    A temporary failure (a busy server, a lost connection, a body that stops) is retried after a pause, for which the
+    server may send the length (Retry-After). `timeout` seconds bound all tries and pauses. Raise ImageError if no try
+    succeeds, or if the image has more than `max_bytes`.
     """
     name, deadline = shown(url), time.monotonic() + timeout
     for num_tries, pause in enumerate((*PAUSES, None), start=1):
@@ -75,13 +76,14 @@ def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
 
 
 def _reason(error: Exception) -> Exception:
-    """Return the error behind an error of urllib."""
-    is_wrapped = isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception)
-    return error.reason if is_wrapped else error
+    """Return the error that an error of urllib wraps, or the error itself."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return error.reason
+    return error
 
 
 def _pause_after(error: Exception, pause: float | None) -> float | None:
-    """Return seconds before the next try: `pause`, or what the server asks for; None if another try is no use."""
+    """Return seconds before the next try: `pause`, or what the server asks for; None if a retry cannot help."""
     if pause is None or not isinstance(error, urllib.error.HTTPError):
         may_pass = isinstance(_reason(error), (*LOST_CONNECTION, ShortBody, TimeoutError))
         return pause if may_pass else None
@@ -89,7 +91,7 @@ def _pause_after(error: Exception, pause: float | None) -> float | None:
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Return the seconds that a server asks for, as a number or a date; None if the header is absent or unreadable."""
+    """Return the seconds that a server asks for, by a number or a date; None if the header is absent or unreadable."""
     value = (headers.get("Retry-After") or "").strip()
     if value.isdecimal():
         return float(value[:9])
@@ -113,22 +115,20 @@ def _failure(error: Exception, name: str, timeout: float, num_tries: int) -> Ima
     )
 
 
-class _Stalling:
-    """A connection that may use all the time before its answer, but a third of it between parts of a body."""
+class _Connection(http.client.HTTPConnection):
+    """A connection with the whole timeout for the response, but a third of it between parts of the body."""
+
+    timeout: float
 
     def getresponse(self) -> http.client.HTTPResponse:
-        sock = self.sock  # the connection lets go of it where the server will close
+        sock = self.sock  # the connection drops it if the server is going to close
         response = super().getresponse()
         if sock.fileno() >= 0:
             sock.settimeout(self.timeout / 3)
         return response
 
 
-class _Connection(_Stalling, http.client.HTTPConnection):
-    pass
-
-
-class _SecureConnection(_Stalling, http.client.HTTPSConnection):
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
     pass
 
 
@@ -138,13 +138,15 @@ class _HTTPHandler(urllib.request.HTTPHandler):
 
 
 class _HTTPSHandler(urllib.request.HTTPSHandler):
+    _context: ssl.SSLContext
+
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_SecureConnection, req, context=self._context)
 
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
-    """Return a urllib opener for http and https alone, with the proxies of the environment; redirects are errors."""
+    """Return a urllib opener for http and https alone, with the proxies of the environment. Redirects are errors."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -159,9 +161,9 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _request(url: str, name: str, deadline: float) -> Any:
-    """Return the response to a GET.
+    """Return the response to a GET, after redirects.
 
-    Redirects are followed by hand: urllib would read their bodies without a limit, and follow them to ftp.
+    urllib does not follow them here: it would read their bodies without a limit, and go to ftp.
     """
     for _ in range(MAX_REDIRECTS + 1):
         request = urllib.request.Request(_ascii_url(url), headers={"User-Agent": "qwen-vl"})
@@ -179,7 +181,7 @@ def _request(url: str, name: str, deadline: float) -> Any:
 
 
 def _ascii_url(url: str) -> str:
-    """Return the address with everything outside ASCII, and spaces, encoded as servers expect it."""
+    """Return the address with spaces and non-ASCII characters encoded."""
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
     path, query = (urllib.parse.quote(part, safe="%/:=&?+,;@!$'()*~[]") for part in (parts.path, parts.query))
@@ -187,7 +189,7 @@ def _ascii_url(url: str) -> str:
 
 
 def _read_limited(response: Any, name: str, deadline: float, max_bytes: int) -> bytes:
-    """Return the body, counted while it arrives: a Content-Length may lie."""
+    """Return the body. Its bytes are counted as they arrive, because a Content-Length may be wrong."""
     announced = None if response.chunked else response.length
     body = bytearray()
     while announced is None or len(body) < announced:
@@ -204,7 +206,7 @@ def _read_limited(response: Any, name: str, deadline: float, max_bytes: int) -> 
 
 
 def _time_left(deadline: float) -> float:
-    """Return the seconds until the deadline; raise TimeoutError if there are none."""
+    """Return the seconds until the deadline. Raise TimeoutError if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""The inputs of transformers' `generate`: stop words, positions, cache, and images that follow their rows."""
+"""Inputs of transformers' `generate`: stop words, positions, cache, and images that stay with their rows."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from .cache_qwen import GrowingCache
 
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
+
 
 class StopWords(LogitsProcessor):
-    """After one of `stop_words_ids` (lists of ids) a row can only continue with `eos_token_id`."""
+    """A processor that forces `eos_token_id` after one of `stop_words_ids`, lists of ids."""
 
     def __init__(self, stop_words_ids: list[list[int]], eos_token_id: int) -> None:
         self.stop_words_ids = [list(word) for word in stop_words_ids]
@@ -25,7 +27,7 @@ class StopWords(LogitsProcessor):
 
 
 def stop_word_processors(stop_words_ids: list[list[int]], eos_token_id: int | list[int]) -> list[StopWords]:
-    """Return the logits processors, one or none, that end a row after a stop word; raise ValueError for other lists."""
+    """Return the processors, one or none, that end a row after a stop word. Raise ValueError for malformed lists."""
     words = check_stop_words(stop_words_ids)
     ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     words = [word for word in words if word not in [[end] for end in ends]]
@@ -33,7 +35,7 @@ def stop_word_processors(stop_words_ids: list[list[int]], eos_token_id: int | li
 
 
 def check_stop_words(stop_words_ids: Any) -> list[list[int]]:
-    """Return stop words as new lists of ids; raise ValueError for anything but lists of ids, such as [[13], [9, 8]]."""
+    """Return stop words as new lists. Raise ValueError unless they are non-empty lists of ids, as in [[13], [9, 8]]."""
     is_nested = isinstance(stop_words_ids, list | tuple) and all(isinstance(w, list | tuple) for w in stop_words_ids)
     ids = [i for word in stop_words_ids for i in word] if is_nested else [None]
     if not ids or not all(stop_words_ids) or not all(type(i) is int and i >= 0 for i in ids):
@@ -44,8 +46,8 @@ def check_stop_words(stop_words_ids: Any) -> list[list[int]]:
     return [list(word) for word in stop_words_ids]
 
 
-class GenerationInputs:
-    """What generation with images needs beyond transformers; comes before GenerationMixin among the base classes."""
+class GenerationInputs(Mixin):
+    """A mixin that makes transformers' generation work with images; it precedes GenerationMixin in the bases."""
 
     def generate(
         self,
@@ -55,7 +57,7 @@ class GenerationInputs:
         logits_processor: list[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return generated ids, as transformers does; a row ends after a word of `stop_words_ids`, lists of ids.
+        """Return generated ids, as transformers does. A row ends after one of `stop_words_ids`, lists of ids.
 
         `open_image` opens the images that the ids name, as in `forward`.
         """
@@ -68,7 +70,7 @@ class GenerationInputs:
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        """Return positions by the rule of `QWenModel.positions`; transformers would count the ones of the mask."""
+        """Return positions by `QWenModel.positions`; transformers would count the ones in the mask."""
         past, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
         past_length = 0 if past is None else past.get_seq_length()
         length = inputs_tensor.shape[1] if mask is None else mask.shape[1]
@@ -78,7 +80,7 @@ class GenerationInputs:
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Put the cache that transformers would make into `model_kwargs`; a GrowingCache for a plain dynamic one."""
+        """Put the cache into `model_kwargs` that transformers chooses, with a GrowingCache for its dynamic one."""
         given = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         made = model_kwargs.get("past_key_values")
@@ -86,7 +88,7 @@ class GenerationInputs:
             model_kwargs["past_key_values"] = GrowingCache(self.config)
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments of the next forward pass; features of images go into the prefill alone."""
+        """Return the arguments of the next forward pass. Image features go only into the prefill."""
         if kwargs.get("past_key_values") is not None and not kwargs.get("is_first_iteration", False):
             kwargs.pop("image_features", None)  # transformers drops only `pixel_values` after the prefill
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
@@ -98,7 +100,7 @@ class GenerationInputs:
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Return rows repeated for beams or several answers; images are encoded once and repeated with their row."""
+        """Return rows repeated for beams or several answers. Images are encoded once and repeated with their row."""
         pixel_values, features = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_features", None)
         if expand_size > 1 and input_ids is not None:
             encoded = self.transformer.encode_images(

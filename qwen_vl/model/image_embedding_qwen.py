@@ -1,20 +1,23 @@
-"""Image spans in a prompt, and the features of each image in place of the embeddings of its span.
+"""Image spans in a prompt, whose embeddings are replaced by the features of their images.
 
 Source: docs/checkpoint_format.md sections 2 and 4.
 """
 
 import torch
+from torch import nn
 
+from .configuration_qwen import QWenConfig
 from .image_loading_qwen import OpenImage
 from .image_processing_qwen import open_pixels
 from .placement_qwen import execution_device
+from .visual import VisionTower
 
 
 def image_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Tensor:
     """Return row and first column of the ids inside each complete image span, in reading order: [spans, 2].
 
-    `start_id` is the id of <img>, the next id is that of </img>; `length` is the number of ids between them.
-    Raise ValueError if a span is cut: its features would have no place.
+    start_id: the id of <img>; that of </img> is the next. length: the number of ids between them.
+    Raise ValueError if a span is cut, because its features would not fit.
     """
     starts = (input_ids == start_id).nonzero()
     if input_ids.shape[1] == 1 or len(starts) == 0:  # a lone <img> is a generated token, not a span
@@ -32,15 +35,21 @@ def image_spans(input_ids: torch.Tensor, start_id: int, length: int) -> torch.Te
 
 
 class ImageEmbedding:
-    """The part of a QWenModel that puts images into the embeddings; uses its `config`, `wte` and `visual`."""
+    """A mixin of QWenModel that puts images into the embeddings; the model sets these attributes."""
+
+    config: QWenConfig
+    wte: nn.Module
+    visual: VisionTower
+    runs_vision_always: bool
+    training: bool
 
     def open_referenced(
         self, input_ids: torch.Tensor, spans: torch.Tensor, open_image: OpenImage | None = None
     ) -> torch.Tensor:
         """Return the pixels of the images that the ids of `spans` name: [spans, 3, size, size].
 
-        Called only if the caller passed neither `pixel_values` nor features. `open_image` opens each image, by default
-        `read_image`. Raise ValueError if a span names no image, ImageError if an image cannot be opened.
+        It is called only if the caller passed neither `pixel_values` nor features. `open_image` opens each image, by
+        default `read_image`. Raise ValueError if a span names no image, ImageError if an image cannot be opened.
         """
         pad_id, names = self.config.visual["image_start_id"] + 2, []
         for row, column in spans.tolist():
@@ -65,9 +74,9 @@ class ImageEmbedding:
         spans: torch.Tensor | None = None,
         open_image: OpenImage | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return spans [n, 2] of `input_ids` and features [n, n_queries, hidden] to put there; None without images.
+        """Return the spans [n, 2] of `input_ids` and their features [n, n_queries, hidden]; None without images.
 
-        If the caller passes `spans`, they are not searched for, so the CPU need not wait for the device.
+        If the caller passes `spans`, the ids are not searched, so the CPU need not wait for the device.
         Raise ValueError if the number of images differs from the number of spans.
         """
         if spans is None:
@@ -81,7 +90,8 @@ class ImageEmbedding:
             if not given:
                 pixel_values = self.open_referenced(input_ids, spans, open_image)
             if vit_features is None:
-                # Not by the name of a weight: ZeRO-3 would gather it here, where processes without images do not.
+                assert pixel_values is not None  # given, or opened above
+                # Do not name a weight here: ZeRO-3 would gather it, and ranks without images do not take part.
                 pixel_values = pixel_values.to(execution_device(self.visual))
             image_features = self.visual(pixel_values, vit_features)
         return spans, image_features if image_index is None else image_features[image_index]
@@ -96,7 +106,7 @@ class ImageEmbedding:
         spans: torch.Tensor | None = None,
         open_image: OpenImage | None = None,
     ) -> torch.Tensor:
-        """Return embeddings [batch, length, hidden] of the ids, with the features of each image in place of its span.
+        """Return embeddings [batch, length, hidden] of the ids; image features replace those of their spans.
 
         Arguments and errors are those of `encode_images`.
         """
@@ -116,7 +126,7 @@ class ImageEmbedding:
         return embeds
 
     def trains_vision_with_others(self) -> bool:
-        """Return whether this is a training step of several ranks in which part of the vision tower trains.
+        """Return whether several ranks train and part of the vision tower trains with them.
 
         Training only: inference never runs the tower without an image.
         """

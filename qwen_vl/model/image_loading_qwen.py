@@ -17,8 +17,8 @@ from .download_qwen import scheme_of as _scheme
 from .download_qwen import shown as _shown
 from .download_qwen import too_many_bytes as _too_many_bytes
 
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
-DIM = 32  # of 255: an image whose highest level is below is nearly black
+MAX_PIXELS = 89_478_485  # above, Pillow warns of decompression bombs: 256 MiB as RGB
+DIM = 32  # of 255: an image whose highest level is lower looks nearly black
 SCALED = "scaled"  # key of an image's `info`: how its levels became 8 bits
 BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of a TIFF file, and a value of the second
 
@@ -37,15 +37,15 @@ def read_image(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Return the image behind a reference, as an RGB PIL image that holds no open file.
+    """Return the image that a reference names, as an RGB PIL image that holds no open file.
 
     reference: a local path, an http(s) address, a `data:` URI with base64, or a PIL image, which is only converted.
-    A relative path is looked for in each of `search_dirs`, then in the working directory. `timeout` (seconds) and
-    `max_bytes` bound a download, `max_bytes` a data URI too, `max_pixels` everything that is decoded here.
-    Alpha is dropped, EXIF orientation ignored, the first frame of an animation taken
-    (docs/checkpoint_format.md section 4). Gray of more than 8 bits is scaled to 8 (`_to_8_bits`), where the original
-    cuts it off; `info["scaled"]` then says how.
-    Raise ImageError if it cannot be opened.
+    A relative path is searched in each of `search_dirs`, then in the working directory. `timeout` (seconds) limits a
+    download, `max_bytes` a download or a data URI, `max_pixels` all that is decoded here.
+    Alpha is dropped, EXIF orientation is ignored, and the first frame of an animation is taken
+    (docs/checkpoint_format.md section 4). Gray of more than 8 bits is scaled to 8 (`_to_8_bits`), and
+    `info["scaled"]` says how; the original clips it.
+    Raise ImageError if the image cannot be opened.
     """
     if isinstance(reference, Image.Image):
         return _to_rgb(reference, *_in_memory(reference))
@@ -71,9 +71,9 @@ def read_image(
 def image_opener(open_image: OpenImage | None) -> OpenImage:
     """Return the function that opens the images a prompt names: `open_image`, by default `read_image`.
 
-    A server passes a function that decides what a request may read: it gets a reference (a path, an address or a data
-    URI, as it stands in the text), and returns an RGB PIL image or raises ImageError. `refuse_images` is one.
-    Raise ValueError if `open_image` is not callable; the returned function raises ValueError if it returns no image.
+    A server passes a function that decides what a request may read. It takes a reference as written in the text (a
+    path, an address or a data URI), and returns an RGB PIL image or raises ImageError. `refuse_images` is one.
+    Raise ValueError if `open_image` is not callable. The returned function raises ValueError if it gets no image.
     """
     if open_image is None:
         return read_image
@@ -96,13 +96,13 @@ def image_opener(open_image: OpenImage | None) -> OpenImage:
 
 
 def refuse_images(reference: Any) -> Image.Image:
-    """Raise ImageError for any reference: the opener of a process in which no text may name what is opened."""
+    """Raise ImageError for any reference: the opener of a process in which a text must not open files."""
     name = _shown(reference) if isinstance(reference, str) else f"{reference!r:.60}"
     raise ImageError(f"image {name}: images named in a text are not opened here; pass the image itself")
 
 
 def find_image(reference: str, search_dirs: SearchDirs = ()) -> str | None:
-    """Return the path of a local image, or None; a relative one is searched in each folder, then the working folder."""
+    """Return the path of a local image, or None. A relative one is searched in each folder, then the working folder."""
     return next((path for path in _candidates(reference, search_dirs) if os.path.isfile(path)), None)
 
 
@@ -112,12 +112,12 @@ def is_local(reference: str) -> bool:
 
 
 def _in_memory(image: Image.Image) -> tuple[str, str]:
-    """Return the name of a PIL image in an error, and the advice."""
+    """Return the name of a PIL image for an error message, and advice."""
     return f"in memory ({image.mode}, {image.width} x {image.height})", "give one that Pillow can load"
 
 
 def _candidates(reference: str, search_dirs: SearchDirs) -> list[str]:
-    """Return the paths where a local image is searched, in order."""
+    """Return the paths at which a local image is searched, in order."""
     if isinstance(search_dirs, str | os.PathLike):
         search_dirs = (search_dirs,)
     if os.path.isabs(reference):
@@ -138,7 +138,7 @@ def _open_file(reference: str, search_dirs: SearchDirs, max_pixels: int) -> Imag
 
 
 def _missing(reference: str, search_dirs: SearchDirs) -> ImageError:
-    """Return an ImageError that lists the places where the file is not."""
+    """Return an ImageError that lists the paths that were searched."""
     places = [os.path.abspath(path) for path in _candidates(reference, search_dirs) if "\0" not in path]
     folder = next((place for place in places if os.path.isdir(place)), None)
     if folder is not None:
@@ -151,7 +151,7 @@ def _missing(reference: str, search_dirs: SearchDirs) -> ImageError:
 
 
 def _decode(stream: BinaryIO, shown: str, max_pixels: int) -> Image.Image:
-    """Return the RGB image in an open file; the header gives the size before memory is allocated for pixels."""
+    """Return the RGB image in an open file. Its header gives the size before memory is allocated for pixels."""
     image = _read_header(stream, shown)
     width, height = image.size
     if width * height > max_pixels:
@@ -162,8 +162,8 @@ def _decode(stream: BinaryIO, shown: str, max_pixels: int) -> Image.Image:
 def _read_header(stream: BinaryIO, shown: str) -> Image.Image:
     """Return a PIL image of which only the header is read.
 
-    Goes through Pillow's table of formats because `Image.open` compares the size with a limit of its own, which is
-    a setting of the whole process and only warns.
+    It uses Pillow's table of formats, because `Image.open` checks the size against a limit that belongs to the whole
+    process and only causes a warning.
     """
     Image.init()
     prefix = stream.read(16)
@@ -177,10 +177,10 @@ def _read_header(stream: BinaryIO, shown: str) -> Image.Image:
             stream.seek(0)
             return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
-            continue  # how Pillow's readers say "not my format"
+            continue  # Pillow's readers raise these for another format
         except Image.DecompressionBombError as error:
             raise _too_many_pixels(shown, str(error)) from error
-        except Exception as error:  # readers raise anything on a damaged header
+        except Exception as error:  # readers raise any exception on a damaged header
             raise ImageError(f"image {shown}: the header is damaged ({error}); get the file again") from error
     raise ImageError(f"image {shown}: not an image that Pillow reads; convert it to PNG or JPEG, or leave it out")
 
@@ -190,12 +190,12 @@ def _too_many_pixels(shown: str, detail: str) -> ImageError:
 
 
 def _to_rgb(image: Image.Image, shown: str, advice: str) -> Image.Image:
-    """Return the loaded image as RGB. Raise ImageError for any of the errors that decoders raise on damaged data."""
+    """Return the loaded image as RGB. Raise ImageError for any error that a decoder raises on damaged data."""
     try:
         image.load()
         image = _to_8_bits(image)
         if isinstance(image.info.get("transparency"), bytes):
-            # Alpha is dropped anyway; Pillow would warn of a palette with one.
+            # Alpha is dropped anyway, and Pillow would warn about a palette with alpha.
             image = image.copy()
             del image.info["transparency"]
         return image.convert("RGB")
@@ -204,12 +204,12 @@ def _to_rgb(image: Image.Image, shown: str, advice: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Return a loaded gray image of more than 8 bits as one of mode L, whose info[SCALED] says how; others unchanged.
+    """Return a loaded gray image of more than 8 bits in mode L; others unchanged. info[SCALED] says how it was scaled.
 
-    Levels of 12 or 16 bits are divided by the range of so many bits. Of 32-bit numbers and floats no file says the
-    range: floats from 0 to 1 are multiplied by 255; numbers from 0 to 255 are levels already, unless they are floats so
-    low that they would be black; else 0, or the lowest if that is negative, becomes black and the highest white.
-    NaN becomes black.
+    Levels of 12 or 16 bits are divided by the range of that many bits. No file says the range of 32-bit numbers and
+    floats. Floats from 0 to 1 are multiplied by 255. Numbers from 0 to 255 are levels already, unless they are floats
+    so low that the image would be black. Otherwise 0, or the lowest number if it is negative, becomes black, and the
+    highest becomes white. NaN becomes black.
     """
     bits = _bits(image)
     if image.mode not in ("I", "F") and not bits:
@@ -238,14 +238,14 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image) -> int | None:
-    """Return the bits of a level, 12 or 16, of a gray image whose file or mode tells them; else None."""
+    """Return the bits per level, 12 or 16, of a gray image if its file or mode says them, else None."""
     if image.mode.startswith("I;16"):
         return getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
     return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None  # neither has 32
 
 
 def _data_uri_bytes(reference: str, max_bytes: int) -> bytes:
-    """Return the bytes that a base64 `data:` URI carries."""
+    """Return the bytes in a base64 `data:` URI. Raise ImageError for another encoding or too many bytes."""
     shown = _shown(reference)
     head, comma, payload = reference.partition(",")
     if not comma or not head.lower().endswith(";base64"):

@@ -1,6 +1,6 @@
-"""Images, from RGB to the numbers that the vision tower reads.
+"""Preprocessing of images for the vision tower.
 
-`pixels` turns an RGB PIL image into a normalized tensor. `QWenImageProcessor` opens and turns the images of a batch.
+`pixels` converts an RGB PIL image to a normalized tensor. `QWenImageProcessor` opens and converts those of a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,14 +29,14 @@ def pixels(image: Image.Image, image_size: int = IMAGE_SIZE) -> torch.Tensor:
     levels = torch.from_numpy(np.array(_squash(image, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    # Divide, subtract, divide, each rounded to float32: any other order differs from the reference in the last bit.
+    # Divide, subtract, divide, each rounded to float32: any other order differs from the original in the last bit.
     return levels.contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
 def open_pixels(
     references: Iterable[str], image_size: int, open_image: OpenImage | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return the pixels [3, image_size, image_size] of each different reference, opened once by `open_image`.
+    """Return {reference: pixels [3, image_size, image_size]}. Each reference is opened once, by `open_image`.
 
     `open_image` is by default `read_image`. Raise ImageError if it cannot open an image, or refuses to.
     """
@@ -45,11 +45,11 @@ def open_pixels(
 
 
 def _squash(image: Image.Image, size: int) -> Image.Image:
-    """Return the image as size x size, bicubic; the aspect ratio is not kept.
+    """Return the image resized to size x size, bicubic, without keeping the aspect ratio.
 
-    Each axis is resized by itself and rounded to bytes, so the order of the axes changes the last bits. Pillow 13
-    resizes the height first if that saves work; Pillow 12 and older hardly ever do. The order here is always that of
-    Pillow 13, with which the reference outputs were recorded, so every Pillow gives the same numbers.
+    Each axis is resized alone and rounded to bytes, so the order of the axes changes the last bits. Pillow 13 resizes
+    the height first if that saves work; Pillow 12 and older rarely do. This function always uses the order of Pillow
+    13, with which the original's outputs were recorded, so every version gives the same numbers.
     """
     width, height = image.size
     height_first = height > size and height - size > 2 * (width - size)
@@ -59,16 +59,16 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
     return image
 
 
-class QWenImagesKwargs(ImagesKwargs, total=False):
-    """Settings that `from_pretrained` may override; transformers reads this."""
+class QWenImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict, which mypy does not see
+    """The settings that `from_pretrained` may override, for transformers."""
 
     image_size: int
 
 
 class QWenImageProcessor(BaseImageProcessor):
-    """`processor(images)` -> BatchFeature with pixel_values float32 [N, 3, image_size, image_size].
+    """An image processor: `processor(images)` -> BatchFeature with pixel_values float32 [N, 3, image_size, image_size].
 
-    Takes one image or a list (nested lists are flattened, in order) of whatever `read_image` takes.
+    It takes one image or a list of what `read_image` takes. Nested lists are flattened, in order.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (the base class declares it so)
@@ -83,11 +83,11 @@ class QWenImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, *, return_tensors: str | None = "pt", open_image: OpenImage | None = None, **options: Any
     ) -> BatchFeature:
-        """Return BatchFeature(pixel_values) of one image or nested lists of them.
+        """Return BatchFeature(pixel_values) of one image or nested lists of images.
 
-        `open_image` opens everything but PIL images, which are only converted; without it, `read_image` does, with
-        `options`: search_dirs, timeout, max_bytes, max_pixels. Raise ImageError if an image cannot be opened,
-        ValueError if there is none, or if `open_image` comes with options, which it would not know of.
+        PIL images are only converted. `open_image` opens all others; without it, `read_image` does, with `options`:
+        search_dirs, timeout, max_bytes, max_pixels. Raise ImageError if an image cannot be opened. Raise ValueError if
+        there is none, or for `open_image` together with options, which it would not receive.
         """
         flat = list(_flatten(images))
         if not flat:
@@ -102,7 +102,7 @@ class QWenImageProcessor(BaseImageProcessor):
                 return read_image(image, **options)
             return opener(image)
 
-        # One after another, so that only the small squares of a batch are in memory together.
+        # One at a time, so that only the resized images are in memory together.
         rows = [pixels(opened(image), self.image_size) for image in flat]
         return BatchFeature({"pixel_values": torch.stack(rows)}, tensor_type=return_tensors)
 

@@ -1,5 +1,6 @@
-"""Images, phrases and boxes in text: the list format of prompts, and the boxes of an answer drawn on their image."""
+"""Images, phrases and boxes in text: the list format of prompts, and boxes of an answer drawn on an image."""
 
+import contextlib
 import re
 import unicodedata
 import warnings
@@ -13,7 +14,7 @@ from .image_loading_qwen import OpenImage, image_opener
 
 IMG_START, IMG_END = "<img>", "</img>"
 LIST_FORMAT_TAGS = {"<img>": "image", "<ref>": "ref", "<box>": "box", "<quad>": "quad"}
-# A box that holds no other, and the phrase right before it, which holds no tag.
+# A box with no other in it, and the phrase right before it, which has no tag in it.
 BOX_WITH_REF = re.compile(
     r"(?:<ref>((?:(?!</?(?:ref|box|quad|img)>).)*)</ref>)?<box>((?:(?!<box>).)*?)</box>", re.DOTALL
 )
@@ -51,14 +52,14 @@ class ListFormat:
     def to_list_format(self, text: str) -> list[dict[str, str]]:
         """Return [{'image'|'ref'|'box'|'quad'|'text': ..}, ..] of text, in order; contents are kept as they are.
 
-        A model may have written it: a tag that is never closed, and any control marker, is text.
+        The text may come from a model, so a tag that is never closed, and any control marker, is text.
         """
         text = unicodedata.normalize("NFC", text)
         elements, position = [], 0
         for match in re.finditer("|".join(LIST_FORMAT_TAGS), text):
             tag = match.group()
             if match.start() < position:
-                continue  # inside the element before
+                continue  # inside the previous element
             end = text.find(f"</{tag[1:]}", match.end())
             if end < 0:
                 continue
@@ -71,7 +72,7 @@ class ListFormat:
         return elements
 
     def _fetch_latest_picture(self, response: str, history: list[tuple[str, str | None]] | None) -> str | None:
-        """Return the reference of the last image in the response or, before it, in the newest question; or None."""
+        """Return the last image reference of the response, else of the newest question that has one; None without."""
         for text in (response, *(question for question, _ in reversed(history or []))):
             references = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
             if references:
@@ -79,9 +80,9 @@ class ListFormat:
         return None
 
     def _fetch_all_box_with_ref(self, text: str) -> list[dict[str, Any]]:
-        """Return [{'box': (x1, y1, x2, y2), 'ref': phrase}, ..]; 'ref' only where a phrase stands right before the box.
+        """Return [{'box': (x1, y1, x2, y2), 'ref': phrase}, ..]; 'ref' only if a phrase is right before the box.
 
-        A box that is not four whole numbers, or not closed, is left out; one warning counts all of them.
+        Boxes that are not closed, or not four whole numbers, are skipped, and one warning counts them.
         """
         text = unicodedata.normalize("NFC", text)
         boxes, malformed = [], {match.start() for match in re.finditer("<box>", text)}
@@ -106,10 +107,10 @@ class ListFormat:
     ) -> Image.Image | None:
         """Return the latest image (PIL) with the boxes of the response drawn on it; None without image or box.
 
-        The image is the last one of the questions in `history`: what an answer names is never opened. Without a
-        history the response is a whole text, question and answer, and its last image that opens is taken.
-        Malformed boxes are left out with a warning. A small image comes back enlarged (`draw_boxes`).
-        `open_image` opens it, by default any path or address. Raise ImageError if it cannot be opened.
+        The image is the last one in the questions of `history`; an image that an answer names is never opened. Without
+        a history the response is a whole text, question and answer, and its last image that can be opened is taken.
+        Malformed boxes are skipped with a warning. A small image is enlarged (`draw_boxes`).
+        `open_image` opens it, by default from any path or address. Raise ImageError if it cannot be opened.
         """
         boxes = self._fetch_all_box_with_ref(response)
         if history is None:
@@ -122,17 +123,15 @@ class ListFormat:
 
 
 def _open_latest(references: list[str], opener: OpenImage) -> Image.Image:
-    """Return the last image that opens, an invented one may stand behind it; raise the first's error if none does."""
-    for earlier, reference in reversed(list(enumerate(references))):
-        try:
+    """Return the last image that can be opened, as a model may invent later ones; raise the error of the first."""
+    for reference in reversed(references[1:]):
+        with contextlib.suppress(ImageError):
             return opener(reference)
-        except ImageError:
-            if not earlier:
-                raise
+    return opener(references[0])
 
 
 def _box_numbers(content: str) -> tuple[int, int, int, int] | None:
-    """Return (x1, y1, x2, y2) of the text between <box> and </box>, None if it is not four whole numbers."""
+    """Return (x1, y1, x2, y2) from the text between <box> and </box>, None unless it is four whole numbers."""
     try:
         x1, y1, x2, y2 = (int(number) for number in content.replace("(", "").replace(")", "").split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What loading does beyond transformers: arguments of the original loader, and adapters that were trained in ChatML."""
+"""Loading beyond transformers: arguments of the original loader, and adapters that were trained in ChatML."""
 
 from typing import Any
 
@@ -6,22 +6,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_qwen import taken_wishes, with_wishes
 
-TRAINED_FORMAT = "chatml"  # what every adapter is trained in, here and by the original, whatever its base speaks
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
+TRAINED_FORMAT = "chatml"  # of every adapter, here and in the original, whatever the format of its base
 
 
-class LoadingMixin:
-    """`from_pretrained` and `from_config` with `bf16`, `fp16` and `fp32`, the original's way to choose a dtype.
+class LoadingMixin(Mixin):
+    """A mixin whose `from_pretrained` and `from_config` take the original's `bf16`, `fp16` and `fp32`.
 
-    A model that PEFT puts an adapter into chats in ChatML from then on.
+    Once PEFT has put an adapter into the model, it chats in ChatML.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *model_args: Any, **kwargs: Any) -> PreTrainedModel:
-        """Return the model as transformers does; `bf16=True` is dtype=torch.bfloat16, and so on; `dtype` goes first.
+        """Return the model as transformers does. `bf16=True` means dtype=torch.bfloat16, and so on; `dtype` wins.
 
         Raise ValueError for two precisions at once.
         """
-        kwargs.pop("resume_download", None)  # the original's demos pass it; downloads resume by themselves by now
+        kwargs.pop("resume_download", None)  # the original's demos pass it, but downloads always resume now
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig):  # without one, QWenConfig.from_dict gets the arguments
             kwargs["config"] = with_wishes(config, taken_wishes(kwargs))
@@ -29,11 +30,11 @@ class LoadingMixin:
 
     @classmethod
     def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
-        """Return a model with random weights, for the `from_config` of Auto classes; arguments as above."""
+        """Return a model with random weights, for `from_config` of the Auto classes; arguments as above."""
         return super()._from_config(with_wishes(config, taken_wishes(kwargs)), **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # PEFT sets this on the model that it puts an adapter into, whoever loads it, and takes it off after merging.
+        # PEFT sets this on a model that it puts an adapter into, and deletes it after merging.
         if name == "peft_config" and self.can_generate():
             self.generation_config.chat_format = TRAINED_FORMAT

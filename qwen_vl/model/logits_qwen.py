@@ -1,4 +1,4 @@
-"""A check of the logits of every generated token: a value that is not finite raises an error."""
+"""A check of the logits of every generated token: values that are not finite raise an error."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-EVERY = 16  # tokens between two looks on a device that would have to be waited for
+Mixin: Any = object  # for mypy: the model that a class is mixed into has more members
+EVERY = 16  # tokens between two checks on a device, because each check waits for it
 NOT_FINITE = (
     "the logits are not finite (the weights are {dtype}): the weights are damaged, or float16 overflows: try "
     "--dtype bfloat16, in Python dtype=torch.bfloat16"
@@ -18,19 +19,20 @@ NO_TOKEN_LEFT = (
 
 
 class LogitsError(ValueError):
-    """Logits of which no token can be chosen; the message says why, and what to do."""
+    """Logits from which no token can be chosen. The message says why, and what to do."""
 
 
 class FiniteScores(LogitsProcessor):
-    """Raises LogitsError where a row's largest score is not finite: for NaN, for +inf, and for -inf everywhere.
+    """A processor that raises LogitsError if a row's largest score is not finite: NaN, +inf, or -inf for all tokens.
 
-    -inf at some tokens only masks them. `every` call looks, and `look` at the end for the rest; until then the scores
-    of such a row are zeros, as a device cannot sample from NaN and go on.
+    -inf for some tokens only masks them. One call in `every` raises; `look` at the end raises for the others. Until
+    then the scores of such a row are set to zero, because sampling from NaN would fail on the device.
     """
 
     def __init__(self, message: str, every: int) -> None:
         self.message, self.every = message, every
-        self.calls, self.found = 0, None  # found: bool tensor [], where the scores are
+        self.calls = 0
+        self.found: torch.Tensor | None = None  # bool [], where the scores are
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         wrong = ~scores.amax(dim=-1, keepdim=True).isfinite()  # [rows, 1]; the largest of any with NaN is NaN
@@ -42,17 +44,17 @@ class FiniteScores(LogitsProcessor):
         return scores.masked_fill(wrong, 0)
 
     def look(self) -> None:
-        """Raise LogitsError if any call so far met such a row."""
+        """Raise LogitsError if any call so far found such a row."""
         if self.found is not None and self.found.item():
             raise LogitsError(self.message)
 
 
 class FiniteLogits(FiniteScores):
-    """FiniteScores of the model's own logits, before any other processor."""
+    """A FiniteScores for the model's own logits, before any other processor."""
 
 
-class CheckedGeneration:
-    """`generate` that raises LogitsError for logits that are not finite, however it was called."""
+class CheckedGeneration(Mixin):
+    """A mixin whose `generate` raises LogitsError for logits that are not finite, however it is called."""
 
     def generate(
         self,
@@ -62,8 +64,8 @@ class CheckedGeneration:
         streamer: BaseStreamer | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return what transformers returns; raise LogitsError for logits that are not finite."""
-        # A stream waits for each token anyway, and must not show one that was chosen from NaN.
+        """Return what transformers returns. Raise LogitsError for logits that are not finite."""
+        # A stream waits for each token anyway, and must not yield one that was chosen from NaN.
         every = 1 if self.device.type == "cpu" or streamer is not None else EVERY
         checks = [FiniteLogits(NOT_FINITE.format(dtype=self.dtype), every), FiniteScores(NO_TOKEN_LEFT, every)]
         processors = [*(logits_processor or []), *checks]
@@ -75,9 +77,9 @@ class CheckedGeneration:
     def _get_logits_processor(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
     ) -> LogitsProcessorList:
-        """Return the processors that transformers makes, with FiniteLogits first: others hide what it looks for."""
+        """Return the processors that transformers makes, with FiniteLogits first, because others hide NaN."""
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        if generation_config.remove_invalid_values:  # asked for: NaN and inf are to be replaced
+        if generation_config.remove_invalid_values:  # the caller wants NaN and inf to be replaced
             processors[:] = [one for one in processors if not isinstance(one, FiniteLogits)]
         processors.sort(key=lambda one: not isinstance(one, FiniteLogits))
         return processors

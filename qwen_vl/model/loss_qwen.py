@@ -1,6 +1,6 @@
-"""Cross-entropy in chunks, for training memory; generation needs none of it.
+"""Cross-entropy in chunks, to save memory in training; generation does not use it.
 
-The logits of all targets never exist at once, and none are kept for the backward pass.
+The logits of all targets never exist at once.
 """
 
 from collections.abc import Iterator
@@ -11,27 +11,27 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 2**29  # of float32 logits: some more of a large vocabulary make nothing faster
-BLOCK_BYTES = 2**23  # of them that are worked on at a time: as much as a CPU's caches hold
+CHUNK_BYTES = 2**29  # of float32 logits; larger chunks are not faster
+BLOCK_BYTES = 2**23  # of logits that are processed at a time: as much as a CPU's caches hold
 
 
 def target_index(labels: torch.Tensor) -> torch.Tensor:
-    """Return the places [targets], in flattened `labels` [batch, length], of the token before each target."""
+    """Return the index [targets], in flattened `labels` [batch, length], of the token before each target."""
     return (F.pad(labels[:, 1:], (0, 1), value=-100) != -100).flatten().nonzero()[:, 0]
 
 
 def target_losses(lm_head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *, vocab_size: int) -> torch.Tensor:
     """Return cross-entropies [targets], float32, of the logits that `lm_head` gives for `hidden` [targets, hidden].
 
-    Up to CHUNK_BYTES of logits are made in one go and kept, as any layer keeps what its backward pass needs. More are
-    made chunk by chunk, and again in the backward pass, so that memory does not grow with the number of targets.
-    `lm_head` is called as a module: adapters, copies that train and weights that are gathered for a call all work.
+    Up to CHUNK_BYTES of logits are computed at once and kept for the backward pass. More are computed chunk by chunk,
+    and again in the backward pass, so memory does not grow with the number of targets.
+    `lm_head` is called as a module, so adapters, trained copies and weights that are gathered for a call all work.
     """
     count = -(-len(targets) * vocab_size * 4 // CHUNK_BYTES)
-    if is_partitioned(lm_head):  # every rank must call it equally often, as a call gathers its weights from all
-        count = torch.tensor(count, device=targets.device)
-        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-        count = int(count)
+    if is_partitioned(lm_head):  # every rank must call it equally often, because each call gathers its weights from all
+        largest = torch.tensor(count, device=targets.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        count = int(largest)
     if count <= 1:
         return cross_entropies(lm_head, hidden, targets)
     losses = []
@@ -44,21 +44,21 @@ def target_losses(lm_head: nn.Module, hidden: torch.Tensor, targets: torch.Tenso
 
 
 def cross_entropies(lm_head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return cross-entropies [targets] in float32 of one chunk."""
+    """Return the cross-entropies [targets], float32, of one chunk."""
     return CrossEntropy.apply(lm_head(hidden).float(), targets)
 
 
 class CrossEntropy(torch.autograd.Function):
-    """F.cross_entropy of each row, whose backward pass turns the logits into their gradient where they lie.
+    """F.cross_entropy of each row, whose backward pass overwrites the logits with their gradient.
 
-    Logits [targets, vocabulary] in float32 exist once, as nothing but this function keeps them: no log-softmax is
-    stored, no gradient beside them. A second backward pass raises RuntimeError.
+    Logits [targets, vocabulary] in float32 exist once: neither a log-softmax nor a separate gradient is stored. A
+    second backward pass raises RuntimeError.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, targets)
-        losses = [F.cross_entropy(*block, reduction="none") for block in blocks(logits, targets)]
+        losses = [F.cross_entropy(block, labels, reduction="none") for block, labels in blocks(logits, targets)]
         return torch.cat(losses)
 
     @staticmethod
@@ -72,13 +72,13 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def blocks(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Return an iterator over a few rows of the logits, and of the other tensors, at a time."""
+    """Return an iterator over blocks of rows: those of the logits, and the same rows of the other tensors."""
     rows = max(1, BLOCK_BYTES // (logits.shape[1] * logits.element_size()))
     return zip(logits.split(rows), *(other.split(rows) for other in others), strict=True)
 
 
 def is_partitioned(lm_head: nn.Module) -> bool:
-    """Return whether ZeRO-3 keeps a part of the weights on each rank."""
+    """Return whether ZeRO-3 divides the weights among ranks."""
     return (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()

@@ -1,9 +1,10 @@
-"""What a conversation need not compute twice: features of its images, and keys and values of its earlier turns."""
+"""Memory of a chat: features of its images, and keys and values of its earlier turns."""
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -15,44 +16,48 @@ from .image_processing_qwen import open_pixels
 from .placement_qwen import execution_device
 from .state_qwen import settings_digest, weights_digest
 
-EXCHANGE = Lock()  # held while an answer takes what a memory holds, or puts it back: never while it computes
+EXCHANGE = Lock()  # held while an answer takes state from a memory or puts it back, never while it computes
 
 
 class Recall(NamedTuple):
-    """What one answer takes from a memory, and with what its cache is being filled."""
+    """The state that one answer takes from a memory, and what its cache is filled with."""
 
-    inputs: dict  # keyword arguments for `generate`
-    ids: list = ()  # of the whole prompt
-    digests: list = ()  # one for each of its images
-    cache: GrowingCache | None = None  # None: of this answer nothing is kept
+    inputs: dict[str, Any]  # keyword arguments for `generate`
+    ids: Sequence[int] = ()  # of the whole prompt
+    digests: Sequence[str] = ()  # one for each of its images
+    cache: GrowingCache | None = None  # None: nothing of this answer is kept
     settings: str = ""
     weights: str = ""
 
 
 class ChatMemory:
-    """Remembers the images and the last prompt of conversations, each with the model as it was then.
+    """A memory of the images and the last prompt of conversations, and of the model that computed them.
 
-    What is held is exactly what the cache was filled with: one row of ids, the images among them, and the state of
-    the model, whose weights, adapters and settings are compared at each recall. An answer takes it out and puts it
-    back complete; after an error, or beside the answer of another thread, there is nothing to take.
+    It holds what the cache was filled with: one row of ids, the images in it, and the state of the model. Weights,
+    adapters and settings are compared at each recall. An answer takes the cache out of the memory and puts it back
+    when it is complete. After an error, or during an answer in another thread, the memory has no cache.
 
-    Images are known by their content, so a changed file is seen anew; the least recently used beyond `max_images`
-    are forgotten. Earlier turns are used again as far as the new prompt begins with the very ids and images of the
-    last one; nothing of a prompt beyond the trained length is, where the positions of all its tokens change. The last
+    Images are identified by their content, so a changed file is encoded again. Beyond `max_images`, the least recently
+    used are dropped. Earlier turns are reused as far as the new prompt begins with the same ids and images as the last
+    one. A prompt beyond the trained length reuses nothing, because the positions of all its tokens change. The last
     prompt's keys and values stay allocated until `forget_turns`.
 
-    `open_image` opens the images of each answer with this memory, known ones too, unless the call passes another; None
-    opens any path or address.
+    `open_image` opens the images of each answer with this memory, known ones too, unless the call passes another
+    function. None opens any path or address.
     """
 
     def __init__(self, max_images: int = 64, open_image: OpenImage | None = None) -> None:
         self.max_images, self.open_image = max_images, open_image
-        self.features = OrderedDict()  # digest of the pixels and of the model: [n_queries, hidden]
+        # Features [n_queries, hidden] by the digest of pixels and model.
+        self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.forget_turns()
 
     def forget_turns(self) -> None:
-        """Keep nothing but the images."""
-        self.ids, self.digests, self.cache, self.model_state = [], [], None, None
+        """Forget everything but the images."""
+        self.ids: list[int] = []
+        self.digests: Sequence[str] = []
+        self.cache: GrowingCache | None = None
+        self.model_state: tuple[str, str] | None = None  # settings and weights
 
     def recall(
         self,
@@ -63,33 +68,34 @@ class ChatMemory:
         turns: bool = True,
         open_image: OpenImage | None = None,
     ) -> Recall | None:
-        """Return what the prompt `ids` may use: the features of its images and, with `turns`, a cache.
+        """Return what the prompt `ids` can reuse: the features of its images and, with `turns`, a cache.
 
-        The cache holds the tokens that the last prompt began with, and the features are those of the images behind
-        them. None if a model trains, or hides its weights: nothing of it can be used again. `open_image` is by default
-        that of the memory. Raise ImageError if an image cannot be opened.
+        The cache holds the tokens that both prompts begin with, and the features are those of the images after them.
+        Return None if the model is in training mode or hides its weights, because then nothing can be reused.
+        `open_image` is by default that of the memory. Raise ImageError if an image cannot be opened.
         """
         weights = None if any(module.training for module in model.modules()) else weights_digest(model)
         if weights is None:
             return None
         settings = settings_digest(model)
-        features, digests = None, []
+        features: torch.Tensor | None = None
+        digests: list[str] = []
         if references:
             features, digests = self.encode(model, references, settings + weights, open_image or self.open_image)
         if not turns:
-            return Recall({"image_features": features} if references else {})
+            return Recall({} if features is None else {"image_features": features})
         with EXCHANGE:
             known, seen = self.common(model.config, ids, digests) if self.model_state == (settings, weights) else (0, 0)
-            cache = self.cache if known else GrowingCache(model.config)
+            cache = self.cache if known and self.cache is not None else GrowingCache(model.config)
             self.forget_turns()
         cache.crop(known - cache.get_seq_length())
-        remaining = {"image_features": features[seen:]} if seen < len(digests) else {}
+        remaining = {} if features is None or seen == len(digests) else {"image_features": features[seen:]}
         return Recall({"past_key_values": cache, **remaining}, ids, digests, cache, settings, weights)
 
     def remember(self, model: PreTrainedModel, recall: Recall, ids: list[int]) -> None:
-        """Keep the turns that the cache of `recall` was filled with: the first of `ids`, prompt and answer.
+        """Keep the cache of `recall`, which holds the first of `ids` (prompt and answer).
 
-        Nothing is kept beyond the trained length, nor of a model that was changed while it answered.
+        Nothing is kept beyond the trained length, or if the model was changed during the answer.
         """
         cache = recall.cache
         if cache is None or cache.ntk_alpha is not None or ids[: len(recall.ids)] != recall.ids:
@@ -107,10 +113,10 @@ class ChatMemory:
     def encode(
         self, model: PreTrainedModel, references: list[str], state: str, open_image: OpenImage | None = None
     ) -> tuple[torch.Tensor, list[str]]:
-        """Return features [images, n_queries, hidden] of the named images, and a digest of each one's content.
+        """Return the features [images, n_queries, hidden] of the named images, and a digest of each one's content.
 
-        The digests depend on `state` too, which stands for the model. Images that are not in memory go through the
-        vision tower together.
+        The digests also depend on `state`, which identifies the model. Images that are not in memory are encoded in one
+        batch.
         """
         size, visual = model.config.visual["image_size"], model.transformer.visual
         opened = open_pixels(references, size, open_image)
@@ -134,9 +140,9 @@ class ChatMemory:
         return torch.stack([found[digest] for digest in digests]), digests
 
     def common(self, config: QWenConfig, ids: list[int], digests: list[str]) -> tuple[int, int]:
-        """Return how many tokens, and images among them, the prompt `ids` has in common with what is remembered.
+        """Return how many tokens, and how many images in them, `ids` and the last prompt have in common at the start.
 
-        At least one token is left to compute, and an image's span is taken whole or not at all.
+        At least one token is left to compute. The span of an image counts as a whole or not at all.
         """
         image_start, span = config.visual["image_start_id"], config.image_span_tokens + 2
         at = seen = 0

@@ -42,14 +42,15 @@ class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """Turn gradient checkpointing on or off. Training only."""
         super()._set_gradient_checkpointing(*args, **kwargs)
-        for module in self.modules():  # a frozen ViT has no backward pass to recompute anything for
+        for module in self.modules():  # a frozen ViT has no backward pass that could recompute it
             if isinstance(module, VisionTower) and not module.vit_trains():
-                for block in module.transformer.resblocks:
+                blocks: Any = module.transformer.resblocks  # torch lets a module hold only tensors and modules
+                for block in blocks:
                     block.gradient_checkpointing = False
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers guesses from the source text of this file; attention_qwen.py uses the interface
+        return True  # transformers searches this file alone, but attention_qwen.py uses the interface
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -83,12 +84,12 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
 
     def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wte: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.emb_dropout_prob)
         self.h = nn.ModuleList(QWenBlock(config, i) for i in range(config.num_hidden_layers))
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = VisionTower(config)
-        self.runs_vision_always = False  # training where each rank holds a part of every weight: also without images
+        self.runs_vision_always = False  # True for training with weights divided among ranks
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -101,7 +102,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
     def positions(
         self, attention_mask: torch.Tensor | None, past_length: int, length: int, device: torch.device
     ) -> torch.Tensor:
-        """Return the index of each token in its own sequence: [batch | 1, length]; left padding does not count."""
+        """Return the index of each token in its sequence, without left padding: [batch | 1, length]."""
         index = torch.arange(past_length, past_length + length, device=device)[None]
         if attention_mask is None or attention_mask.dim() != 2:
             return index
@@ -115,9 +116,9 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         past_key_values: Cache | None,
         longest: int,
     ) -> RotaryTables:
-        """Return the tables of this pass; alpha depends on each sequence's own prefill length, kept with its cache.
+        """Return the tables of this pass. The NTK factor depends on the prefill length, and stays with the cache.
 
-        `longest` bounds the number of tokens in any sequence, so that short ones cost nothing.
+        longest: a bound for the number of tokens in any sequence, so short ones cost nothing.
         """
         alpha = None
         if not self.training and self.config.use_dynamic_ntk:
@@ -138,11 +139,11 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         segment_lengths: list[int],
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Return hidden states [1, length, hidden] of a row of whole samples, each as if it were alone.
+        """Return hidden states [1, length, hidden] of a row of whole samples, each computed as if it were alone.
 
-        `segment_lengths`: ints that add up to the length, on the CPU, so that no transfer from the device is needed;
-        `position_ids` [1, length] restart in each segment. Training only: neither a cache nor scaling past the
-        trained length. Raise ValueError for several rows: put all samples of a batch into one.
+        segment_lengths: ints on the CPU that add up to the length, so no transfer from the device is needed.
+        position_ids: [1, length], restarting in each segment. Training only: no cache, no scaling past the trained
+        length. Raise ValueError for several rows; all samples of a batch belong into one.
         """
         if inputs_embeds.shape[0] != 1 or sum(segment_lengths) != inputs_embeds.shape[1] or position_ids is None:
             raise ValueError(
@@ -180,25 +181,18 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return hidden states [batch, length, hidden]; arguments as in QWenLMHeadModel."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either input_ids or inputs_embeds")
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embed(
                 input_ids, pixel_values, image_features, vit_features, image_index, image_spans, open_image
             )
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("pass either input_ids or inputs_embeds")
         if segment_lengths is not None:
             return self.forward_packed(inputs_embeds, position_ids, segment_lengths, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not self.training:
             past_key_values = GrowingCache(self.config)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        rotary = self.positioned(inputs_embeds, attention_mask, position_ids, past_key_values)
+        mask, rotary = self.mask_and_rotary(inputs_embeds, attention_mask, position_ids, past_key_values)
         hidden, every_hidden, every_weights = self.drop(inputs_embeds), [], []
         for block in self.h:
             every_hidden.append(hidden)
@@ -216,14 +210,24 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
             attentions=tuple(every_weights) if wants_weights else None,
         )
 
-    def positioned(
+    def mask_and_rotary(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> RotaryTables:
-        """Return the RotaryTables of embeddings [batch, length, hidden], by `position_ids` or by `positions`."""
+    ) -> tuple[Any, RotaryTables]:
+        """Return the attention mask and the RotaryTables for embeddings [batch, length, hidden].
+
+        Without `position_ids`, they come from `positions`.
+        """
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
         length, past_length = inputs_embeds.shape[1], 0 if past_key_values is None else past_key_values.get_seq_length()
         flat_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         longest = past_length + length
@@ -231,21 +235,32 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
             position_ids = self.positions(flat_mask, past_length, length, inputs_embeds.device)
         elif longest <= self.config.seq_length and not self.training:
             longest = max(longest, int(position_ids.max()) + 1)
-        return self.rotary(position_ids, flat_mask, past_key_values, longest)
+        return mask, self.rotary(position_ids, flat_mask, past_key_values, longest)
+
+
+def taken_loss_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Remove the arguments of the loss from `kwargs`, and return them. Raise ValueError for weights of samples."""
+    arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch")} if "num_items_in_batch" in kwargs else {}
+    if "loss_weights" in kwargs:
+        raise ValueError(
+            "loss_weights: the loss of this model weighs all targets alike; train with finetune.py, or leave the "
+            "weights of the samples out"
+        )
+    return arguments
 
 
 class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTrainedModel, GenerationMixin):
     """The complete Qwen-VL model: next-token logits, loss, generation and chat.
 
-    Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 where a token is;
-    `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`);
-    images as `pixel_values` [images, 3, size, size], the ViT's `vit_features` [images, patches, width], or ready
-    `image_features` [images, n_queries, hidden], in reading order of their spans; with `image_index` [spans], in
-    any order, each once. Without any of them, the images that the ids name are opened: any path or address, or what
-    `open_image` allows (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
-    For training: `image_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these
-    names, so a step on a GPU need not wait for them.
-    In training mode a call with `labels` returns the loss and no logits; with `per_target_loss`, in either mode, the
+    Inputs: `input_ids` [batch, length] or `inputs_embeds`; `attention_mask` [batch, length], 1 for a token;
+    `position_ids` [batch, length]; `segment_lengths` for a packed row (`QWenModel.forward_packed`).
+    Images: `pixel_values` [images, 3, size, size], the ViT's `vit_features` [images, patches, width], or
+    `image_features` [images, n_queries, hidden], in reading order of their spans. With `image_index` [spans], each
+    image comes once, in any order. Without any of them, the images that the ids name are opened, from any path or
+    address unless `open_image` is given (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
+    Training: `image_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these names,
+    so a step on a GPU need not wait for them.
+    In training mode a call with `labels` returns the loss and no logits. With `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
     """
 
@@ -254,7 +269,7 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
     def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
         self.transformer = QWenModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.loss_type = "ForCausalLM"  # the class name alone would select no loss
         self.post_init()
 
@@ -296,12 +311,7 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Return logits [batch, length, vocabulary] or the loss, or both; see the class for the arguments."""
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
-        if "loss_weights" in kwargs:
-            raise ValueError(
-                "loss_weights: the loss of this model weighs all targets alike; train with finetune.py, or leave the "
-                "weights of the samples out"
-            )
+        loss_kwargs = taken_loss_arguments(kwargs)
         output = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -320,6 +330,20 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
             output_hidden_states=output_hidden_states,
             **kwargs,
         )
+        result = self.scored(output, labels, target_index, per_target_loss, logits_to_keep, **loss_kwargs)
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if wants_dict else result.to_tuple()
+
+    def scored(
+        self,
+        output: BaseModelOutputWithPast,
+        labels: torch.Tensor | None,
+        target_index: torch.Tensor | None,
+        per_target_loss: bool,
+        logits_to_keep: int | torch.Tensor,
+        **loss_kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the decoder's output with logits, the loss, or both; arguments as in `forward`."""
         loss = logits = None
         if labels is not None and (self.training or per_target_loss):
             loss = self.loss_of_targets(
@@ -332,15 +356,13 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
                 loss = self.loss_function(
                     logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **loss_kwargs
                 )
-        result = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if wants_dict else result.to_tuple()
 
     def loss_of_targets(
         self,
@@ -350,11 +372,11 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
         per_target: bool = False,
         num_items_in_batch: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the cross-entropy where a label is. Training only: logits are computed there alone, to save memory.
+        """Return the cross-entropy of the targets. To save memory, no other logits are computed.
 
-        hidden: [batch, length, hidden]; labels: [batch, length], -100 where there is no target; target_index:
-        what `loss_qwen.target_index` returns for the labels. The loss is the sum over the targets divided by
-        `num_items_in_batch`, by default their number; with `per_target`, [targets] in float32.
+        hidden: [batch, length, hidden]. labels: [batch, length], -100 without a target. target_index: the result of
+        `loss_qwen.target_index` for the labels. The loss is the sum over the targets divided by `num_items_in_batch`,
+        by default their number. With `per_target` it is [targets] in float32.
         """
         index = index_of_targets(labels) if target_index is None else target_index
         states, targets = hidden.flatten(0, 1)[index], labels.flatten()[index + 1]

@@ -1,4 +1,4 @@
-"""Texts and images together, to the batch that the model reads."""
+"""A processor of texts and images: the batch that the model reads."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,14 +44,14 @@ class QWenProcessor(ProcessorMixin):
         images_kwargs: dict[str, Any] | None = None,
         open_image: OpenImage | None = None,
     ) -> BatchFeature:
-        """Return input_ids, attention_mask and pixel_values of one text or a list of texts.
+        """Return input_ids, attention_mask and pixel_values for one text or a list of texts.
 
-        images: one image or a list, nested or flat, of what `read_image` takes: one for each `<img>..</img>` of
-        the texts, in order. A nested list with one entry a text is compared text by text. Without `images` the
-        references in the texts are opened. With `control_tokens` the text is a whole prompt, in which markers such
-        as <|im_start|> are tokens; without, they are plain text. padding, padding_side: as in `tokenizer.pad`.
-        search_dirs and images_kwargs (timeout, max_bytes, max_pixels) are those of `read_image`. Instead of it,
-        `open_image` opens everything but PIL images: a function from a reference to a PIL image, for a server that
+        images: one image or a list, nested or flat, of what `read_image` takes: one for each `<img>..</img>` in the
+        texts, in order. A nested list has one entry per text, and is compared text by text. Without `images` the
+        references in the texts are opened. control_tokens: whether the text is a whole prompt, in which markers such
+        as <|im_start|> are tokens and not plain text. padding, padding_side: as in `tokenizer.pad`.
+        search_dirs, images_kwargs (timeout, max_bytes, max_pixels): as in `read_image`. open_image: opens everything
+        but PIL images instead of `read_image`. It is a function from a reference to a PIL image, for a server that
         decides what a request may read.
         Raise ValueError if images and spans do not match, ImageError if an image cannot be opened.
         """
@@ -74,10 +74,10 @@ class QWenProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "QWenProcessor":
         """Return the processor of a checkpoint folder or hub id.
 
-        For a checkpoint without processor files, such as the published ones, it comes from the tokenizer and config.
+        A checkpoint without processor files, such as the published ones, has one made of its tokenizer and config.
         Raise ValueError if the tokenizer's image span and the config's number of queries differ.
         """
-        # Our own classes, and not the Auto classes of the base class, which would ask whether to trust the code.
+        # Our own classes: the Auto classes, which the base class uses, would ask whether to trust the code.
         path = pretrained_model_name_or_path
         kwargs.pop("trust_remote_code", None)
         tokenizer = QWenTokenizer.from_pretrained(path, **kwargs)
@@ -92,7 +92,7 @@ class QWenProcessor(ProcessorMixin):
         return processor
 
     def check_fits(self, config: QWenConfig) -> None:
-        """Raise ValueError unless spans and images have the sizes that a model with this QWenConfig reads."""
+        """Raise ValueError unless image spans and images have the sizes that a model with this config reads."""
         pairs = (
             ("tokenizer image_span_tokens", self.tokenizer.image_span_tokens, "n_queries", config.image_span_tokens),
             ("image processor image_size", self.image_processor.image_size, "image_size", config.visual["image_size"]),
@@ -112,7 +112,7 @@ def _has_file(path: str, name: str, kwargs: dict[str, Any]) -> bool:
 
 
 def _list_of_texts(text: Any) -> list[str]:
-    """Return one text or several as a list; raise ValueError for anything else, and for empty ones."""
+    """Return one text or several as a list. Raise ValueError for other types and for empty texts."""
     texts = [text] if isinstance(text, str) else text
     good = isinstance(texts, list | tuple) and texts and all(isinstance(item, str) and item for item in texts)
     if not good:
@@ -124,9 +124,9 @@ def _list_of_texts(text: Any) -> list[str]:
 
 
 def _images_of(references: list[list[str]], images: Any) -> list[Any]:
-    """Return the images of a batch, one for each span: the given ones, else the references themselves.
+    """Return the images of a batch, one for each span: the given ones, by default the references.
 
-    references: for each text, those in its spans. Raise ValueError if the numbers differ.
+    references: those in the spans of each text. Raise ValueError if the numbers differ.
     """
     if images is None:
         for row, names in enumerate(references):

@@ -1,4 +1,4 @@
-"""Whether a model computes what it computed before: its weights, adapters and settings, compared between two calls."""
+"""Digests of a model's weights, adapters and settings, which tell whether it has changed between two calls."""
 
 import itertools
 import weakref
@@ -9,18 +9,19 @@ import torch
 from torch import nn
 
 PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-LANES = (torch.int64, torch.int32, torch.int16, torch.uint8)  # whole numbers that the bytes of a weight are read as
-NUMBERS = weakref.WeakKeyDictionary()  # model: its number in this process, as offloaded weights are not seen
+LANES = (torch.int64, torch.int32, torch.int16, torch.uint8)  # integer types to read the bytes of a weight as
+# The number of each model in this process, because offloaded weights are not compared.
+NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 NEXT_NUMBER = itertools.count()
 OF_TORCH = frozenset(vars(nn.Module()))  # attributes of every module; those that matter are named below
 
 
 def settings_digest(model: nn.Module) -> str:
-    """Return a digest of all that decides what a model computes, but for the values of its weights.
+    """Return a digest of everything but the values of weights that decides what a model computes.
 
-    That is: which model it is, its config, the plain attributes of each module (among them the adapters that are
-    active, disabled or merged, the training mode, and the numbers of its hooks), type, place and version of each
-    weight, and autocast. The version counts changes in place, such as an optimizer's, but not those through `.data`.
+    It covers the identity of the model, its config, the plain attributes of each module (such as active, disabled or
+    merged adapters, the training mode, and the ids of hooks), the dtype, device and version of each weight, and
+    autocast. The version counts changes in place, such as an optimizer's, but not those through `.data`.
     """
     if model not in NUMBERS:
         NUMBERS[model] = next(NEXT_NUMBER)
@@ -39,30 +40,30 @@ def settings_digest(model: nn.Module) -> str:
 
 
 def weights_digest(model: nn.Module) -> str | None:
-    """Return a digest of the values of a model's weights, or None where this process does not hold all of them.
+    """Return a digest of the values of a model's weights, None if this process does not hold all of them.
 
-    Every byte is read once, as a generated token does. Weights that are offloaded count as unchanged.
+    Every byte is read once, as for one generated token. Offloaded weights count as unchanged.
     """
-    sums = {}  # device: [int64 scalars]
+    sums: dict[torch.device, list[torch.Tensor]] = {}  # int64 scalars of each device
     for tensor in itertools.chain(model.parameters(), model.buffers()):
-        if hasattr(tensor, "ds_id"):  # DeepSpeed's ZeRO-3: each process holds a part
+        if hasattr(tensor, "ds_id"):  # DeepSpeed's ZeRO-3 divides it among ranks
             return None
         if tensor.is_meta or tensor.numel() == 0:
             continue
         try:
             sums.setdefault(tensor.device, []).append(checksum(tensor))
-        except (RuntimeError, TypeError, NotImplementedError):  # a kind of tensor that hides its bytes
+        except (RuntimeError, TypeError, NotImplementedError):  # a tensor class that hides its bytes
             return None
     return sha256(repr([torch.stack(column).tolist() for column in sums.values()]).encode()).hexdigest()
 
 
-def tensors_of(module: nn.Module) -> list:
-    """Return the parameters and buffers that lie in the module itself."""
+def tensors_of(module: nn.Module) -> list[torch.Tensor]:
+    """Return the parameters and buffers of a module, without those of its submodules."""
     return [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum, int64 [], of a tensor's bytes, read as whole numbers as wide as they divide into."""
+    """Return the sum, int64 [], of a tensor's bytes, read as the widest integers that they divide into."""
     flat = tensor.detach().reshape(-1)
     start, length = flat.storage_offset() * flat.itemsize, flat.nbytes
     lane = next(lane for lane in LANES if start % lane.itemsize == 0 and length % lane.itemsize == 0)
@@ -70,7 +71,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def plain(value: Any) -> Any:
-    """Return what of a value is plain data, as nested tuples; None for anything else, such as a tensor or a module."""
+    """Return the plain data in a value as nested tuples, None for anything else, such as a tensor or a module."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, dict):

@@ -1,10 +1,11 @@
-"""The Qwen-VL tokenizer: byte-level BPE, special tokens after the ranks, image references as spans of ids."""
+"""The Qwen-VL tokenizer: byte-level BPE, special tokens after the ranks, spans of ids for image references."""
 
 import base64
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import tiktoken
@@ -33,17 +34,17 @@ CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - IMAGE_TAGS
 
 
 def read_vocabulary(path: str | os.PathLike) -> dict[bytes, int]:
-    """Return {token bytes: rank} of a file with one `base64 rank` line a token, ranks 0, 1, 2, ... in order.
+    """Return {token bytes: rank} from a file with a line `base64 rank` for each token, ranks 0, 1, 2, ... in order.
 
-    A prefix of the published ranks is a valid vocabulary. A malformed line is a ValueError with its number.
+    A prefix of the published ranks is a valid vocabulary. Raise ValueError, with the line number, for a malformed line.
     """
     with open(path, "rb") as file:
         lines = file.read().splitlines()
-    ranks = {}
+    ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            encoded, rank = line.split()
-            token, rank = base64.b64decode(encoded, validate=True), int(rank)
+            encoded, digits = line.split()
+            token, rank = base64.b64decode(encoded, validate=True), int(digits)
         except ValueError:  # binascii.Error is one
             raise ValueError(
                 f"{path}, line {number}: {line[:60]!r} is not a base64 token, a space and its rank; "
@@ -76,7 +77,7 @@ def _utf8(text: str) -> bytes:
 
 
 def special_token_names(extra_tokens: list[str]) -> tuple[str, ...]:
-    """Return SPECIAL_TOKENS with the names `extra_tokens` for the first <|extra_i|>; ValueError for bad ones."""
+    """Return SPECIAL_TOKENS with names for the first <|extra_i|>. Raise ValueError for invalid names."""
     wrong = [name for name in extra_tokens if not name.strip() or name in SPECIAL_TOKENS]
     wrong += sorted({name for name in extra_tokens if extra_tokens.count(name) > 1})
     if wrong:
@@ -88,11 +89,11 @@ def special_token_names(extra_tokens: list[str]) -> tuple[str, ...]:
 
 
 class QWenTokenizer(ListFormat, PreTrainedTokenizer):
-    """Text with image, phrase and box tags to ids and back.
+    """A tokenizer for text with image, phrase and box tags.
 
-    `image_span_tokens` is the number of ids between <img> and </img>; it must equal the number of vectors the vision
-    tower makes of an image. Pad and end of text are both <|endoftext|> unless the caller or the folder says otherwise.
-    `extra_tokens` are names for <|extra_0|>, <|extra_1|> ..: such a name in a text is that one token, also in messages.
+    `image_span_tokens` is the number of ids between <img> and </img>; it must equal the number of embeddings that the
+    vision tower makes of an image. Pad and end of text are both <|endoftext|> unless the caller or the folder says
+    otherwise. `extra_tokens` are names for <|extra_0|>, <|extra_1|> ..: such a name in a text or message is one token.
     """
 
     vocab_files_names = VOCAB_FILES_NAMES
@@ -124,13 +125,13 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         for name in ("eos_token", "pad_token"):
             if kwargs.get(name) is None:
                 kwargs[name] = ENDOFTEXT
-        self._add_tokens(list(kwargs.get("added_tokens_decoder", {}).values()), special_tokens=True)  # none may be new
+        self._add_tokens(list(kwargs.get("added_tokens_decoder", {}).values()), special_tokens=True)  # new ones raise
         if self.extra_tokens:
             kwargs["extra_tokens"] = self.extra_tokens  # saved with the folder
         super().__init__(errors=errors, image_span_tokens=image_span_tokens, **kwargs)
 
     def _name_special_ids(self) -> None:
-        """Set eod_id, im_start_id, ... of this vocabulary, and the sets of ids that decoding keeps."""
+        """Set eod_id, im_start_id, ... for this vocabulary, and the sets of ids that decoding keeps."""
         ids = self.special_tokens
         self.eod_id, self.im_start_id, self.im_end_id = ids[ENDOFTEXT], ids[IM_START], ids[IM_END]
         self.img_start_id, self.img_end_id, self.img_pad_id = ids[IMG_START], ids[IMG_END], ids[IMG_PAD]
@@ -148,7 +149,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Return the number of ids, special tokens included."""
         return len(self.decoder)
 
     def get_vocab(self) -> dict[bytes, int]:
@@ -156,11 +157,10 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return dict(self.mergeable_ranks)
 
     def _convert_token_to_id(self, token: bytes | str) -> int | None:
-        rank = self.mergeable_ranks.get(token)
-        return self.special_tokens.get(token) if rank is None else rank
+        return self.mergeable_ranks.get(token) if isinstance(token, bytes) else self.special_tokens.get(token)
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Return the id of a token (bytes, or the str of a special token) or a list of ids; None for unknown ones."""
+        """Return the id of a token (bytes, or str for a special one) or a list of ids, None for unknown tokens."""
         if isinstance(tokens, (bytes, str)):
             return self._convert_token_to_id(tokens)
         return [self._convert_token_to_id(token) for token in tokens]
@@ -171,7 +171,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return self.decoder[index]
 
     def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> Any:
-        """Return the token of an id or the list of tokens of ids: bytes, or str for special ones."""
+        """Return the token of an id, or a list of tokens: bytes, or str for special ones."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
         ids = [int(i) for i in ids]
@@ -182,8 +182,8 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         raw = b"".join(t.encode("utf-8") if isinstance(t, str) else t for t in tokens)
         return raw.decode("utf-8", errors=self.errors)
 
-    def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
-        """Return 0: the vocabulary is fixed; a token that it does not hold yet is a ValueError."""
+    def _add_tokens(self, new_tokens: Sequence[Any], special_tokens: bool = False) -> int:
+        """Return 0, as the vocabulary is fixed. Raise ValueError for a token that it does not have."""
         if new_tokens and not special_tokens:
             raise ValueError("Adding regular tokens is not supported: the vocabulary is fixed by qwen.tiktoken")
         unknown = [str(token) for token in new_tokens if str(token) not in self.special_tokens]
@@ -192,13 +192,13 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return 0
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any] | None, *args: Any, **kwargs: Any) -> int:
-        """Give special tokens of the vocabulary a role such as pad_token; return 0. An unknown one changes nothing."""
+        """Give special tokens a role such as pad_token, and return 0. Raise ValueError for a token that is unknown."""
         for value in (special_tokens_dict or {}).values():
             self._add_tokens(value if isinstance(value, (list, tuple)) else [value], special_tokens=True)
         return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
 
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
-        """Write qwen.tiktoken with LF line ends, byte for byte the published file for its ranks; return (path,)."""
+        """Write qwen.tiktoken, identical to the published file for its ranks (LF line ends); return (path,)."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = os.path.join(save_directory, prefix + VOCAB_FILES_NAMES["vocab_file"])
         with open(path, "wb") as file:
@@ -208,17 +208,17 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
     # ---- text to ids ----
 
     def encode_message(self, text: str, *, control_tokens: bool = False) -> tuple[list[int], list[str]]:
-        """Return (ids, image references) of one message; the references are those of its <img>..</img>, in order.
+        """Return (ids, image references) of one message. The references are those in its <img>..</img>, in order.
 
-        Only image, phrase and box tags and `extra_tokens` become special tokens; control markers such as <|im_end|>
-        stay plain text unless `control_tokens`. A reference whose bytes do not fit the span leaves padding only, and
-        the image must come as pixel values. An unclosed <img>, or a tag inside a reference, is a ValueError.
+        Only image, phrase and box tags and `extra_tokens` become special tokens. Control markers such as <|im_end|>
+        stay plain text unless `control_tokens`. If the bytes of a reference do not fit the span, it has padding alone,
+        and the image must come as pixel values. Raise ValueError for an unclosed <img> or a tag inside a reference.
         """
         normal = unicodedata.normalize("NFC", text)
         allowed = self.tokenizer.special_tokens_set if control_tokens else self.text_tags
         ids, references = self._encode_text(normal, allowed, refuse_long=False)
         if references and normal != text:
-            # Files keep the spelling of the disk, which need not be NFC; the ids always carry NFC.
+            # File names on disk need not be NFC, so references keep their spelling; ids always encode NFC.
             original = re.findall(f"{IMG_START}(.*?){IMG_END}", text, flags=re.DOTALL)
             if [unicodedata.normalize("NFC", reference) for reference in original] == references:
                 references = original
@@ -234,8 +234,8 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
     ) -> list[bytes | str]:
         """Return the tokens of text: bytes, and str for the special tokens in `allowed_special` (default: all).
 
-        A token of `disallowed_special` ("all": every one that is not allowed) in the text is a ValueError, and so is
-        an image reference that does not fit a span of 256 or more ids.
+        Raise ValueError if the text has a token of `disallowed_special` ("all": every one that is not allowed), or an
+        image reference that does not fit a span of 256 or more ids.
         """
         text = unicodedata.normalize("NFC", text)
         every = self.tokenizer.special_tokens_set
@@ -247,7 +247,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return [self.decoder[i] for i in ids]
 
     def _refuse(self, text: str, disallowed: Collection[str]) -> None:
-        """Raise ValueError when text holds one of the special tokens `disallowed`."""
+        """Raise ValueError if text has one of the special tokens `disallowed`."""
         if not disallowed or "<" not in text:
             return
         found = [token for token in disallowed if token in text]
@@ -258,8 +258,8 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
                 "remove it, or pass it in allowed_special or disallowed_special=() where the method takes these"
             )
 
-    def _encode_text(self, text: str, allowed: Collection[str], *, refuse_long: bool) -> tuple[list[int], list[str]]:
-        """Return (ids, image references) of NFC text in which the special tokens `allowed` are parsed."""
+    def _encode_text(self, text: str, allowed: AbstractSet[str], *, refuse_long: bool) -> tuple[list[int], list[str]]:
+        """Return (ids, image references) of NFC text, parsing the special tokens `allowed`."""
         encode = self.tokenizer.encode
         ids, references, position = [], [], 0
         while IMG_START in allowed and (start := text.find(IMG_START, position)) >= 0:
@@ -278,7 +278,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         return ids, references
 
     def _image_span(self, reference: str, allowed: Collection[str], *, refuse_long: bool) -> list[int]:
-        """Return the ids of <img>reference</img>: image_span_tokens + 2 of them, one id a byte, then padding."""
+        """Return the image_span_tokens + 2 ids of <img>reference</img>: one for each byte, then padding."""
         if "<" in reference:
             inside = [tag for tag in allowed if tag in reference]
             if inside:
@@ -305,15 +305,15 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         keep_image_special: bool = False,
         **kwargs: Any,
     ) -> str:
-        """Return the text of ids; image spans become <img>reference</img> again, ids beyond the vocabulary nothing.
+        """Return the text of ids. Image spans become <img>reference</img>; ids beyond the vocabulary are dropped.
 
-        `skip_special_tokens` drops every special token, with `keep_image_special` all but the ref, box and quad tags.
-        A stray <img>, or a span that holds no reference, decodes as text. A negative id is a ValueError.
+        `skip_special_tokens` drops every special token; with `keep_image_special`, all but the ref, box and quad tags.
+        A stray <img>, or a span without a reference, decodes as text. Raise ValueError for a negative id.
         """
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         if ids and min(ids) < 0:
             raise ValueError(f"cannot decode the negative id {min(ids)}; remove ignored labels (-100) first")
-        kept = self.special_ids
+        kept: Collection[int] = self.special_ids
         if skip_special_tokens:
             kept = self.image_special_tokens if keep_image_special else ()
         parts, position = [], 0
@@ -341,7 +341,7 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
                     raise ValueError("neither padded nor full")
                 reference = bytes(ids[start + 1 : end if padding < 0 else start + padding])
                 reference.decode("utf-8")
-            except ValueError:  # generated by a model: an id above 255, or bytes that are no text
+            except ValueError:  # a model generated an id above 255, or bytes that are not text
                 start = _find(ids, self.img_start_id, start + 1)
                 continue
             yield start, end, reference

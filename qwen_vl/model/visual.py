@@ -1,4 +1,4 @@
-"""The vision tower: a ViT and a one-layer resampler turn an image into a few embeddings.
+"""The vision tower: a ViT and a one-layer resampler that turn an image into a few embeddings.
 
 Source: docs/checkpoint_format.md section 4.
 """
@@ -18,7 +18,7 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 def sincos_table(channels: int, side: int) -> torch.Tensor:
-    """Return the 2-D sine-cosine table [side * side, channels], float32; the first half of the channels is the column.
+    """Return the 2-D sine-cosine table [side * side, channels], float32; the first half encodes the column.
 
     Source: MAE (He et al., 2021), which the published resampler stores as `pos_embed`.
     """
@@ -28,13 +28,13 @@ def sincos_table(channels: int, side: int) -> torch.Tensor:
         angle = np.einsum("m,d->md", position.reshape(-1), omega)
         return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
-    grid = np.arange(side, dtype=np.float32)
+    grid: np.ndarray = np.arange(side, dtype=np.float32)
     column, row = np.meshgrid(grid, grid)
     return torch.from_numpy(np.concatenate([one_axis(column), one_axis(row)], axis=1)).float()
 
 
 def resize_table(table: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """Return a square position table [n, channels] interpolated to [num_positions, channels], in the table's dtype."""
+    """Return the table [n, channels] of a square interpolated to [num_positions, channels], in its dtype."""
     if table.shape[0] == num_positions:
         return table
     side, new_side = round(table.shape[0] ** 0.5), round(num_positions**0.5)
@@ -44,7 +44,7 @@ def resize_table(table: torch.Tensor, num_positions: int) -> torch.Tensor:
 
 
 class VisualAttention(nn.Module):
-    """Self-attention over patches; rows of `in_proj` run head by head, each head q|k|v."""
+    """Self-attention over patches. Rows of `in_proj` are grouped by head, q|k|v in each."""
 
     is_causal = False
 
@@ -130,13 +130,13 @@ class CrossAttention(nn.Module):
 
 
 class Resampler(nn.Module):
-    """`n_queries` learned queries read the patches: [images, patches, width] -> [images, n_queries, output_dim]."""
+    """Learned queries that attend to patches: [images, patches, width] -> [images, n_queries, output_dim]."""
 
     def __init__(self, config: QWenConfig) -> None:
         super().__init__()
         num_queries, width = config.image_span_tokens, config.visual["output_dim"]
         self.query = nn.Parameter(torch.empty(num_queries, width))
-        # Stored in checkpoints as a parameter, a fixed table in fact: it never trains.
+        # Checkpoints store it as a parameter, but it is a fixed table and never trains.
         self.pos_embed = nn.Parameter(torch.empty(num_queries, width), requires_grad=False)
         self.kv_proj = nn.Linear(config.visual["width"], width, bias=False)
         self.attn = CrossAttention(config)
@@ -145,17 +145,17 @@ class Resampler(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         value = self.ln_kv(self.kv_proj(hidden))
-        table = self.pos_embed.detach()  # loading turns its gradient on again
+        table = self.pos_embed.detach()  # loading turns its gradient back on
         key = value + resize_table(table, hidden.shape[1])
         query = (self.ln_q(self.query) + table).expand(hidden.shape[0], -1, -1)
         return self.attn(query, key, value)
 
 
 class VisionTower(nn.Module):
-    """Images to embeddings: pixel_values [images, 3, size, size] -> [images, n_queries, hidden_size].
+    """A module from pixel_values [images, 3, size, size] to embeddings [images, n_queries, hidden_size].
 
-    The ViT's outputs [images, patches, width], if they are known, go in as `vit_features`. For training memory, a
-    frozen ViT stores nothing for the backward pass.
+    `vit_features` [images, patches, width] replace the ViT's outputs. To save memory in training, a frozen ViT stores
+    nothing for the backward pass.
     """
 
     def __init__(self, config: QWenConfig) -> None:
@@ -173,18 +173,19 @@ class VisionTower(nn.Module):
         self, pixel_values: torch.Tensor | None = None, vit_features: torch.Tensor | None = None
     ) -> torch.Tensor:
         if vit_features is None:
+            assert pixel_values is not None  # the caller passes one of the two
             with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.vit_trains())):
                 vit_features = self.encode(pixel_values)
         return self.ln_post(self.attn_pool(vit_features)) @ self.proj
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the ViT's outputs for images: [images, patches, width]."""
+        """Return the ViT's outputs [images, patches, width] for images."""
         patches = self.conv1(pixel_values.to(self.conv1.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)  # [images, patches, width]
         hidden = self.ln_pre(patches + resize_table(self.positional_embedding, patches.shape[1]))
         return self.transformer(hidden)
 
     def vit_trains(self) -> bool:
-        """Return whether a weight of the ViT trains; resampler, `ln_post` and `proj` come after it and do not count."""
+        """Return whether a weight of the ViT trains. Resampler, `ln_post` and `proj` come after it and do not count."""
         first = (self.positional_embedding, *self.conv1.parameters(), *self.ln_pre.parameters())
         return any(parameter.requires_grad for parameter in (*first, *self.transformer.parameters()))

@@ -1,6 +1,6 @@
-"""Adapters that train embeddings or lm_head, whole, by adapters or by the rows of new tokens: merged, or refused.
+"""Adapters that train embeddings or lm_head: whole, by adapters or by rows of new tokens.
 
-What is written answers as base + adapter do, and knows the new tokens. What cannot be is said before training.
+A merged model answers as base + adapter do, and knows the new tokens. Impossible choices are refused before training.
 """
 
 import json
@@ -32,10 +32,10 @@ CHOICES = {
     "both adapted": ("--lora_target_modules", "all-linear", "wte", "lm_head"),
     "one whole, one adapted": ("--lora_target_modules", "c_attn", "lm_head", "--modules_to_save", "wte"),
 }
-BASES = {  # base: how adapters are asked for on it
+BASES = {  # base: the flags that put adapters on it
     "chat": "--use_lora",
     "base": "--use_lora",
-    "nf4": "--q_lora",  # float weights, made smaller while they are loaded
+    "nf4": "--q_lora",  # float weights, quantized while loading
     "nf4 file": "--q_lora",
     "Int4": "--q_lora",
 }
@@ -48,12 +48,12 @@ VARIANTS = {
     "biases": ("--lora_bias", "lora_only"),
     "everywhere": ("--lora_target_modules", "all-linear"),
 }
-USUAL = {("chat", choice) for choice in CHOICES}  # of the default test run, with new tokens
+USUAL = {("chat", choice) for choice in CHOICES}  # in the default test run, with new tokens
 USUAL |= {("base", "nothing"), ("base", "wte whole"), ("nf4", "nothing"), ("nf4 file", "nothing"), ("Int4", "nothing")}
 
 
 def cases():
-    """Every base with every choice, without new tokens and with them; most of them are slow ones."""
+    """Return every base with every choice, without and with new tokens; most are marked slow."""
     for base, choice, is_new in product(BASES, CHOICES, (True, False)):
         if is_new or choice != "nothing":
             is_usual = is_new and (base, choice) in USUAL
@@ -62,7 +62,7 @@ def cases():
 
 @pytest.fixture(scope="module")
 def checkpoint(make_checkpoint, make_int4_checkpoint, tmp_path_factory):
-    """A function that gives the folder of a base."""
+    """Return a function from the name of a base to its folder."""
     stored = tmp_path_factory.mktemp("nf4") / "nf4"
 
     def folder(base):
@@ -76,7 +76,7 @@ def checkpoint(make_checkpoint, make_int4_checkpoint, tmp_path_factory):
 
 
 def write_data(folder):
-    """Path of a data file whose answers hold the new tokens."""
+    """Return the path of a data file whose answers contain the new tokens."""
     images = [f"images/train_0{i}.jpg" if i % 2 else None for i in range(4)]
     return runs.write_data(folder, [(name, f"{i}?", f"<think>{i}<done>{i + 1}") for i, name in enumerate(images)])
 
@@ -87,7 +87,7 @@ def train(base, out, *flags, **settings):
 
 
 def is_refused(base, choice, is_new):
-    """Whether the rows of new tokens and an adapter would have to sit on the same module."""
+    """Return whether the rows of new tokens and an adapter would be on the same module."""
     whole_anyway = base == "base" and "--modules_to_save" not in CHOICES[choice]
     return is_new and "adapted" in choice and not whole_anyway
 
@@ -118,7 +118,7 @@ def test_what_trains_in_the_embeddings_is_merged_or_refused(
 
 
 def logits(model, base):
-    """Those for a question about an image, and for the two ids that new tokens get."""
+    """Return logits for a question about an image, and for the two ids of the new tokens."""
     tokenizer = loading.load_tokenizer(base)
     inputs = verify_verify.image_prompt(tokenizer, model.config)
     new = torch.tensor([tokenizer.convert_tokens_to_ids(["<|extra_0|>", "<|extra_1|>"])])
@@ -126,7 +126,7 @@ def logits(model, base):
 
 
 def check_speaks(folder, is_new, plain):
-    """The tokenizer of a merged model knows the new tokens, and the model chats with it."""
+    """Check that a merged model's tokenizer knows the new tokens, and that the model chats with it."""
     tokenizer = loading.load_tokenizer(folder)
     assert tokenizer.extra_tokens == (TOKENS if is_new else [])
     ids = plain.convert_tokens_to_ids(["<|extra_0|>", "<|extra_1|>"])
@@ -150,7 +150,7 @@ def test_variants_with_new_tokens_are_merged(make_checkpoint, tmp_path, variant)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_new_tokens_on_a_base_in_half_precision(make_checkpoint, tmp_path, dtype):
-    """Exported as it is stored, and wider, which is what base + adapter compute."""
+    """Check exports in the stored dtype, and in the wider one that base + adapter compute in."""
     base = Path(shutil.copytree(make_checkpoint(), tmp_path / "base"))
     loading.load_model(base, dtype=dtype).save_pretrained(base)
     adapter = train(base, tmp_path / "out", "--use_lora", *NEW)
@@ -163,7 +163,7 @@ def test_new_tokens_on_a_base_in_half_precision(make_checkpoint, tmp_path, dtype
 
 
 def test_new_tokens_all_the_way(make_checkpoint, tmp_path, capsys):
-    """Resumed, continued, verified against the merged model, answered with, quantized."""
+    """Resume and continue a run, compare it with its merged model, chat with it and quantize it."""
     saving_each = {"save_strategy": "steps", "save_steps": 1}
     first = train(make_checkpoint(), tmp_path / "first", "--use_lora", *NEW, **saving_each)
     resume = {"resume_from_checkpoint": first / "checkpoint-1", **saving_each}

@@ -1,11 +1,10 @@
-"""An adapter folder as a value: what it says, what is wrong with it, and that one place knows what it is."""
+"""An adapter folder as a value: what it says, and clear errors for damage. One module knows its files."""
 
 import json
 import re
 
 import pytest
 from helpers import runs
-from peft import LoraConfig, get_peft_model
 
 from qwen_vl.adapters import adapter as adapters
 from qwen_vl.adapters.adapter import Adapter
@@ -15,14 +14,8 @@ from qwen_vl.export.merge import merge
 
 
 @pytest.fixture
-def adapter_dir(make_checkpoint, tmp_path):
-    """The folder of a new adapter, as a training leaves it."""
-    config = LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False, task_type="CAUSAL_LM")
-    folder = tmp_path / "adapter"
-    get_peft_model(loading.load_model(make_checkpoint()), config).save_pretrained(folder)
-    record = {"name": str(make_checkpoint()), "fingerprint": loading.fingerprint(make_checkpoint())}
-    (folder / "base.json").write_text(json.dumps(record | {"quantization": "nf4"}))
-    return folder
+def adapter_dir(make_adapter):
+    return make_adapter(quantization="nf4")
 
 
 def test_an_opened_adapter_says_what_it_is(adapter_dir, make_checkpoint):
@@ -52,7 +45,7 @@ def test_damaged_settings_are_one_clear_error(adapter_dir, content, said):
 
 
 def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
-    """The base, the adapter and the merged model; what is open is passed on."""
+    """Count reads: base, adapter and merged model are opened once and passed on."""
     opened = []
     really_open, really_read = folders.Weights, loading.read_json
     monkeypatch.setattr(folders, "Weights", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest))
@@ -72,7 +65,7 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
     assert sorted(opened) == sorted([*wanted, base, str(tmp_path / ".merged.partial")])
 
 
-SPELL_THEM_TOO = {"checkpoint/files.py", "checkpoint/folder.py"}  # they lie below adapters
+SPELL_THEM_TOO = {"checkpoint/files.py", "checkpoint/folder.py"}  # layers below adapters
 
 
 def test_one_place_knows_the_files_of_an_adapter():

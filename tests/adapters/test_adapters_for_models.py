@@ -1,6 +1,7 @@
-"""An adapter where a model is wanted, a model where an adapter is, and checkpoints that hold the model alone."""
+"""An adapter in place of a model, a model in place of an adapter, and checkpoints without an optimizer."""
 
 import json
+import re
 
 import pytest
 from helpers import runs
@@ -13,7 +14,7 @@ ALONE = ("--save_only_model", "True", "--save_strategy", "steps", "--save_steps"
 
 @pytest.fixture(scope="module")
 def lora(make_checkpoint, tmp_path_factory):
-    """The output folder of a LoRA training whose checkpoints hold the adapter alone."""
+    """Return the output folder of a LoRA training whose checkpoints hold the adapter alone."""
     return runs.train(make_checkpoint(), tmp_path_factory.mktemp("alone") / "lora", "--use_lora", *ALONE)
 
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_without_an_optimizer_says_what_it_is_good_for(lora, make_c
     with pytest.raises(ValueError, match=f"holds the adapter alone, .*further as --lora_weight_path {newest}"):
         runs.train(make_checkpoint(), lora, "--use_lora", resume_from_checkpoint=newest)
     runs.train(make_checkpoint(), lora, "--use_lora", *ALONE, "--resume", "auto")
-    assert f"{newest}: passed over: holds the adapter alone" in caplog.text
+    assert re.search(f"{re.escape(str(newest))}: [^:]+: holds the adapter alone", caplog.text)
     assert "already finished (step 4 of 4)" in capsys.readouterr().err
     on = runs.train(make_checkpoint(), tmp_path / "on", "--use_lora", lora_weight_path=newest, max_steps=1)
     assert runs.weights(on).keys() == runs.weights(newest).keys()

@@ -1,4 +1,4 @@
-"""What trains next to adapters is what their folder holds."""
+"""Adapter folders hold everything that trains."""
 
 import pytest
 from peft import get_peft_model_state_dict

@@ -17,12 +17,12 @@ IDS = torch.arange(40).reshape(2, 20)
 
 @pytest.fixture
 def int4(make_int4_checkpoint, tmp_path):
-    """A copy of the tiny Int4 checkpoint that a test may change."""
+    """Return a copy of the tiny Int4 checkpoint that a test may change."""
     return Path(shutil.copytree(make_int4_checkpoint(), tmp_path / "int4"))
 
 
 def float_twin(checkpoint, weights_of):
-    """The float32 model of `checkpoint` whose decoder linears are `weights_of(weight)`."""
+    """Return the float32 model of `checkpoint` whose decoder linears are `weights_of(weight)`."""
     model = loading.load_model(checkpoint)
     for path, module in model.transformer.h.named_modules():
         if path.endswith(quantized.LINEARS):
@@ -36,7 +36,7 @@ def logits(model):
 
 
 def test_weights_are_what_the_layout_says_bit_by_bit(int4):
-    """Every code, with zero points that differ by group and output, in the stored convention of zero minus one."""
+    """Check every code, with zero points that differ by group and output and are stored minus one."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (64, 192), generator=generator)
     zeros = torch.randint(1, 16, (2, 192), generator=generator)
@@ -67,7 +67,7 @@ def test_int4_computes_what_its_dequantized_twin_does(make_checkpoint, make_int4
 
 
 def test_a_precision_leaves_packed_weights_as_they_are(make_int4_checkpoint):
-    """The arguments of the original README's samples choose the dtype of what is not packed."""
+    """Check that the arguments in the original README choose the dtype of all that is not packed."""
     stored = runs.weights(make_int4_checkpoint())["transformer.h.0.attn.c_attn.qweight"]
     for arguments, dtype in (({}, torch.float16), ({"fp16": True}, torch.float16), ({"bf16": True}, torch.bfloat16)):
         model = QWenLMHeadModel.from_pretrained(make_int4_checkpoint(), device_map="cpu", **arguments)
@@ -76,7 +76,7 @@ def test_a_precision_leaves_packed_weights_as_they_are(make_int4_checkpoint):
 
 
 def test_a_full_size_int4_model_has_the_published_tensors():
-    """On the meta device: of 853 float tensors, 160 weights are four tensors and a bias in the published file."""
+    """Check on the meta device: 160 of 853 float tensors are four tensors and a bias each in the published file."""
     config = QWenConfig(quantization_config=quantized.QUANTIZATION_CONFIG | {"group_size": 128})
     with torch.device("meta"):
         model = quantization.replace_linears(QWenLMHeadModel(config), config)
@@ -156,7 +156,7 @@ def test_missing_packages_are_named(make_int4_checkpoint, make_checkpoint, monke
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("nf4", 0.1), ("int8", 0.05)])
 def test_float_weights_are_quantized_while_loading(make_checkpoint, kind, tolerance, tmp_path):
-    """The decoder's linears alone; saved and loaded again they are the same."""
+    """Check that only the decoder's linears are, and that they stay equal when saved and loaded."""
     plain = loading.load_model(make_checkpoint())
     model = loading.load_model(make_checkpoint(), quantization=kind)
     small = {path for path, module in model.named_modules() if type(module).__name__.startswith("Linear") and

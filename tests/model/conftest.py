@@ -1,4 +1,4 @@
-"""The golden checkpoint, rebuilt from its recipe, and its tokenizer."""
+"""Fixtures: the golden checkpoint, rebuilt from its recipe, and its tokenizer."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
 
 @pytest.fixture(scope="session")
 def golden_model(golden):
-    """The model whose outputs were recorded: float32, evaluation mode."""
-    import make_weights  # lies in the golden folder
+    """Return the model whose outputs were recorded: float32, evaluation mode."""
+    import make_weights  # from the golden folder
 
     folder = next(path for path in (Path(make_weights.__file__).parent / "ckpt").iterdir() if path.is_dir())
     shapes = golden(f"ckpt/{folder.name}/shapes.json")
@@ -24,7 +24,7 @@ def golden_model(golden):
 
 @pytest.fixture
 def seq64_model(golden_model):
-    """The same weights with a trained length of 64."""
+    """Return a model with the same weights and a trained length of 64."""
     published, golden_model.config.seq_length = golden_model.config.seq_length, 64
     yield golden_model.eval()
     golden_model.config.seq_length = published

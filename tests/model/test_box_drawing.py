@@ -1,17 +1,12 @@
-"""Boxes drawn on images: where the lines are, what the labels do, and when there is nothing to draw."""
+"""Boxes drawn on images: lines, labels, and cases without anything to draw."""
 
 import numpy as np
 import pytest
+from helpers.images import is_color
 from PIL import Image
 
 from qwen_vl.model import box_drawing_qwen
 from qwen_vl.model.box_drawing_qwen import COLORS, draw_boxes, find_font, to_pixels
-from qwen_vl.model.tokenization_qwen import QWenTokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(published_vocab):
-    return QWenTokenizer(published_vocab)
 
 
 @pytest.fixture
@@ -20,15 +15,6 @@ def no_system_font(monkeypatch):
     find_font.cache_clear()
     yield
     find_font.cache_clear()
-
-
-def rgb(color):
-    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
-
-
-def is_color(image, color):
-    """Boolean array [height, width]: where the image has exactly this color."""
-    return (np.asarray(image) == rgb(color)).all(axis=-1)
 
 
 def test_coordinates_are_thousandths_of_width_and_height():
@@ -73,7 +59,7 @@ def test_extreme_images_can_be_drawn_on(size, drawn):
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 48), (8, 8), (199, 120), (200, 64), (900, 64), (640, 480)])
 def test_a_label_does_not_cover_what_it_labels(size):
-    """Small images are enlarged by a whole factor; the label is beside its box wherever there is room around it."""
+    """Check that small images are enlarged by a whole factor and labels are outside their boxes if there is room."""
     for box in ((250, 250, 750, 750), (0, 0, 400, 800), (100, 20, 900, 400), (600, 0, 999, 999), (0, 600, 999, 999)):
         drawn = draw_boxes(Image.new("RGB", size), [{"box": box, "ref": "cat"}])
         factor = drawn.width // size[0]
@@ -90,47 +76,13 @@ def test_a_label_does_not_cover_what_it_labels(size):
 def test_characters_without_a_font_are_reported(no_system_font):
     with pytest.warns(UserWarning, match="no font for the characters of '一只狗'"):
         drawn = draw_boxes(Image.new("RGB", (320, 240)), [{"box": (100, 300, 900, 900), "ref": "一只狗"}])
-    assert is_color(drawn, COLORS[0])[75, 32:200].any()  # box and label are drawn all the same
+    assert is_color(drawn, COLORS[0])[75, 32:200].any()  # box and label are drawn anyway
 
 
-def test_a_broken_font_file_is_passed_over(tmp_path, monkeypatch):
-    # Pillow looks for a font of the same name in the system, so no real one may be called so.
+def test_a_broken_font_file_is_skipped(tmp_path, monkeypatch):
+    # Pillow looks for a font of the same name in the system, so the name must not be that of a real one.
     (tmp_path / "broken-wqy-microhei.ttc").write_bytes(b"no font")
     monkeypatch.setattr(box_drawing_qwen, "FONT_DIRS", (str(tmp_path), str(tmp_path / "missing")))
     find_font.cache_clear()
     assert find_font() is None
     find_font.cache_clear()
-
-
-def test_answer_is_drawn_on_the_latest_image(tokenizer, in_golden_dir, tmp_path):
-    history = [
-        ("Picture 1: <img>images/photo.jpg</img>\nwhat?", "a car"),
-        ("Picture 2: <img>images/exif_rotated6.jpg</img>\nand here?", "a dog"),
-    ]
-    answer = "<ref>dog</ref><box>(100,200),(600,800)</box>"
-    drawn = tokenizer.draw_bbox_on_latest_picture(answer, history)
-    assert drawn.size == (200, 100)  # the second image; EXIF orientation is ignored, as it is by the model
-    assert is_color(drawn, COLORS[0])[80, 20:121].all()
-    drawn.save(tmp_path / "drawn.jpg")
-    alone = tokenizer.draw_bbox_on_latest_picture("<img>images/rgb.png</img>" + answer)
-    assert alone.size == (64 * 5, 48 * 5)  # enlarged: it is small
-
-    assert tokenizer.draw_bbox_on_latest_picture(answer) is None, "no image"
-    assert tokenizer.draw_bbox_on_latest_picture("no box", history) is None
-    with pytest.warns(UserWarning, match=r"1 of 1 boxes cannot be drawn, .* begins '<box>\(1,2\)</box>'"):
-        assert tokenizer.draw_bbox_on_latest_picture("<box>(1,2)</box>", history) is None
-    with pytest.raises(ValueError, match=r"missing\.png"):
-        tokenizer.draw_bbox_on_latest_picture(answer, [("<img>missing.png</img>", "")])
-
-
-def test_an_image_that_an_answer_names_is_not_opened(tokenizer, in_golden_dir):
-    """With a history the image is one that the user showed; without, an invented one is passed over."""
-    answer = "<img>images/photo.jpg</img><ref>dog</ref><box>(100,200),(600,800)</box><img>http://127.0.0.1:9/x</img>"
-    shown = [("<img>images/exif_rotated6.jpg</img>\nwhat?", "<img>images/photo.jpg</img>"), ("where?", "")]
-    assert tokenizer.draw_bbox_on_latest_picture(answer, shown).size == (200, 100)
-    for history in ([("where?", "<img>images/photo.jpg</img>")], []):
-        assert tokenizer.draw_bbox_on_latest_picture(answer, history) is None
-    whole_text = f"<img>images/exif_rotated6.jpg</img>{answer.replace('images/photo', 'invented')}"
-    assert tokenizer.draw_bbox_on_latest_picture(whole_text).size == (200, 100)
-    with pytest.raises(ValueError, match=r"missing\.png"):
-        tokenizer.draw_bbox_on_latest_picture(f"<img>missing.png</img>{whole_text[9:]}".replace("exif", "no"))

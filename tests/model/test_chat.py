@@ -1,4 +1,4 @@
-"""Prompts, answers, chat and streaming against the recorded reference, decided differences named beside their case."""
+"""Prompts, answers, chat and streaming, compared with the recorded original. Each difference is named at its case."""
 
 import unicodedata
 
@@ -30,7 +30,7 @@ def test_prompts(golden, golden_tokenizer):
             assert prompt.text == case["out"]["raw_text"]
     for number, case, prompt in differing:
         # docs/checkpoint_format.md section 8:
-        # the whole prompt fits the window; the reference forgot the new query, so it kept more.
+        # the whole prompt fits the window; the original did not count the new query, so it kept more.
         window = case["kw"].get("max_window_size", 6144)
         assert len(prompt.ids) < window <= len(case["out"]["tokens"]), f"case {number}"
         assert prompt.text.endswith(case["query"] + "<|im_end|>\n<|im_start|>assistant\n")
@@ -46,7 +46,7 @@ def test_window_keeps_the_newest_turns_that_fit_and_never_cuts_the_query(golden_
     assert history == before
 
 
-def test_half_a_image_tag_in_a_past_answer_is_text(golden_tokenizer):
+def test_half_an_image_tag_in_a_past_answer_is_text(golden_tokenizer):
     prompt = make_context(golden_tokenizer, "and?", [("hi", "see <img>there")])
     assert golden_tokenizer.img_start_id not in prompt.ids and prompt.references == []
     assert golden_tokenizer.decode(prompt.ids) == prompt.text
@@ -79,7 +79,7 @@ def test_no_image_is_opened_for_what_no_user_wrote(text, golden_tokenizer, monke
     assert golden_tokenizer.decode(prompt.ids) == prompt.text
 
 
-def test_a_conversation_goes_on_after_an_answer_with_a_image_tag(golden_model, golden_tokenizer, in_golden_dir):
+def test_a_conversation_continues_after_an_answer_with_an_image_tag(golden_model, golden_tokenizer, in_golden_dir):
     options = {"do_sample": False, "max_new_tokens": 3}
     history = [("<img>images/rgb.png</img>Which?", "Like <img>http://127.0.0.1:9/x.png</img> this")]
     memory = golden_model.new_memory()
@@ -168,7 +168,7 @@ def test_answers(golden, golden_tokenizer):
                 query = case["query"]
                 assert unicodedata.normalize("NFC", query) != query and found == "RESPONSE text", reason
     im_end, eod = golden_tokenizer.im_end_id, golden_tokenizer.eod_id
-    assert decode_answer([9707, 11, 1879], golden_tokenizer) == "Hello, world"  # ended by length: nothing is dropped
+    assert decode_answer([9707, 11, 1879], golden_tokenizer) == "Hello, world"  # ended by length, so nothing is dropped
     assert decode_answer([9707, eod, eod], golden_tokenizer) == "Hello"
     assert decode_answer([im_end], golden_tokenizer) == ""
 
@@ -193,8 +193,8 @@ def test_chat(golden_model, golden_tokenizer, recorded, in_golden_dir):
         known = 0 if case["history_in"] is None else len(turns)
         answer, history = run_chat(golden_model, golden_tokenizer, case)
         # docs/checkpoint_format.md section 8:
-        # the last token of an answer that ended by length is kept; the reference dropped it;
-        # the whole prompt fits the window, so that less of the history may be kept.
+        # the last token of an answer that ended by length is kept; the original dropped it;
+        # the whole prompt fits the window, so less of the history may remain.
         if "max_window_size" not in case["kw"]:
             assert case["response"] in answer and len(answer) > len(case["response"])
             # docs/checkpoint_format.md section 8:

@@ -1,4 +1,4 @@
-"""Images from the network: within limits of time and size, tried again where that may help, one clear error else."""
+"""Images from the network: limits of time and size, retries after temporary failures, clear errors."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def encoded():
-    """The bytes of an image file."""
+    """Return the bytes of an image file."""
     stream = io.BytesIO()
     Image.new("RGB", (6, 4), (200, 30, 60)).save(stream, "PNG")
     return stream.getvalue()
@@ -33,9 +33,9 @@ REQUESTS = Counter()  # by path, query included
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One path for each way in which a server behaves; `/NUMBER` answers with that status.
+    """A server with one path for each behavior; `/NUMBER` answers with that status.
 
-    `/trouble?kind=KIND&times=2` behaves as KIND two times and then well.
+    `/trouble?kind=KIND&times=2` behaves as KIND two times and then correctly.
     """
 
     def log_message(self, *args):
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        with contextlib.suppress(OSError):  # the client may have had enough
+        with contextlib.suppress(OSError):  # the client may have closed the connection
             self.wfile.write(body)
 
     def good(self):
@@ -128,7 +128,7 @@ def short_pauses(monkeypatch):
 
 @pytest.fixture(scope="module")
 def server():
-    """Address of a server on this machine."""
+    """Yield the address of a server on this machine."""
     http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http_server.daemon_threads = True
     thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -169,14 +169,14 @@ def test_bad_downloads(server, path, problem):
 
 
 @pytest.mark.parametrize("kind", ["408", "429", "500", "502", "503", "504", "reset", "hangs-up", "half", "silent"])
-def test_what_may_pass_is_tried_again(server, kind):
+def test_a_temporary_failure_is_retried(server, kind):
     path = f"/trouble?kind={kind}&times=2"
     assert read_image(server + path, timeout=3).getpixel((0, 0)) == (200, 30, 60)
     assert REQUESTS[path] == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_what_will_not_pass_is_not_tried_again(server, status):
+def test_a_permanent_failure_is_not_retried(server, status):
     path = f"/trouble?kind={status}&times=9"
     with pytest.raises(ImageError, match=f"answered {status} [^,;]*; correct the address"):
         read_image(server + path)
@@ -201,13 +201,13 @@ def test_tries_come_to_an_end(server, kind, said):
         ("soon", [0.01]),
         ("0", [0.01]),
         (formatdate(0, usegmt=True), [0.01]),
-        ("9", []),  # more than there is time for
+        ("9", []),  # longer than the time limit
         ("9" * 5000, []),
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_a_server_says_when_to_come_again(server, monkeypatch, pause, waited):
-    """Its pause is kept where it fits into the time limit; else another try is no use."""
+def test_a_server_says_when_to_retry(server, monkeypatch, pause, waited):
+    """Check that the server's pause is used if it fits into the time limit, and that there is no retry otherwise."""
     date = formatdate(time.time() + 5, usegmt=True)
     pauses, path = [], f"/trouble?kind=503&times=1&pause={quote(pause.replace('a date', date))}"
     clock = SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=pauses.append)  # other threads sleep on

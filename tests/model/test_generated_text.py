@@ -1,4 +1,4 @@
-"""Whatever a model writes: it is parsed, drawn, scored and read again as history, and nothing of that raises."""
+"""Text that a model writes: parsing, drawing, scoring and reading it as history never raise."""
 
 import random
 import unicodedata
@@ -8,7 +8,6 @@ import pytest
 
 from qwen_vl.evaluation import metrics
 from qwen_vl.model.chat_qwen import decode_answer, make_context
-from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 TAGS = ("ref", "box", "quad", "img")
 PIECES = (
@@ -28,12 +27,12 @@ PIECES = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer(published_vocab):
-    return QWenTokenizer(published_vocab)
+def tokenizer(golden_tokenizer):
+    return golden_tokenizer
 
 
 def written_texts(number):
-    """Texts of a fixed seed, tags and numbers at random; the first are the empty one and each piece alone."""
+    """Return texts of random tags and numbers from a fixed seed; the first are the empty text and each piece alone."""
     source = random.Random(12)
     yield from ("", *PIECES)
     for _ in range(number):
@@ -41,7 +40,7 @@ def written_texts(number):
 
 
 def joined(elements):
-    """The text that the list format stands for."""
+    """Return the text that a list format stands for."""
     tags = {"image": "img", "ref": "ref", "box": "box", "quad": "quad"}
     return "".join(
         content if kind == "text" else f"<{tags[kind]}>{content}</{tags[kind]}>"

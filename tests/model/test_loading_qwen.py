@@ -1,4 +1,4 @@
-"""Arguments of the original loader: `fp16=True` and the like choose the dtype, wherever they are passed."""
+"""Arguments of the original loader: `fp16=True` and the like choose the dtype in every call that takes them."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 
 @pytest.fixture
 def checkpoint(make_checkpoint, tmp_path):
-    """A copy of the tiny checkpoint, stored in float32, whose config.json says bf16."""
+    """Return a copy of the tiny checkpoint, stored in float32, whose config.json says bf16."""
     folder = shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"bf16": True}))
@@ -22,7 +22,7 @@ def checkpoint(make_checkpoint, tmp_path):
 
 
 def dtypes(model):
-    """The dtypes of all weights and of the config."""
+    """Return the dtypes of all weights and of the config."""
     return {parameter.dtype for parameter in model.parameters()} | {model.config.dtype}
 
 
@@ -30,7 +30,7 @@ def dtypes(model):
 @pytest.mark.parametrize(
     ("arguments", "dtype"),
     [
-        ({}, SINGLE),  # what config.json says is kept, and has no effect
+        ({}, SINGLE),  # the fields in config.json are kept without effect
         ({"bf16": True, "device_map": "auto"}, BRAIN),
         ({"fp16": True}, HALF),
         ({"fp16": True, "bf16": False, "fp32": None, "dtype": "auto"}, HALF),

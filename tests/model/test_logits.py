@@ -1,4 +1,4 @@
-"""Logits that are not finite are one clear error, however text is generated; masks are not."""
+"""Logits that are not finite: one clear error in every way of generation; masks are allowed."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def nan_of_a_masked_token(model):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("damage", [nan_weight, infinite_weight])
-def test_every_way_of_generation_looks(damage, way, model, tokenizer):
+def test_every_way_of_generation_checks(damage, way, model, tokenizer):
     WAYS[way](model, tokenizer)
     damage(model)
     with pytest.raises(ValueError, match=NOT_FINITE):
@@ -97,7 +97,7 @@ def test_a_late_one_ends_a_stream_before_it_shows(model, tokenizer):
         next(stream)
 
 
-def test_a_damaged_tower_shows_with_a_image(model, tokenizer, tmp_path):
+def test_a_damaged_tower_shows_with_an_image(model, tokenizer, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     model.transformer.visual.proj.data[0] = float("nan")
     model.chat(tokenizer, "hi", **GREEDY)
@@ -109,7 +109,7 @@ def test_a_damaged_tower_shows_with_a_image(model, tokenizer, tmp_path):
 
 
 class Only(LogitsProcessor):
-    """Leaves no token but those of `kept`."""
+    """A processor that masks all tokens but those of `kept`."""
 
     def __init__(self, *kept):
         self.kept = list(kept)
@@ -138,7 +138,7 @@ def test_what_is_to_be_removed_is_removed(model, tokenizer):
 
 
 def test_a_device_is_asked_now_and_then():
-    """Between two looks nothing is waited for, and what cannot be sampled from is replaced."""
+    """Check that the host does not wait between two checks, and that scores that cannot be sampled are replaced."""
     check, ids, fine = FiniteScores("wrong", every=4), None, torch.zeros(2, 5)
     bad = torch.stack([torch.full((5,), float("nan")), torch.arange(5.0)])
     check(ids, fine)

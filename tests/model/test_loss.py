@@ -1,4 +1,4 @@
-"""The loss in chunks is the loss of all logits at once, to the last gradient, in memory that does not grow."""
+"""The loss in chunks: equal to the loss of all logits, gradients included, in memory that does not grow."""
 
 import copy
 
@@ -31,14 +31,14 @@ def plain(make_checkpoint):
 
 
 def batch(seed=0):
-    """Two rows of 24 ids; one in three is a target."""
+    """Return two rows of 24 ids, one in three of them a target."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 900, (2, 24), generator=generator)
     return ids, ids.where(torch.rand(2, 24, generator=generator) < 0.3, -100)
 
 
 def reference(model, ids, labels):
-    """Loss of each target, from the logits of every position."""
+    """Return the loss of each target, from the logits of every position."""
     logits = model.eval()(input_ids=ids).logits[:, :-1].float()
     model.train()
     every = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_those_of_all_logits(plain, monkeypatch, kind, ta
 
 
 def test_accumulation_and_autocast(plain, monkeypatch):
-    """Micro-batches that share their number of targets add up to the batch; under autocast logits are rounded alike."""
+    """Check that micro-batches with a common number of targets add up to the batch, also under autocast."""
     ids, labels = batch(1)
     monkeypatch.setattr(loss_qwen, "CHUNK_BYTES", 4 * plain.config.vocab_size * 3)
     count = (labels[:, 1:] != -100).sum()
@@ -93,7 +93,7 @@ def test_accumulation_and_autocast(plain, monkeypatch):
 
 
 def test_the_backward_pass_keeps_no_logits_beyond_a_chunk(monkeypatch):
-    """What autograd keeps is counted; positions without a target never reach lm_head at all."""
+    """Count what autograd keeps, and check that positions without a target never reach lm_head."""
     vocab, chunk = 50, 16
     monkeypatch.setattr(loss_qwen, "CHUNK_BYTES", 4 * vocab * chunk)
     head, kept = nn.Linear(8, vocab, bias=False), {}

@@ -1,4 +1,4 @@
-"""Turns of a conversation with a memory: the answers of one without, and only what is new is computed."""
+"""Conversations with a memory: the same answers as without, while only new tokens and images are computed."""
 
 import copy
 import shutil
@@ -20,7 +20,7 @@ def tokenizer(make_checkpoint):
 
 @pytest.fixture
 def model(make_checkpoint, tokenizer):
-    """A tiny model that writes neither tags nor markers."""
+    """Return a tiny model that writes neither tags nor markers."""
     model = QWenLMHeadModel.from_pretrained(make_checkpoint()).eval()
     model.generation_config.suppress_tokens = sorted(set(tokenizer.special_tokens.values()) - {tokenizer.im_end_id})
     return model
@@ -28,7 +28,7 @@ def model(make_checkpoint, tokenizer):
 
 @pytest.fixture
 def computed(model):
-    """[tokens of each decoder pass], [images of each pass of the vision tower], growing while the model is used."""
+    """Return lists that grow while the model runs: tokens of each decoder pass, images of each vision tower pass."""
     tokens, images = [], []
     hooks = [
         model.transformer.ln_f.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1])),
@@ -83,14 +83,14 @@ def test_an_image_is_known_by_its_content(model, tokenizer, in_golden_dir, tmp_p
 
 
 def test_nothing_is_reused_beyond_the_trained_length(model, tokenizer, computed):
-    """There every key turns with the length of the prompt."""
+    """Check it because there the rotation of every key depends on the length of the prompt."""
     model.config.seq_length = 64
     queries, memory = ["Say something long. " * 6, "More!", "Hi"], model.new_memory()
     plain = converse(model, tokenizer, queries, memory=None)
     computed[0].clear()
     assert converse(model, tokenizer, queries, memory) == plain
     assert memory.cache is None
-    short, _ = model.chat(tokenizer, "Hi", memory=memory, **GREEDY)  # after a prompt with another alpha
+    short, _ = model.chat(tokenizer, "Hi", memory=memory, **GREEDY)  # after a prompt with another NTK factor
     assert short == model.chat(tokenizer, "Hi", **GREEDY)[0]
 
 
@@ -107,13 +107,13 @@ def test_beams_reuse_images_alone_and_errors_forget_turns(model, tokenizer, in_g
         model.chat(tokenizer, query, memory=memory, no_such_option=1)
     assert not memory.ids
     stream = model.chat_stream(tokenizer, query, memory=memory, do_sample=False, max_new_tokens=200)
-    next(stream), stream.close()  # an answer that nobody waits for is remembered as far as it came
+    next(stream), stream.close()  # an answer whose stream is closed is remembered as far as it came
     full = model.chat(tokenizer, query, **GREEDY)[0]
     assert model.chat(tokenizer, query, memory=memory, **GREEDY)[0] == full
 
 
 def test_a_span_that_the_model_wrote_is_no_image(model, tokenizer):
-    """Ids of an answer that look like an image carry no features: a later prompt with them computes the image."""
+    """Check that ids of an answer that look like an image have no features: a later prompt computes the image."""
     memory = model.new_memory()
     ids, references = tokenizer.encode_message("<img>images/rgb.png</img>What?")
     memory.ids = list(ids)
@@ -164,7 +164,7 @@ def test_a_call_that_generates_otherwise_leaves_nothing_false(way, model, tokeni
 def test_settings_of_the_model_count_as_those_of_the_call(model, tokenizer, in_golden_dir):
     memory = model.new_memory()
     model.chat(tokenizer, A, memory=memory, **GREEDY)
-    model.generation_config.num_beams = 2  # `generate` takes it where the call's config does not say
+    model.generation_config.num_beams = 2  # `generate` takes it if the call's config does not set it
     short = GenerationConfig(max_new_tokens=4, do_sample=False)
     plain, _ = model.chat(tokenizer, B, generation_config=copy.deepcopy(short))
     assert model.chat(tokenizer, B, generation_config=short, memory=memory)[0] == plain
@@ -255,7 +255,7 @@ def test_a_changed_model_sees_nothing_of_before(change, model, tokenizer, in_gol
     assert tokens[0] > model.config.image_span_tokens and images == [1]
     tokens.clear(), images.clear()
     assert model.chat(tokenizer, B, do_sample=False, max_new_tokens=20, memory=memory)[0] == plain
-    assert tokens[0] == 1 and images == []  # what has not changed since is used
+    assert tokens[0] == 1 and images == []  # what has not changed is reused
 
 
 def test_an_adapter_that_is_switched(make_checkpoint, tokenizer, in_golden_dir):
@@ -328,7 +328,7 @@ def test_models_and_threads_share_a_memory(model, tokenizer, make_checkpoint, in
     same_with_and_without(model, tokenizer, memory)
 
 
-def test_nobody_else_brings_a_cache_or_images(model, tokenizer):
+def test_a_call_with_memory_takes_no_cache_and_no_images(model, tokenizer):
     memory = model.new_memory()
     with pytest.raises(ValueError, match=r"past_key_values: chat makes this itself .* leave it out"):
         model.chat(tokenizer, A, memory=memory, past_key_values=memory.cache or object(), **GREEDY)

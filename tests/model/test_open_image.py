@@ -1,4 +1,4 @@
-"""Who opens an image is decided by the caller: every way into the model takes an opener, and passes it down."""
+"""The caller decides who opens an image: every entry of the model takes an opener, and passes it down."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def processor(model, tokenizer):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """References that reached the default opener, which reads no file in these tests."""
+    """Return the references that reached the default opener, which reads no file in these tests."""
     names = []
 
     def nothing(reference, **options):
@@ -104,7 +104,7 @@ def test_an_image_is_the_same_whoever_opens_it(model, tokenizer, tmp_path, monke
 
 
 def test_what_is_passed_needs_no_opener(model, tokenizer, processor, opened):
-    """Pixels, PIL images and text alone go through where nothing may be opened."""
+    """Check that pixels, PIL images and text alone are accepted when nothing may be opened."""
     ids, size = ids_of(tokenizer), model.config.visual["image_size"]
     pixels = torch.zeros(1, 3, size, size)
     model(input_ids=ids, pixel_values=pixels, open_image=refuse_images)
@@ -116,7 +116,7 @@ def test_what_is_passed_needs_no_opener(model, tokenizer, processor, opened):
 
 
 def test_a_known_image_is_opened_again_by_the_opener_of_each_call(model, tokenizer):
-    """A memory must not answer about an image that this request may not read."""
+    """Check it because a memory must not answer about an image that this request may not read."""
     memory = model.new_memory(open_image=lambda name: RED)
     model.chat(tokenizer, QUERY, memory=memory, **GREEDY)
     assert len(memory.features) == 1
@@ -125,7 +125,7 @@ def test_a_known_image_is_opened_again_by_the_opener_of_each_call(model, tokeniz
 
 
 def test_an_image_that_the_model_reads_later_meets_the_same_opener(model, tokenizer, opened, monkeypatch):
-    """Candidate tokens of an assisted generation may hold a whole span."""
+    """Check it with candidate tokens of an assisted generation, which may hold a whole span."""
     seen = []
     forward = type(model.transformer).forward
 

@@ -1,4 +1,4 @@
-"""Any part of a model may be kept elsewhere between two passes: the answers are those without."""
+"""Offloading of any part of a model: the answers stay the same."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ TOWER = ("conv1", "positional_embedding", "ln_pre", "transformer", "attn_pool", 
 
 
 def device_map(*offloaded):
-    """Everything on the CPU but `offloaded`, on disk; a part is named by its pieces where one of them is."""
+    """Return a device map with `offloaded` on disk and all else on the CPU; a part is split if a piece is offloaded."""
     pieces = {"transformer.h": BLOCKS, "transformer.visual": [f"transformer.visual.{name}" for name in TOWER]}
     names = []
     for part in PARTS:
@@ -28,7 +28,7 @@ MAPS = {
     **{part: {"device_map": device_map(part)} for part in PARTS if part != "transformer.drop"},
     "a block": {"device_map": device_map(BLOCKS[1])},
     "a layer of the tower": {"device_map": device_map("transformer.visual.conv1")},
-    # Weights that no module is named for, which accelerate would leave on the meta device.
+    # Single weights that accelerate would leave on the meta device.
     "weights of the tower itself": {
         "device_map": device_map("transformer.visual.positional_embedding", "transformer.visual.proj", "lm_head")
     },
@@ -44,7 +44,7 @@ def tokenizer(make_checkpoint):
 
 @pytest.fixture
 def asked(in_golden_dir):
-    """A function that has a model answer in every way there is: a list of answers."""
+    """Return a function from a model to a list of its answers, one for each way to generate them."""
 
     def ask(model, tokenizer):
         with_image, memory = "Picture 1: <img>images/rgb.png</img>\nWhat is it?", model.new_memory()
@@ -67,7 +67,7 @@ def asked(in_golden_dir):
 
 @pytest.fixture(scope="module")
 def right():
-    return []  # the answers of the whole model, made by the first test that needs them
+    return []  # answers of the whole model, filled by the first test that needs them
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")

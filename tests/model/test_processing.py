@@ -1,4 +1,4 @@
-"""Texts with images, through the processor: ids, padding, images in the order of the spans, and its files."""
+"""The processor for texts with images: ids, padding, images in the order of the spans, and its files."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ RED, BLUE = (Image.new("RGB", (9, 7), color) for color in ("red", "blue"))
 
 @pytest.fixture(scope="module")
 def vocab(published_vocab, tmp_path_factory):
-    """A vocabulary of the first 300 published ranks."""
+    """Return a vocabulary of the first 300 published ranks."""
     path = tmp_path_factory.mktemp("vocab") / "qwen.tiktoken"
     path.write_bytes(b"".join(published_vocab.read_bytes().splitlines(keepends=True)[:300]))
     return str(path)
@@ -36,15 +36,15 @@ def processor(vocab):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder with red.png and blue.png."""
+def image_folder(tmp_path):
+    """Return a folder with red.png and blue.png."""
     RED.save(tmp_path / "red.png")
     BLUE.save(tmp_path / "blue.png")
     return tmp_path
 
 
 def tiny_config(tokenizer, **visual):
-    """The smallest model that reads the spans and images of this test's processor."""
+    """Return the config of the smallest model that reads the spans and images of this file's processor."""
     tower = {"image_size": SIZE, "patch_size": 4, "width": 16, "layers": 1, "heads": 2, "mlp_ratio": 2.0}
     tower |= {"output_dim": 32, "n_queries": SPAN, "image_start_id": tokenizer.img_start_id} | visual
     return QWenConfig(
@@ -58,10 +58,10 @@ def tiny_config(tokenizer, **visual):
     )
 
 
-def test_images_come_in_the_order_of_the_spans(processor, pictures):
+def test_images_come_in_the_order_of_the_spans(processor, image_folder):
     texts = ["Picture 1: <img>red.png</img>\n?", "Picture 1: <img>blue.png</img>\nPicture 2: <img>red.png</img>\n!"]
     expected = torch.stack([pixels(image, SIZE) for image in (RED, BLUE, RED)])
-    opened = processor(text=texts, search_dirs=[pictures])
+    opened = processor(text=texts, search_dirs=[image_folder])
     given = processor(text=texts, images=[[RED], [BLUE, RED]])
     assert opened.keys() == given.keys() == {"input_ids", "attention_mask", "pixel_values"}
     for batch in (opened, given, processor(text=texts, images=[RED, BLUE, RED])):
@@ -73,7 +73,7 @@ def test_images_come_in_the_order_of_the_spans(processor, pictures):
 
 
 def test_images_without_a_fitting_reference(processor):
-    """In memory, by a long path or a data URI: the span is padding, the image comes as pixel values."""
+    """Check an image in memory, a long path and a data URI: the span is padding, the image comes as pixel values."""
     stream = io.BytesIO()
     RED.save(stream, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -118,18 +118,18 @@ def test_what_does_not_fit_together_is_refused(processor, text, images, problem)
         processor(text=text, images=images)
 
 
-def test_an_image_that_cannot_be_opened_is_named(processor, pictures):
+def test_an_image_that_cannot_be_opened_is_named(processor, image_folder):
     with pytest.raises(ImageError, match=r"absent\.png"):
         processor(text="<img>absent.png</img>")
     with pytest.raises(ImageError, match="7 pixels, the limit is 6"):
-        processor(text="<img>red.png</img>", search_dirs=[pictures], images_kwargs={"max_pixels": 6})
+        processor(text="<img>red.png</img>", search_dirs=[image_folder], images_kwargs={"max_pixels": 6})
     with pytest.raises(TypeError, match="truncation"):
         processor(text="a", truncation=True)
 
 
-def test_the_model_reads_the_batch(processor, pictures, monkeypatch):
-    """Images through the processor give the logits that the model finds when it opens the references itself."""
-    monkeypatch.chdir(pictures)
+def test_the_model_reads_the_batch(processor, image_folder, monkeypatch):
+    """Check that the processor's images give the same logits as references that the model opens itself."""
+    monkeypatch.chdir(image_folder)
     torch.manual_seed(0)
     model = QWenLMHeadModel(tiny_config(processor.tokenizer)).eval()
     batch = processor(text=["<img>red.png</img> a <img>blue.png</img>", "long enough a text, without any"])
@@ -153,7 +153,7 @@ def test_a_saved_processor_loads_here(processor, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_checkpoint_without_processor_files_has_one_all_the_same(processor, tmp_path):
+def test_a_checkpoint_without_processor_files_has_a_processor(processor, tmp_path):
     processor.tokenizer.save_pretrained(tmp_path)
     tiny_config(processor.tokenizer).save_pretrained(tmp_path)
     loaded = QWenProcessor.from_pretrained(tmp_path)

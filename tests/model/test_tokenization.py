@@ -1,4 +1,4 @@
-"""The tokenizer against the recorded reference; each decided difference is named beside its case.
+"""The tokenizer compared with the recorded original. Each decided difference is named at its case.
 
 They are listed in docs/checkpoint_format.md section 8.
 """
@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-import warnings
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def tokenizer(published_vocab):
 
 @pytest.fixture(scope="module")
 def small_vocab(published_vocab, tmp_path_factory):
-    """The first 1000 ranks of the published file, which is a valid vocabulary."""
+    """Return a vocabulary of the first 1000 published ranks, which is valid."""
     path = tmp_path_factory.mktemp("vocab") / "qwen.tiktoken"
     path.write_bytes(b"".join(published_vocab.read_bytes().splitlines(keepends=True)[:1000]))
     return path
@@ -43,32 +42,32 @@ def is_error(recorded):
 
 
 def span(tokenizer, reference):
-    """The ids of one image span, written down independently of the tokenizer's code."""
+    """Return the ids of one image span, independently of the tokenizer's code."""
     raw = list(reference.encode())
     padding = [tokenizer.img_pad_id] * (tokenizer.image_span_tokens - len(raw))
     return [tokenizer.img_start_id, *raw, *padding, tokenizer.img_end_id]
 
 
-# ---- the recorded reference ----
+# ---- the recorded original ----
 
 
-def test_encoding_equals_the_reference(tokenizer, golden):
+def test_encoding_equals_the_original(tokenizer, golden):
     cases = golden("tokenizer_encode.json")
     assert cases
     for case in cases:
         if "fail" in case:
-            # Difference: the reference's TypeError for a tag inside <img>..</img> is a ValueError that says so.
+            # Difference: the original's TypeError for a tag inside <img>..</img> is a ValueError that says so.
             with pytest.raises(ValueError):
                 tokenizer.encode(case["text"])
         else:
             assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
 
 
-def test_message_encoding_equals_chat_of_the_reference(tokenizer, golden):
+def test_message_encoding_equals_chat_of_the_original(tokenizer, golden):
     for case in golden("tokenizer_encode.json"):
         too_long = "fail" in case and case["fail"]["message"].endswith("is too long")
         if too_long:
-            # Difference: a reference that does not fit leaves padding only; its image comes as pixel values.
+            # Difference: the span of a reference that does not fit has padding only; its image comes as pixel values.
             ids, (reference,) = tokenizer.encode_message(case["text"])
             assert ids == span(tokenizer, "") and len(reference.encode()) > tokenizer.image_span_tokens
         elif "ids_chat" in case or "ids" in case:
@@ -80,12 +79,12 @@ def test_message_encoding_equals_chat_of_the_reference(tokenizer, golden):
             assert tokenizer.encode_message(case["text"], control_tokens=True)[0] == case["ids"], case["text"]
 
 
-def test_decoding_of_encoded_text_equals_the_reference(tokenizer, golden):
+def test_decoding_of_encoded_text_equals_the_original(tokenizer, golden):
     for case in golden("tokenizer_encode.json"):
         if "ids" not in case:
             continue
         if is_error(case["decode"]):
-            # Difference: a reference of exactly 256 bytes leaves no padding, and decodes all the same.
+            # Difference: a reference of exactly 256 bytes leaves no padding, and still decodes.
             assert len(case["ids"]) == 258 and PUBLISHED_IMG_PAD not in case["ids"]
             assert tokenizer.decode(case["ids"]) == case["text"]
             assert tokenizer.decode(case["ids"], skip_special_tokens=True) == case["text"][5:-6]
@@ -94,8 +93,8 @@ def test_decoding_of_encoded_text_equals_the_reference(tokenizer, golden):
         assert tokenizer.decode(case["ids"], skip_special_tokens=True) == case["decode_skip"], case["text"]
 
 
-def expected_where_the_reference_fails(case):
-    """What we return for ids that make the reference raise; docs/checkpoint_format.md section 8 decides these."""
+def expected_where_the_original_fails(case):
+    """Return our result for ids that make the original raise, by docs/checkpoint_format.md section 8."""
     ids = case["ids"]
     if min(ids) < 0:
         return ValueError  # Difference: one clear error in place of an OverflowError
@@ -112,13 +111,13 @@ def expected_where_the_reference_fails(case):
     }.get(tuple(ids))
 
 
-def test_decoding_equals_the_reference(tokenizer, golden):
+def test_decoding_equals_the_original(tokenizer, golden):
     for case in golden("tokenizer_decode.json"):
         expected = case["i"]
         if is_error(expected):
-            expected = expected_where_the_reference_fails(case)
+            expected = expected_where_the_original_fails(case)
             if expected is None:
-                continue  # another set of recordings: not decided here
+                continue  # from another set of recordings, not decided here
         if expected is ValueError:
             with pytest.raises(ValueError, match="negative id"):
                 tokenizer.decode(case["ids"], **case["kw"])
@@ -126,37 +125,7 @@ def test_decoding_equals_the_reference(tokenizer, golden):
             assert tokenizer.decode(case["ids"], **case["kw"]) == expected, case
 
 
-def test_list_format_equals_the_reference(tokenizer, golden):
-    for case in golden("list_format.json"):
-        if is_error(case["i"]):
-            with pytest.raises(ValueError, match="unsupported element"):
-                tokenizer.from_list_format(case["list"])
-            continue
-        text = tokenizer.from_list_format(case["list"])
-        assert text == case["i"]
-        assert tokenizer.to_list_format(text) == case["i_to_list"]
-        assert tokenizer.encode(text) == case["i_ids"]
-    for case in golden("tokenizer_encode.json"):
-        # Difference: a model may have written it, so an unclosed tag or a control marker is text and no error.
-        if not is_error(case["list_format"]):
-            assert tokenizer.to_list_format(case["text"]) == case["list_format"], case["text"]
-
-
-def test_boxes_and_latest_image_equal_the_reference(tokenizer, golden):
-    for case in golden("boxes.json"):
-        if "response" in case:
-            assert tokenizer._fetch_latest_picture(case["response"], case["history"]) == case["latest_picture"]
-        elif is_error(case["boxes"]):  # Difference: a malformed box is left out, control markers are text
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                boxes = tokenizer._fetch_all_box_with_ref(case["text"])
-            assert boxes == ([{"box": (1, 2, 3, 4)}] if "<|im_end|>" in case["text"] else []), case["text"]
-        else:
-            boxes = tokenizer._fetch_all_box_with_ref(case["text"])
-            assert [{**box, "box": list(box["box"])} for box in boxes] == case["boxes"], case["text"]
-
-
-def test_facts_equal_the_reference(tokenizer, golden):
+def test_facts_equal_the_original(tokenizer, golden):
     facts = golden("tokenizer_facts.json")
     assert (len(tokenizer), tokenizer.vocab_size) == (facts["len"], facts["vocab_size"])
     assert len(tokenizer.get_vocab()) == facts["get_vocab_len"]
@@ -180,7 +149,7 @@ def test_facts_equal_the_reference(tokenizer, golden):
             assert repr(tokenizer.convert_ids_to_tokens(index)) == expected
 
 
-def test_batches_equal_the_reference(tokenizer, golden):
+def test_batches_equal_the_original(tokenizer, golden):
     facts = golden("tokenizer_facts.json")
     example = tokenizer("hi 你好<|im_end|>")
     assert dict(example) == facts["call_example"] and list(example) == facts["call_keys"]
@@ -207,7 +176,7 @@ def test_the_vocabulary_is_fixed(tokenizer, golden):
         with pytest.raises(ValueError, match="Adding unknown special tokens is not supported"):
             tokenizer.add_special_tokens(role)
     assert tokenizer.pad_token_id == 151646  # the refused ones changed nothing
-    tokenizer.pad_token_id = tokenizer.eod_id  # as the reference's training script does
+    tokenizer.pad_token_id = tokenizer.eod_id  # as the original's training script does
     assert tokenizer.pad_token == "<|endoftext|>"
 
 
@@ -235,7 +204,7 @@ def test_a_prefix_of_the_ranks_is_a_vocabulary(small_vocab):
     assert references == ["图.png"] and ids[:18] == span(tokenizer, "图.png") and max(ids) < 1217
     assert tokenizer.decode(ids) == text and tokenizer.im_end_id not in ids
     assert tokenizer.im_end_id in tokenizer.encode(text)
-    # A reference that does not fit a small span is padding only, everywhere: the image comes as pixel values.
+    # The small span of a reference that does not fit has padding only: the image comes as pixel values.
     long = "<img>" + "x" * 17 + "</img>"
     assert tokenizer.encode(long) == tokenizer.encode_message(long)[0] == span(tokenizer, "")
     assert tokenizer.decode(tokenizer.encode("<img>0123456789abcdef</img>")) == "<img>0123456789abcdef</img>"
@@ -286,7 +255,7 @@ def test_references_keep_the_spelling_of_the_disk_and_ids_carry_nfc(tokenizer):
 
 
 def test_a_tag_that_normalization_destroys_is_no_tag(tokenizer):
-    """'>' and U+0338 compose to one character, so the text holds no closing tag after NFC."""
+    """Check '>' and U+0338, which compose to one character, so the text has no closing tag after NFC."""
     with pytest.raises(ValueError, match="unclosed <img> at character 2"):
         tokenizer.encode_message("a <img>b</img>\u0338")
 
@@ -311,12 +280,6 @@ def test_errors_of_decoding_can_be_chosen(tokenizer, published_vocab):
         tokenizer.decode(half, errors="strict")
 
 
-def test_boxes_of_from_list_format_are_checked(tokenizer):
-    for box in ([1, 2, 3, 4], [[1, 2, 3]], ["(1,2),(3,4)"]):
-        with pytest.raises(ValueError, match="each \\[x1, y1, x2, y2\\]"):
-            tokenizer.from_list_format([{"box": box}])
-
-
 # ---- copies, folders, other processes ----
 
 
@@ -328,7 +291,7 @@ def test_copies_work_alike(small_vocab):
         assert (other.padding_side, other.pad_token_id, other.image_span_tokens) == ("left", 1000, 8)
 
 
-def test_a_folder_of_the_reference_is_read_and_written(published_vocab, golden, tmp_path):
+def test_a_folder_of_the_original_is_read_and_written(published_vocab, golden, tmp_path):
     shutil.copy(published_vocab, tmp_path)
     config = golden("ckpt/tiny/tokenizer_config.json")
     config["auto_map"] = {"AutoTokenizer": ["Qwen/Qwen-VL-Chat--tokenization_qwen.QWenTokenizer", None]}

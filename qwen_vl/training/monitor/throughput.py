@@ -1,5 +1,6 @@
 """Throughput monitor: counts between two lines of the log."""
 
+import dataclasses
 import re
 import resource
 import sys
@@ -81,7 +82,7 @@ class SpeedMeter:
         """Return the operations of the counted batches, forward and backward."""
         work: dict[tuple[str, ...], costs.Work] = dict(self._work) or {(): costs.Work()}
         first = next(iter(work))
-        work[first] = work[first]._replace(targets=self._targets)
+        work[first] = dataclasses.replace(work[first], targets=self._targets)
         counted = [
             costs.training_operations(
                 self._config, batch, cached=cached, trained=self._trained, adapter_parameters=self._adapters

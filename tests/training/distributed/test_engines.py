@@ -46,7 +46,7 @@ VARIANTS = {  # of adapters, and what else depends on the engine
                          "--resampler_lr", "1e-4"), runs.TEXTS),
     "new_token": ("chatml", (*LORA, "--new_special_tokens", "<act>"), MARKED),
 }  # fmt: skip
-WHOLE_WEIGHTS = {  # refused where each process has a part of the weights: test_lora_variants.py, test_vision_cache.py
+WHOLE_WEIGHTS = {  # refused where each process has a part of the weights: test_lora_targets.py, test_vision_cache.py
     "pissa": ("chatml", (*LORA, "--init_lora_weights", "pissa"), runs.TEXTS),
     "cached": ("chatml", (*LORA, "--vision_cache", "{folder}/features"), runs.TEXTS),
 }
@@ -137,7 +137,7 @@ def test_half_precision(make_checkpoint, tmp_path, alone, engine):
 def test_variants_of_adapters(make_checkpoint, tmp_path, alone, engine):
     """DoRA, PiSSA, rates of parts and rows of new tokens are what they are in one process."""
     modes = [*VARIANTS, *(WHOLE_WEIGHTS if engine in ("ddp", "zero2") else ())]
-    if engine == "zero3":  # refused: test_lora_variants.py
+    if engine == "zero3":  # refused: test_lora_targets.py
         modes.remove("new_token")
     done = launch([command(make_checkpoint, tmp_path, mode, *ENGINES[engine]) for mode in modes], tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]

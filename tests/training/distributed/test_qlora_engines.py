@@ -5,7 +5,7 @@ from helpers import runs
 from test_engines import ENGINES, launch
 
 KINDS = {"gptq": (), "nf4": (), "int8": ("--quantization", "int8")}
-WORK = ("ddp", "zero2")  # ZeRO-3 and FSDP are refused: test_lora_variants.py
+WORK = ("ddp", "zero2")  # ZeRO-3 and FSDP are refused: test_lora_targets.py
 
 
 def command(base, folder, *flags, **settings):
