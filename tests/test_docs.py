@@ -3,17 +3,26 @@
 import ast
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import make_data  # scripts/quickstart is on the path (conftest.py)
 import pytest
+from helpers.adapters import write_adapter
+from helpers.benchmark_files import IMAGE, write, write_layout
+from helpers.openai_server import completion, serving
+from helpers.runs import script
 from transformers import GenerationConfig
 
-from qwen_vl.cli import chat, data, export, merge, plan, quantize, verify
+from qwen_vl.cli import chat, data, evaluate, export, merge, plan, quantize, verify
 from qwen_vl.cli import main as cli_main
+from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
+from qwen_vl.evaluation.benchmarks import BENCHMARKS
+from qwen_vl.evaluation.benchmarks.loading import layouts_of
 from qwen_vl.model import QWenTokenizer
 from qwen_vl.training.flags import arguments
 
@@ -63,6 +72,7 @@ def known_flags():
         "export": flags_of(export.make_parser().format_help()),
         "quantize": flags_of(quantize.make_parser().format_help()),
         "verify": flags_of(verify.make_parser().format_help()),
+        "evaluate": flags_of(evaluate.make_parser().format_help()),
         "chat": flags_of(chat.make_parser().format_help()),
         **{f"data {verb}": flags_of(help_of(data.main, verb, "--help")) for verb in data.VERBS},
     }
@@ -226,7 +236,8 @@ def check_command(line, known_flags):
         return
     script = " ".join([program, *words[:1]])
     named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
-    verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else "train")
+    other = "evaluate" if "evaluate" in script else "train"
+    verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else other)
     if not program.startswith(".venv") and program != "sbatch":
         assert flags_of(line) <= known_flags[verb], line
 
@@ -265,6 +276,89 @@ def test_the_python_samples_run(make_checkpoint, tmp_path, monkeypatch, capsys):
         exec(compile(sample, "README.md", "exec"), names)
         assert isinstance(names["answer"], str) and len(names["history"]) == 1
     assert capsys.readouterr().out
+
+
+def test_the_benchmarks_in_the_document_are_those_of_the_registry():
+    """`python scripts/benchmark_table.py` prints the three parts."""
+    text, tables = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), script("benchmark_table")
+    for part in (tables.settings_table(), tables.prompts_block(), tables.files_list()):
+        assert part in text, f"docs/evaluation.md lacks what the registry has:\n{part}"
+    assert text.count("\n| `") >= len(BENCHMARKS) >= 40
+
+
+def test_the_values_in_the_document_are_what_the_metrics_give():
+    (sample,) = blocks((ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), "python")
+    first, _, calls = sample.partition("\n\n")
+    names, checked = {}, 0
+    exec(first, names)
+    for line in calls.splitlines():
+        call, _, value = line.rpartition("  # ")
+        given, wanted = eval(call, names), ast.literal_eval(value)
+        assert given == (wanted if isinstance(wanted, str) else pytest.approx(wanted, abs=1e-4)), line
+        checked += 1
+    assert checked >= 8
+
+
+@pytest.fixture
+def evaluation_folder(make_checkpoint, make_int4_checkpoint, tmp_path, monkeypatch):
+    """Return a folder with all that the commands of docs/evaluation.md name, and go there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("output/merged", "Qwen/Qwen-VL-Chat", "output/quickstart/merged"):
+        shutil.copytree(make_checkpoint(), tmp_path / name)
+    shutil.copytree(make_int4_checkpoint(), tmp_path / "output/int4")
+    write_adapter(make_checkpoint(), tmp_path / "output/lora")
+    make_data.build(tmp_path / "output/quickstart/data", limit=6)
+    test = tmp_path / "output/quickstart/data/test.json"
+    test.write_text(json.dumps(conversations.read(test)[::20]), encoding="utf-8")
+    shutil.copytree(ROOT / "data/examples", tmp_path, dirs_exist_ok=True)
+    talks = conversations.read(tmp_path / "conversations.json")[:6]
+    (tmp_path / "held_out.json").write_text(json.dumps(talks), encoding="utf-8")
+    for name in ("docvqa_val", "refcoco_testA", "mme", "okvqa_val", "scienceqa_test_img", "touchstone_en"):
+        benchmark = BENCHMARKS[name]
+        write_layout(benchmark, layouts_of(benchmark)[0], tmp_path / "eval_data")
+    shots = [{"image": IMAGE, "question": "what?", "question_id": n, "answer": "red"} for n in range(5)]
+    write(tmp_path / "eval_data/data/okvqa/okvqa_train.jsonl", shots)
+    return tmp_path
+
+
+def evaluation_commands():
+    """Return the words after `evaluate` of every command that README and docs/evaluation.md show."""
+    found = []
+    for name in ("README.md", "docs/evaluation.md"):
+        for line in "\n".join(blocks((ROOT / name).read_text(encoding="utf-8"), "sh")).splitlines():
+            match = re.match(r"(?:qwen-vl evaluate|sh scripts/evaluate.sh) (.*)", line)
+            found += [shlex.split(match[1], comments=True)] if match else []
+    return found
+
+
+def reply(path, body):
+    """Return what a server of one model, which is a judge as well, replies."""
+    if path.endswith("/models"):
+        return {"data": [{"id": "org/served"}]}
+    return completion("7 8" if "[System]" in str(body) else "red")
+
+
+def test_the_commands_of_the_evaluation_run(evaluation_folder):
+    """In their order, in one process each (the launcher has tests of its own), with short answers to save time."""
+    commands = evaluation_commands()
+    assert len(commands) >= 12
+    with serving(reply) as (address, _):
+        for words in commands:
+            words = [re.sub(r"http://localhost:\d+", address, word) for word in words]
+            short = [] if COMPARE in words[:1] else ["--device", "cpu", "--max_new_tokens", "12"]
+            cli_main.main(["evaluate", *words, *short])
+    results = evaluation_folder / "results"
+    runs = {path.parent.name for path in results.glob("*/*/scores.json")}
+    assert {
+        "data-held_out+max12",
+        "data-test+max12",
+        "mme+max12",
+        "okvqa_val+max12+4shot",
+        "touchstone_en+max12",
+    } <= runs
+    assert len(list(results.glob("*/model.json"))) >= 5
+    for kind in ("md",):
+        assert (results / f"report.{kind}").stat().st_size > 100, kind
 
 
 def mute_special_tokens(checkpoint):

@@ -14,8 +14,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from qwen_vl.checkpoint import random_model
+from qwen_vl.cli import evaluate as command
 from qwen_vl.data import chatml, conversations
+from qwen_vl.evaluation import answering
 from qwen_vl.evaluation.generation import split
+from qwen_vl.evaluation.greedy import Said
 from qwen_vl.evaluation.metrics import find_boxes
 from qwen_vl.training.flags import arguments
 
@@ -121,7 +124,7 @@ def test_tiny_model_answers_and_the_report_is_written(folder, tiny, tmp_path, ca
     base, _, _ = tiny
     test = tmp_path / "test.json"
     records = conversations.read(folder / "test.json")
-    kept = {evaluate.group_of(record): record for record in records}
+    kept = {record["category"]: record for record in records}
     test.write_text(json.dumps(list(kept.values())), encoding="utf-8")
     for split_name in ("train", "test"):
         (tmp_path / split_name).symlink_to(folder / split_name)
@@ -133,6 +136,43 @@ def test_tiny_model_answers_and_the_report_is_written(folder, tiny, tmp_path, ca
     written = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert set(written["scores"]["before"]) == set(kept)
     assert "| box-zh | IoU >= 0.5 | 1 |" in capsys.readouterr().out
+    said = {example["question"]: example["predictions"]["before"] for example in written["examples"]}
+    samples, _ = evaluated(base, test, tmp_path / "results")
+    assert len(said) == 6 and said == {sample["question"]: sample["answer"] for sample in samples}
+
+
+def evaluated(model, test, results):
+    """Return (samples, figures) of `qwen-vl evaluate MODEL --data TEST`."""
+    command.main([str(model), "--data", str(test), "--output_dir", str(results), "--device", "cpu"])
+    (folder,) = results.glob("*/data-*")
+    samples = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    figures = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["figures"]
+    return [json.loads(line) for line in samples], figures
+
+
+def test_the_report_has_the_figures_of_qwen_vl_evaluate(folder, tiny, tmp_path, monkeypatch):
+    """Of a model that is wrong on every third question."""
+    base, test, asked = tiny[0], folder / "test.json", []
+    talks = [[turn["value"] for turn in record["conversations"]] for record in conversations.read(test)]
+    known = {question: answer if number % 3 else "no" for number, (question, answer) in enumerate(talks)}
+
+    def say(model, tokenizer, prompts, decoding, *, on_batch, **_):
+        asked.append((prompts, decoding))
+        on_batch([(index, Said(text=known[prompt.text])) for index, prompt in enumerate(prompts)])
+
+    monkeypatch.setattr(answering, "greedy_answers", say)
+    evaluate.main([str(test), str(tmp_path / "report"), "--stage", f"x={base}"])
+    scores = json.loads((tmp_path / "report/report.json").read_text(encoding="utf-8"))["scores"]["x"]
+    samples, figures = evaluated(base, test, tmp_path / "results")
+    assert len(samples) == len(talks) and len(asked) == 2
+    assert len(asked[0][0]) == len(asked[1][0]) and set(asked[0][0]) == set(asked[1][0])
+    assert asked[0][1] == asked[1][1]
+    for group, score in scores.items():
+        name = "first_at_0.5" if group.startswith("box") else "agree"
+        figure = figures[f"category/{group} {name}"]
+        assert (figure["value"], figure["count"]) == pytest.approx((100 * score["share"], score["count"]))
+        assert 0.6 < score["share"] < 1, group
+    assert len(scores) == 6
 
 
 @pytest.mark.parametrize("name", ["quickstart_boxes", "quickstart_full", "quickstart_lora"])

@@ -113,6 +113,25 @@ def test_profile_generate(make_checkpoint, tmp_path, capsys):
         script("profile_generate").main(["--model", str(make_checkpoint()), "--lengths", "20"])
 
 
+def test_benchmark_evaluation(make_checkpoint, tmp_path, capsys):
+    """scripts/benchmark_evaluation.py, in small; it checks that the answers are the same."""
+    benchmark = script("benchmark_evaluation")
+    benchmark.main(["--quick", "--model", str(make_checkpoint()), "--out", str(tmp_path / "table.md")])
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    for row in (
+        "| answers, 30 questions an image, against one by one | ",
+        "| ranking of 4 options, 1 question an image",
+    ):
+        assert row in table
+    assert re.search(r"\| VQA accuracy of 2,000 answers \| [\d.]+ \|", table) and "| CIDEr of 50 captions" in table
+    benchmark.check(["a"], ["a"], True)
+    for ours, theirs in ((["a"], ["b"]), ([(1.0, 2.0)], [[1.0, 2.1]])):
+        benchmark.check(ours, theirs, False)
+        with pytest.raises(RuntimeError, match="differ"):
+            benchmark.check(ours, theirs, True)
+
+
 def differences(table):
     """Return the percentages by which a table of scripts/profile_finetune.py says that the plan is off."""
     return [int(number) for number in re.findall(r"planned [\d.]+, ([+-]\d+)%", table)]

@@ -14,6 +14,7 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "export": ("qwen_vl.cli.export", "write a standalone model with a model card"),
     "quantize": ("qwen_vl.cli.quantize", "store the decoder of a checkpoint in 4 bits"),
     "verify": ("qwen_vl.cli.verify", "compare two models: logits, greedy answers, files"),
+    "evaluate": ("qwen_vl.cli.evaluate", "benchmarks and held-out data: answer, score, report"),
     "checkpoint": ("qwen_vl.cli.checkpoint", "show a checkpoint of a run, or export its model or adapter"),
     "chat": ("qwen_vl.cli.chat", "chat with a checkpoint or an adapter in the terminal"),
 }
@@ -26,7 +27,7 @@ def entry(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Do what the command line says. Exit with code 2 if its first word is not a verb."""
-    verbs = Verbs("qwen-vl", "Fine-tune, export and chat with Qwen-VL checkpoints.", VERBS)
+    verbs = Verbs("qwen-vl", "Fine-tune, export, evaluate and chat with Qwen-VL checkpoints.", VERBS)
     verbs.parser.usage = "qwen-vl [-h] [--version] VERB .."
     verbs.parser.add_argument("--version", action="version", version=f"qwen-vl {version()}")
     verbs.main(argv)

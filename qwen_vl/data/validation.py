@@ -52,7 +52,7 @@ WARNINGS = {
 KEYS = {
     "record": (
         {"conversations"},
-        {"id", "system", "weight"},
+        {"id", "system", "weight", "metric", "category", "references"},  # the last three: evaluation/readers
         {"messages": "conversations", "conversation": "conversations"},
     ),
     "turn": ({"from", "value"}, {"loss"}, {"role": "from", "content": "value", "text": "value"}),

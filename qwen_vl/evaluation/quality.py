@@ -85,7 +85,7 @@ def measure(
     said = generation.answer(
         model, tokenizer, records, search_dirs=folders, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
-    right = metrics.exact_match(said, [generation.split(record)[2] for record in records])
+    right = metrics.share_that_agree(said, [generation.split(record)[2] for record in records])
     return Quality(perplexity(model, samples), said, right)
 
 

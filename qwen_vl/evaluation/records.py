@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from qwen_vl.model.image_loading_qwen import ImageError, read_image
 
@@ -44,6 +44,8 @@ class ImageSource:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 return read_image(image)
+        except UnidentifiedImageError as error:  # its own text has an address in memory
+            raise ImageError(f"image {self.name!r}: in no known format of images; get the file again") from error
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(f"image {self.name!r}: cannot be decoded ({error}); get the file again") from error
 
@@ -90,15 +92,33 @@ class Ranking:
     num_options: int | None = None  # None: as many as the record has
 
 
+Parts = tuple[str | ImageSource, ...]  # texts and images in their order
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads for one record: a text with <img>NAME</img> for each image, raw or as a chat turn."""
+    """What the model reads for one record: texts and images in their order, raw or as a chat turn.
 
-    text: str
-    images: tuple[ImageSource, ...] = ()  # in the order of the tags in history and text
+    An ImageSource among the parts is an image, and nothing else is: <img> in a text part is what somebody wrote, and
+    stays plain text, as control markers such as <|im_end|> do. The ref, box and quad tags of a text are tokens. Two
+    texts never follow each other, so words are tokenized across the place where a template was filled.
+    """
+
+    parts: Parts
     style: Style = "raw"
     system: str | None = None  # chat only; None: the default system text
-    history: tuple[tuple[str, str], ...] = ()  # chat only
+    history: tuple[tuple[Parts, str], ...] = ()  # chat only: earlier (question, answer) turns
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """Return the images in the order in which the model reads them, those of the history first."""
+        turns = [*(asked for asked, _ in self.history), self.parts]
+        return tuple(part for turn in turns for part in turn if isinstance(part, ImageSource))
+
+    @property
+    def text(self) -> str:
+        """Return the parts (without the history) for people and for keys, with <img>NAME</img> for each image."""
+        return "".join(part if isinstance(part, str) else f"<img>{part.name}</img>" for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,8 @@
-"""A model folder, loaded for inference."""
+"""A model folder, loaded to chat."""
 
 import os
 
-import torch
-
-from qwen_vl.adapters.attach import load_adapted
-from qwen_vl.checkpoint import loading, quantization
+from qwen_vl.adapters import inference
 from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.families import v1 as family
@@ -21,34 +18,15 @@ def load(
     base: str | None = None,
     trust_base: bool = False,
 ) -> tuple[QWenLMHeadModel, QWenTokenizer]:
-    """Return (model, tokenizer) of a model folder, hub name or adapter folder, in evaluation mode on `device`.
+    """Return (model, tokenizer) of a model that can chat; arguments and errors are those of `inference.load`.
 
-    device: None takes the accelerator if there is one. dtype: "auto" keeps the file's. base, trust_base: for an adapter
-    whose base has moved or was not recorded. Raise OSError or ValueError if it cannot be loaded or cannot chat.
+    Raise ValueError for a base model, which only continues texts, too.
     """
-    place = usable_device(device)
-    folder = ModelFolder.open(path)
-    if folder.is_adapter:
-        model, tokenizer = load_adapted(folder.path, base=base, dtype=dtype, trust_base=trust_base, device=place)
-    else:
-        tokenizer = folder.tokenizer
-        model = loading.load_model(path, dtype=dtype, device=place, fast_kernels=True)
+    model, tokenizer = inference.load(path, device=device, dtype=dtype, base=base, trust_base=trust_base)
     settings = model.generation_config.to_dict()
     if not family.is_chat(settings, unmarked=True):
         raise ValueError(
             f"{path}: a base model (chat_format {family.chat_format(settings)!r} in generation_config.json), which "
             "only continues texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
         )
-    is_placed = quantization.kind_of(model.config) is not None  # quantized weights were loaded onto the device
-    return (model if is_placed else model.to(place)).eval(), tokenizer
-
-
-def usable_device(name: str | None = None) -> torch.device:
-    """Return the torch.device called `name`, or the best one here. Raise ValueError if torch cannot use it."""
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); try cpu or cuda") from error
+    return model, tokenizer

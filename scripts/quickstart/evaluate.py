@@ -19,57 +19,64 @@ if __name__ == "__main__":
 import report
 import torch
 
-from qwen_vl.checkpoint import loading
 from qwen_vl.cli.run import run
-from qwen_vl.data import conversations
-from qwen_vl.evaluation import generation, metrics
-from qwen_vl.model.image_loading_qwen import read_image
+from qwen_vl.evaluation import suite
+from qwen_vl.evaluation.answering import LocalModel
+from qwen_vl.evaluation.metrics.own_data import OWN_DATA
+from qwen_vl.evaluation.metrics.result import Pair
+from qwen_vl.evaluation.records import Answer
 
 BATCH_SIZE = 64
-MAX_NEW_TOKENS = 48  # a box with its phrase needs about 30
 SHOWN_BOXES = 8
 SHOWN_OTHERS = 2  # of each other task and language
+MEASURES = {"first_at_0.5": "IoU >= 0.5", "agree": "exact match"}  # figure of a category: its name in the report
+
+
+def read(path):
+    """The test file as a task of `qwen-vl evaluate --data`; ValueError if its records have no categories."""
+    (task,) = suite.tasks_of(suite.Request(data=(str(path),)))
+    without = [record.id for record in task.records if "category" not in record.fields]
+    if without:
+        raise ValueError(f"{path}: {without[0]}: has no category; make the file with scripts/quickstart/make_data.py")
+    return task
 
 
 def group_of(record):
-    """Return the task and language of a record of `make_data.build`, such as "box-zh"."""
-    return record["id"].split("/")[0]
+    """The task and language of a record of `make_data.build`: "box-zh"."""
+    return record.fields["category"]
 
 
 def score(records, predictions):
-    """Return {group: Score} of predictions for the records: IoU for boxes, exact match for the others."""
-    pairs = {}
-    for record, prediction in zip(records, predictions, strict=True):
-        pairs.setdefault(group_of(record), []).append((prediction, generation.split(record)[2]))
+    """{group: Score} of predictions for the records, as `qwen-vl evaluate` gives them: boxes by IoU, all else equal."""
+    pairs = [Pair(record, Answer(record.id, "", text)) for record, text in zip(records, predictions, strict=True)]
+    figures = OWN_DATA.score(pairs).figures
     scores = {}
-    for group, members in pairs.items():
-        is_box = group.startswith("box")
-        measure = metrics.box_accuracy if is_box else metrics.exact_match
-        name = "IoU >= 0.5" if is_box else "exact match"
-        scores[group] = report.Score(measure(*zip(*members, strict=True)), len(members), name)
+    for group in dict.fromkeys(map(group_of, records)):
+        (name,) = (name for name in MEASURES if f"category/{group} {name}" in figures)
+        figure = figures[f"category/{group} {name}"]
+        scores[group] = report.Score(figure.value / 100, figure.count, MEASURES[name])
     return scores
 
 
-def answers_of(folder, records, search_dirs):
-    """Return the answers of the model in a folder; progress goes to stderr."""
-    model, tokenizer = loading.load_model(folder), loading.load_tokenizer(folder)
+def answers_of(folder, task):
+    """The answers of the model in a checkpoint folder; progress goes to stderr."""
+    prompts = task.prompts()
+    answers = {}
 
-    def show(done, total):
-        print(f"\r{folder}: {done}/{total} answers", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    def keep(batch):
+        for index, said in batch:
+            if said.error:
+                raise ValueError(f"{task.records[index].id}: {said.error}")
+            answers[index] = said.text
+        end = "\n" if len(answers) == len(prompts) else ""
+        print(f"\r{folder}: {len(answers)}/{len(prompts)} answers", end=end, file=sys.stderr, flush=True)
 
-    return generation.answer(
-        model,
-        tokenizer,
-        records,
-        search_dirs=search_dirs,
-        batch_size=BATCH_SIZE,
-        max_new_tokens=MAX_NEW_TOKENS,
-        on_batch=show,
-    )
+    LocalModel.load(folder).answer(prompts, task.benchmark.decoding, batch_size=BATCH_SIZE, on_batch=keep)
+    return [answers[index] for index in range(len(prompts))]
 
 
-def choose(records, predictions, search_dirs):
-    """Return the first examples of each group as a list of report.Example, boxes first."""
+def choose(records, predictions):
+    """The first examples of each group, boxes before the rest: list of report.Example."""
     shown, counts = [], {}
     for number, record in enumerate(records):
         group = group_of(record)
@@ -78,10 +85,9 @@ def choose(records, predictions, search_dirs):
             shown.append((not group.startswith("box"), number))
     examples = []
     for _, number in sorted(shown):
-        _, query, answer = generation.split(records[number])
-        image = read_image(query.partition("<img>")[2].partition("</img>")[0], search_dirs=search_dirs)
+        record = records[number]
         said = {stage: answers[number] for stage, answers in predictions.items()}
-        examples.append(report.Example(query, answer, said, image))
+        examples.append(report.Example(record.question, record.answers[0], said, record.images[0].open()))
     return examples
 
 
@@ -102,9 +108,9 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     stages, trainings = named(args.stage), named(args.curve)
-    records = conversations.read(args.test)
-    search_dirs = conversations.search_dirs(args.test)
-    predictions = {stage: answers_of(folder, records, search_dirs) for stage, folder in stages.items()}
+    task = read(args.test)
+    records = task.records
+    predictions = {stage: answers_of(folder, task) for stage, folder in stages.items()}
     scores = {stage: score(records, answers) for stage, answers in predictions.items()}
     curves = {name: losses(folder) for name, folder in trainings.items()}
     facts = {
@@ -118,7 +124,7 @@ def main(argv=None):
         facts=facts,
         scores=scores,
         curves={name: points for name, (points, *_) in curves.items()},
-        examples=choose(records, predictions, search_dirs),
+        examples=choose(records, predictions),
     )
     print(report.accuracy_table(scores))
     print(f"report: {path}")

@@ -1,8 +1,8 @@
 """The quickstart's conversations: easy-vqa's images and questions, with Chinese, boxes and comparisons added.
 
 `python scripts/quickstart/make_data.py OUT` writes OUT/boxes.json, OUT/full.json and OUT/lora.json (one for each
-training stage), OUT/test.json and their images. The id of a test record starts with its task and language, as in
-"box-en/12".
+training stage), OUT/test.json and their images. The category of a test record is its task and language, as in
+"box-en", and its id starts with it: `qwen-vl evaluate MODEL --data OUT/test.json` has a score of each category.
 The test file uses easy-vqa's test images alone, the others its training images alone.
 """
 
@@ -32,7 +32,8 @@ PAIRS = 0.5  # questions about two images, per image
 CHINESE_SHARE = 0.65  # Chinese questions per English question
 REPLAYED = 4  # every n-th English question is repeated with the Chinese ones
 NEGATION = re.compile(r" not? ")
-BIGGER = 1.3  # sizes are compared only if the areas differ by this factor
+BIGGER = 1.3  # sizes are compared only where the areas differ by this factor
+MOST_TRIES = 10_000  # to find two images that can be compared
 PALETTE = {
     "black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128),
     "green": (0, 255, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0),
@@ -160,12 +161,13 @@ def compare(kind, one, other, language):
 def pick_pair(all_scenes, rng):
     """Return (kind, scene, scene) for two comparable scenes; same and different are equally likely."""
     kind, same = rng.choice(list(COMPARISONS)), rng.random() < 0.5
-    while True:
+    for _ in range(MOST_TRIES):
         one, other = rng.sample(all_scenes, 2)
         if kind == "size" and max(one.area, other.area) >= BIGGER * min(one.area, other.area):
             return kind, one, other
         if kind != "size" and (getattr(one, kind) == getattr(other, kind)) == same:
             return kind, one, other
+    raise ValueError(f"{len(all_scenes)} pictures have too few pairs to compare; use a higher --limit")
 
 
 def record(name, images, question, answer):
@@ -261,7 +263,7 @@ def build_test(test, rng):
             ([one, other], {language: compare(kind, one, other, language) for language in LANGUAGES})
         )
     return [
-        record(f"{task}-{language}/{number}", images, *exchange[language])
+        record(f"{task}-{language}/{number}", images, *exchange[language]) | {"category": f"{task}-{language}"}
         for task, entries in kept.items()
         for language in LANGUAGES
         for number, (images, exchange) in enumerate(entries)

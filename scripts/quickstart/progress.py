@@ -24,7 +24,7 @@ STAGES = {  # stage of scripts/quickstart.sh: its seconds on 2 idle cores
     "lora": 180,
     "merge": 10,
     "chat": 10,
-    "report": 60,
+    "report": 80,
     "done": 0,
 }
 TRUSTED = 60  # seconds of STAGES that count as measured here, so a short first stage has little weight

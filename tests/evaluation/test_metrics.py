@@ -10,11 +10,11 @@ from PIL import Image
 from qwen_vl.evaluation import metrics
 
 
-def test_exact_match_forgives_case_space_and_a_full_stop_only():
+def test_agreement_forgives_case_space_and_a_full_stop_only():
     predictions = ["Yes.", " red", "红色。", "no way", ""]
-    assert metrics.exact_match(predictions, ["yes", "red", "红色", "no", "no"]) == pytest.approx(3 / 5)
+    assert metrics.share_that_agree(predictions, ["yes", "red", "红色", "no", "no"]) == pytest.approx(3 / 5)
     with pytest.raises(ValueError, match="no answers"):
-        metrics.exact_match([], [])
+        metrics.share_that_agree([], [])
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_box_accuracy_counts_missing_and_malformed_boxes_as_wrong():
     right = "<ref>dog</ref><box>(0,0),(100,100)</box>"
     predictions = [right, "<box>(0,0),(100,51)</box>", "<box>(0,0),(100,49)</box>", "no box", "<box>(0,0),(100</box>"]
     assert metrics.box_accuracy(predictions, [right] * 5) == pytest.approx(2 / 5)
-    with pytest.raises(ValueError, match="exact_match"):
+    with pytest.raises(ValueError, match="share_that_agree"):
         metrics.box_accuracy(["x"], ["no box in the answer"])
 
 

@@ -64,7 +64,7 @@ def test_nothing_that_a_model_writes_raises(tokenizer, in_golden_dir):
         assert drawn.size == (200, 100) if boxes else drawn is None, ascii(text)
         num_drawn += bool(boxes)
         assert 0 <= metrics.box_accuracy([text], ["<box>(1,2),(3,4)</box>"]) <= 1
-        assert 0 <= metrics.exact_match([text], ["yes"]) <= 1
+        assert 0 <= metrics.share_that_agree([text], ["yes"]) <= 1
         prompt = make_context(tokenizer, "and now?", [*history, ("what?", text)])
         assert "and now?" in tokenizer.decode(prompt.ids)
         plain = tokenizer.encode(text, allowed_special=set(), disallowed_special=())

@@ -7,17 +7,31 @@ from pathlib import Path
 from qwen_vl.evaluation.metrics.result import Metric, Pair
 from qwen_vl.evaluation.records import Decoding, Ranking, Record, Style
 
-Reader = Callable[[Mapping[str, Path]], Sequence[Record]]  # gets {role: path} of the files of a benchmark
+# Gets {role: path} of the files of a benchmark that are there; role "root" is --data_dir.
+Reader = Callable[[Mapping[str, Path]], Sequence[Record]]
 Submission = Callable[[Path, Sequence[Pair]], list[Path]]  # writes into a folder and returns what it wrote
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file or folder that a benchmark needs, and how to obtain it. `path` is relative to --data_dir."""
+    """A file or folder that a benchmark needs, and how to obtain it. `path` is relative to --data_dir.
+
+    --data_dir is the folder that holds `data/`; the folder `data` itself will do. `source` says where the file can be
+    had, and what to convert.
+    """
 
     path: str
-    source: str  # where it can be had, and what to convert
+    source: str
     optional: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Another form in which the files of a benchmark may lie there, and what reads them."""
+
+    name: str  # for people, such as "VLMEvalKit table"
+    files: Mapping[str, DataFile]
+    reader: Reader
 
 
 @dataclass(frozen=True)
@@ -38,3 +52,10 @@ class Benchmark:
     published_note: str = ""  # source, where it is not the authors' repository
     submission: Submission | None = None
     parts: tuple[str, ...] = ()  # of a mean: names of the benchmarks whose headline figures are averaged
+    group_of: Callable[[Record], str] | None = None  # names the records that a subset must not tear apart
+    layouts: tuple[Layout, ...] = ()  # other forms of the same files, in order of preference
+    shots_reader: Reader | None = None  # of role "shots", solved examples of a training split
+    has_answers: bool = True  # False: a test split, only a submission file can be made of its answers
+    # Published numbers of other figures, {figure: {model: number}}, and with solved examples, {shots: {model: number}}.
+    published_figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    published_with_shots: Mapping[int, Mapping[str, float]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ BOX = re.compile(rf"<box>\({NUMBER},{NUMBER}\),\({NUMBER},{NUMBER}\)</box>")
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
-def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
+def share_that_agree(predictions: Sequence[str], answers: Sequence[str]) -> float:
     """Return the share of predictions that say the answer: equal but for case, outer white space and a final period."""
     pairs = list(zip(predictions, answers, strict=True))
     return _share(_normal(prediction) == _normal(answer) for prediction, answer in pairs)
@@ -25,7 +25,7 @@ def box_accuracy(predictions: Sequence[str], answers: Sequence[str], threshold: 
     for prediction, answer in zip(predictions, answers, strict=True):
         wanted, found = find_boxes(answer), find_boxes(prediction)
         if not wanted:
-            raise ValueError(f"answer {answer!r} has no <box>(x1,y1),(x2,y2)</box>; score it with exact_match")
+            raise ValueError(f"answer {answer!r} has no <box>(x1,y1),(x2,y2)</box>; score it with share_that_agree")
         right.append(bool(found) and iou(found[0], wanted[0]) >= threshold)
     return _share(right)
 

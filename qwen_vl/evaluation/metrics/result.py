@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from qwen_vl.evaluation.records import Answer, Record
+from qwen_vl.evaluation.statistics import Figure, Unit
 
-Unit = Literal["percent", "points", "count", "share"]
+__all__ = ["Ask", "Figure", "Messages", "Metric", "Pair", "Result", "SampleScore", "Unit"]
+
+Messages = list[dict[str, str]]  # a conversation of the OpenAI protocol: role and content
+Ask = Callable[[Sequence[Messages]], list[str]]  # passes conversations to a judge, and returns its replies
 
 
 class Pair(NamedTuple):
@@ -14,16 +18,6 @@ class Pair(NamedTuple):
 
     record: Record
     answer: Answer
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of a report. `value` and `standard_error` are in `unit`; percent goes from 0 to 100."""
-
-    value: float
-    count: int  # of records that it is made of
-    standard_error: float | None = None  # clustered by image; None where it is not defined
-    unit: Unit = "percent"
 
 
 @dataclass(frozen=True)
@@ -49,8 +43,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Metric:
-    """A rule of scoring. `score` gets the answered records in the order of the benchmark."""
+    """A rule of scoring. `score` gets the answered records in the order of the benchmark, and an Ask if it needs it."""
 
     name: str
-    score: Callable[[Sequence[Pair]], Result]
+    score: Callable[..., Result]
     needs_judge: bool = False
