@@ -137,7 +137,7 @@ def _cell(run: Run | None) -> str:
 
 
 def _badges(run: Run) -> str:
-    return "".join(f'<br><span class="badge">{for_html(mark, MAX_NAME)}</span>' for mark in run.marks)
+    return "".join(f'<div><span class="badge">{for_html(mark, MAX_NAME)}</span></div>' for mark in run.marks)
 
 
 def _beside(run: Run, figure: str) -> str:
