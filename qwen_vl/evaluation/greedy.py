@@ -25,7 +25,7 @@ from .passes import Passes, Prefix, Row, RowCache, open_features
 from .records import Decoding, Prompt
 from .token_loop import Generated, generate
 
-DIGITS = 6  # of a loss behind the point: far fewer than where float32 begins to depend on the machine's threads
+DIGITS = 5  # of a loss behind the point: hides what is left where a library adds in another order
 
 
 class Said(NamedTuple):

@@ -96,7 +96,7 @@ class RowCache(Cache):
 
 
 class Finished(Exception):
-    """The keys and values of all layers are there: what else the last layer computes of a prefix, nobody reads."""
+    """The keys and values of all layers are there: no pass reads what else the last layer computes."""
 
 
 class PrefixCache(DynamicCache):
