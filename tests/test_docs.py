@@ -73,6 +73,7 @@ def known_flags():
         "quantize": flags_of(quantize.make_parser().format_help()),
         "verify": flags_of(verify.make_parser().format_help()),
         "evaluate": flags_of(evaluate.make_parser().format_help()),
+        "evaluate compare": flags_of(help_of(evaluate.main, "compare", "--help")),
         "chat": flags_of(chat.make_parser().format_help()),
         **{f"data {verb}": flags_of(help_of(data.main, verb, "--help")) for verb in data.VERBS},
     }
@@ -357,7 +358,7 @@ def test_the_commands_of_the_evaluation_run(evaluation_folder):
         "touchstone_en+max12",
     } <= runs
     assert len(list(results.glob("*/model.json"))) >= 5
-    for kind in ("md",):
+    for kind in ("md", "csv", "json", "html"):
         assert (results / f"report.{kind}").stat().st_size > 100, kind
 
 
