@@ -107,7 +107,7 @@ def ratios(model, tokenizer, length, rounds, folder):
             f"4 rows of {tokens // 4} tokens together, against one by one": ratio(
                 lambda: write(model, prompt(model, picture, rows=4), tokens // 4), one_by_one, device, rounds
             ),
-            f"conversation of {len(QUESTIONS)} turns about an image, with a kept KV cache against without": ratio(
+            f"conversation of {len(QUESTIONS)} turns about an image, with a memory against without": ratio(
                 lambda: converse(model.new_memory()), lambda: converse(None), device, rounds
             ),
         }
