@@ -46,7 +46,7 @@ VARIANTS = {  # of adapters, and what else depends on the engine
                          "--resampler_lr", "1e-4"), runs.TEXTS),
     "new_token": ("chatml", (*LORA, "--new_special_tokens", "<act>"), MARKED),
 }  # fmt: skip
-WHOLE_WEIGHTS = {  # refused where ranks hold parts of the weights: test_lora_targets.py, vision_cache/test_vision_cache.py
+WHOLE_WEIGHTS = {  # refused where ranks hold parts of the weights: test_lora_targets.py, test_vision_cache.py
     "pissa": ("chatml", (*LORA, "--init_lora_weights", "pissa"), runs.TEXTS),
     "cached": ("chatml", (*LORA, "--vision_cache", "{folder}/features"), runs.TEXTS),
 }
