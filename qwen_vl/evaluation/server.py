@@ -3,13 +3,13 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
 
-from qwen_vl.evaluation.answering import ModelIdentity, Said
+from qwen_vl.evaluation.answering import ModelIdentity, OnBatch, Said
 from qwen_vl.evaluation.openai_protocol import Endpoint, concurrently, first_choice
 from qwen_vl.evaluation.records import Decoding, ImageSource, Parts, Prompt, Ranking
 
@@ -57,7 +57,7 @@ class ServerModel:
         *,
         option_counts: Sequence[int] = (),
         batch_size: int,
-        on_batch: Callable[[list[tuple[int, Said]]], None],
+        on_batch: OnBatch,
     ) -> None:
         """Ask every prompt, `batch_size` at a time; call on_batch with each answer as it comes.
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, is_adapter
 from qwen_vl.checkpoint import loading, quantization, shard_writer
+from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.training.resume import checkpoints
 
 from . import export as exporting
@@ -33,7 +34,7 @@ def show(folder: str | Path) -> Shown:
     if not (folder / checkpoints.TRAINER_STATE).exists() and not checkpoints.is_checked(folder):
         raise FileNotFoundError(f"{folder}: no {checkpoints.TRAINER_STATE} there; give a checkpoint-N folder")
     problems, state = checkpoints.damage(folder), checkpoints.run_state(folder)
-    trainer = checkpoints.read_json(folder, checkpoints.TRAINER_STATE) or {}
+    trainer = read_json_or_none(folder, checkpoints.TRAINER_STATE) or {}
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
     checked = "every hash is right" if checkpoints.is_checked(folder) else "no manifest, so files were not compared"

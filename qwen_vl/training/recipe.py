@@ -16,6 +16,7 @@ from transformers import set_seed
 from qwen_vl.adapters import build, convert, lora_targets
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization, saving
+from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data import build as data_build
 from qwen_vl.data import mixing
 from qwen_vl.data.chatml import EncodeOptions, Overlength
@@ -178,7 +179,7 @@ def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
     ):
         return False
     if training.process_index == 0:
-        state = checkpoints.read_json(last, checkpoints.TRAINER_STATE) or {}
+        state = read_json_or_none(last, checkpoints.TRAINER_STATE) or {}
         print(
             f"already finished (step {state.get('global_step')} of {state.get('max_steps')}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl.adapters.adapter import WEIGHTS_FILE
+from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.skip_manifests import sha256
 from qwen_vl.data.sources.readers import data_files
-from qwen_vl.training.resume import checkpoints
 
 from .callbacks import METRICS_FILE, read_metrics
 
@@ -66,7 +66,7 @@ def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(output_dir: str | Path) -> dict[str, Any]:
     """Return the content of an output folder's run.json; {} if it is missing or has no trained weights next to it."""
-    found = checkpoints.read_json(output_dir, FILE) or {}
+    found = read_json_or_none(output_dir, FILE) or {}
     has_weights = any(any(Path(output_dir).glob(pattern)) for pattern in WEIGHTS)
     return found if has_weights and {"settings", "metrics"} <= found.keys() else {}
 

@@ -51,14 +51,11 @@ def _entry(path: Path) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def read_json(folder: str | Path, name: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file of a checkpoint; None if the file is missing or holds no JSON object."""
-    return read_json_or_none(folder, name)
-
-
 def run_state(folder: str | Path) -> dict[str, Any]:
     """Return the run state that `ResumableTrainer` recorded in a checkpoint; only {"step"} if there is none."""
-    return read_json(folder, RUN_STATE) or {"step": (read_json(folder, TRAINER_STATE) or {}).get("global_step", 0)}
+    return read_json_or_none(folder, RUN_STATE) or {
+        "step": (read_json_or_none(folder, TRAINER_STATE) or {}).get("global_step", 0)
+    }
 
 
 def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
@@ -70,13 +67,13 @@ def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
     folder = Path(folder)
     problems = []
     if (folder / MANIFEST).exists():
-        manifest = read_json(folder, MANIFEST)
+        manifest = read_json_or_none(folder, MANIFEST)
         if manifest is None or not isinstance(manifest.get("files"), dict):
             return [f"{MANIFEST} is damaged"]
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
             found = threads.map(lambda item: _mismatch(folder / item[0], item[1]), manifest["files"].items())
         problems = [f"{name} {what}" for name, what in zip(manifest["files"], found, strict=True) if what]
-    if not problems and read_json(folder, TRAINER_STATE) is None:
+    if not problems and read_json_or_none(folder, TRAINER_STATE) is None:
         problems.append(f"no {TRAINER_STATE} there that can be read")
     if resumable and not problems and not has_optimizer(folder):
         kind, flag = ("adapter", "lora_weight_path") if is_adapter(folder) else ("model", "model_name_or_path")
@@ -126,7 +123,7 @@ def _step(path: Path) -> int | None:
 
 def written(path: str | Path) -> float:
     """Return the time at which a checkpoint was written, in seconds since 1970."""
-    return (read_json(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
+    return (read_json_or_none(path, MANIFEST) or {}).get("written", Path(path).stat().st_mtime)
 
 
 def rescue(output_dir: str | Path) -> None:
@@ -197,7 +194,7 @@ def _newest(output_dir: str | Path) -> str | None:
 
 
 def _announce(folder: Path) -> None:
-    state, manifest = read_json(folder, TRAINER_STATE), read_json(folder, MANIFEST)
+    state, manifest = read_json_or_none(folder, TRAINER_STATE), read_json_or_none(folder, MANIFEST)
     assert state is not None, "`damage` has read it"
     whole = f"complete, {len(manifest['files'])} files" if manifest else "no manifest: it could not be checked"
     logger.warning(

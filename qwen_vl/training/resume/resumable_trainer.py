@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from qwen_vl.checkpoint import saving
+from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
@@ -224,7 +225,7 @@ class ResumableTrainer(HookedTrainer):
 
         A schedule that depends on the losses is not changed.
         """
-        scheduler, before = self.lr_scheduler, checkpoints.read_json(checkpoint, checkpoints.TRAINER_STATE)
+        scheduler, before = self.lr_scheduler, read_json_or_none(checkpoint, checkpoints.TRAINER_STATE)
         assert before is not None, "transformers has read it by now"
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             return

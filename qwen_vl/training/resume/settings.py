@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 
 from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
+from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.training.monitor import run_record
 
 from . import checkpoints
@@ -147,7 +148,7 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
     "quantization"}. Entries that a checkpoint of an older version lacks are not compared.
     """
     state, problems = checkpoints.run_state(checkpoint), []
-    theirs = checkpoints.read_json(checkpoint, CONFIG_FILE)
+    theirs = read_json_or_none(checkpoint, CONFIG_FILE)
     ours = model.peft_config["default"].to_dict() if isinstance(model, PeftModel) else None
     if (ours is None) != (theirs is None):
         problems.append(f"--use_lora {ours is not None} (the checkpoint's: {theirs is not None})")
@@ -159,7 +160,7 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
     own = str(dtype).removeprefix("torch.")
     if state.get("dtype", own) != own:
         problems.append(f"precision {own}, by --bf16 or --fp16 (the checkpoint's: {state['dtype']})")
-    recorded = state.get("base") or checkpoints.read_json(checkpoint, BASE_FILE) or {}
+    recorded = state.get("base") or read_json_or_none(checkpoint, BASE_FILE) or {}
     if recorded.get("quantization", base["quantization"]) != base["quantization"]:
         problems.append(f"base weights as {base['quantization']} (the checkpoint's: {recorded['quantization']})")
     if recorded.get("fingerprint", base["fingerprint"]) != base["fingerprint"]:
@@ -194,7 +195,7 @@ def is_finished(
     if not result or not run_record.is_newer(output_dir, checkpoints.written(checkpoint)):  # not left by an earlier run
         return False
     end = result["metrics"]["steps"]
-    best = (checkpoints.read_json(output_dir, checkpoints.TRAINER_STATE) or {}).get("best_global_step")
+    best = (read_json_or_none(output_dir, checkpoints.TRAINER_STATE) or {}).get("best_global_step")
     if state["step"] != end and not (newest and state["step"] == best):
         return False
     if not resumable:
