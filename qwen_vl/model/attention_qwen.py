@@ -45,7 +45,10 @@ def attend(
     segment_lengths (training only) add up to the length. Each segment attends causally to itself alone, in a call of
     its own. The result is exact, and cheaper than a mask over the whole row.
     """
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation_of(module), eager_attention)
+    name = implementation_of(module)
+    if kwargs.get("is_causal") is False and "cache" not in kwargs:
+        name = name.removeprefix("paged|")  # the vision tower, beside continuous batching of the decoder
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
     kwargs["scaling"] = query.shape[-1] ** -0.5
     if segment_lengths is None:
         return interface(module, query, key, value, attention_mask, **kwargs)
