@@ -44,8 +44,13 @@ def is_engine_pass(config: PreTrainedConfig, arguments: Mapping[str, Any]) -> bo
     return not is_flash_attention_requested(requested_attention_implementation=name)
 
 
-def check_engine_pass(position_ids: torch.Tensor | None, images: Iterable[Any]) -> None:
-    """Raise ValueError if an engine's pass has no positions, or one of the arguments `images`."""
+def check_engine_pass(position_ids: torch.Tensor | None, past_key_values: Any, images: Iterable[Any]) -> None:
+    """Raise ValueError if an engine's pass has no positions, a KV cache of ours, or one of the arguments `images`."""
+    if past_key_values is not None:
+        raise ValueError(
+            "past_key_values: this attention implementation is taken for that of a serving engine, which has its own KV "
+            f"cache; use one of {', '.join(OWN_CACHE)} or a flash attention"
+        )
     if position_ids is None:
         raise ValueError("position_ids: an engine packs many requests into a row, so it has to pass their positions")
     if any(value is not None for value in images):

@@ -185,7 +185,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         in_engine = is_engine_pass(self.config.get_text_config(), kwargs)
         images = (pixel_values, image_features, vit_features, image_index, image_spans, open_image)
         if in_engine:
-            check_engine_pass(position_ids, images)
+            check_engine_pass(position_ids, past_key_values, images)
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.wte(input_ids) if in_engine else self.embed(input_ids, *images)
         elif inputs_embeds is None or input_ids is not None:

@@ -13,6 +13,7 @@ from transformers import AttentionInterface, ContinuousBatchingConfig, Generatio
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
+from qwen_vl.model.cache_qwen import GrowingCache
 from qwen_vl.model.decoder_qwen import QWenAttention
 from qwen_vl.model.engine_qwen import is_engine_pass
 from qwen_vl.model.image_embedding_qwen import ImageEmbedding
@@ -130,11 +131,13 @@ def test_whose_pass_it_is(implementation, arguments, expected):
     assert is_engine_pass(config, arguments) == expected
 
 
-def test_an_engine_passes_positions_and_no_images(make_checkpoint):
+def test_an_engine_passes_positions_no_images_and_no_cache_of_ours(make_checkpoint):
     model = loading.load_model(make_checkpoint()).eval()
     ids = torch.tensor([[1, 2]])
     with pytest.raises(ValueError, match="position_ids: an engine"):
         model(input_ids=ids, cache=object())
+    with pytest.raises(ValueError, match="taken for that of a serving engine"):
+        model(input_ids=ids, position_ids=ids, past_key_values=GrowingCache(model.config), cache=object())
     with pytest.raises(ValueError, match="takes no images"):
         model(input_ids=ids, position_ids=ids, pixel_values=torch.zeros(1, 3, 64, 64), cache=object())
 
