@@ -48,8 +48,8 @@ def check_engine_pass(position_ids: torch.Tensor | None, past_key_values: Any, i
     """Raise ValueError if an engine's pass has no positions, a KV cache of ours, or one of the arguments `images`."""
     if past_key_values is not None:
         raise ValueError(
-            "past_key_values: this attention implementation is taken for that of a serving engine, which has its own KV "
-            f"cache; use one of {', '.join(OWN_CACHE)} or a flash attention"
+            "past_key_values: this attention implementation is taken for that of a serving engine, whose KV cache is "
+            f"its own; use one of {', '.join(OWN_CACHE)} or a flash attention"
         )
     if position_ids is None:
         raise ValueError("position_ids: an engine packs many requests into a row, so it has to pass their positions")
