@@ -128,7 +128,7 @@ def _call(message: dict[str, Any], where: str) -> Call | None:
         old = checks.objects(calls[0], f"{where}.tool_calls[0]").get("function")
         if old is None:
             raise invalid(path, "is missing; give the name and the arguments of the function")
-    if not old:
+    if old is None:
         return None
     function = checks.objects(old, path)
     name = checks.text(function.get("name"), f"{path}.name")
