@@ -32,6 +32,9 @@ from . import final_model, param_groups, preflight, tuning
 from .distributed import engines
 from .flags import arguments
 from .flags.arguments import DataArguments, LoraArguments, TrainFlags, TrainingArguments
+from .held_out import questions
+from .held_out.answers import Asker
+from .held_out.questions import Questions
 from .monitor import html_report, run_record
 from .resume import checkpoints
 from .resume import settings as resume_settings
@@ -62,6 +65,7 @@ class RunData(NamedTuple):
 
     train: TrainData
     evaluation: SampleDataset | None
+    questions: Questions | None  # of --eval_generate
 
 
 class Loaded(NamedTuple):
@@ -215,6 +219,7 @@ def load_data(
     evaluation = None
     if data.eval_data_path:
         evaluation = data_build.load_file(data.eval_data_path, tokenizer, encoding, reading)
+    asked = read_questions(data, training)
     if data.streaming:
         options = StreamOptions(
             mix=data.mix,
@@ -229,11 +234,24 @@ def load_data(
             num_seen=0 if training.ignore_data_skip else num_samples_seen(checkpoint, training),
         )
         stream = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
-        return RunData(stream, evaluation)
+        return RunData(stream, evaluation, asked)
     train = data_build.load(sources, tokenizer, encoding, reading, mix=data.mix, seed=seed, skip_manifests=manifests)
     if train.overlength and training.process_index == 0:
         write_overlength(train.overlength, overlength)
-    return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation)
+    return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation, asked)
+
+
+def read_questions(data: DataArguments, training: TrainingArguments) -> Questions | None:
+    """Return the held-out questions of --eval_generate, None without it."""
+    if not training.eval_generate or not data.eval_data_path:
+        return None
+    return questions.read(
+        data.eval_data_path,
+        image_folder=data.image_folder,
+        limit=training.eval_generate_limit,
+        max_new_tokens=training.eval_generate_max_new_tokens,
+        batch_size=training.eval_generate_batch_size,
+    )
 
 
 def write_overlength(entries: Sequence[Overlength], path: Path) -> None:
@@ -328,6 +346,7 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
         base=prepared.base if training.use_lora else None,
         made_with={"base": prepared.base, "settings": settled.settings, "resumed": settled.resumed},
         rates=prepared.rates,
+        asker=data.questions and Asker(data.questions, prepared.tokenizer, is_sharded=engines.is_sharded(training)),
         source_names=data.train.names,
         is_weighted=data.train.is_weighted or bool(data.evaluation and data.evaluation.is_weighted),
     )
