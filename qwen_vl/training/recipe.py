@@ -219,7 +219,7 @@ def load_data(
     evaluation = None
     if data.eval_data_path:
         evaluation = data_build.load_file(data.eval_data_path, tokenizer, encoding, reading)
-    asked = read_questions(data, training)
+    asked = questions.asked_by(data, training)
     if data.streaming:
         options = StreamOptions(
             mix=data.mix,
@@ -239,19 +239,6 @@ def load_data(
     if train.overlength and training.process_index == 0:
         write_overlength(train.overlength, overlength)
     return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation, asked)
-
-
-def read_questions(data: DataArguments, training: TrainingArguments) -> Questions | None:
-    """Return the held-out questions of --eval_generate, None without it."""
-    if not training.eval_generate or not data.eval_data_path:
-        return None
-    return questions.read(
-        data.eval_data_path,
-        image_folder=data.image_folder,
-        limit=training.eval_generate_limit,
-        max_new_tokens=training.eval_generate_max_new_tokens,
-        batch_size=training.eval_generate_batch_size,
-    )
 
 
 def write_overlength(entries: Sequence[Overlength], path: Path) -> None:
@@ -332,7 +319,10 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
         cache_dir=training.cache_dir,
         is_sharded=engines.is_sharded(training),
     )
-    settled = prepared.settled
+    settled, output_dir = prepared.settled, training.output_dir
+    asker = data.questions and Asker(
+        data.questions, prepared.tokenizer, output_dir=output_dir, is_sharded=engines.is_sharded(training)
+    )
     return QWenTrainer(
         model=loaded.model,
         args=training,
@@ -346,7 +336,8 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
         base=prepared.base if training.use_lora else None,
         made_with={"base": prepared.base, "settings": settled.settings, "resumed": settled.resumed},
         rates=prepared.rates,
-        asker=data.questions and Asker(data.questions, prepared.tokenizer, is_sharded=engines.is_sharded(training)),
+        asker=asker,
+        callbacks=[asker] if asker else None,
         source_names=data.train.names,
         is_weighted=data.train.is_weighted or bool(data.evaluation and data.evaluation.is_weighted),
     )

@@ -101,8 +101,6 @@ class QWenTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, and always close the progress bar."""
-        if self._asker:
-            self._asker.start_clock()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -253,8 +251,11 @@ class QWenTrainer(ResumableTrainer):
         """Let the model answer the held-out questions, and return the entries of the log."""
         if self._filler:
             self._filler.expect(None)  # these images are not those of a batch
-        _, logs = asker.ask(
-            self.model, autocast=self.accelerator.autocast(), on_progress=self._progress_bar.show_answered
+        logs = asker.ask(
+            self.model,
+            step=self.state.global_step,
+            autocast=self.accelerator.autocast(),
+            on_progress=self._progress_bar.show_answered,
         )
         return {f"eval_{name}": value for name, value in logs.items()}
 

@@ -3,96 +3,94 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_vl.evaluation.answering import window_of
 from qwen_vl.evaluation.greedy import Said, greedy_answers
-from qwen_vl.evaluation.metrics.result import Result
 from qwen_vl.evaluation.processes import Processes
 from qwen_vl.evaluation.records import Answer
 from qwen_vl.evaluation.runner import own_part
 from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 from qwen_vl.model.logits_qwen import LogitsError
 
+from . import answer_log
 from .questions import Questions, score
 
 OnProgress = Callable[[int, int], None]  # called with (questions answered, all questions) of this process
 
 
-class Answered(NamedTuple):
-    """The answers of one evaluation, by record, and what they are worth."""
+class Asker(TrainerCallback):
+    """Callback that lets the model in training answer the questions, and keeps the answers in eval_answers.jsonl.
 
-    answers: dict[str, Answer]
-    result: Result
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Return the figures of the log; shares are in percent, as in scores.json of `qwen-vl evaluate`."""
-        return {name: figure.value for name, figure in self.result.figures.items()}
-
-    @property
-    def num_unanswered(self) -> int:
-        """Return how many records have no answer, as an image could not be opened."""
-        return sum(answer.error is not None for answer in self.answers.values())
-
-
-class Asker:
-    """Lets the model in training answer the questions, and measures how much of the time of the run that takes.
-
-    Ranks divide the questions. is_sharded: whether each holds a part of the weights, so that all keep step.
+    Ranks divide the questions. is_sharded: whether each holds a part of the weights, so that all keep step. A resumed
+    run removes the answers of steps after its checkpoint, since these steps run again; a new run starts a new file.
     """
 
-    def __init__(self, questions: Questions, tokenizer: QWenTokenizer, *, is_sharded: bool) -> None:
+    def __init__(
+        self, questions: Questions, tokenizer: QWenTokenizer, *, output_dir: str | Path, is_sharded: bool
+    ) -> None:
         self._questions, self._tokenizer, self._is_sharded = questions, tokenizer, is_sharded
+        self._path = Path(output_dir, answer_log.FILE)
         self._began: float | None = None
         self._seconds = 0.0
+        self._last_step: int | None = None  # of which answers were written here
 
-    def start_clock(self) -> None:
-        """Begin to count the time of the run, if that is not done yet."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._began = self._began or time.perf_counter()
+        if state.is_world_process_zero and state.global_step:
+            answer_log.keep(self._path, lambda step: step <= state.global_step)
+        elif state.is_world_process_zero:
+            self._path.unlink(missing_ok=True)
 
     def ask(
-        self, model: QWenLMHeadModel, *, autocast: AbstractContextManager, on_progress: OnProgress
-    ) -> tuple[Answered, dict[str, float]]:
-        """Return the answers of all ranks, and the entries of the log without their prefix; every rank must call this.
+        self, model: QWenLMHeadModel, *, step: int, autocast: AbstractContextManager, on_progress: OnProgress
+    ) -> dict[str, float]:
+        """Return the entries of the log without their prefix; every rank must call this.
 
-        Nothing of the model or of the random states changes. Raise ValueError, which names the records, for logits that
-        are not finite.
+        Figures are those of scores.json of `qwen-vl evaluate`, shares in percent. Nothing of the model or of the random
+        states changes. Raise ValueError, which names the records, for logits that are not finite.
         """
-        self.start_clock()
         began = time.perf_counter()
+        self._began = self._began or began
         was_training = model.training
         model.eval()
         try:
             # Each length would be compiled for itself; one graph of `--torch_compile` gains nothing here.
             with autocast, torch.compiler.set_stance("force_eager"):
-                answered = self._answered(model, on_progress)
+                answers = self._answers(model, on_progress)
         finally:
             model.train(was_training)
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()  # blocks of odd sizes, which training would not use
+        records = self._questions.records
+        result = score(records, answers)
+        if Processes.current().is_first:
+            if self._last_step is None or step <= self._last_step:
+                answer_log.keep(self._path, lambda earlier: earlier < step)
+            self._last_step = step
+            answer_log.append(self._path, answer_log.entries_of(step, records, answers, result))
         now = time.perf_counter()
         self._seconds += now - began
-        assert self._began is not None, "set above"
-        logs = {
-            **answered.figures,
-            "generate_unanswered": answered.num_unanswered,
+        return {
+            **{name: figure.value for name, figure in result.figures.items()},
+            "generate_unanswered": sum(answer.error is not None for answer in answers.values()),
             "generate_runtime": round(now - began, 4),
             "generate_share": round(self._seconds / max(now - self._began, 1e-9), 4),
         }
-        return answered, logs
 
-    def _answered(self, model: QWenLMHeadModel, on_progress: OnProgress) -> Answered:
-        """Return the answers of all ranks."""
+    def _answers(self, model: QWenLMHeadModel, on_progress: OnProgress) -> dict[str, Answer]:
+        """Return the answers of all ranks by the id of the record."""
         records, processes = self._questions.records, Processes.current()
         own = own_part(records, range(len(records)), processes)
-        said = processes.together(lambda: self._said(model, own, on_progress))
-        parts = processes.gather(said)
-        by_index = {index: words for part in parts for index, words in part.items()}
-        answers = {record.id: Answer(record.id, "", **by_index[i]._asdict()) for i, record in enumerate(records)}
-        return Answered(answers, score(records, answers))
+        parts = processes.gather(processes.together(lambda: self._said(model, own, on_progress)))
+        said = {index: words for part in parts for index, words in part.items()}
+        return {record.id: Answer(record.id, "", **said[i]._asdict()) for i, record in enumerate(records)}
 
     def _said(self, model: QWenLMHeadModel, own: list[int], on_progress: OnProgress) -> dict[int, Said]:
         """Return {index of a record: what was said} of the part of this rank."""

@@ -16,6 +16,7 @@ from qwen_vl.evaluation.metrics.result import Pair, Result
 from qwen_vl.evaluation.records import Answer, Decoding, Prompt, Record
 from qwen_vl.evaluation.tasks import Subset
 from qwen_vl.model import QWenTokenizer
+from qwen_vl.training.flags.arguments import DataArguments, TrainingArguments
 from qwen_vl.training.monitor import selection
 
 NUM_NAMED = 3  # records that an error names
@@ -34,6 +35,19 @@ class Questions(NamedTuple):
     def measured(self) -> tuple[str, ...]:
         """Return the names of all that an evaluation with these questions logs, without "eval_"."""
         return (*selection.MEASURED, *self.figures)
+
+
+def asked_by(data: DataArguments, training: TrainingArguments) -> Questions | None:
+    """Return the questions of --eval_generate, None without it. Errors are those of `read`."""
+    if not training.eval_generate or not data.eval_data_path:
+        return None
+    return read(
+        data.eval_data_path,
+        image_folder=data.image_folder,
+        limit=training.eval_generate_limit,
+        max_new_tokens=training.eval_generate_max_new_tokens,
+        batch_size=training.eval_generate_batch_size,
+    )
 
 
 def read(path: str, *, image_folder: str | None, limit: int, max_new_tokens: int, batch_size: int) -> Questions:

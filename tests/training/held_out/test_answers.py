@@ -10,7 +10,7 @@ from helpers import runs
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.cli import evaluate
-from qwen_vl.training.held_out import answers, questions
+from qwen_vl.training.held_out import answer_log, answers, questions
 from qwen_vl.training.monitor.callbacks import METRICS_FILE, read_metrics
 
 GENERATE = {"eval_generate": True, "eval_generate_limit": 6, "eval_generate_max_new_tokens": 8}
@@ -44,7 +44,7 @@ def test_a_run_is_the_same_with_and_without_questions(make_checkpoint, tmp_path,
     """Bit for bit, also when it is resumed: losses, weights, optimizer and random states."""
     monkeypatch.chdir(tmp_path)
     settings = {**EVALUATED, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-    outs = {}
+    outs, steps = {}, [2] * 6 + [4] * 6 + [6] * 6
     for name, more in (("plain", {}), ("asked", GENERATE)):
         (tmp_path / name).mkdir()
         data = runs.write_data(tmp_path / name)
@@ -60,9 +60,14 @@ def test_a_run_is_the_same_with_and_without_questions(make_checkpoint, tmp_path,
         first, second = (torch.load(outs[name] / "checkpoint-6" / file, weights_only=False) for name in outs)
         torch.set_printoptions(profile="default")
         assert str(first) == str(second), file
+    file = outs["asked"] / answer_log.FILE
+    said = file.read_text()
+    assert [entry["step"] for entry in answer_log.read(file)] == steps
+    file.write_text(said + '{"step": 6, "id": "torn')  # of a run that was killed
     more = {**GENERATE, "resume_from_checkpoint": outs["asked"] / "checkpoint-3", "eval_data_path": data}
     resumed = runs.train(make_checkpoint(), outs["asked"], *flags, **{**settings, **more})
     assert log_of(resumed) == asked and runs.equal(runs.weights(resumed), runs.weights(outs["plain"]))
+    assert file.read_text() == said
 
 
 def test_the_figures_are_those_of_the_command_and_choose_the_best_model(make_checkpoint, tmp_path):
@@ -83,6 +88,8 @@ def test_the_figures_are_those_of_the_command_and_choose_the_best_model(make_che
     figures = json.loads(path.read_text())["figures"]
     assert len(figures) > 20 and {name.partition("_")[0] for name in figures} >= {"boxes", "yes", "short", "text"}
     assert {name: chosen[f"eval_{name}"] for name in figures} == {name: one["value"] for name, one in figures.items()}
+    report = (out / "report.html").read_text()
+    assert all(text in report for text in ("Answers to held-out questions", "step 60", "Count!", "eval_boxes_f1"))
     (logged,) = [line for line in read_metrics(out / METRICS_FILE) if line.get("eval_score") and line["step"] == 60]
     assert logged["eval_text_cider"] == evaluations[60]["eval_text_cider"]
 
@@ -99,19 +106,20 @@ def test_no_tensor_stays_and_the_mode_is_as_before(make_checkpoint, tmp_path):
     asked = questions.read(
         str(runs.write_data(tmp_path)), image_folder=str(runs.GOLDEN), limit=8, max_new_tokens=4, batch_size=3
     )
-    asker, progress = answers.Asker(asked, tokenizer, is_sharded=False), []
+    asker, progress = answers.Asker(asked, tokenizer, output_dir=tmp_path, is_sharded=False), []
 
-    def ask():
-        return asker.ask(model, autocast=nullcontext(), on_progress=lambda *numbers: progress.append(numbers))
+    def ask(step):
+        record = lambda *numbers: progress.append(numbers)  # noqa: E731
+        return asker.ask(model, step=step, autocast=nullcontext(), on_progress=record)
 
     state = torch.get_rng_state()
     before = tensors()
     for mode in (True, False):
         model.train(mode)
-        answered, logs = ask()
+        logs = ask(step=int(mode))
         assert model.training is mode and tensors() == before
     assert torch.equal(torch.get_rng_state(), state)
-    assert progress[-1] == (8, 8) and len(progress) > 2 and len(answered.answers) == 8
+    assert progress[-1] == (8, 8) and len(progress) > 2
     assert set(logs) == {*asked.figures, "generate_unanswered", "generate_runtime", "generate_share"}
 
 
@@ -120,12 +128,18 @@ def test_an_image_that_cannot_be_opened_leaves_its_record_unanswered(make_checkp
     (tmp_path / "gone.png").write_bytes(b"no image")
     data = runs.write_data(tmp_path, [("gone.png", "Red?", "yes"), *runs.TEXTS[:3]])
     asked = questions.read(str(data), image_folder=str(runs.GOLDEN), limit=9, max_new_tokens=2, batch_size=2)
-    asker = answers.Asker(asked, tokenizer, is_sharded=False)
-    answered, logs = asker.ask(model, autocast=nullcontext(), on_progress=lambda *numbers: None)
-    assert logs["generate_unanswered"] == 1 and "gone.png" in answered.answers["sample-0"].error
-    assert [answer.error for answer in answered.answers.values()].count(None) == 3
+    asker = answers.Asker(asked, tokenizer, output_dir=tmp_path, is_sharded=False)
+
+    def ask(step):
+        return asker.ask(model, step=step, autocast=nullcontext(), on_progress=lambda *numbers: None)
+
+    assert ask(step=1)["generate_unanswered"] == 1
+    first, *others = answer_log.read(tmp_path / answer_log.FILE)
+    assert first["id"] == "sample-0" and first["answer"] is first["score"] is None and "gone.png" in first["error"]
+    assert len(others) == 3 and not any("error" in entry or entry["score"] is None for entry in others)
 
     model.lm_head.weight.data[:] = float("nan")
     with pytest.raises(ValueError, match=r"logits are not finite for sample-.*lower --learning_rate"):
-        asker.ask(model.train(), autocast=nullcontext(), on_progress=lambda *numbers: None)
-    assert model.training
+        model.train()
+        ask(step=2)
+    assert model.training and len(answer_log.read(tmp_path / answer_log.FILE)) == 4
