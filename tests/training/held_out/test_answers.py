@@ -2,6 +2,9 @@
 
 import gc
 import json
+import re
+import shlex
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -143,3 +146,20 @@ def test_an_image_that_cannot_be_opened_leaves_its_record_unanswered(make_checkp
         model.train()
         ask(step=2)
     assert model.training and len(answer_log.read(tmp_path / answer_log.FILE)) == 4
+
+
+def test_the_command_of_the_document_keeps_the_best_answers(make_checkpoint, tmp_path, monkeypatch):
+    """With its YAML as it is, but for the number of steps."""
+    (line,) = re.findall(r"^python finetune.py (.*)$", (runs.ROOT / "docs/evaluation.md").read_text(), re.MULTILINE)
+    config, *words = shlex.split(line)
+    monkeypatch.chdir(tmp_path)
+    data = runs.write_data(tmp_path)
+    for name in ("train.json", "held_out.json"):
+        shutil.copy(data, name)
+    shutil.copytree(make_checkpoint(), "Qwen/Qwen-VL-Chat")
+    steps = ("--max_steps", "2", "--eval_steps", "1", "--save_steps", "1", "--eval_generate_max_new_tokens", "4")
+    there = ("--image_folder", str(runs.GOLDEN), "--use_cpu", "True", "--dataloader_num_workers", "0")
+    out = runs.run([str(runs.ROOT / config), *words, *steps, *there])
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["best_metric"] == max(runs.losses(out, "eval_score")) and (out / "adapter_config.json").is_file()
+    assert len(answer_log.read(out / answer_log.FILE)) == 2 * len(runs.TEXTS)
