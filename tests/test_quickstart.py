@@ -175,11 +175,15 @@ def test_the_report_has_the_figures_of_qwen_vl_evaluate(folder, tiny, tmp_path, 
     assert len(scores) == 6
 
 
-@pytest.mark.parametrize("name", ["quickstart_boxes", "quickstart_full", "quickstart_lora"])
-def test_shipped_training_configs_parse(name, tmp_path):
-    argv = [str(ROOT / f"configs/train/{name}.yaml"), "--data_path", "x.json", "--output_dir", str(tmp_path)]
-    *_, lora, training = arguments.parse(argv)
-    assert training.use_lora == (name == "quickstart_lora")
+CONFIGS = sorted((ROOT / "configs/train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_training_configs_parse(path, tmp_path):
+    assert len(CONFIGS) >= 4
+    paths = ["--data_path", "x.json", "--eval_data_path", "y.json", "--output_dir", str(tmp_path)]
+    *_, lora, training = arguments.parse([str(path), *paths])
+    assert training.use_lora == ("lora" in path.stem)
     assert lora.lora_r > 0
 
 

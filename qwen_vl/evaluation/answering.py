@@ -76,10 +76,15 @@ class LocalModel:
 
         Raise LogitsError, whose `prompts` are the indices of its batch, for logits that are not finite.
         """
-        window = self.model.generation_config.to_dict().get("max_window_size") or MAX_WINDOW_SIZE
-        options: dict[str, Any] = {"batch_size": batch_size, "on_batch": on_batch, "max_window_size": window}
+        options: dict[str, Any] = {"batch_size": batch_size, "on_batch": on_batch}
+        options["max_window_size"] = window_of(self.model)
         if isinstance(decoding, Decoding):
             greedy_answers(self.model, self.tokenizer, prompts, decoding, **options)
             return
         counts = option_counts if decoding.num_options is None else [decoding.num_options] * len(prompts)
         rank_options(self.model, self.tokenizer, prompts, counts, **options)
+
+
+def window_of(model: QWenLMHeadModel) -> float:
+    """Return how many tokens a chat with a model may have, as its generation config says."""
+    return model.generation_config.to_dict().get("max_window_size") or MAX_WINDOW_SIZE

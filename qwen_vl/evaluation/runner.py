@@ -97,7 +97,7 @@ def answer(
         waiting = [index for index, record in enumerate(task.records) if record.id not in done]
         if waiting:
             model = processes.together(lambda: source.model)
-            own = _own_part(task.records, waiting, processes)
+            own = own_part(task.records, waiting, processes)
             _answer_part(task, model, folder, own, answer_keys, batch_size, processes)
         processes.gather(None)  # all have written
         merged = processes.together(lambda: _counts(folder, answer_keys, len(done)), first_only=True)
@@ -129,7 +129,7 @@ def _lock(folder: Path) -> AcquireReturnProxy:
         raise ValueError(f"{folder}: another evaluation is writing there; wait for it to end") from error
 
 
-def _own_part(records: Sequence[Record], waiting: Sequence[int], processes: Processes) -> list[int]:
+def own_part(records: Sequence[Record], waiting: Sequence[int], processes: Processes) -> list[int]:
     """Return the indices of the records that this process answers: whole groups with the same images."""
     groups: dict[str, list[int]] = {}
     for index in waiting:

@@ -7,7 +7,10 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from qwen_vl.data.packing import PackedDataset
+from qwen_vl.model import QWenTokenizer
+from qwen_vl.training.distributed import engines
 from qwen_vl.training.flags.arguments import TrainingArguments
+from qwen_vl.training.held_out import questions
 from qwen_vl.training.param_groups import Row
 from qwen_vl.training.resume import checkpoints, data_position
 from qwen_vl.training.resume.resumable_trainer import described
@@ -68,3 +71,17 @@ def check(
             f"nothing would be trained: only the {' and '.join(sorted(parts))} would, and no sample has an image; "
             "give data with images, or train other parts (--lora_target_modules, --fix_vit)"
         )
+
+
+def check_questions(
+    asked: questions.Questions | None, training: TrainingArguments, tokenizer: QWenTokenizer, *, longest: int
+) -> None:
+    """Raise ValueError if the questions of --eval_generate do not fit the run.
+
+    longest: the trained length of the model in tokens.
+    """
+    if asked is None:
+        return
+    questions.check_metric(asked, training.metric_for_best_model)
+    if engines.is_sharded(training):
+        questions.check_lengths(asked, tokenizer, longest)

@@ -32,6 +32,9 @@ from . import final_model, param_groups, preflight, tuning
 from .distributed import engines
 from .flags import arguments
 from .flags.arguments import DataArguments, LoraArguments, TrainFlags, TrainingArguments
+from .held_out import questions
+from .held_out.answers import Asker
+from .held_out.questions import Questions
 from .monitor import html_report, run_record
 from .resume import checkpoints
 from .resume import settings as resume_settings
@@ -62,6 +65,7 @@ class RunData(NamedTuple):
 
     train: TrainData
     evaluation: SampleDataset | None
+    questions: Questions | None  # of --eval_generate
 
 
 class Loaded(NamedTuple):
@@ -215,6 +219,7 @@ def load_data(
     evaluation = None
     if data.eval_data_path:
         evaluation = data_build.load_file(data.eval_data_path, tokenizer, encoding, reading)
+    asked = questions.asked_by(data, training)
     if data.streaming:
         options = StreamOptions(
             mix=data.mix,
@@ -229,11 +234,11 @@ def load_data(
             num_seen=0 if training.ignore_data_skip else num_samples_seen(checkpoint, training),
         )
         stream = data_build.stream(sources, tokenizer, encoding, options, skip_manifests=manifests)
-        return RunData(stream, evaluation)
+        return RunData(stream, evaluation, asked)
     train = data_build.load(sources, tokenizer, encoding, reading, mix=data.mix, seed=seed, skip_manifests=manifests)
     if train.overlength and training.process_index == 0:
         write_overlength(train.overlength, overlength)
-    return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation)
+    return RunData(PackedDataset(train, packing, seed=seed) if packing else train, evaluation, asked)
 
 
 def write_overlength(entries: Sequence[Overlength], path: Path) -> None:
@@ -314,7 +319,10 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
         cache_dir=training.cache_dir,
         is_sharded=engines.is_sharded(training),
     )
-    settled = prepared.settled
+    settled, output_dir = prepared.settled, training.output_dir
+    asker = data.questions and Asker(
+        data.questions, prepared.tokenizer, output_dir=output_dir, is_sharded=engines.is_sharded(training)
+    )
     return QWenTrainer(
         model=loaded.model,
         args=training,
@@ -328,6 +336,8 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
         base=prepared.base if training.use_lora else None,
         made_with={"base": prepared.base, "settings": settled.settings, "resumed": settled.resumed},
         rates=prepared.rates,
+        asker=asker,
+        callbacks=[asker] if asker else None,
         source_names=data.train.names,
         is_weighted=data.train.is_weighted or bool(data.evaluation and data.evaluation.is_weighted),
     )

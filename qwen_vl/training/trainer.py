@@ -26,6 +26,7 @@ from qwen_vl.training.distributed.text_only_steps import (
     trains_nothing_else,
     with_zero_gradient,
 )
+from qwen_vl.training.held_out.answers import Asker
 from qwen_vl.training.monitor import reporting
 from qwen_vl.training.monitor.callbacks import MetricsFile, ProgressBar
 from qwen_vl.training.monitor.step_profiler import PhaseMeter
@@ -44,6 +45,7 @@ class QWenTrainer(ResumableTrainer):
     source_names: the sources whose loss and tokens are logged separately, if there are several. is_weighted: whether
     samples may have weights other than 1, so targets are counted by weight. rates: `param_groups.Rates`, if parts of
     the model have their own learning rates. vision_cache: a VisionCache; features of missing images are added to it.
+    asker: it lets the model answer held-out questions at each evaluation.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class QWenTrainer(ResumableTrainer):
         is_weighted: bool = False,
         rates: param_groups.Rates | None = None,
         vision_cache: VisionCache | None = None,
+        asker: Asker | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs["args"].device.type == "cpu":
@@ -70,7 +73,7 @@ class QWenTrainer(ResumableTrainer):
         reporting.guard(self.callback_handler.callbacks)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        self._tokenizer, self._base, self._is_weighted = tokenizer, base, is_weighted
+        self._tokenizer, self._base, self._is_weighted, self._asker = tokenizer, base, is_weighted, asker
         dtype = tuning.compute_dtype(bf16=self.args.bf16, fp16=self.args.fp16)
         self._speed = SpeedMeter(self.model, self.args.device, dtype)
         self._phases = PhaseMeter(
@@ -240,7 +243,21 @@ class QWenTrainer(ResumableTrainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.args.prediction_loss_only:
             output.metrics[f"{metric_key_prefix}_loss"] = self._held_out.take()
+        if self._asker and metric_key_prefix == "eval":
+            output.metrics.update(self._ask(self._asker))
         return output
+
+    def _ask(self, asker: Asker) -> dict[str, float]:
+        """Let the model answer the held-out questions, and return the entries of the log."""
+        if self._filler:
+            self._filler.expect(None)  # these images are not those of a batch
+        logs = asker.ask(
+            self.model,
+            step=self.state.global_step,
+            autocast=self.accelerator.autocast(),
+            on_progress=self._progress_bar.show_answered,
+        )
+        return {f"eval_{name}": value for name, value in logs.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a line; a line with a loss also gets throughput, phases and sources."""

@@ -15,6 +15,7 @@ from transformers.hf_argparser import string_to_bool
 
 from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
 from qwen_vl.training.distributed import engines
+from qwen_vl.training.monitor import selection
 
 from . import adapter_checks, checks, optimizers
 from .spelling import is_flag, suggestion
@@ -121,6 +122,13 @@ class TrainingArguments(HfTrainingArguments):
     early_stopping_patience: int = option(
         0, "Stop after this many evaluations in a row without improvement, with the best model; 0 for never."
     )
+    eval_generate: bool = option(
+        False,
+        "At each evaluation, answer records of --eval_data_path and score them as qwen-vl evaluate --data does.",
+    )
+    eval_generate_limit: int = option(200, "Most records that are answered: a fixed random subset of --eval_data_path.")
+    eval_generate_max_new_tokens: int = option(256, "Most tokens of such an answer.")
+    eval_generate_batch_size: int = option(16, "Answers that each process generates at a time.")
     meeting_timeout: float = option(
         300,
         "Seconds within which all ranks must join the rendezvous of a run; after that an error names the missing ones.",
@@ -187,6 +195,8 @@ class TrainingArguments(HfTrainingArguments):
             self.dataloader_prefetch_factor = -(-self.gradient_accumulation_steps // self.dataloader_num_workers) + 1
         if self.early_stopping_patience:
             self.load_best_model_at_end = True
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(selection.LOWER_IS_BETTER):
+            self.greater_is_better: bool | None = False  # transformers knows that of a loss alone
         engines.check_launched(self.deepspeed, self.fsdp)
         deepspeed = self.deepspeed
         self.deepspeed: str | None = None  # begins in `start`, as does what `_is_built` guards

@@ -27,6 +27,9 @@ POSITIVE = (  # flags that make no sense at 0
     "num_train_epochs",
     "meeting_timeout",
     "shuffle_buffer",
+    "eval_generate_limit",
+    "eval_generate_max_new_tokens",
+    "eval_generate_batch_size",
 )
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "dataloader_num_workers")
 

@@ -25,6 +25,7 @@ class ProgressBar(TrainerCallback):
     SHOWN = {  # noqa: RUF012 - key of a log: its text
         "loss": "loss {:.4f}",
         "eval_loss": "evaluation loss {:.4f}",
+        "eval_score": "score of the answers {:.1f}",
         "learning_rate": "lr {:.2e}",
         "tokens_per_second": "tokens/s {:.0f}",
         "samples_per_second": "samples/s {:.2f}",
@@ -63,10 +64,16 @@ class ProgressBar(TrainerCallback):
             self._num_evaluated += 1
             self._bars.show("evaluating", self._num_evaluated, size_of(eval_dataloader))
 
+    def show_answered(self, num_answered: int, num_questions: int) -> None:
+        """Show how many of the held-out questions of this process are answered."""
+        if self._bars:
+            self._bars.show("answering", num_answered, num_questions)
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bars:
             self._num_evaluated = 0
             self._bars.drop("evaluating")
+            self._bars.drop("answering")
             self._show(state)
 
     def on_log(

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from qwen_vl.evaluation.metrics.own_tasks import TASKS
+from qwen_vl.training.held_out import answer_log, answer_table
+
 from .callbacks import METRICS_FILE, read_metrics
 from .charts import Line, panel
 
@@ -20,6 +23,7 @@ Entries = list[dict[str, Any]]  # of metrics.jsonl
 REPORT_FILE = "report.html"
 PANELS = (  # title, keys drawn together, whether the axis has a 0
     ("Loss", ("loss", "eval_loss"), False),
+    ("Answers, percent", ("eval_score", *(f"eval_{name}_{task.main}" for name, task in TASKS.items())), True),
     ("Learning rate", ("learning_rate",), True),
     ("Gradient norm", ("grad_norm",), False),
     ("Tokens a second", ("tokens_per_second",), True),
@@ -61,6 +65,7 @@ def write(output_dir: str | Path, *, settings: Mapping[str, Any], trained: Seque
         "<h2>Curves</h2>",
         *(panel(title, curves(entries, keys), from_zero=from_zero) for title, keys, from_zero in PANELS),
         panel("Loss of each source", sources(entries), from_zero=False),
+        answers_table(output_dir) if settings.get("eval_generate") else "",
         phases_table(entries),
         "<h2>What trained</h2>",
         _table(["part", "trains", "parameters", "share", "learning rate", "weight decay"], cells),
@@ -126,6 +131,15 @@ def phases_table(entries: Entries) -> str:
     rows = [[name.replace("_", " "), f"{1000 * mean:.2f}", f"{mean / whole:.1%}"] for name, mean in means.items()]
     table = _table(["phase", "ms", "share"], [*rows, ["all", f"{1000 * whole:.2f}", ""]])
     return f"<h2>Where the time of a step went</h2>\n{table}"
+
+
+def answers_table(output_dir: Path) -> str:
+    """Return a titled table of how answers to held-out questions changed over the steps; "" if none were asked."""
+    head, rows = answer_table.columns(answer_log.read(output_dir / answer_log.FILE))
+    if not rows:
+        return ""
+    said = f"<p>Those that changed most; all are in {answer_log.FILE}. Each has its score, 0 to 1.</p>"
+    return f"<h2>Answers to held-out questions</h2>\n{said}\n{_table(head, rows)}"
 
 
 def _keys(entries: Entries, prefix: str) -> list[str]:

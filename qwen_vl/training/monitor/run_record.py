@@ -96,7 +96,7 @@ def last_metrics(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": max((entry["step"] for entry in entries), default=0)}
     for entry in entries:
         found |= {key: value for key, value in entry.items() if key == "loss" or key.startswith("eval_")}
-    passing = ("runtime", "per_second")
+    passing = ("runtime", "per_second", "generate_share")
     return {key: value for key, value in found.items() if not key.endswith(passing)}
 
 

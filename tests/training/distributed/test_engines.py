@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from helpers import runs
+
+from qwen_vl.training.held_out import answer_log
+from qwen_vl.training.monitor.callbacks import METRICS_FILE, read_metrics
 
 DRIVER = runs.ROOT / "tests" / "engine_driver.py"
 ENGINES = {
@@ -25,7 +29,12 @@ FEW_IMAGES = (
         (None, "Again?", "Yes."),
     ]
 )  # one image in 12 samples: in most steps no process has one
+LEARNED = "learned"  # in place of a chat format: a model that has learned what it is asked, so it writes texts
 LORA = ("--use_lora", "--lora_dropout", "0")
+GENERATE = (  # 7 questions, so that ranks have different numbers of batches and of images
+    *("--eval_generate", "True", "--eval_generate_limit", "7"),
+    *("--eval_generate_max_new_tokens", "9", "--eval_generate_batch_size", "2"),
+)
 EVERY_STEP = ("--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
 TOO_FAST = ("--learning_rate", "0.03", "--lr_scheduler_type", "constant", "--max_steps", "8")  # best before the end
 MODES = {  # chat format of the model, flags, data
@@ -38,6 +47,8 @@ MODES = {  # chat format of the model, flags, data
     "recomputed_full": ("chatml", ("--gradient_checkpointing", "True"), runs.TEXTS),
     "best": ("raw", (*LORA, *EVERY_STEP, *TOO_FAST, "--early_stopping_patience", "2"), runs.TEXTS),
     "few_pictures_lora": ("raw", LORA, FEW_IMAGES),
+    "answers": (LEARNED, ("--fix_vit", "False", *GENERATE), runs.TEXTS),
+    "answers_lora": (LEARNED, (*LORA, *GENERATE), runs.TEXTS),
 }
 MARKED = [(image, question, f"<act> {answer}") for image, question, answer in runs.TEXTS]  # a new token
 VARIANTS = {  # of adapters, and what else depends on the engine
@@ -51,11 +62,24 @@ WHOLE_WEIGHTS = {  # refused where ranks hold parts of the weights: test_lora_ta
     "cached": ("chatml", (*LORA, "--vision_cache", "{folder}/features"), runs.TEXTS),
 }
 USUAL = {  # of the default test run
-    "ddp": ("few_pictures",),
-    "zero3": ("few_pictures", "lora_base", "best"),
-    "fsdp_full_state_dict": ("few_pictures", "lora_base", "recomputed", "recomputed_full"),
+    "ddp": ("few_pictures", "answers"),
+    "zero3": ("few_pictures", "lora_base", "best", "answers_lora"),
+    "fsdp_full_state_dict": ("few_pictures", "lora_base", "recomputed", "recomputed_full", "answers"),
 }
 EVERY = [pytest.param(engine, tuple(MODES), marks=pytest.mark.slow) for engine in ENGINES]
+
+
+@pytest.fixture(scope="module")
+def make_checkpoint(make_checkpoint, tmp_path_factory):
+    """Return the function of the same name, which makes LEARNED, too."""
+
+    @cache
+    def learned():
+        folder = tmp_path_factory.mktemp(LEARNED)
+        settings = {"max_steps": 40, "learning_rate": 5e-3, "warmup_steps": 5, "per_device_train_batch_size": 4}
+        return runs.train(make_checkpoint(), folder / "out", **settings)
+
+    return lambda chat_format="chatml": learned() if chat_format == LEARNED else make_checkpoint(chat_format)
 
 
 def command(make_checkpoint, folder, mode, *more, **settings):
@@ -96,6 +120,17 @@ def launch(commands, folder, processes=2, timeout=400, **environment):
     )
 
 
+def check_answers(out, one):
+    """Check that two runs had the same answers to the held-out questions at each evaluation, and the same figures."""
+    answers, expected = (answer_log.read(folder / answer_log.FILE) for folder in (out, one))
+    assert answers == expected and len(answers) == 2 * 7  # evaluations, questions
+    assert len({entry["answer"] for entry in answers}) > 3
+    figures = [key for key in read_metrics(one / METRICS_FILE)[-2] if key.startswith(("eval_score", "eval_text_"))]
+    assert len(figures) > 3
+    for key in figures:
+        assert runs.losses(out, key) == runs.losses(one, key), key
+
+
 @pytest.mark.parametrize(("engine", "modes"), [*USUAL.items(), *EVERY])
 def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, modes):
     """Compare two ranks of 2 samples a step with one of 4: losses, evaluation and the saved files, which load again."""
@@ -108,6 +143,8 @@ def test_an_engine_equals_one_process(make_checkpoint, tmp_path, alone, engine, 
         assert runs.losses(out) == pytest.approx(runs.losses(one), rel=rounding), mode
         assert runs.losses(out, "eval_loss") == pytest.approx(runs.losses(one, "eval_loss"), rel=rounding), mode
         assert {file.name for file in out.iterdir()} == {file.name for file in one.iterdir()}, mode
+        if "--eval_generate" in MODES[mode][1]:
+            check_answers(out, one)
         settings = [json.loads((folder / "trainer_state.json").read_text()) for folder in (out, one)]
         assert settings[0]["best_global_step"] == settings[1]["best_global_step"]
         if mode != "best":
