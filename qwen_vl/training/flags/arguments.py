@@ -128,7 +128,7 @@ class TrainingArguments(HfTrainingArguments):
     )
     eval_generate_limit: int = option(200, "Most records that are answered: a fixed random subset of --eval_data_path.")
     eval_generate_max_new_tokens: int = option(256, "Most tokens of such an answer.")
-    eval_generate_batch_size: int = option(16, "Answers that each process generates at a time.")
+    eval_generate_batch_size: int = option(8, "Answers that each process generates at a time.")
     meeting_timeout: float = option(
         300,
         "Seconds within which all ranks must join the rendezvous of a run; after that an error names the missing ones.",

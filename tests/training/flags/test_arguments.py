@@ -151,7 +151,7 @@ def offline(monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        *([str(path), *NEEDED] for path in sorted((CONFIGS / "train").glob("*.yaml"))),
+        *([str(path), *NEEDED, "--eval_data_path", "EVAL.json"] for path in sorted((CONFIGS / "train").glob("*.yaml"))),
         *([*NEEDED, "--deepspeed", str(path)] for path in sorted((CONFIGS / "deepspeed").glob("*.json"))),
         *([*NEEDED, "--fsdp", "--fsdp_config", str(path)] for path in sorted((CONFIGS / "fsdp").glob("*.json"))),
     ],
