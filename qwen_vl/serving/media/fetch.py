@@ -175,7 +175,6 @@ def _ask(sock: socket.socket, address: WebAddress, deadline: Deadline) -> http.c
     """Return the answer to a GET, of which the headers have been read."""
     connection = http.client.HTTPConnection(address.host, address.port)
     connection.sock = _Socket(sock, deadline)
-    connection.auto_open = 0  # or http.client would open a connection of its own
     connection.request("GET", address.target, headers={"Host": address.authority, **HEADERS})
     return connection.getresponse()
 

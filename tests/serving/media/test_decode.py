@@ -15,7 +15,7 @@ from PIL import Image
 from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.media import MediaError
 from qwen_vl.serving.media import decode as decode_module
-from qwen_vl.serving.media.decode import decode
+from qwen_vl.serving.media.decode import MAX_PARTS, decode, tiff_tiles
 
 Image.init()
 READ_FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO"}  # the last is JPEG with more images behind
@@ -251,6 +251,14 @@ def test_very_many_small_parts():
     junk = b"\xff\xd8\xff" + b"\0" * 3_000_000
     for content in (chunks, comments, segments, junk):
         assert reason_of(content) == "damaged"
+
+
+@pytest.mark.parametrize("tag", [273, 324])
+def test_very_many_parts_of_a_tiff(tag):
+    """Check that their number is looked at first: Pillow makes some objects for each."""
+    assert tiff_tiles(with_tag(TIFF, tag, 4, MAX_PARTS, 8)) == []
+    with pytest.raises(MediaError, match="damaged"):
+        tiff_tiles(with_tag(TIFF, tag, 4, MAX_PARTS + 1, 8))
 
 
 def test_frames_are_not_counted():
