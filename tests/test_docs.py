@@ -34,7 +34,18 @@ CITING = [path for folder in ("qwen_vl", "scripts", "tests") for path in sorted(
 CITING = [path for path in [ROOT / "finetune.py", *CITING, *DOCUMENTS] if path not in OF_THE_PAGE]
 FOLDERS = "finetune|scripts|data|qwen_vl|tests|configs|docs"
 ROOT_FILE = r"[A-Za-z][\w-]*\.(?:md|py|sh|txt|toml)"
-FLAGS_OF_OTHERS = {
+FLAGS_OF_VLLM = {  # tests/serving/test_other_engines.py gives the commands to vLLM's own parser
+    "--trust-remote-code",
+    "--max-model-len",
+    "--limit-mm-per-prompt",
+    "--tensor-parallel-size",
+    "--data-parallel-size",
+    "--allowed-media-domains",
+    "--api-key",
+    "--host",
+    "--lora-modules",
+}
+FLAGS_OF_OTHERS = FLAGS_OF_VLLM | {
     "--signal",
     "--nproc_per_node",
     "--nodes",
@@ -230,6 +241,9 @@ def check_command(line, known_flags):
         assert words[0] in cli_main.VERBS, line
     elif program == ".ci/run":
         assert (ROOT / program).is_file()
+    elif program == "vllm":
+        assert words[0] == "serve" and flags_of(line) <= FLAGS_OF_VLLM, line
+        return
     else:
         assert program.startswith(".venv/bin/"), f"{line}: teach this test the program"
     if words[:1] == ["data"]:

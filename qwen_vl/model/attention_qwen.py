@@ -31,36 +31,41 @@ def eager_attention(
 
 
 def attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return output and weights of the implementation that the config names (sdpa, eager, flash_attention_2).
+
+    query, key, value: [batch, heads, length, head_dim]. output: [batch, length, heads, head_dim]. Without a mask; the
+    modules of the vision tower read no cache, so they compute with plain kernels beside continuous batching.
+    """
+    name = implementation_of(module).removeprefix("paged|")
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+    return interface(module, query, key, value, None, scaling=query.shape[-1] ** -0.5, **kwargs)
+
+
+def attend_by_segment(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    segment_lengths: list[int] | None = None,
+    segment_lengths: list[int],
     **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return output and weights of the implementation that the config names (sdpa, eager, flash_attention_2).
+) -> torch.Tensor:
+    """Return output [batch, length, heads, head_dim] of a packed row, in which each segment attends to itself alone.
 
-    query, key, value: [batch, heads, length, head_dim]. output: [batch, length, heads, head_dim].
-    segment_lengths (training only) add up to the length. Each segment attends causally to itself alone, in a call of
-    its own. The result is exact, and cheaper than a mask over the whole row.
+    query, key, value: [batch, heads, length, head_dim]. segment_lengths add up to the length. Each segment is computed
+    causally in a call of its own. The result is exact, and cheaper than a mask over the whole row. Training only.
     """
-    name = implementation_of(module)
-    if kwargs.get("is_causal") is False and "cache" not in kwargs:
-        name = name.removeprefix("paged|")  # the vision tower, beside continuous batching of the decoder
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
-    kwargs["scaling"] = query.shape[-1] ** -0.5
-    if segment_lengths is None:
-        return interface(module, query, key, value, attention_mask, **kwargs)
-    outputs = []
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation_of(module), eager_attention)
+    outputs, kwargs = [], kwargs | {"scaling": query.shape[-1] ** -0.5}
     for parts in zip(*(states.split(segment_lengths, dim=2) for states in (query, key, value)), strict=True):
         outputs.append(interface(module, *parts, causal_mask(module, parts[0]), **kwargs)[0])
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
 def implementation_of(module: nn.Module) -> str:
     """Return the name of the attention implementation in a module's config."""
-    config: Any = module.config  # a QWenConfig; torch declares what a module holds as Tensor or Module
+    config: Any = module.config  # a QWenConfig or its part; torch declares what a module holds as Tensor or Module
     return config._attn_implementation
 
 

@@ -25,6 +25,28 @@ PUBLISHED_VISUAL = {
 }
 
 
+TENSOR_PARALLEL = {  # how the decoder's linears are divided among devices; `c_attn` is not in it, see QWenAttention
+    "h.*.attn.c_proj": "rowwise",
+    "h.*.mlp.w1": "colwise",
+    "h.*.mlp.w2": "colwise",
+    "h.*.mlp.c_proj": "rowwise",
+}
+IMPLEMENTATION = "_attn_implementation_internal"  # where transformers keeps the name of the attention implementation
+OF_VISION = ("visual", "auto_map", "architectures")  # what a QWenTextConfig does not have
+
+
+class QWenTextConfig(PreTrainedConfig):
+    """The decoder's part of a QWenConfig, which engines read to see that images belong to the model.
+
+    Its values follow those of the QWenConfig. An engine may give it an attention implementation of its own, and the
+    vision tower then keeps that of the QWenConfig.
+    """
+
+    model_type = "qwen"
+    attribute_map = {"head_dim": "kv_channels"}  # noqa: RUF012 (transformers reads a plain dict)
+    base_model_tp_plan = TENSOR_PARALLEL
+
+
 class QWenConfig(PreTrainedConfig):
     """The settings that decide shapes and behavior of a Qwen-VL model; the defaults are the published 9.6B model.
 
@@ -38,6 +60,8 @@ class QWenConfig(PreTrainedConfig):
     model_type = "qwen"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers reads a plain list)
     attribute_map = {"head_dim": "kv_channels"}  # noqa: RUF012
+    base_model_tp_plan = TENSOR_PARALLEL
+    sub_configs = {"text_config": QWenTextConfig}  # noqa: RUF012
 
     vocab_size: int = 151936
     hidden_size: int = 4096
@@ -85,6 +109,29 @@ class QWenConfig(PreTrainedConfig):
             raise ValueError(
                 f"config.visual.n_queries is {self.image_span_tokens}; use a square number such as 16 or 256"
             )
+        self.text_config = self._text_config()
+
+    def _text_config(self) -> QWenTextConfig:
+        """Return a new QWenTextConfig with the values of this config."""
+        part = QWenTextConfig()
+        part.__dict__ = copy.deepcopy({name: value for name, value in vars(self).items() if name not in OF_VISION})
+        return part
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, in `text_config` as well. An implementation that an engine has set there stays."""
+        name, before = self.attribute_map.get(name, name), self.__dict__.get(name)
+        super().__setattr__(name, value)
+        part = self.__dict__.get("text_config")
+        if part is None or name == "text_config" or name in OF_VISION or name not in self.__dict__:
+            return
+        if name != IMPLEMENTATION or part.__dict__.get(name) == before:
+            setattr(part, name, copy.deepcopy(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as it is on disk: flat, without `text_config`."""
+        flat = super().to_dict()
+        flat.pop("text_config", None)
+        return flat
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -11,21 +11,22 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_qwen import attend
+from .attention_qwen import attend_by_segment, eager_attention
 from .configuration_qwen import QWenConfig
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32, cast back, then scaled."""
 
-    def __init__(self, dim: int, epsilon: float) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.epsilon = epsilon
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return Normalize.apply(hidden, self.epsilon) * self.weight
+        return Normalize.apply(hidden, self.eps) * self.weight
 
 
 class Normalize(torch.autograd.Function):
@@ -103,36 +104,53 @@ def rotate(states: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
 
 
 class QWenAttention(nn.Module):
-    """Causal self-attention; rows of `c_attn` are all queries, then all keys, then all values."""
+    """Causal self-attention; rows of `c_attn` are all queries, then all keys, then all values.
+
+    vLLM reads the source of `forward`. From `self.c_attn(hidden_states).split(..)` it sees how to divide `c_attn` among
+    devices, and from the one call of a function of ALL_ATTENTION_FUNCTIONS which module is an attention and its scale.
+    """
 
     is_causal = True
 
     def __init__(self, config: QWenConfig, layer_idx: int) -> None:
         super().__init__()
-        self.config, self.layer_idx = config, layer_idx
+        self.config, self.layer_idx = config.get_text_config(), layer_idx
         self.head_dim, self.dropout = config.kv_channels, config.attn_dropout_prob
-        projection = config.kv_channels * config.num_attention_heads
-        self.c_attn = nn.Linear(config.hidden_size, 3 * projection)
-        self.c_proj = nn.Linear(projection, config.hidden_size, bias=not config.no_bias)
+        self.width, self.scale = config.kv_channels * config.num_attention_heads, config.kv_channels**-0.5
+        self.c_attn = nn.Linear(config.hidden_size, 3 * self.width)
+        self.c_proj = nn.Linear(self.width, config.hidden_size, bias=not config.no_bias)
 
     def forward(
         self,
-        hidden: torch.Tensor,
+        hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         rotary: RotaryTables,
         past_key_values: Cache | None = None,
+        segment_lengths: list[int] | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        projected = self.c_attn(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        turned, value = projected.tensor_split([projected.shape[1] // 3 * 2], dim=1)
-        query, key = rotate(turned, rotary).chunk(2, dim=1)  # [batch, heads, length, head_dim]
+        query, key, value = self.c_attn(hidden_states).split((self.width, self.width, self.width), dim=-1)
+        query = rotate(self.heads(query), rotary)  # [batch, heads, length, head_dim]
+        key, value = rotate(self.heads(key), rotary), self.heads(value)
         if rotary.query_scale is not None:
             query = query * rotary.query_scale.to(query.dtype)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         dropout = self.dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, **kwargs)
-        return self.c_proj(output.flatten(2)), weights
+        if segment_lengths is None:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+            output, weights = attention(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scale, **kwargs
+            )
+        else:
+            output = attend_by_segment(self, query, key, value, segment_lengths, dropout=dropout, **kwargs)
+            weights = None
+        output = output.reshape(*hidden_states.shape[:-1], -1)  # vLLM returns [length, width]
+        return self.c_proj(output), weights
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """Return states [batch, length, width] as [batch, heads, length, head_dim]. An engine may pass fewer."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class QWenMLP(nn.Module):

@@ -16,7 +16,7 @@ from .cache_qwen import GrowingCache
 from .chat_qwen import ChatMixin
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenBlock, RMSNorm, RotaryTables, is_flash_attention, ntk_alpha, rotary_tables
-from .engine_qwen import check_engine_pass, is_engine_pass
+from .engine_qwen import ServedModel, check_engine_pass, is_engine_pass
 from .generation_qwen import GenerationInputs
 from .image_embedding_qwen import ImageEmbedding
 from .image_loading_qwen import OpenImage
@@ -28,7 +28,7 @@ from .placement_qwen import PlacedModel
 from .visual import CrossAttention, Resampler, VisionTower, sincos_table
 
 
-class QWenPreTrainedModel(LoadingMixin, PlacedModel, PreTrainedModel):
+class QWenPreTrainedModel(ServedModel, LoadingMixin, PlacedModel, PreTrainedModel):
     """Loading, saving and random initialization of Qwen-VL weights."""
 
     config_class = QWenConfig
@@ -182,10 +182,10 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return hidden states [batch, length, hidden]; arguments as in QWenLMHeadModel."""
-        in_engine = is_engine_pass(self.config, kwargs)
+        in_engine = is_engine_pass(self.config.get_text_config(), kwargs)
         images = (pixel_values, image_features, vit_features, image_index, image_spans, open_image)
         if in_engine:
-            check_engine_pass(position_ids, images)
+            check_engine_pass(position_ids, past_key_values, images)
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.wte(input_ids) if in_engine else self.embed(input_ids, *images)
         elif inputs_embeds is None or input_ids is not None:
@@ -229,7 +229,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         if in_engine and position_ids is not None:
             return attention_mask, rotary_tables(self.config, position_ids, alpha=None, scale_queries=False)
         mask = create_causal_mask(
-            config=self.config,
+            config=self.config.get_text_config(),
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
@@ -393,4 +393,5 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
         return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
+QWenModel.register_for_auto_class("AutoModel")
 QWenLMHeadModel.register_for_auto_class("AutoModelForCausalLM")

@@ -9,9 +9,11 @@ from transformers.utils import cached_file
 from .configuration_qwen import QWenConfig
 from .image_loading_qwen import OpenImage, SearchDirs
 from .image_processing_qwen import QWenImageProcessor
+from .list_format_qwen import IMG_END, IMG_START
 from .tokenization_qwen import QWenTokenizer
 
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+WITHOUT_EFFECT = ("videos", "audio", "truncation", "add_special_tokens", "return_mm_token_type_ids")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -21,6 +23,8 @@ class QWenProcessor(ProcessorMixin):
     `processor(text="Picture 1: <img></img>\\nWhat is it?", images=[image])` -> BatchFeature with input_ids [N, T],
     attention_mask [N, T] and, if there are images, pixel_values [images, 3, S, S] in the order of the spans.
     """
+
+    image_token = IMG_START + IMG_END  # the text of an image without a reference; its ids are the whole span
 
     def __init__(
         self, image_processor: QWenImageProcessor, tokenizer: PreTrainedTokenizer, chat_template: str | None = None
@@ -43,6 +47,8 @@ class QWenProcessor(ProcessorMixin):
         search_dirs: SearchDirs = (),
         images_kwargs: dict[str, Any] | None = None,
         open_image: OpenImage | None = None,
+        return_text_replacement_offsets: bool = False,
+        **others: Any,
     ) -> BatchFeature:
         """Return input_ids, attention_mask and pixel_values for one text or a list of texts.
 
@@ -53,8 +59,12 @@ class QWenProcessor(ProcessorMixin):
         search_dirs, images_kwargs (timeout, max_bytes, max_pixels): as in `read_image`. open_image: opens everything
         but PIL images instead of `read_image`. It is a function from a reference to a PIL image, for a server that
         decides what a request may read.
-        Raise ValueError if images and spans do not match, ImageError if an image cannot be opened.
+        return_text_replacement_offsets: adds what vLLM asks for, the text of each blank span. `others` are arguments
+        of other processors, such as videos=None; all of them are None or False, but for `add_special_tokens`.
+        Raise ValueError if images and spans do not match, TypeError for an argument of another kind, ImageError if an
+        image cannot be opened.
         """
+        _refuse(others)
         if text is None and images is None:
             raise ValueError("nothing to process; give text, images or both")
         features = {}
@@ -68,7 +78,26 @@ class QWenProcessor(ProcessorMixin):
             features |= self.image_processor(
                 images, search_dirs=search_dirs, open_image=open_image, **(images_kwargs or {})
             )
-        return BatchFeature(features, tensor_type=return_tensors)
+        batch = BatchFeature(features, tensor_type=return_tensors)
+        if return_text_replacement_offsets and text is not None:  # after the conversion, since they are no tensors
+            blank = {"type": "image", "replacement": self.image_token}
+            batch["text_replacement_offsets"] = [[blank] * item.count(self.image_token) for item in texts]
+        return batch
+
+    @property
+    def image_token_id(self) -> int:
+        """Return the id that each vector of an image without a reference has."""
+        return self.tokenizer.img_pad_id
+
+    @property
+    def image_token_ids(self) -> list[int]:
+        """Return the ids of vectors of images; in a span with a reference, its bytes come first."""
+        return [self.image_token_id]
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Any] | None = None, **others: Any) -> dict[str, Any]:
+        """Return for vLLM how many ids and how many rows of pixel_values each image has, whatever its size."""
+        number, span = len(image_sizes or ()), self.tokenizer.image_span_tokens + 2
+        return {"num_image_tokens": [span] * number, "num_image_patches": [1] * number}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "QWenProcessor":
@@ -103,6 +132,16 @@ class QWenProcessor(ProcessorMixin):
 
 
 QWenProcessor.register_for_auto_class("AutoProcessor")
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    """Raise TypeError for arguments of a call that this processor does not have."""
+    unknown = sorted(others.keys() - {*WITHOUT_EFFECT})
+    if unknown:
+        raise TypeError(f"unknown arguments: {', '.join(unknown)}; see the docstring of QWenProcessor.__call__")
+    wanted = [name for name, value in others.items() if name != "add_special_tokens" and value not in (None, False)]
+    if wanted:
+        raise TypeError(f"{', '.join(wanted)}: Qwen-VL reads text and images, and never cuts a text; leave it out")
 
 
 def _has_file(path: str, name: str, kwargs: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import tiktoken
 from transformers import PreTrainedTokenizer
 
+from .chat_template_qwen import CHAT_TEMPLATE
 from .list_format_qwen import IMG_END, IMG_START, ListFormat
 
 VOCAB_FILES_NAMES = {"vocab_file": "qwen.tiktoken"}
@@ -125,6 +126,8 @@ class QWenTokenizer(ListFormat, PreTrainedTokenizer):
         for name in ("eos_token", "pad_token"):
             if kwargs.get(name) is None:
                 kwargs[name] = ENDOFTEXT
+        if kwargs.get("chat_template") is None:
+            kwargs["chat_template"] = CHAT_TEMPLATE
         self._add_tokens(list(kwargs.get("added_tokens_decoder", {}).values()), special_tokens=True)  # new ones raise
         if self.extra_tokens:
             kwargs["extra_tokens"] = self.extra_tokens  # saved with the folder

@@ -14,6 +14,7 @@ from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
 from qwen_vl.checkpoint import saving, shard_writer
 from qwen_vl.checkpoint.saving import staged
 from qwen_vl.families import v1 as family
+from qwen_vl.model.engine_qwen import with_chat_ends
 
 # Weights of an earlier run in the output folder, which loaders would prefer to the new ones.
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", CONFIG_FILE, BASE_FILE)
@@ -57,7 +58,7 @@ def write_configs(
     else:
         family.mark_as_chat(model.generation_config)
         model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        with_chat_ends(model.generation_config, model.config).save_pretrained(folder)
     shard_writer.write_processor(folder, model, tokenizer)
 
 

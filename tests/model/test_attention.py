@@ -6,7 +6,7 @@ from helpers.recorded import RELATIVE, apart, inputs_of
 from torch import nn
 
 from qwen_vl.model import QWenConfig
-from qwen_vl.model.attention_qwen import attend
+from qwen_vl.model.attention_qwen import attend_by_segment
 
 
 def test_eager_attention_gives_every_layer(golden, golden_model, in_golden_dir):
@@ -29,7 +29,7 @@ def test_segments_attend_to_themselves_alone(implementation):
     module = nn.Module().eval()
     module.config, module.is_causal = QWenConfig(attn_implementation=implementation), True
     lengths, (query, key, value) = [3, 1, 4], torch.randn(3, 1, 2, 8, 4).unbind()
-    packed, _ = attend(module, query, key, value, segment_lengths=lengths)
+    packed = attend_by_segment(module, query, key, value, lengths)
     weights = (query @ key.transpose(2, 3)) / 4**0.5
     allowed = torch.block_diag(*(torch.ones(n, n) for n in lengths)).tril().bool()
     expected = weights.masked_fill(~allowed, -torch.inf).softmax(-1) @ value

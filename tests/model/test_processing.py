@@ -189,3 +189,29 @@ assert not any(name.split(".")[0] == "qwen_vl" for name in sys.modules)
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in folder.iterdir()} == {path.name for path in Path(tmp_path / "again").iterdir()}
+
+
+def test_vllm_gets_the_span_of_an_image_and_where_it_is(processor):
+    tokenizer, token = processor.tokenizer, processor.image_token
+    span = [tokenizer.img_start_id, *[processor.image_token_id] * SPAN, tokenizer.img_end_id]
+    assert tokenizer.encode(token) == span and processor.image_token_ids == [tokenizer.img_pad_id]
+    sizes = processor._get_num_multimodal_tokens(image_sizes=[(10, 900), (448, 448)])
+    assert sizes == {"num_image_tokens": [SPAN + 2] * 2, "num_image_patches": [1, 1]}
+    texts = [f"a {token} b {token}", "none"]
+    for tensors in ("pt", None):
+        batch = processor(
+            text=texts,
+            images=[[RED, BLUE], []],
+            return_text_replacement_offsets=True,
+            return_tensors=tensors,
+            videos=None,
+            add_special_tokens=False,
+        )
+        assert batch["text_replacement_offsets"] == [[{"type": "image", "replacement": token}] * 2, []]
+    assert "text_replacement_offsets" not in processor(text=texts, images=[[RED, BLUE], []])
+
+
+@pytest.mark.parametrize("wrong", [{"image": RED}, {"videos": ["a.mp4"]}, {"truncation": True}, {"max_lenght": 3}])
+def test_an_argument_of_another_processor_is_refused(processor, wrong):
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        processor(text="a", **wrong)
