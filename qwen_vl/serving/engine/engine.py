@@ -295,6 +295,8 @@ class Engine:
         lane, request = self.lanes[opened.request.model], opened.request
         if not lane.add(opened.name, salted, request.sampling, request.max_new_tokens, self.ends):
             opened.close("error", "the engine has stopped")
+        elif opened.closed.is_set():  # cancelled meanwhile, before its lane knew it
+            lane.drop(opened.name)
 
     def _run_alone(self, opened: OpenRequest) -> None:
         """Run a request by `generate`."""

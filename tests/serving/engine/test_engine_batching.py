@@ -55,7 +55,7 @@ def answer(engine, one):
     return [i for event in events for i in event.ids], events[-1]
 
 
-def generated(model, tokenizer, one, open_image=None):
+def generated(model, tokenizer, one):
     """Return the greedy ids of `generate`, up to the end token."""
     from qwen_vl.model.image_processing_qwen import pixels
 
