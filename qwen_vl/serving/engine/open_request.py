@@ -1,0 +1,72 @@
+"""A request from its arrival to its last event."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+
+from qwen_vl.serving.image_table import ImageRange
+
+from .values import EngineRequest, Event, Finish
+
+logger = logging.getLogger(__name__)
+
+
+class OpenRequest:
+    """What an engine knows of an open request. `close` sends the last event, once, whoever calls it first."""
+
+    def __init__(
+        self,
+        name: str,
+        request: EngineRequest,
+        on_event: Callable[[Event], None],
+        on_close: Callable[["OpenRequest"], None],
+        ends: Collection[int],
+        seconds: float | None,
+    ) -> None:
+        self.name, self.request, self.on_event, self.on_close, self.ends = name, request, on_event, on_close, ends
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.ranges: list[ImageRange] = []
+        self.num_tokens = self.num_cached = 0
+        self.closed = threading.Event()
+        self.lock = threading.RLock()
+
+    def push(self, ids: list[int], logprobs: list[float] | None = None, *, is_last: bool) -> None:
+        """Send new ids. is_last: these were the last ones, by an end token, which is left out, or by their number."""
+        with self.lock:
+            if self.closed.is_set():
+                return
+            self.num_tokens += len(ids)
+            finish: Finish | None = None
+            if is_last:
+                finish = "length"
+                if ids and ids[-1] in self.ends:
+                    finish, ids, logprobs = "stop", ids[:-1], logprobs and logprobs[:-1]
+            wanted = logprobs if self.request.logprobs else None
+            if finish:
+                self.close(finish, ids=ids, logprobs=wanted)
+            elif ids:
+                self._send(Event(ids, wanted, num_cached=self.num_cached))
+
+    def close(
+        self,
+        finish: Finish,
+        error: str | None = None,
+        *,
+        ids: list[int] | None = None,
+        logprobs: list[float] | None = None,
+    ) -> None:
+        """Send the last event, unless it was sent."""
+        with self.lock:
+            if self.closed.is_set():
+                return
+            self.closed.set()
+        self.on_close(self)
+        self._send(Event(ids or [], logprobs, finish, error, self.num_cached))
+
+    def _send(self, event: Event) -> None:
+        try:
+            self.on_event(event)
+        except Exception:  # a receiver's mistake must not end the thread that serves the others
+            logger.exception("request %s: its receiver failed", self.name)
+            self.close("cancelled")
