@@ -69,6 +69,11 @@ class Session:
             self._halt.set()
 
     @property
+    def is_busy(self) -> bool:
+        """Return whether an answer is being written."""
+        return self._halt is not None
+
+    @property
     def images(self) -> list[AskedImage]:
         """Return the images of the conversation in order, those of the next question last."""
         return [image for turn in self.turns for image in turn.images] + self.waiting

@@ -99,7 +99,7 @@ DOWNLOAD = """
 watch('value', () => {
   if (!props.value) return;
   const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([props.value], {type: 'application/json'}));
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(JSON.parse(props.value), null, 1)], {type: 'application/json'}));
   link.download = JSON.parse(props.value)[0].id + '.json';
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);

@@ -10,6 +10,7 @@ from html import escape
 from PIL import Image
 
 from qwen_vl.model.box_drawing_qwen import COLORS
+from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.conversation import SentImage
 from qwen_vl.serving.grounding import Tag, find_tags
 from qwen_vl.serving.session import AskedImage, Turn
@@ -79,13 +80,8 @@ def _colored(text: str, tags: Sequence[Tag], colors: Sequence[str]) -> str:
 def overlay(image: AskedImage, number: int, tags: Sequence[Tag], colors: Sequence[str]) -> str:
     """Return an image with boxes. Pointing at one shows its phrase; small ones lie above large ones."""
     drawn = sorted(zip(tags, colors, strict=True), key=lambda pair: -_area(_corners(pair[0])))
-    named, shapes = set(), []
-    for tag, color in drawn:
-        named.add(tag.label)
-        shapes.append(_shape(tag, color))
-    return (
-        f'<figure class="qv-boxes"><img src="{shown(image.sent())}" alt="Picture {number}">{"".join(shapes)}</figure>'
-    )
+    shapes = "".join(_shape(tag, color) for tag, color in drawn)
+    return f'<figure class="qv-boxes"><img src="{shown(image.sent())}" alt="Picture {number}">{shapes}</figure>'
 
 
 def _corners(tag: Tag) -> tuple[int, int, int, int]:
@@ -176,3 +172,13 @@ def _edit(what: str, index: int, words: dict[str, str]) -> str:
     return (
         f'<button class="qv-edit" data-do="{what}" data-index="{index}" title="{name}" aria-label="{name}">✎</button>'
     )
+
+
+def examples_html(examples: Sequence[tuple[str, str, str]], language: str) -> str:
+    """Return a button for each example (path of its image or "", question in English, in Chinese)."""
+    buttons = []
+    for index, (path, english, chinese) in enumerate(examples):
+        text = escape(chinese if language == "zh" else english)
+        image = f'<img src="{shown(SentImage.of(read_image(path)))}" alt="">' if path else ""
+        buttons.append(f'<button class="qv-example" data-do="example" data-index="{index}">{image}{text}</button>')
+    return f'<div class="qv-examples">{"".join(buttons)}</div>'
