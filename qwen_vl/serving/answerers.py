@@ -70,7 +70,7 @@ class ServerAnswerer:
 
     def answer(self, turns: Sequence[Turn], *, system: str, model: str | None) -> Iterator[str]:
         """Yield the growing answer to the last turn. Raise OSError with the server's words if it refuses."""
-        said = [
+        said: list[dict[str, Any]] = [
             {"role": message.role, "content": [_part(part) for part in message.parts]}
             if message.images
             else {"role": message.role, "content": "".join(part for part in message.parts if isinstance(part, str))}

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-
 try:
     import gradio as gr
 except ImportError as error:
@@ -28,7 +26,7 @@ from qwen_vl.serving.session import Answerer, AskedImage, Session, Turn
 EXAMPLES_DIR = Path(__file__).parents[3] / "data" / "examples"  # only in a checkout; an installed package has none
 POLICY = MediaPolicy(media_urls="off")
 SECONDS_BETWEEN_UPDATES = 0.08
-CACHE_SECONDS = 3600  # after which uploaded files are deleted
+DELETE_CACHE = (900, 3600)  # seconds between looks for old uploads, and the age at which they are deleted
 
 
 class Conversation:
@@ -189,6 +187,21 @@ class Page:
         path, english, chinese = self.examples[int(event.index) % len(self.examples)]
         return {"text": chinese if language == "zh" else english, "files": [path] if path else []}
 
+    def speak(self, talk: Conversation, language: str) -> list[Any]:
+        """Return every part of the page that has words, in a language and in the order of `build`."""
+        words, session = WORDS[language], talk.session
+        buttons = [gr.Button(words[name]) for name in ("regenerate", "clear", "download", "save", "cancel")]
+        return [
+            gr.Markdown(f"## {words['title']}\n{words['intro']}"),
+            gr.skip() if session.is_busy else transcript_html(session.turns, words),
+            board_html(session.images, words),
+            gr.MultimodalTextbox(placeholder=words["ask"]),
+            *buttons,
+            examples_html(self.examples, language),
+            gr.Dropdown(label=words["model"]),
+            gr.Markdown(words["warning"]),
+        ]
+
 
 def busy(words: dict[str, str], *, empty: bool = True) -> Any:
     """Return the text field during an answer: with a stop button."""
@@ -202,10 +215,18 @@ def idle(words: dict[str, str], message: dict[str, Any] | None = None) -> Any:
     return gr.MultimodalTextbox(submit_btn=True, stop_btn=False, placeholder=words["ask"], **value)
 
 
+def text_field(words: dict[str, str]) -> gr.MultimodalTextbox:
+    """Return the text field, which takes several images."""
+    return gr.MultimodalTextbox(
+        file_types=["image"], file_count="multiple", show_label=False, placeholder=words["ask"],
+        max_plain_text_length=100_000, elem_id="qv-field",
+    )  # fmt: skip
+
+
 def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
     """Return the page over an answerer; `?lang=zh` in its address overrides the language."""
     page, words = Page(answerer, language), WORDS[language]
-    with gr.Blocks(title=words["title"], delete_cache=(CACHE_SECONDS // 4, CACHE_SECONDS), fill_width=False) as blocks:
+    with gr.Blocks(title=words["title"], analytics_enabled=False, delete_cache=DELETE_CACHE) as blocks:
         talk = gr.State(None)
         with gr.Row():
             intro = gr.Markdown(f"## {words['title']}\n{words['intro']}")
@@ -216,12 +237,8 @@ def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
                 live = gr.HTML("", js_on_load=None, elem_id="qv-live")
                 with gr.Group(visible=False) as panel:
                     edit_text = gr.Textbox(lines=3, max_lines=12, elem_id="qv-edit-text")
-                    with gr.Row():
-                        save, cancel = gr.Button(words["save"], variant="primary"), gr.Button(words["cancel"])
-                field = gr.MultimodalTextbox(
-                    file_types=["image"], file_count="multiple", show_label=False, placeholder=words["ask"],
-                    max_plain_text_length=100_000, elem_id="qv-field",
-                )  # fmt: skip
+                    save, cancel = gr.Button(words["save"], variant="primary"), gr.Button(words["cancel"])
+                field = text_field(words)
                 with gr.Row():
                     again = gr.Button(words["regenerate"], size="sm", min_width=90)
                     clear = gr.Button(words["clear"], size="sm", min_width=90)
@@ -235,16 +252,13 @@ def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
         shown = [past, live, board, field]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
-        def speak(conversation: Conversation, key: str) -> list[Any]:
-            return translated(conversation, key, page)
-
         def start(request: gr.Request) -> list[Any]:
             key, conversation = language_of(request.query_params.get("lang"), language), Conversation(answerer)
-            return [conversation, gr.Radio(value=key), *translated(conversation, key, page)]
+            return [conversation, gr.Radio(value=key), *page.speak(conversation, key)]
 
-        spoken = [intro, switch, past, board, field, again, clear, download, save, cancel, samples, model, note]
-        blocks.load(start, None, [talk, switch, *[one for one in spoken if one is not switch]], **hidden)
-        switch.input(speak, [talk, switch], [one for one in spoken if one is not switch], **hidden)
+        spoken = [intro, past, board, field, again, clear, download, save, cancel, samples, model, note]
+        blocks.load(start, None, [talk, switch, *spoken], **hidden)
+        switch.input(page.speak, [talk, switch], spoken, **hidden)
         field.submit(page.ask, [talk, field, model, switch], shown, concurrency_limit=None, **hidden)
         field.stop(lambda conversation: conversation.session.stop(), talk, None, concurrency_limit=None, **hidden)
         field.change(page.attached, [talk, field, switch], [board, live], concurrency_limit=None, **hidden)
@@ -261,27 +275,12 @@ def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
     return blocks
 
 
-def translated(talk: Conversation, language: str, page: Page) -> list[Any]:
-    """Return every part of the page that has words, in a language; in the order of `build`, without the switch."""
-    words, session = WORDS[language], talk.session
-    buttons = [gr.Button(words[name]) for name in ("regenerate", "clear", "download", "save", "cancel")]
-    return [
-        gr.Markdown(f"## {words['title']}\n{words['intro']}"),
-        transcript_html(session.turns, words),
-        board_html(session.images, words),
-        gr.MultimodalTextbox(placeholder=words["ask"]),
-        *buttons,
-        examples_html(page.examples, language),
-        gr.Dropdown(label=words["model"]),
-        gr.Markdown(words["warning"]),
-    ]
-
-
 def launch(
     answerer: Answerer, *, language: str = "en", host: str = "127.0.0.1", port: int | None = 8000,
     share: bool = False, inbrowser: bool = False, wait: bool = True,
 ) -> tuple[gr.Blocks, str]:  # fmt: skip
     """Serve the page and return (page, address); `wait`: only when it is stopped. It serves no other files."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     blocks = build(answerer, language)
     blocks.queue(default_concurrency_limit=64, api_open=False)
     _, address, _ = blocks.launch(

@@ -99,7 +99,8 @@ DOWNLOAD = """
 watch('value', () => {
   if (!props.value) return;
   const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(JSON.parse(props.value), null, 1)], {type: 'application/json'}));
+  const text = JSON.stringify(JSON.parse(props.value), null, 1);
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
   link.download = JSON.parse(props.value)[0].id + '.json';
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);

@@ -6,7 +6,7 @@ WORDS = {
     "en": {
         "title": "Qwen-VL",
         "intro": "Attach images, ask about them, and see the boxes of the answer on the image.",
-        "ask": "Ask something. The + adds images.",
+        "ask": "Ask something. The clip adds images.",
         "model": "Model",
         "language": "Language",
         "images": "Images",
@@ -29,7 +29,7 @@ WORDS = {
     "zh": {
         "title": "Qwen-VL",
         "intro": "上传图片并提问，回答中的框会画在图片上。",
-        "ask": "请输入问题，点 + 添加图片",
+        "ask": "请输入问题，点回形针添加图片",
         "model": "模型",
         "language": "语言",
         "images": "图片",
