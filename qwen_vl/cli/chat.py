@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dtype = dtype_or_auto(args.dtype)
     model, tokenizer = load(args.model, device=args.device, dtype=dtype, base=args.base, trust_base=args.trust_base)
     session = Session(model, tokenizer, system=args.system)
-    session.waiting = images
+    for reference in images:
+        session.show(reference)
     if args.query is None:
         converse(session, args.out or BOX_FILE)
         return

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TextIO
 
 from qwen_vl.model import QWenLMHeadModel
-from qwen_vl.model.chat_qwen import SYSTEM, History
+from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.download_qwen import ImageError
 from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.logits_qwen import LogitsError
-from qwen_vl.model.memory_qwen import ChatMemory
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
+from qwen_vl.serving import session as sessions
+from qwen_vl.serving.answerers import ModelAnswerer
 
 BOX_FILE = "answer_boxes.png"
 COMMANDS = """\
@@ -22,7 +23,7 @@ COMMANDS = """\
 
 
 class Session:
-    """One conversation with a model: its history, and the images that belong to the next question.
+    """A `session.Session` with a model in a terminal.
 
     Answers are written to `out`, everything else to `notes`, both text streams.
     """
@@ -36,23 +37,26 @@ class Session:
         out: TextIO | None = None,
         notes: TextIO | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.tokenizer = tokenizer
         self.out, self.notes = out or sys.stdout, notes or sys.stderr
-        self.memory = ChatMemory()  # each image is encoded once, and only the new part of a prompt
-        self.clear()
+        self.answerer = ModelAnswerer(model, tokenizer, opens_references=True)
+        self.talk = sessions.Session(self.answerer, system=system, texts_name_images=True)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Return the references of the images that belong to the next question."""
+        return [image.reference for image in self.talk.waiting]
 
     def clear(self) -> None:
         """Forget the conversation and its images."""
-        self.history: History = []
-        self.waiting: list[str] = []
-        self.num_images = 0
-        self.memory.forget_turns()
+        self.talk.clear()
+        self.answerer.memory.forget_turns()
 
     def show(self, reference: str) -> None:
         """Add an image to the next question. Raise ImageError, and change nothing, if it cannot be opened."""
         reference = local_path(reference)
         read_image(reference)
-        self.waiting.append(reference)
+        self.talk.waiting.append(sessions.AskedImage(reference))
 
     def ask(self, text: str) -> str:
         """Stream the answer to a question to `out`, add both to the conversation and return the answer.
@@ -60,20 +64,13 @@ class Session:
         An interrupted answer does not become part of the conversation.
         Raise ValueError if the question cannot be encoded, ImageError if an image in it cannot be opened.
         """
-        labels = enumerate(self.waiting, start=self.num_images + 1)
-        query = "".join(f"Picture {n}: <img>{reference}</img>\n" for n, reference in labels) + text
         shown = ""
-        stream = self.model.chat_stream(
-            self.tokenizer, query, history=self.history, system=self.system, memory=self.memory
-        )
-        for answer in stream:
+        for answer in self.talk.ask(text):
             # Text only grows at its end, unless a model invents an image tag: then the whole text is written again.
             self.out.write(answer[len(shown) :] if answer.startswith(shown) else f"\n{answer}")
             self.out.flush()
             shown = answer
         self.out.write("\n")
-        self.history.append((query, shown.strip()))
-        self.num_images, self.waiting = self.num_images + len(self.waiting), []
         return shown.strip()
 
     def draw(self, answer: str, path: Path) -> None:
@@ -83,10 +80,12 @@ class Session:
         """
         if "<box>" not in answer:
             return
+        turns = self.talk.turns
+        history = [(query, turn.answer) for query, turn in zip(sessions.queries(turns), turns, strict=True)]
         with warnings.catch_warnings(record=True) as caught:  # about malformed boxes and missing fonts
             warnings.simplefilter("always")
             try:
-                image = self.tokenizer.draw_bbox_on_latest_picture(answer, self.history)
+                image = self.tokenizer.draw_bbox_on_latest_picture(answer, history)
             except ImageError as error:  # gone since it was shown
                 return self.note(f"the boxes of this answer cannot be drawn: {error}")
         for warning in caught:
