@@ -20,14 +20,20 @@ class EncodedPrompt(NamedTuple):
 
 
 def encode(
-    tokenizer: QWenTokenizer, messages: Sequence[Message], *, default_system: bool = True, continues: bool = False
+    tokenizer: QWenTokenizer,
+    messages: Sequence[Message],
+    *,
+    default_system: bool = True,
+    continues: bool = False,
+    labeled: bool = True,
 ) -> EncodedPrompt:
     """Return the prompt of a conversation in ChatML, which ends where the answer begins.
 
     Images are labeled "Picture 1: ", "Picture 2: " .. over the whole conversation, and a newline follows each. Texts
     that follow each other are joined as they are. Tags of phrases and boxes are tokens; `<img>` and control markers in
     a text stay text. default_system: whether a conversation without a leading system message gets the default one.
-    continues: whether the answer continues the last message, which must be an assistant's.
+    continues: whether the answer continues the last message, which must be an assistant's. labeled: whether images get
+    their label and newline; without, the texts around them say what the model reads.
     Raise ValueError for no messages, and if there is nothing to continue.
     """
     if not messages:
@@ -40,7 +46,8 @@ def encode(
     ids: list[int] = []
     images: list[SentImage] = []
     for message in messages:
-        ids += [*chatml.start(message.role), *_content(tokenizer, message.parts, num_images=len(images))]
+        first = len(images) + 1 if labeled else None
+        ids += [*chatml.start(message.role), *_content(tokenizer, message.parts, first_number=first)]
         ids += [tokenizer.im_end_id, *chatml.newline]
         images += message.images
     if continues:
@@ -50,18 +57,22 @@ def encode(
     return EncodedPrompt(ids, tuple(images))
 
 
-def _content(tokenizer: QWenTokenizer, parts: Sequence[Part], *, num_images: int) -> list[int]:
-    """Return the ids of a message's parts; `num_images` came before it. Text between images is encoded in one piece."""
+def _content(tokenizer: QWenTokenizer, parts: Sequence[Part], *, first_number: int | None) -> list[int]:
+    """Return the ids of a message's parts. Text between two images is encoded in one piece.
+
+    first_number: that of the label of the first image, None for images without labels.
+    """
     blank = tokenizer.encode_message("<img></img>")[0]
     ids: list[int] = []
-    text = ""
+    text, number = "", first_number
     for part in parts:
         if isinstance(part, str):
             text += part
-            continue
-        num_images += 1
-        ids += [*encode_text(tokenizer, f"{text}Picture {num_images}: "), *blank]
-        text = "\n"
+        elif number is None:
+            ids, text = [*ids, *encode_text(tokenizer, text), *blank], ""
+        else:
+            ids, text = [*ids, *encode_text(tokenizer, f"{text}Picture {number}: "), *blank], "\n"
+            number += 1
     return ids + encode_text(tokenizer, text)
 
 

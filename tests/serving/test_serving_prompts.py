@@ -97,3 +97,9 @@ def test_a_digest_is_of_size_and_pixels():
     assert SentImage.of(gray) == SentImage.of(gray.convert("RGB")) and SentImage.of(gray).image.mode == "RGB"
     with pytest.raises(ValueError, match="assistant message holds an image"):
         Message("assistant", ("Here: ", image(1)))
+
+
+def test_images_without_labels_stand_as_the_text_says(tokenizer):
+    parts = ("Look: ", image(1), " and ", image(2), "!")
+    ids = encode(tokenizer, [Message("user", parts)], labeled=False).ids
+    assert ids == make_context(tokenizer, "Look: <img></img> and <img></img>!").ids

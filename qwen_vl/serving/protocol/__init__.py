@@ -1,0 +1,1 @@
+"""The OpenAI chat protocol: requests checked, answers written. Pure values, no web framework."""
