@@ -1,15 +1,25 @@
 """What a server counts and times, in the text format of Prometheus."""
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from qwen_vl.serving.engine import Engine
-
 PREFIX = "qwen_vl_"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Engine(Protocol):
+    """What the metrics ask of an engine. `stats` returns a NamedTuple of numbers."""
+
+    @property
+    def alive(self) -> bool:
+        """Return whether it can answer."""
+
+    def stats(self) -> Any:
+        """Return its numbers at this moment."""
 
 
 class Metrics:
@@ -51,6 +61,6 @@ class EngineCollector:
     def collect(self) -> Iterable[Metric]:
         """Yield a gauge for each number of the engine's stats."""
         yield GaugeMetricFamily(f"{PREFIX}engine_alive", "1 while the engine can answer", value=self.engine.alive)
-        for name, value in vars(self.engine.stats()).items():
+        for name, value in self.engine.stats()._asdict().items():
             text = f"{name.replace('_', ' ')} of the engine"
             yield GaugeMetricFamily(f"{PREFIX}engine_{name}", text, value=value)

@@ -64,7 +64,9 @@ class Running:
                 raise ClientDisconnect
             if self._halt_error:
                 raise self._halt_error
-            raise ApiError(504, f"the request took longer than {seconds:g} seconds", kind="server_error", code="timeout")
+            raise ApiError(
+                504, f"the request took longer than {seconds:g} seconds", kind="server_error", code="timeout"
+            )
         finally:
             for future in [task, *ends]:
                 future.cancel()
