@@ -17,6 +17,7 @@ DEBUG_AT = {  # words of every verb that end in an error of the user; MISSING is
     "checkpoint show": ["MISSING"],
     "checkpoint export": ["MISSING", "OUT"],
     "chat": ["MISSING", "--query", "hi"],
+    "demo": ["MISSING"],
     "evaluate": ["MISSING", "--data", "MISSING"],
     "data check": ["MISSING"],
     "data preview": ["MISSING", "--model", "MISSING"],
