@@ -85,16 +85,24 @@ def add_adapters(
 
 
 def load_adapters(
-    model: QWenLMHeadModel, adapter: str | Path | Adapter, *, trainable: bool = False, name: str = "default"
+    model: QWenLMHeadModel | PeftModel,
+    adapter: str | Path | Adapter,
+    *,
+    trainable: bool = False,
+    name: str = "default",
 ) -> PeftModel:
-    """Return a PeftModel with the adapter of a folder, which PEFT calls `name`.
+    """Return a PeftModel with the adapter of a folder, which PEFT calls `name`; a PeftModel keeps those that it has.
 
     Raise ValueError if it is damaged or does not fit the model.
     """
     adapter = Adapter.open(adapter)
     quiet_gptqmodel()  # which peft imports for any adapter
     try:
-        adapted = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name, is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            adapted = model
+            adapted.load_adapter(str(adapter.folder), adapter_name=name, is_trainable=trainable)
+        else:
+            adapted = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{adapter.folder}: the adapter is damaged or does not fit the model: {error}") from error
     return settle(adapted) if trainable else adapted

@@ -6,7 +6,6 @@ from pathlib import Path
 from peft import PeftModel
 
 from qwen_vl.checkpoint.folder import ModelFolder
-from qwen_vl.checkpoint.quantization import quiet_gptqmodel
 from qwen_vl.model import QWenLMHeadModel
 
 from .adapter import Adapter
@@ -36,17 +35,10 @@ class AdapterSwitch:
             adapter.check_start()
             if not trust_base:
                 adapter.find_base(base.path)
-            self._attach(model, adapter, self.names[name])
+            self.adapted = load_adapters(self.adapted or model, adapter, name=self.names[name])
         if self.adapted is not None:
             self.adapted.eval()
             self.adapted.base_model.disable_adapter_layers()
-
-    def _attach(self, model: QWenLMHeadModel, adapter: Adapter, name: str) -> None:
-        quiet_gptqmodel()
-        if self.adapted is None:
-            self.adapted = load_adapters(model, adapter, name=name)
-        else:
-            self.adapted.load_adapter(str(adapter.folder), adapter_name=name)
 
     def use(self, name: str | None) -> None:
         """Make one adapter active, or with None the plain base. Raise KeyError for an unknown name."""

@@ -50,15 +50,23 @@ class Endpoint:
         """
         return self._ask(path, json.dumps(body, ensure_ascii=False).encode("utf-8"))
 
-    def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
+    def open(self, path: str, body: bytes | None) -> http.client.HTTPResponse:
+        """Send one request, a GET without a body, and return the reply to read from.
+
+        Raise urllib.error.URLError, or one of LOST, if the server refuses or cannot be reached.
+        """
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(f"{self.url}/{path}", data=body, headers=headers)
+        reply: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=self.timeout)
+        return reply
+
+    def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
         url, pause = f"{self.url}/{path}", self.pause
         for tries_left in range(self.tries - 1, -1, -1):
             try:
-                request = urllib.request.Request(url, data=body, headers=headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                with self.open(path, body) as reply:
                     return _object(reply.read(), url)
             except (urllib.error.URLError, *LOST) as error:
                 problem, is_temporary, wanted = _understand(error)

@@ -4,7 +4,7 @@ Source: docs/checkpoint_format.md section 6.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import Queue
 from threading import Event, Thread
 from typing import Any, NamedTuple
@@ -171,28 +171,27 @@ def first_row(output: Any) -> list[int]:
     return (output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist()
 
 
-class TokenQueue(BaseStreamer):
-    """A streamer that hands each generated id to another thread, and skips the prompt, which comes first."""
+class TokenStreamer(BaseStreamer):
+    """A streamer that passes each generated id to a function, then None. It skips the prompt, which comes first."""
 
-    def __init__(self) -> None:
-        self.items: Queue[int | None] = Queue()  # None: the end
-        self.prompt_seen = False
+    def __init__(self, receive: Callable[[int | None], None]) -> None:
+        self.receive, self.prompt_seen = receive, False
 
     def put(self, value: torch.Tensor) -> None:
         if self.prompt_seen:  # [rows], or [1, tokens] of an assisted generation
             for token in (value[:1] if value.dim() == 1 else value[0]).tolist():
-                self.items.put(token)
+                self.receive(token)
         self.prompt_seen = True
 
     def end(self) -> None:
-        self.items.put(None)
+        self.receive(None)
 
 
 class Cancelled(StoppingCriteria):
-    """A stopping criterion that ends generation after the caller has closed the stream."""
+    """A stopping criterion that ends generation once an event is set, as when the caller has closed the stream."""
 
-    def __init__(self) -> None:
-        self.event = Event()
+    def __init__(self, event: Event) -> None:
+        self.event = event
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
@@ -367,11 +366,12 @@ class ChatMixin(Mixin):
         """Yield the growing answer to a call, once per generated token."""
         tokenizer = call.tokenizer
         inputs, recalled = self._chat_inputs(call)
-        tokens, cancelled, failure = TokenQueue(), Cancelled(), []
+        items: Queue[int | None] = Queue()  # None: the end
+        tokens, cancelled, failure = TokenStreamer(items.put), Event(), []
 
         def generate() -> None:
             try:
-                criteria = [cancelled, *inputs.pop("stopping_criteria", [])]
+                criteria = [Cancelled(cancelled), *inputs.pop("stopping_criteria", [])]
                 output = self.generate(
                     **inputs, logits_processor=logits_processor, streamer=tokens, stopping_criteria=criteria
                 )
@@ -385,13 +385,13 @@ class ChatMixin(Mixin):
         thread.start()
         ids, stops = [], {tokenizer.eod_id, tokenizer.im_start_id, tokenizer.im_end_id}
         try:
-            while (token := tokens.items.get()) is not None:
+            while (token := items.get()) is not None:
                 if token in stops:
                     continue
                 ids.append(token)
                 yield tokenizer.decode(ids, skip_special_tokens=True, keep_image_special=True, errors="ignore")
         finally:
-            cancelled.event.set()
+            cancelled.set()
             thread.join()
         if failure:
             raise failure[0]

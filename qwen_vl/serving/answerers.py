@@ -1,11 +1,8 @@
 """What answers a session: a model in this process, or a running server of the OpenAI protocol."""
 
-import base64
-import io
 import json
 import threading
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +13,7 @@ from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.image_loading_qwen import OpenImage, refuse_images
 from qwen_vl.model.memory_qwen import ChatMemory
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
+from qwen_vl.serving.client import image_url
 from qwen_vl.serving.conversation import SentImage
 from qwen_vl.serving.session import Turn, messages, queries
 
@@ -84,13 +82,9 @@ class ServerAnswerer:
 
     def _deltas(self, body: dict[str, Any]) -> Iterator[str]:
         """Yield the pieces of a streamed answer as the server sends them."""
-        headers = {"Content-Type": "application/json"}
-        if self.endpoint.key:
-            headers["Authorization"] = f"Bearer {self.endpoint.key}"
         url = f"{self.endpoint.url}/chat/completions"
-        request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.endpoint.timeout) as reply:
+            with self.endpoint.open("chat/completions", json.dumps(body).encode()) as reply:
                 for line in reply:
                     if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
                         continue
@@ -121,7 +115,4 @@ def _part(part: str | SentImage) -> dict[str, Any]:
     """Return a part of a message as the protocol writes it. Images are sent without loss."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    file = io.BytesIO()
-    part.image.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return {"type": "image_url", "image_url": {"url": image_url(part.image)}}

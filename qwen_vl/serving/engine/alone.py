@@ -8,38 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig
 
+from qwen_vl.model.chat_qwen import Cancelled, TokenStreamer
 from qwen_vl.model.image_loading_qwen import refuse_images
 
 from .values import EngineRequest
 from .view import ModelView
-
-
-class Tokens(BaseStreamer):
-    """A streamer that passes each new id to a function, after the prompt."""
-
-    def __init__(self, on_token: Callable[[int], None]) -> None:
-        self.on_token, self.prompt_seen = on_token, False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.prompt_seen:
-            self.on_token(int(value.reshape(-1)[0]))
-        self.prompt_seen = True
-
-    def end(self) -> None:
-        return None
-
-
-class Closed(StoppingCriteria):
-    """A criterion that ends generation once a request is over."""
-
-    def __init__(self, closed: threading.Event) -> None:
-        self.closed = closed
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.closed.is_set(), device=input_ids.device)
 
 
 @torch.no_grad()
@@ -48,10 +23,10 @@ def answer(
     request: EngineRequest,
     pixels: torch.Tensor | None,
     ends: Sequence[int],
-    on_token: Callable[[int], None],
+    on_token: Callable[[int | None], None],
     closed: threading.Event,
 ) -> None:
-    """Generate the answer of a request by the model's own `generate`, and pass its ids, end token included.
+    """Generate the answer of a request by the model's own `generate`, and pass its ids, end token included, then None.
 
     pixels: [images, 3, size, size], or None.
     """
@@ -67,8 +42,8 @@ def answer(
         ids,
         attention_mask=torch.ones_like(ids),
         generation_config=config,
-        streamer=Tokens(on_token),
-        stopping_criteria=[Closed(closed)],
+        streamer=TokenStreamer(on_token),
+        stopping_criteria=[Cancelled(closed)],
         open_image=refuse_images,
         **images,
     )

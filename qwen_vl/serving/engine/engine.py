@@ -302,7 +302,9 @@ class Engine:
         """Run a request by `generate`."""
         request, ids = opened.request, itertools.count(1)
 
-        def on_token(token: int) -> None:
+        def on_token(token: int | None) -> None:
+            if token is None:  # the end; the last token has said so
+                return
             number = next(ids)
             with self.lock:
                 self.num_generated_tokens += 1

@@ -1,6 +1,7 @@
 """Adapters in an engine: each name answers with its own weights, together with the base, and shares nothing with it."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -85,3 +86,14 @@ def test_an_adapter_of_another_base_is_refused(make_checkpoint, adapters, tmp_pa
         Engine.load(make_checkpoint(), adapters={"wrong": tmp_path}, settings=SETTINGS, device="cpu")
     with pytest.raises(ValueError, match="the name of the base and of an adapter"):
         Engine.load(make_checkpoint(), adapters={"tiny": folder}, name="tiny", device="cpu")
+
+
+def test_a_damaged_adapter_is_named_wherever_it_stands(make_checkpoint, adapters, tmp_path):
+    folder = adapters["plain"][0]
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for wanted in ({"bad": tmp_path}, {"good": folder, "bad": tmp_path}):
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+            Engine.load(make_checkpoint(), adapters=wanted, settings=SETTINGS, device="cpu")

@@ -15,18 +15,6 @@ from qwen_vl.serving.media import MediaError, MediaPolicy
 from qwen_vl.serving.media.fetch import Network, connect_to, download, resolve_name
 
 
-@pytest.fixture(scope="module")
-def server():
-    with media_server() as running:
-        yield running
-
-
-@pytest.fixture
-def web(server):
-    server.requests.clear()
-    return Web(server.server_port)
-
-
 def fetch(web, url, *, tls=None, **policy):
     """Return what a download gives, in a world in which `web` is the network."""
     policy = MediaPolicy(**{"seconds": 5.0, "max_bytes": 100_000, **policy})

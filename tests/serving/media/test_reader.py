@@ -9,24 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from helpers.images import encoded, noise
-from helpers.media_server import PUBLIC, Web, media_server
+from helpers.media_server import PUBLIC
 
 from qwen_vl.serving.media import REASONS, MediaError, MediaPolicy, MediaReader
 from qwen_vl.serving.media import reader as module
 
 WHERE = "messages[0].content[1]"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with media_server() as running:
-        yield running
-
-
-@pytest.fixture
-def web(server):
-    server.requests.clear()
-    return Web(server.server_port)
 
 
 @pytest.fixture
