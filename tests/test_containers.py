@@ -1,4 +1,4 @@
-"""The Dockerfile and compose.yaml, as far as they can be checked without Docker; scripts/check_dockerfile.py runs it."""
+"""The Dockerfile and compose.yaml, as far as they can be checked without Docker. `check_dockerfile.py` runs it."""
 
 import re
 import shutil
