@@ -1,8 +1,6 @@
 """The documents say what is so: files exist, flags and verbs are known, samples run."""
 
 import ast
-import contextlib
-import io
 import json
 import re
 import shlex
@@ -17,14 +15,12 @@ from helpers.openai_server import completion, serving
 from helpers.runs import script
 from transformers import GenerationConfig
 
-from qwen_vl.cli import chat, data, evaluate, export, merge, plan, quantize, verify
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
 from qwen_vl.evaluation.benchmarks.loading import layouts_of
 from qwen_vl.model import QWenTokenizer
-from qwen_vl.training.flags import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "data/README.md")]
@@ -75,27 +71,9 @@ def flags_of(help_text):
 
 @pytest.fixture(scope="module")
 def known_flags():
-    """Return {command: its flags} for train, merge, chat, and "data VERB" for each verb."""
-    return {
-        "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
-        "plan": flags_of(plan.make_parser().format_help()),
-        "merge": flags_of(help_of(merge.main, "--help")),
-        "export": flags_of(export.make_parser().format_help()),
-        "quantize": flags_of(quantize.make_parser().format_help()),
-        "verify": flags_of(verify.make_parser().format_help()),
-        "evaluate": flags_of(evaluate.make_parser().format_help()),
-        "evaluate compare": flags_of(help_of(evaluate.main, "compare", "--help")),
-        "chat": flags_of(chat.make_parser().format_help()),
-        **{f"data {verb}": flags_of(help_of(data.main, verb, "--help")) for verb in data.VERBS},
-    }
-
-
-def help_of(main, *argv):
-    """Return what a command prints when asked for help."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        main(list(argv))
-    return shown.getvalue()
+    """Return {words of a command: its flags} for every command."""
+    reference = script("make_reference")
+    return {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
 
 
 def prose(text):
