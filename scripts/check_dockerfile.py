@@ -51,7 +51,7 @@ class Stage:
         subprocess.run(chroot, env=self.variables, check=True)
 
 
-def make_base(image, folder, certificates):
+def make_base(image, folder, certificates=None, wheels=None):
     """Fill a folder with Debian and its Python, as the image of Docker's library has it."""
     version, release = re.fullmatch(r"python:(3\.\d+)-slim-(\w+)", image).groups()
     packages = f"--include=ca-certificates,python{version},python{version}-venv,python3-pip"
@@ -60,6 +60,8 @@ def make_base(image, folder, certificates):
     shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
     if certificates:  # of a proxy that this machine is behind
         shutil.copy(certificates, folder / "etc/ssl/certs/ca-certificates.crt")
+    if wheels:
+        shutil.copytree(wheels, folder / "wheels")
     for device in ("null", "urandom"):
         if not (folder / "dev" / device).exists():
             subprocess.run(["cp", "-a", f"/dev/{device}", str(folder / "dev")], check=True)
@@ -88,15 +90,17 @@ def context(work):
     return shutil.copytree(ROOT, work / "context", ignore=shutil.ignore_patterns(*names), symlinks=True)
 
 
-def build(text, work, *, arguments, certificates=None):
+def build(text, work, *, arguments, certificates=None, wheels=None):
     """Carry out a Dockerfile; return its last stage."""
     stages, stage, source = {}, None, context(work)
-    settings = {"SSL_CERT_FILE": certificates, "PIP_CERT": certificates} if certificates else {}
+    inside = "/etc/ssl/certs/ca-certificates.crt"
+    settings = {"SSL_CERT_FILE": inside, "PIP_CERT": inside} if certificates else {}
+    settings |= {"PIP_FIND_LINKS": "/wheels"} if wheels else {}
     for number, (word, rest) in enumerate(instructions(text)):
         if word == "FROM":
             image, _, name = rest.partition(" AS ")
-            stage = make_base(image, work / f"stage{number}", certificates)
-            stage.variables |= {key: "/etc/ssl/certs/ca-certificates.crt" for key in settings}
+            stage = make_base(image, work / f"stage{number}", certificates, wheels)
+            stage.variables |= settings
             stages[name or str(number)] = stage
         elif word == "ARG":
             name, _, default = rest.partition("=")
@@ -124,10 +128,12 @@ def main():
     parser.add_argument("--work", type=Path, required=True, help="a new folder for the file systems")
     parser.add_argument("--build_args", type=json.loads, default={}, help='such as {"EXTRAS": "serve"}')
     parser.add_argument("--certificates", help="file of the certificates of a proxy")
+    parser.add_argument("--wheels", help="folder of wheels that pip may take as well, such as a torch for the CPU")
     args = parser.parse_args()
     args.work.mkdir(parents=True)
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    stage = build(text, args.work, arguments=args.build_args, certificates=args.certificates)
+    where = {"certificates": args.certificates, "wheels": args.wheels}
+    stage = build(text, args.work, arguments=args.build_args, **where)
     for command in args.commands:
         stage.run(command)
     print("every instruction and command ended with 0")

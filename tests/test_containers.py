@@ -44,7 +44,7 @@ def test_a_dockerfile_is_carried_out_in_its_order(checker, monkeypatch, tmp_path
     """With folders instead of a Debian: what is copied where, and what each RUN is told."""
     ran = []
 
-    def make_base(image, folder, certificates):
+    def make_base(image, folder, *_):
         folder.mkdir(parents=True)
         return checker.Stage(folder)
 
