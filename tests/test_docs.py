@@ -23,7 +23,7 @@ from qwen_vl.evaluation.benchmarks.loading import layouts_of
 from qwen_vl.model import QWenTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE", "data/README.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "NOTICE")]
 DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
 OF_THE_PAGE = {ROOT / "tests/test_docs.py", ROOT / "tests/test_checkpoint_format.py"}  # they read it as a whole
 CITING = [path for folder in ("qwen_vl", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -132,8 +132,8 @@ def test_sections_of_the_format_that_are_cited_exist():
 
 
 def file_map():
-    """Return {place: what README says of it} for the lines of README's map of files."""
-    maps = [text for text in blocks((ROOT / "README.md").read_text(encoding="utf-8"), "") if "finetune.py" in text]
+    """Return {place: what is said of it} for the lines of the map of files."""
+    maps = [text for text in blocks((ROOT / "docs/how_it_works.md").read_text(encoding="utf-8"), "") if "finetune.py" in text]
     (lines,) = (text.splitlines() for text in maps)
     return dict(line.split(maxsplit=1) for line in lines)
 
@@ -156,7 +156,7 @@ def test_the_map_of_files_is_whole():
     for room in rooms[1:]:
         line = f"{room.relative_to(ROOT)}/"
         within = places.get(f"{room.parent.relative_to(ROOT)}/", "")
-        assert line in places or f"{room.name}/" in within.split(), f"{line}: README's map does not have it"
+        assert line in places or f"{room.name}/" in within.split(), f"{line}: the map of files does not have it"
 
 
 def definitions(tree, prefix=""):
@@ -256,7 +256,7 @@ def test_the_python_samples_run(make_checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "tests/golden/images/photo.jpg", tmp_path / "photos/dog.jpg")
     monkeypatch.chdir(tmp_path)
-    samples = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    samples = blocks((ROOT / "docs/index.md").read_text(encoding="utf-8"), "python")
     assert len(samples) == 2
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(make_checkpoint(), checkpoint)
@@ -266,7 +266,7 @@ def test_the_python_samples_run(make_checkpoint, tmp_path, monkeypatch, capsys):
             sample = sample.replace(f'"{name}"', repr(str(checkpoint)))
         assert str(checkpoint) in sample
         names = {}
-        exec(compile(sample, "README.md", "exec"), names)
+        exec(compile(sample, "index.md", "exec"), names)
         assert isinstance(names["answer"], str) and len(names["history"]) == 1
     assert capsys.readouterr().out
 
