@@ -46,6 +46,7 @@ FLAGS_OF_OTHERS = FLAGS_OF_VLLM | {
     "--nproc_per_node",
     "--nodes",
     "--index-url",
+    "--no-build-isolation",
     "--flag",
 }  # the last stands for any
 
@@ -199,6 +200,8 @@ def test_new_names_of_moved_modules_exist():
 def test_flags_that_are_named_exist(documents, known_flags):
     known, checked, wrong = set().union(*known_flags.values(), FLAGS_OF_OTHERS), 0, []
     for name, _, text in documents:
+        if "migrating" in name:  # where the left column has flags of others
+            text = re.sub(r"^\| [^|]*\|", "|", text, flags=re.MULTILINE)
         checked += len(flags_of(text))
         wrong += [f"{name}: {flag}" for flag in sorted(flags_of(text) - known)]
     assert not wrong, "\n".join(wrong)
@@ -251,12 +254,13 @@ def test_the_data_sample_is_valid(tmp_path):
     assert len(conversations.read(tmp_path / "my_data.json")) == 1
 
 
-def test_the_python_samples_run(make_checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["index.md", "index.zh.md"])
+def test_the_python_samples_run(page, make_checkpoint, tmp_path, monkeypatch, capsys):
     """As they stand, with a tiny checkpoint in place of the published and the merged one."""
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "tests/golden/images/photo.jpg", tmp_path / "photos/dog.jpg")
     monkeypatch.chdir(tmp_path)
-    samples = blocks((ROOT / "docs/index.md").read_text(encoding="utf-8"), "python")
+    samples = blocks((ROOT / "docs" / page).read_text(encoding="utf-8"), "python")
     assert len(samples) == 2
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(make_checkpoint(), checkpoint)
@@ -266,7 +270,7 @@ def test_the_python_samples_run(make_checkpoint, tmp_path, monkeypatch, capsys):
             sample = sample.replace(f'"{name}"', repr(str(checkpoint)))
         assert str(checkpoint) in sample
         names = {}
-        exec(compile(sample, "index.md", "exec"), names)
+        exec(compile(sample, page, "exec"), names)
         assert isinstance(names["answer"], str) and len(names["history"]) == 1
     assert capsys.readouterr().out
 
