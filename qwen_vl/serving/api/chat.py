@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: from a request to its reply, whole or as a stream."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,7 @@ class ChatRoute:
         try:
             with self.running.slot():
                 key = sharing_key(scope, self.settings)
-                work = self._answer(await self._read(Request(scope, receive)), key, sender)
+                work = self._answer(await self._read(Request(scope, receive)), key, sender, time.monotonic())
                 completion = await self.running.guard(work, receive, seconds=self.settings.request_seconds)
         except ClientDisconnect:
             self.metrics.canceled.inc()
@@ -72,11 +73,13 @@ class ChatRoute:
         body = await read_json(request, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
         return await anyio.to_thread.run_sync(parse, body, self.limits)
 
-    async def _answer(self, request: ChatRequest, key: str, sender: EventSender) -> dict[str, Any] | None:
+    async def _answer(
+        self, request: ChatRequest, key: str, sender: EventSender, begun_at: float
+    ) -> dict[str, Any] | None:
         """Return the completion of a request, None if it has been streamed."""
         entry = find_model(self.engine.model_names, request.model)
         images = await self.images.read(request.addresses)
-        reply = await anyio.to_thread.run_sync(self._prepare, request, images)
+        reply = await anyio.to_thread.run_sync(self._prepare, request, images, begun_at)
         request = reply.request  # without its messages, whose images may be large
         one = EngineRequest(
             reply.id,
@@ -93,12 +96,14 @@ class ChatRoute:
             await sender.send_all(reply.chunks(answers))
         return None
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage]) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], begun_at: float) -> Reply:
         """Return the reply to a request with its prompt. It takes a while for a long text, so it runs in a thread."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues)
+        if self.settings.log_requests:
+            logger.info("messages: %r", messages)
         short = replace(request, messages=())
-        return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues)
+        return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues, begun=begun_at)
 
     def _max_tokens(self, request: ChatRequest, entry: ModelEntry, num_prompt_tokens: int) -> int:
         """Return how many tokens an answer may have: what the request says, or the model's own number if it fits."""
