@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.types import Send
@@ -24,9 +24,9 @@ class EventSender:
         self._send = send
         self.started = False
 
-    async def send_all(self, events: AsyncIterator[dict[str, Any]]) -> None:
+    async def send_all(self, events: AsyncGenerator[dict[str, Any], None]) -> None:
         """Send each event as it comes, then [DONE]."""
-        async with contextlib.aclosing(events) as source:  # type: ignore[type-var]
+        async with contextlib.aclosing(events) as source:
             async for event in source:
                 await self._write(encode(event))
         await self._write(DONE, more=False)
