@@ -27,9 +27,9 @@ class Bound(NamedTuple):
         return self.field or self.flag
 
     @property
-    def default(self) -> float | None:
+    def default(self) -> Any:
         """Return the field's default."""
-        default: float | None = next(f.default for f in dataclasses.fields(self.owner) if f.name == self.name)
+        default: Any = next(field.default for field in dataclasses.fields(self.owner) if field.name == self.name)
         return default
 
 
@@ -43,7 +43,7 @@ BOUNDS = (
     Bound("request_seconds", ServerSettings, "seconds for a whole answer"),
     Bound("drain_seconds", ServerSettings, "seconds that running requests get at the end", may_be_zero=True),
     Bound("fetch_workers", ServerSettings, "images downloaded at once"),
-    Bound("decode_workers", ServerSettings, "images decoded at once"),
+    Bound("decode_workers", MediaPolicy, "images decoded at once", "num_decoders"),
     Bound("max_messages", Limits, "messages of a request"),
     Bound("max_parts", Limits, "parts of all its messages"),
     Bound("max_images", Limits, "images of a request", may_be_zero=True),

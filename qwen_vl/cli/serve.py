@@ -68,10 +68,10 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     """
     args = make_parser().parse_args(argv)
     from qwen_vl.serving.api.app import create_app
-    from qwen_vl.serving.api.original import create_original_app
+    from qwen_vl.serving.api.chat import ChatRoute
+    from qwen_vl.serving.api.original import OriginalRoute
     from qwen_vl.serving.api.server import Server, address_of, listen  # the extra "serve"
 
-    create = create_original_app if as_original else create_app
     settings, policy, limits = server_settings(args), media_policy(args), Limits(**bounds_of(args, Limits))
     adapters = adapters_of(args.adapters)
     folder = ModelFolder.open(args.model)
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
         base=args.base,
         trust_base=args.trust_base,
     )
-    app = create(engine, settings, reader=MediaReader(policy), limits=limits)
+    route = OriginalRoute if as_original else ChatRoute
+    app = create_app(engine, settings, reader=MediaReader(policy), limits=limits, route=route)
     log_to_stderr()
     with engine, bound:
         print(f"serving {', '.join(entry.id for entry in engine.model_names)} at {address_of(bound)}/v1", flush=True)
@@ -119,7 +120,6 @@ def media_policy(args: argparse.Namespace) -> MediaPolicy:
         media_urls=args.media_urls,
         allowed_domains=tuple(args.allowed_media_domains),
         allowed_local_dir=folder,
-        num_decoders=args.decode_workers,
         **bounds_of(args, MediaPolicy),
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -14,6 +15,27 @@ LINGER_SECONDS = 2  # how long a refused client may take to read why
 MAX_REFUSED = 64  # connections beyond the limit that are told so; more of them are just closed
 
 
+class Timer:
+    """A call that happens later, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, call: Callable[[], None], *, again: bool = False) -> None:
+        """Call `call` after so many seconds. If the timer runs, it goes on, or with `again` begins anew."""
+        if again:
+            self.stop()
+        if self._handle is None or self._handle.when() <= self._loop.time():
+            self._handle = self._loop.call_later(seconds, call)
+
+    def stop(self) -> None:
+        """Call nothing."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
 class Connection(H11Protocol):
     """One connection. uvicorn itself lets clients take forever to send a request's headers and to read an answer."""
 
@@ -24,8 +46,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._is_refused = False
-        self._header_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._end, self._stall = Timer(self.loop), Timer(self.loop)
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Begin. A connection beyond the limit gets 503 and is closed."""
@@ -47,8 +68,8 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._header_timer = stopped(self._header_timer)
-        self._stall_timer = stopped(self._stall_timer)
+        self._end.stop()
+        self._stall.stop()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -82,11 +103,11 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Let the app wait, for a bounded time, until the client has read some of what was sent."""
         super().pause_writing()
-        self._stall_timer = self._stall_timer or self.loop.call_later(self.stall_seconds, self.transport.abort)
+        self._stall.start(self.stall_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Let the app go on."""
-        self._stall_timer = stopped(self._stall_timer)
+        self._stall.stop()
         super().resume_writing()
 
     def _is_answering(self) -> bool:
@@ -97,12 +118,11 @@ class Connection(H11Protocol):
         if self._is_refused or self.transport.is_closing():
             return
         if self._is_answering():
-            self._header_timer = stopped(self._header_timer)
-        elif self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.header_seconds, self._give_up)
+            self._end.stop()
+        else:
+            self._end.start(self.header_seconds, self._give_up)
 
     def _give_up(self) -> None:
-        self._header_timer = None
         if not self._is_answering():
             self.transport.close()
             self._end_within(self.stall_seconds)
@@ -113,15 +133,13 @@ class Connection(H11Protocol):
         A connection that is closed while its client still writes is reset, and the client never sees the error.
         """
         self._is_refused = True
-        self._header_timer = stopped(self._header_timer)
         self.transport.write(raw_response(error))
         self.transport.write_eof()
         self._end_within(LINGER_SECONDS)
 
     def _end_within(self, seconds: float) -> None:
         """End the connection even if the client never reads the rest."""
-        self._header_timer = stopped(self._header_timer)
-        self._header_timer = self.loop.call_later(seconds, self.transport.abort)
+        self._end.start(seconds, self.transport.abort, again=True)
 
 
 def bounded_by(settings: ServerSettings) -> type[Connection]:
@@ -133,12 +151,6 @@ def bounded_by(settings: ServerSettings) -> type[Connection]:
         stall_seconds = settings.stall_seconds
 
     return Bounded
-
-
-def stopped(timer: asyncio.TimerHandle | None) -> None:
-    """Stop a timer, if there is one, and return None in its place."""
-    if timer is not None:
-        timer.cancel()
 
 
 def raw_response(error: ApiError) -> bytes:
