@@ -71,15 +71,23 @@ class ChatRoute:
         """Return the checked request of a body. Raise ApiError if it is none, or asks for another model."""
         settings = self.settings
         body = await read_json(request, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
-        return await anyio.to_thread.run_sync(parse, body, self.limits)
+        return await anyio.to_thread.run_sync(self._parse, body)
+
+    def _parse(self, body: dict[str, Any]) -> ChatRequest:
+        """Return the checked request of a decoded body. It runs in a thread."""
+        return parse(body, self.limits)
+
+    def _entry(self, request: ChatRequest) -> ModelEntry:
+        """Return the model that a request asks for. Raise ApiError (404) if there is none."""
+        return find_model(self.engine.model_names, request.model)
 
     async def _answer(
         self, request: ChatRequest, key: str, sender: EventSender, begun_at: float
     ) -> dict[str, Any] | None:
         """Return the completion of a request, None if it has been streamed."""
-        entry = find_model(self.engine.model_names, request.model)
+        entry = self._entry(request)
         images = await self.images.read(request.addresses)
-        reply = await anyio.to_thread.run_sync(self._prepare, request, images, begun_at)
+        reply = await anyio.to_thread.run_sync(self._prepare, request, images, entry, begun_at)
         request = reply.request  # without its messages, whose images may be large
         one = EngineRequest(
             reply.id,
@@ -96,7 +104,7 @@ class ChatRoute:
             await sender.send_all(reply.chunks(answers))
         return None
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], begun_at: float) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry, begun_at: float) -> Reply:
         """Return the reply to a request with its prompt. It takes a while for a long text, so it runs in a thread."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues)
