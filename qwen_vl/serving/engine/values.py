@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from transformers import GenerationConfig
+
 from qwen_vl.serving.prompts import EncodedPrompt
 
 Finish = Literal["stop", "length", "error", "cancelled"]
@@ -31,6 +33,15 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
+
+    @classmethod
+    def of(cls, config: GenerationConfig) -> "Sampling":
+        """Return how `generate` samples with a model's generation config."""
+        if not config.do_sample:
+            return cls()
+        unset = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # what `generate` takes for None
+        given = {name: getattr(config, name) for name in unset}
+        return cls(**{name: unset[name] if value is None else value for name, value in given.items()})
 
 
 @dataclass(frozen=True)
