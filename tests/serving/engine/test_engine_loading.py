@@ -76,7 +76,5 @@ def test_the_sampling_of_a_generation_config_is_that_of_generate():
     assert Sampling.of(GenerationConfig(temperature=0.5)).temperature == 0
     unset = GenerationConfig._get_default_generation_params()
     expected = Sampling(*(unset[name] for name in ("temperature", "top_p", "top_k")))
-    assert Sampling.of(GenerationConfig(do_sample=True)) == Sampling(
-        unset["temperature"], unset["top_p"], unset["top_k"]
-    )
+    assert Sampling.of(GenerationConfig(do_sample=True)) == expected
     assert Sampling.of(GenerationConfig(do_sample=True, top_p=0.3, top_k=0)) == Sampling(1.0, 0.3, 0)
