@@ -39,9 +39,11 @@ class Sampling:
         """Return how `generate` samples with a model's generation config."""
         if not config.do_sample:
             return cls()
-        unset = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # what `generate` takes for None
-        given = {name: getattr(config, name) for name in unset}
-        return cls(**{name: unset[name] if value is None else value for name, value in given.items()})
+        return cls(  # with the defaults of `generate`
+            1.0 if config.temperature is None else config.temperature,
+            1.0 if config.top_p is None else config.top_p,
+            50 if config.top_k is None else config.top_k,
+        )
 
 
 @dataclass(frozen=True)
