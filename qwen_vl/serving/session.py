@@ -39,8 +39,11 @@ class Answerer(Protocol):
     def models(self) -> Sequence[str]:
         """Return the names that a session may choose from, the default first."""
 
-    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None) -> Iterator[str]:
-        """Yield the growing answer to the last turn, the whole text so far each time. Closing it stops the answer."""
+    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None, sharing_key: str) -> Iterator[str]:
+        """Yield the growing answer to the last turn, the whole text so far each time. Closing it stops the answer.
+
+        model: None for the default. sharing_key: sessions with different ones share no work, so speed tells nothing.
+        """
 
 
 class Session:
@@ -139,7 +142,7 @@ class Session:
             conversation = self.id
         try:
             text = ""
-            stream = self.answerer.answer([*before, turn], system=self.system, model=model)
+            stream = self.answerer.answer([*before, turn], system=self.system, model=model, sharing_key=conversation)
             for text in stream:
                 yield text
                 if halt.is_set():

@@ -15,7 +15,7 @@ class Scripted:
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 
-    def answer(self, turns, *, system, model):
+    def answer(self, turns, *, system, model, sharing_key):
         self.asked.append(([(turn.text, len(turn.images), turn.answer) for turn in turns], system, model))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):

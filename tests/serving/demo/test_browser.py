@@ -15,7 +15,7 @@ ANSWER = f"<ref>the face</ref><box>(300,200),(620,700)</box> {EVIL}"
 class Slow:
     models = ("base", "tuned")
 
-    def answer(self, turns, *, system, model):
+    def answer(self, turns, *, system, model, sharing_key):
         for end in range(1, len(ANSWER) + 1):
             time.sleep(0.01)
             yield ANSWER[:end]

@@ -15,7 +15,7 @@ from qwen_vl.serving.demo import page as demo
 class Fixed:
     models = ("base", "tuned")
 
-    def answer(self, turns, *, system, model):
+    def answer(self, turns, *, system, model, sharing_key):
         yield from ("<ref>it", "<ref>it</ref><box>(1,2),(300,400)</box>")
 
 
