@@ -37,7 +37,7 @@ def test_a_question_with_an_image_becomes_a_drawn_answer_and_a_valid_record(visi
     assert any("qv-live" in str(live) for _, live, _, _ in updates)
     assert "qv-shape" in updates[-2][0] and talk.files == {}
     content, _ = page.record(talk, "en")
-    (record,) = json.loads(content)
+    (record,) = json.loads(content)["records"]
     assert not check_record("here", record) and "<" not in content
     assert record["conversations"][0]["value"].startswith("Picture 1: <img>data:image/png;base64,")
     edit = SimpleNamespace(what="answer", index=0)
@@ -75,9 +75,9 @@ def test_conversations_are_apart(visit):
 
 
 def test_examples_are_left_out_where_their_images_are_missing(monkeypatch, tmp_path):
-    assert sum(bool(path) for path, *_ in demo.example_files()) == 4
-    monkeypatch.setattr(demo, "EXAMPLES_DIR", tmp_path)
-    assert [path for path, *_ in demo.example_files()] == [""]
+    assert sum(bool(path) for path, *_ in demo.example_files(tmp_path)) == 4
+    monkeypatch.setattr(demo, "EXAMPLES_DIR", tmp_path / "none")
+    assert [path for path, *_ in demo.example_files(tmp_path)] == [""]
 
 
 @pytest.fixture
