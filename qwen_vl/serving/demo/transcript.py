@@ -15,16 +15,19 @@ from qwen_vl.serving.conversation import SentImage
 from qwen_vl.serving.grounding import Tag, find_tags
 from qwen_vl.serving.session import AskedImage, Turn
 
-SHOWN_SIDE = 768  # pixels of an image on the page
+SHOWN_SIDE = 768  # most pixels of an image's longer side on the page
+LEAST_SIDE = 320  # smaller images are enlarged to it, so that boxes can be drawn on them
 TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 SHAPES = re.compile(r"</?ref>|<(box|quad)>.*?(?:</\1>|$)", re.DOTALL)
 
 
 @lru_cache(maxsize=64)
 def shown(image: SentImage) -> str:
-    """Return the address of an image for the page: a small JPEG as a data URI."""
-    small = image.image.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
+    """Return the address of an image for the page: a JPEG of its size there, as a data URI."""
+    longer = max(image.image.size)
+    scale = min(max(longer, LEAST_SIDE), SHOWN_SIDE) / longer
+    width, height = (max(1, round(side * scale)) for side in image.image.size)
+    small = image.image.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
