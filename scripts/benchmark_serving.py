@@ -1,14 +1,16 @@
-"""python scripts/benchmark_serving.py [--quick] [--model FOLDER | --config FILE.json] [--parts ..] [--out table.md]
+"""python scripts/benchmark_serving.py [--quick] [--model FOLDER | --config FILE.json ..] [--parts ..] [--out table.md]
 
 What the batching engine of `qwen-vl serve` brings, as Markdown: ratios measured side by side in one run. Many clients
 at once, each with an image of its own, against `model.chat` one by one; the fourth turn of a conversation about an
 image against its first; memory after 500 and after 2,000 requests with different images. Answers are compared with
-those of `model.chat`: a difference is an error. Without --model a small random one is made
-(configs/model/benchmark.json). --quick: few requests, for a test of this script.
+those of `model.chat`: a difference is an error. Without --model random ones are made, of configs/model/tiny.json and
+benchmark.json with the vocabulary and the image spans of the published models, since these decide how fast answers are.
+--quick: few requests, for a test of this script.
 """
 
 import argparse
 import io
+import json
 import statistics
 import sys
 import tempfile
@@ -34,12 +36,15 @@ from PIL import Image
 from qwen_vl.checkpoint import random_model
 from qwen_vl.cli.run import run
 from qwen_vl.model.chat_qwen import decode_answer
+from qwen_vl.model.tokenization_qwen import SPECIAL_TOKENS
 from qwen_vl.serving.conversation import Message, SentImage
 from qwen_vl.serving.engine import Engine, EngineRequest, EngineSettings, load
 from qwen_vl.serving.prompts import encode
 from qwen_vl.terminal import markdown_table
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs/model/benchmark.json"
+CONFIGS = [Path(__file__).resolve().parents[1] / "configs/model" / name for name in ("tiny.json", "benchmark.json")]
+LIKE_PUBLISHED = {"seq_length": 2048, "max_position_embeddings": 8192}
+NUM_RANKS, NUM_QUERIES = 151_643, 256  # of the published models
 PARTS = ("clients", "turns", "memory")
 AIMS = {"clients": "at least 4", "turns": "at most 0.25", "memory": "at most 1.03"}
 TURNS = 4
@@ -65,6 +70,18 @@ class Result:
     what: str
     ratio: float
     detail: str
+
+
+def build(config: Path, folder: Path) -> Path:
+    """Return a new model folder of a configuration, but with the vocabulary and image spans of the published models."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    vocab_size = NUM_RANKS + len(SPECIAL_TOKENS)
+    image_start_id = values["visual"]["image_start_id"] + vocab_size - values["vocab_size"]
+    visual = {**values["visual"], "image_start_id": image_start_id, "n_queries": NUM_QUERIES}
+    changed = folder / "config.json"
+    changed.write_text(json.dumps({**values, **LIKE_PUBLISHED, "vocab_size": vocab_size, "visual": visual}))
+    random_model.build(changed, folder / "model")
+    return folder / "model"
 
 
 def image_bytes(number: int, size: tuple[int, int] = (160, 120)) -> bytes:
@@ -167,7 +184,7 @@ def clients(engine: Engine, reference, folder: Path, size: Size) -> list[Result]
     return [Result("clients", what, statistics.median(ratios), detail)]
 
 
-def turns(engine: Engine, folder: Path, size: Size) -> list[Result]:
+def turns(engine: Engine, size: Size) -> list[Result]:
     """Compare the fourth turn about an image with the first: prompt tokens computed, and time to the first token."""
     computed, waits = [], []
     for number in range(size.rounds + 1):
@@ -196,7 +213,7 @@ def turns(engine: Engine, folder: Path, size: Size) -> list[Result]:
     ]
 
 
-def memory(engine: Engine, folder: Path, size: Size) -> list[Result]:
+def memory(engine: Engine, size: Size) -> list[Result]:
     """Compare the memory of this process after few and after many requests with different images."""
     process, used = psutil.Process(), []
 
@@ -222,8 +239,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description="Speed of serving, as Markdown.", allow_abbrev=False)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", help="model folder or hub name; without it a random one is made")
-    which.add_argument("--config", default=CONFIG, help="configuration of the random model (default: %(default)s)")
+    which.add_argument("--model", help="model folder or hub name; without it random ones are made")
+    which.add_argument("--config", nargs="+", default=CONFIGS, help="configurations of random models (default: two)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--clients", type=int, default=32, help="clients at once (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer (default: %(default)s)")
@@ -236,34 +253,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def measure(path: str | Path, folder: Path, parts: Sequence[str], size: Size, device: str | None) -> str:
+    """Return the Markdown of one model."""
+    reference = load(path, device=device)
+    engine = Engine.load(path, settings=EngineSettings(), name=NAME, device=device)
+    results: list[Result] = []
+    with engine:
+        if "clients" in parts:
+            results += clients(engine, reference, folder, size)
+        if "turns" in parts:
+            results += turns(engine, size)
+        if "memory" in parts:
+            results += memory(engine, size)
+    model = reference[0]
+    on = torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device)
+    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+    return f"{millions:.0f} million weights in {str(model.dtype).removeprefix('torch.')} on {on}\n\n{table(results)}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print Markdown, and write it into --out."""
     args = parse(argv)
     size = Size(args.clients, args.tokens, args.rounds, args.requests // 4, args.requests)
     if args.quick:
         size = Size(clients=3, tokens=6, rounds=1, first=4, last=8)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = args.model or folder / "model"
-        if args.model is None:
-            random_model.build(args.config, path)
-        reference = load(path, device=args.device)
-        engine = Engine.load(path, settings=EngineSettings(kv_tokens=None), name=NAME, device=args.device)
-        results: list[Result] = []
-        with engine:
-            if "clients" in args.parts:
-                results += clients(engine, reference, folder, size)
-            if "turns" in args.parts:
-                results += turns(engine, folder, size)
-            if "memory" in args.parts:
-                results += memory(engine, folder, size)
-        model = reference[0]
-    device = torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device)
-    dtype = str(model.dtype).removeprefix("torch.")
-    text = f"{args.model or args.config} in {dtype} on {device}.\n\n{table(results)}\n"
-    print(text)
+    texts = []
+    for which in [args.model] if args.model else args.config:
+        with tempfile.TemporaryDirectory() as name:
+            path = which if args.model else build(Path(which), Path(name))
+            texts.append(f"{which}: {measure(path, Path(name), args.parts, size, args.device)}\n")
+            print(texts[-1], flush=True)
     if args.out:
-        Path(args.out).write_text(text, encoding="utf-8")
+        Path(args.out).write_text("\n".join(texts), encoding="utf-8")
 
 
 if __name__ == "__main__":
