@@ -30,7 +30,6 @@ class ServerSettings:
     request_seconds: float = 600
     drain_seconds: float = 30
     fetch_workers: int = 8
-    decode_workers: int = 2
 
     def __post_init__(self) -> None:
         """Raise ValueError for settings that would open the server to anyone by mistake."""

@@ -76,7 +76,7 @@ class ChoiceStream:
         reason = self._request.calls_as if call else "stop" if self.stopped else finish
         found = None
         if self._request.grounding and self._images:
-            found = grounding(self._content, self._images[-1].image.size, image_number=len(self._images))
+            found = grounding(self._content, self._images[-1].size, image_number=len(self._images))
         logprobs = self._logprobs if self._request.logprobs else None
         return Choice(self._content, rest, reason, call, f"call_{uuid.uuid4().hex[:24]}", found, logprobs)
 
