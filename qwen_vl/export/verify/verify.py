@@ -81,7 +81,7 @@ def logits_from_disk(
     all_inputs: Sequence[ModelInputs],
     *,
     dtype: torch.dtype,
-    adapter_dir: str | Path | Adapter | None = None,
+    adapter: Adapter | None = None,
     device: str | torch.device = "cpu",
 ) -> list[torch.Tensor]:
     """Return the `logits` of a model folder, or of it and an adapter, for each of some inputs, block by block.
@@ -89,8 +89,8 @@ def logits_from_disk(
     Memory is that of one block. A ModelFolder that is open already is not read again.
     """
     disk = DiskModel(path)
-    if adapter_dir:
-        on_disk.adapt(disk, adapter_dir, dtype=dtype)
+    if adapter:
+        on_disk.adapt(disk, adapter, dtype=dtype)
     model = disk.stream(dtype=dtype, device=device)
     return [logits(model, inputs, LAST_POSITIONS) for inputs in all_inputs]
 
