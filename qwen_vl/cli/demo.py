@@ -8,7 +8,7 @@ from qwen_vl.serving.answerers import ModelAnswerer, ServerAnswerer
 from qwen_vl.serving.engine import load
 from qwen_vl.serving.session import Answerer
 
-from .parsers import Parser, positive
+from .parsers import Parser, add_hub, name_models, positive
 
 KEY = "OPENAI_API_KEY"
 
@@ -26,12 +26,14 @@ def make_parser() -> Parser:
     parser.add_argument("--inbrowser", action="store_true", help="open the page in a browser")
     parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
+    add_hub(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped. Raise ImportError, before the weights are read, if gradio is missing."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model")
     from qwen_vl.serving.demo.page import launch  # the extra "web"
 
     answerer: Answerer
