@@ -108,8 +108,6 @@ class ChatRoute:
         """Return the reply to a request with its prompt. It takes a while for a long text, so it runs in a thread."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues)
-        if self.settings.log_requests:
-            logger.info("messages: %r", messages)
         short = replace(request, messages=())
         return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues, begun=begun_at)
 
