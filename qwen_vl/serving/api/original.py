@@ -56,12 +56,13 @@ class OriginalReply(Reply):
             }
         return {**completion, "model": self.asked}
 
-    async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any], None]:
-        """Iterate over the chunks of a stream."""
+    async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
+        """Iterate over the chunks of a stream. None stands for something that gave no new text."""
         async for chunk in super().chunks(answers):
-            for choice in chunk["choices"]:
-                _finish(choice)
-            yield {**chunk, "model": self.asked}
+            if chunk:
+                for choice in chunk["choices"]:
+                    _finish(choice)
+            yield chunk and {**chunk, "model": self.asked}
 
 
 def _finish(choice: dict[str, Any]) -> None:
