@@ -18,6 +18,7 @@ DEBUG_AT = {  # words of every verb that end in an error of the user; MISSING is
     "checkpoint export": ["MISSING", "OUT"],
     "chat": ["MISSING", "--query", "hi"],
     "demo": ["MISSING"],
+    "serve": ["MISSING"],
     "evaluate": ["MISSING", "--data", "MISSING"],
     "data check": ["MISSING"],
     "data preview": ["MISSING", "--model", "MISSING"],

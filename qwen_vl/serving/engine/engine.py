@@ -15,6 +15,7 @@ import torch
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from qwen_vl.adapters.switching import AdapterSwitch
+from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
@@ -99,6 +100,8 @@ class Engine:
         settings: EngineSettings | None = None,
         name: str | None = None,
         device: str | None = None,
+        dtype: LoadedDtype = "auto",
+        base: str | None = None,
         trust_base: bool = False,
     ) -> "Engine":
         """Return an engine for a model or adapter folder, or hub name, and further adapters by name.
@@ -106,7 +109,7 @@ class Engine:
         name: that of the base, by default its folder's. Errors are those of `load` and `AdapterSwitch`.
         """
         folder = ModelFolder.open(path)
-        model, tokenizer = load(folder, device=device, trust_base=trust_base)
+        model, tokenizer = load(folder, device=device, dtype=dtype, base=base, trust_base=trust_base)
         settings = settings or EngineSettings()
         name = name or Path(str(folder.path)).name
         if name in (adapters or {}):
