@@ -73,14 +73,17 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     from qwen_vl.serving.api.server import Server, address_of, listen  # the extra "serve"
 
     settings, policy, limits = server_settings(args), media_policy(args), Limits(**bounds_of(args, Limits))
+    name = args.served_model_name or name_of(args.model)
     adapters = adapters_of(args.adapters)
+    if name in adapters:
+        raise ValueError(f"--adapters {name}: the name of the base as well; give the adapter another one")
     folder = ModelFolder.open(args.model)
     bound = listen(settings.host, settings.port)
     engine = Engine.load(
         folder,
         adapters=adapters,
         settings=engine_settings(args),
-        name=args.served_model_name or name_of(args.model),
+        name=name,
         device=args.device,
         dtype=dtype_or_auto(args.dtype),
         base=args.base,
@@ -90,6 +93,7 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     app = create_app(engine, settings, reader=MediaReader(policy), limits=limits, route=route)
     log_to_stderr()
     with engine, bound:
+        bound.listen()  # so that clients who come now wait, and are not refused
         print(f"serving {', '.join(entry.id for entry in engine.model_names)} at {address_of(bound)}/v1", flush=True)
         failure = Server(app, engine, settings).serve_on(bound)
     if failure:
