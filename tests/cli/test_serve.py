@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ from helpers.runs import ROOT
 import openai_api
 from qwen_vl.cli import serve
 from qwen_vl.cli.bounds import BOUNDS, bounds_of
-from qwen_vl.serving.api.server import listen
+from qwen_vl.serving.api.server import Server, address_of, listen
 from qwen_vl.serving.api.settings import ServerSettings
 from qwen_vl.serving.engine import Engine, EngineSettings
 from qwen_vl.serving.media import MediaPolicy
@@ -205,6 +206,35 @@ def test_the_process_answers_and_ends_in_order(make_checkpoint, tmp_path):
         assert running.wait(30) == 0, log.read_text()
     assert [lines[-2:] for lines in parts.values()] == [[b"data: [DONE]\n", b"\n"]] * 4
     lines = log.read_text().splitlines()
-    assert sum("POST /v1/chat/completions 200 id=req-" in line for line in lines) == 6, lines
+    assert sum("POST /v1/chat/completions 200 id=req-" in line and "_tokens=" in line for line in lines) == 6, lines
     assert "received SIGTERM" in log.read_text() and "secret" not in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+def test_an_engine_that_dies_ends_the_command(make_checkpoint, monkeypatch):
+    """Fail with an error, and the request that was running too, so that a supervisor starts the server again."""
+
+    def fail(*args, **options):
+        raise RuntimeError("broken")
+
+    def meanwhile(bound):
+        with pytest.raises(urllib.error.HTTPError) as answer:
+            ask(address_of(bound), "/v1/chat/completions", body)
+        answers.append(answer.value)
+
+    answers, body = [], question("tiny", stream=False)
+    monkeypatch.setattr("qwen_vl.model.decoder_qwen.QWenBlock.forward", fail)
+    serve_on = Server.serve_on
+
+    def serve_and_ask(self, bound):
+        thread = threading.Thread(target=meanwhile, args=(bound,))
+        thread.start()
+        failure = serve_on(self, bound)
+        thread.join()
+        return failure
+
+    monkeypatch.setattr(Server, "serve_on", serve_and_ask)
+    with pytest.raises(SystemExit) as end:
+        serve.main([str(make_checkpoint()), "--served_model_name", "tiny", "--port", "0", "--device", "cpu"])
+    assert end.value.code == "error: the engine has died; see the log above"
+    assert answers[0].code == 503 and b"the engine has" in answers[0].read()

@@ -19,6 +19,7 @@ from qwen_vl.serving.engine import (
 from qwen_vl.serving.protocol.errors import ApiError, invalid
 
 logger = logging.getLogger(__name__)
+QUIET_SECONDS = 10.0
 
 
 class Answers:
@@ -50,10 +51,14 @@ class Answers:
     async def next(self) -> tuple[int, Event] | None:
         """Return the number of a request and its next event; None if all have ended.
 
-        Raise ApiError if the engine fails on one: 503 if it has died, otherwise 500.
+        After some quiet seconds it returns an event without ids, so that a caller can keep its connection alive.
+        Raise ApiError if the engine fails on a request: 503 if it has died, otherwise 500.
         """
         while self._cancel:
-            index, event = await self._events.get()
+            try:
+                index, event = await asyncio.wait_for(self._events.get(), QUIET_SECONDS)
+            except asyncio.TimeoutError:
+                return next(iter(self._cancel)), Event([])
             if index not in self._cancel:
                 continue
             if event.finish in ("error", "cancelled"):

@@ -26,7 +26,9 @@ from qwen_vl.serving.media import MediaReader
 from qwen_vl.serving.protocol.request import Limits
 from qwen_vl.serving.protocol.response import model_card, models
 
-METHODS = ("GET", "HEAD", "OPTIONS", "POST")
+CHAT = "/v1/chat/completions"
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
+PATHS = frozenset({CHAT, "/v1/models", "/health", "/metrics", "/version"})
 
 
 def create_app(
@@ -55,7 +57,7 @@ def create_app(
     app.state.running = running
     answer_errors(app)
     chat = route(engine, settings, limits=limits or Limits(), images=images, running=running, metrics=measured)
-    app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
+    app.router.routes.append(Route(CHAT, chat, methods=["POST"]))
     _add_models(app, engine.model_names)
     _add_state(app, engine, running, measured)
     app.add_middleware(KeyCheck, settings=settings)
@@ -138,6 +140,6 @@ class CountRequests:
             status = 500
             raise
         finally:
-            route = getattr(scope.get("route"), "path", "other")  # clients choose paths and methods, never labels
+            path = scope["path"] if scope["path"] in PATHS else "other"  # clients choose paths, but never labels
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.counter.labels(route, method, str(status)).inc()
+            self.counter.labels(path, method, str(status)).inc()

@@ -16,7 +16,7 @@ from qwen_vl.serving.protocol.response import Chunks, completion, usage
 
 
 class Reply:
-    """A reply in the making. model: the name that the client gets. continues: whether it continues a message."""
+    """A reply in the making. continues: whether it continues a message. begun: when it was asked for, monotonic."""
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class Reply:
         metrics: Metrics,
         *,
         continues: bool,
+        begun: float,
     ) -> None:
         self.request, self.prompt, self.metrics = request, prompt, metrics
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
@@ -34,7 +35,7 @@ class Reply:
         ]
         self.num_tokens = [0] * request.n
         self.num_cached = [0] * request.n
-        self.begun = self.first_token = time.monotonic()
+        self.begun = self.first_token = begun
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         """Return the completion."""
@@ -52,8 +53,8 @@ class Reply:
             usage=self.usage(),
         )
 
-    async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any], None]:
-        """Iterate over the chunks of a stream."""
+    async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
+        """Iterate over the chunks of a stream. None stands for something that gave no new text."""
         request = self.request
         chunks = Chunks(self.id, self.created, request.model, request.calls_as, request.include_usage)
         for index in range(request.n):
@@ -63,8 +64,8 @@ class Reply:
                 if isinstance(piece, Choice):
                     for chunk in chunks.end(index, piece):
                         yield chunk
-                elif (text := chunks.text(index, piece)) is not None:
-                    yield text
+                else:
+                    yield chunks.text(index, piece)
         if request.include_usage:
             yield chunks.usage(self.usage())
 
@@ -76,7 +77,7 @@ class Reply:
                 self.first_token = time.monotonic()
                 self.metrics.first_token.observe(self.first_token - self.begun)
             self.num_tokens[index] += len(event.ids)
-            self.num_cached[index] = event.num_cached
+            self.num_cached[index] = max(event.num_cached, self.num_cached[index])
             stream = self.streams[index]
             yield index, stream.push(event.ids, event.logprobs)
             if event.finish or stream.stopped:
@@ -89,6 +90,10 @@ class Reply:
     def usage(self) -> dict[str, Any]:
         """Return the tokens of the request. The prompt counts once, so cached are those that no answer computed."""
         return usage(len(self.prompt.ids), sum(self.num_tokens), min(self.num_cached))
+
+    def sizes(self) -> dict[str, int]:
+        """Return the tokens of the request so far, for the log."""
+        return {"prompt_tokens": len(self.prompt.ids), "generated_tokens": sum(self.num_tokens)}
 
     def _measure(self) -> None:
         """Count a reply that is complete."""

@@ -113,9 +113,9 @@ class Lane:
         processor = self.manager.batch_processor
         if processor is None:
             return 0, 0
-        cache = processor.cache
+        cache = processor.cache  # its tables change meanwhile, so they are copied
         used = sum(
-            len(table) for allocator in cache.cache_allocators.values() for table in allocator.block_table.values()
+            len(table) for allocator in cache.cache_allocators.values() for table in [*allocator.block_table.values()]
         )
         return min(used, cache.num_blocks), cache.num_blocks
 
