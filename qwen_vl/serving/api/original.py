@@ -1,5 +1,6 @@
 """Chat requests with the rules of the original's `openai_api.py`. Its texts are those of `react`."""
 
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
@@ -57,11 +58,12 @@ class OriginalReply(Reply):
         return {**completion, "model": self.asked}
 
     async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
-        """Iterate over the chunks of a stream."""
-        async for chunk in super().chunks(answers):
-            for choice in chunk["choices"] if chunk else ():
-                _finish(choice)
-            yield chunk and {**chunk, "model": self.asked}
+        """Iterate over the chunks of a stream. None stands for something that gave no new text."""
+        async with contextlib.aclosing(super().chunks(answers)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk["choices"] if chunk else ():
+                    _finish(choice)
+                yield chunk and {**chunk, "model": self.asked}
 
 
 def _finish(choice: dict[str, Any]) -> None:
