@@ -162,7 +162,7 @@ def test_a_client_that_leaves_cancels_its_request(say, stream):
 
 
 def test_a_quiet_stream_is_kept_alive(say, monkeypatch):
-    monkeypatch.setattr(answers, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(sse, "QUIET_SECONDS", 0.01)
     hold = threading.Event()
     threading.Timer(0.4, hold.set).start()
