@@ -82,12 +82,13 @@ class ChatRoute:
         return find_model(self.engine.model_names, request.model)
 
     async def _answer(
-        self, request: ChatRequest, scope: Scope, sender: EventSender, begun_at: float
+        self, request: ChatRequest, scope: Scope, sender: EventSender, arrived: float
     ) -> dict[str, Any] | None:
         """Return the completion of a request, None if it has been streamed."""
         entry = self._entry(request)
         images = await self.images.read(request.addresses)
-        reply = await anyio.to_thread.run_sync(self._prepare, request, images, entry, begun_at)
+        reply = await anyio.to_thread.run_sync(self._prepare, request, images, entry)
+        reply.begun = arrived
         request = reply.request  # without its messages, whose images may be large
         one = EngineRequest(
             reply.id,
@@ -104,17 +105,15 @@ class ChatRoute:
                     return await reply.whole(answers)
                 await sender.send_all(reply.chunks(answers))
         finally:
-            note(scope, completion=reply.id, model=entry.id, images=len(images), **reply.sizes())
+            note(scope, model=entry.id, reply=reply.id, images=len(images), **reply.counts())
         return None
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry, begun_at: float) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry) -> Reply:
         """Return the reply to a request with its prompt. It takes a while for a long text, so it runs in a thread."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues)
-        if self.settings.log_requests:
-            logger.info("messages: %r", messages)
         short = replace(request, messages=())
-        return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues, begun=begun_at)
+        return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues)
 
     def _max_tokens(self, request: ChatRequest, entry: ModelEntry, num_prompt_tokens: int) -> int:
         """Return how many tokens an answer may have: what the request says, or the model's own number if it fits."""

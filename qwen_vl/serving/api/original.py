@@ -82,13 +82,12 @@ class OriginalRoute(ChatRoute):
         entries = self.engine.model_names
         return entries[0] if len(entries) == 1 else find_model(entries, request.model)
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry, begun_at: float) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry) -> Reply:
         """Return the reply to a request with its prompt, in which texts themselves number the images."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues, labeled=False)
         short = replace(request, messages=(), model=entry.id)
-        tokenizer = self.engine.tokenizer
-        reply = OriginalReply(short, prompt, tokenizer, self.metrics, continues=continues, begun=begun_at)
+        reply = OriginalReply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues)
         reply.asked = request.model
         return reply
 
