@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="conversation files (data/README.md)")
+    add("files", nargs="+", metavar="FILE", help="conversation files (docs/data.md)")
     add("--model", "--model_name_or_path", required=True, metavar="DIR", help="checkpoint with the tower")
     add("--vision_cache", required=True, metavar="DIR", help="folder to write the features to")
     add("--use_lora", action="store_true", help="for LoRA, which freezes the whole tower: cache its output; without it "

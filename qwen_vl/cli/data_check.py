@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments. Exit with code 2 if they are wrong."""
     parser = Parser(
         prog="qwen-vl data check",
-        description="Check conversation files (data/README.md): records, images, lengths, duplicates.",
+        description="Check conversation files (docs/data.md): records, images, lengths, duplicates.",
         epilog="Exit code 0: nothing that would stop a run; 1: errors; 2: wrong arguments.",
         allow_abbrev=False,
     )

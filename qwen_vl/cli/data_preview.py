@@ -47,7 +47,7 @@ def _parser() -> Parser:
         description="Write a page that shows conversations as they are trained on: images with their boxes, the "
         "turns, and every token with its loss mask.",
     )
-    parser.add_argument("file", help="conversation file (data/README.md)")
+    parser.add_argument("file", help="conversation file (docs/data.md)")
     parser.add_argument("--model", required=True, help="checkpoint whose tokenizer is used: a folder or a hub name")
     parser.add_argument("--out", help="the page to write (default: preview.html or preview.png)")
     parser.add_argument("--format", choices=WRITERS, help="html or png (default: what --out ends with, else html)")
