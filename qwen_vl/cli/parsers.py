@@ -49,3 +49,16 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: use a number above 0")
     return number
+
+
+def by_name(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """Return {name: folder} of a flag's words `name=folder`. Raise ValueError for other words and repeated names."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not name or not folder:
+            raise ValueError(f"{flag} {word}: use name=folder")
+        if name in found:
+            raise ValueError(f"{flag} {word}: the name {name} is given twice; use another")
+        found[name] = folder
+    return found

@@ -32,11 +32,17 @@ PATHS = frozenset({CHAT, "/v1/models", "/health", "/metrics", "/version"})
 
 
 def create_app(
-    engine: Engine, settings: ServerSettings, *, reader: MediaReader, limits: Limits | None = None
+    engine: Engine,
+    settings: ServerSettings,
+    *,
+    reader: MediaReader,
+    limits: Limits | None = None,
+    route: type[ChatRoute] = ChatRoute,
 ) -> FastAPI:
     """Return the app of a server. The caller starts and stops the engine.
 
-    reader: reads the images of requests. `app.state.running` ends or refuses requests, for an orderly stop.
+    reader: reads the images of requests. route: answers chat requests. `app.state.running` ends or refuses requests,
+    for an orderly stop.
     """
     measured = Metrics(engine)
     running = Running(settings.max_requests)
@@ -50,7 +56,7 @@ def create_app(
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     app.state.running = running
     answer_errors(app)
-    chat = ChatRoute(engine, settings, limits=limits or Limits(), images=images, running=running, metrics=measured)
+    chat = route(engine, settings, limits=limits or Limits(), images=images, running=running, metrics=measured)
     app.router.routes.append(Route(CHAT, chat, methods=["POST"]))
     _add_models(app, engine.model_names)
     _add_state(app, engine, running, measured)

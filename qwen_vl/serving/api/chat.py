@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from qwen_vl.serving.api.access_log import note
 from qwen_vl.serving.api.answers import begun
 from qwen_vl.serving.api.body import read_json
 from qwen_vl.serving.api.errors import INTERNAL
@@ -55,8 +56,7 @@ class ChatRoute:
         sender, completion = EventSender(send), None
         try:
             with self.running.slot():
-                key = sharing_key(scope, self.settings)
-                work = self._answer(await self._read(Request(scope, receive)), key, sender, time.monotonic())
+                work = self._answer(await self._read(Request(scope, receive)), scope, sender, time.monotonic())
                 completion = await self.running.guard(work, receive, seconds=self.settings.request_seconds)
         except ClientDisconnect:
             self.metrics.canceled.inc()
@@ -71,15 +71,23 @@ class ChatRoute:
         """Return the checked request of a body. Raise ApiError if it is none, or asks for another model."""
         settings = self.settings
         body = await read_json(request, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
-        return await anyio.to_thread.run_sync(parse, body, self.limits)
+        return await anyio.to_thread.run_sync(self._parse, body)
+
+    def _parse(self, body: dict[str, Any]) -> ChatRequest:
+        """Return the checked request of a decoded body. It runs in a thread."""
+        return parse(body, self.limits)
+
+    def _entry(self, request: ChatRequest) -> ModelEntry:
+        """Return the model that a request asks for. Raise ApiError (404) if there is none."""
+        return find_model(self.engine.model_names, request.model)
 
     async def _answer(
-        self, request: ChatRequest, key: str, sender: EventSender, begun_at: float
+        self, request: ChatRequest, scope: Scope, sender: EventSender, begun_at: float
     ) -> dict[str, Any] | None:
         """Return the completion of a request, None if it has been streamed."""
-        entry = find_model(self.engine.model_names, request.model)
+        entry = self._entry(request)
         images = await self.images.read(request.addresses)
-        reply = await anyio.to_thread.run_sync(self._prepare, request, images, begun_at)
+        reply = await anyio.to_thread.run_sync(self._prepare, request, images, entry, begun_at)
         request = reply.request  # without its messages, whose images may be large
         one = EngineRequest(
             reply.id,
@@ -87,16 +95,19 @@ class ChatRoute:
             reply.prompt,
             self._max_tokens(request, entry, len(reply.prompt.ids)),
             self._sampling(request),
-            key,
+            sharing_key(scope, self.settings),
             request.logprobs,
         )
-        with begun(self.engine, [one] * request.n) as answers:
-            if not request.stream:
-                return await reply.whole(answers)
-            await sender.send_all(reply.chunks(answers))
+        try:
+            with begun(self.engine, [one] * request.n) as answers:
+                if not request.stream:
+                    return await reply.whole(answers)
+                await sender.send_all(reply.chunks(answers))
+        finally:
+            note(scope, completion=reply.id, model=entry.id, images=len(images), **reply.sizes())
         return None
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], begun_at: float) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry, begun_at: float) -> Reply:
         """Return the reply to a request with its prompt. It takes a while for a long text, so it runs in a thread."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues)

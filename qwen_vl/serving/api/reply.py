@@ -91,6 +91,10 @@ class Reply:
         """Return the tokens of the request. The prompt counts once, so cached are those that no answer computed."""
         return usage(len(self.prompt.ids), sum(self.num_tokens), min(self.num_cached))
 
+    def sizes(self) -> dict[str, int]:
+        """Return the tokens of the request so far, for the log."""
+        return {"prompt_tokens": len(self.prompt.ids), "generated_tokens": sum(self.num_tokens)}
+
     def _measure(self) -> None:
         """Count a reply that is complete."""
         model, end = self.request.model, time.monotonic()

@@ -24,6 +24,7 @@ class ServerSettings:
     log_requests: bool = False
     max_connections: int = 512
     header_seconds: float = 20
+    stall_seconds: float = 60
     max_body_bytes: int = 64 * 2**20
     body_seconds: float = 60
     max_requests: int = 128

@@ -14,6 +14,7 @@ import torch
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from qwen_vl.adapters.switching import AdapterSwitch
+from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
@@ -98,16 +99,19 @@ class Engine:
         settings: EngineSettings | None = None,
         name: str | None = None,
         device: str | None = None,
+        dtype: LoadedDtype = "auto",
+        base: str | None = None,
         trust_base: bool = False,
     ) -> "Engine":
         """Return an engine for a model or adapter folder, or hub name, and further adapters by name.
 
-        name: that of the base, by default its folder's. Errors are those of `load` and `AdapterSwitch`.
+        name: that of the base, by default its folder's. Other arguments and errors are those of `load` and
+        `AdapterSwitch`.
         """
         folder = ModelFolder.open(path)
-        model, tokenizer = load(folder, device=device, trust_base=trust_base)
+        model, tokenizer = load(folder, device=device, dtype=dtype, base=base, trust_base=trust_base)
         settings = settings or EngineSettings()
-        name = name or Path(str(folder.path)).name
+        name = name or Path(os.path.abspath(folder.path)).name
         if name in (adapters or {}):
             raise ValueError(f"{name}: the name of the base and of an adapter; give the adapter another name")
         length = settings.max_model_len or model.config.max_position_embeddings
@@ -129,12 +133,16 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads of the engine."""
-        for lane in self.lanes.values():
-            lane.start()
-        self.started = True
-        self.encoder.start()
-        for thread in self.threads:
-            thread.start()
+        try:
+            for lane in self.lanes.values():
+                lane.start()
+            self.started = True
+            self.encoder.start()
+            for thread in self.threads:
+                thread.start()
+        except BaseException:  # such as too little memory: the process could not end with some threads left
+            self.stop()
+            raise
 
     def stop(self, seconds: float = 0.0) -> None:
         """Refuse new requests, wait at most `seconds` for open ones, fail the others, and end all threads."""

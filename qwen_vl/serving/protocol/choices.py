@@ -49,7 +49,7 @@ class ChoiceStream:
     ) -> None:
         self._request, self._tokenizer, self._images = request, tokenizer, images
         self._stream = TextStream(tokenizer, request.stop_words, strip=not continues)
-        self._tools = ToolText() if request.functions else None
+        self._tools = ToolText(waits=request.as_original) if request.functions else None
         self._content = ""
         self._logprobs: list[dict[str, Any]] = []
 
