@@ -19,7 +19,7 @@ from qwen_vl.data.validation import ERRORS, WARNINGS, DataError, Problem
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import Bars
 
-from .parsers import Parser, positive
+from .parsers import Parser, add_hub, name_models, positive
 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
@@ -70,7 +70,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workers", type=positive, default=usable_cores(), help="processes (all processors: %(default)s)")
     add("--report", metavar="OUT.jsonl", help="write one JSON line for each problem")
     add("--fix", metavar="OUT.json", help="write the file without its bad records, and OUT.skip.json, which names them")
+    add_hub(parser)
     args = parser.parse_args(argv)
+    name_models(args, "model")
     if args.fix and len(args.files) > 1:
         parser.error("--fix takes one FILE; call it once for each")
     for option, out in (("--fix", args.fix), ("--report", args.report)):
