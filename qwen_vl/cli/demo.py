@@ -4,11 +4,10 @@ import os
 from collections.abc import Sequence
 
 from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
-from qwen_vl.serving.answerers import ModelAnswerer, ServerAnswerer
-from qwen_vl.serving.engine import load
-from qwen_vl.serving.session import Answerer
+from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
+from qwen_vl.serving.engine import Engine
 
-from .parsers import Parser, positive
+from .parsers import Parser, add_hub, by_name, name_models, positive
 
 KEY = "OPENAI_API_KEY"
 
@@ -24,20 +23,35 @@ def make_parser() -> Parser:
     parser.add_argument("--lang", default="en", choices=["en", "zh"], help="language at first (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="ask gradio for a public address: its servers relay all")
     parser.add_argument("--inbrowser", action="store_true", help="open the page in a browser")
+    parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters to choose from, too")
     parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
+    parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
+    parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_hub(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped. Raise ImportError, before the weights are read, if gradio is missing."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model", "base")
     from qwen_vl.serving.demo.page import launch  # the extra "web"
 
-    answerer: Answerer
+    place = {"host": args.host, "port": args.port, "share": args.share, "inbrowser": args.inbrowser}
+    adapters = by_name("--adapters", args.adapters)
     if args.model.startswith(("http://", "https://")):
-        answerer = ServerAnswerer(args.model, os.environ.get(KEY))
-    else:
-        model, tokenizer = load(args.model, device=args.device, dtype=dtype_or_auto(args.dtype))
-        answerer = ModelAnswerer(model, tokenizer, name=os.path.basename(os.path.normpath(args.model)))
-    launch(answerer, language=args.lang, host=args.host, port=args.port, share=args.share, inbrowser=args.inbrowser)
+        if adapters:
+            raise ValueError(f"--adapters: {args.model} is a server; start it with its adapters")
+        launch(ServerAnswerer(args.model, os.environ.get(KEY)), language=args.lang, **place)
+        return
+    engine = Engine.load(
+        args.model,
+        adapters=adapters,
+        device=args.device,
+        dtype=dtype_or_auto(args.dtype),
+        base=args.base,
+        trust_base=args.trust_base,
+    )
+    with engine:  # its threads end with the page
+        launch(EngineAnswerer(engine), language=args.lang, **place)

@@ -26,7 +26,7 @@ def pixels(image: Image.Image, image_size: int = IMAGE_SIZE) -> torch.Tensor:
     Source: docs/checkpoint_format.md section 4.
     """
     image = _to_rgb(image, *_in_memory(image))
-    levels = torch.from_numpy(np.array(_squash(image, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
+    levels = torch.from_numpy(np.array(squash(image, image_size))).permute(2, 0, 1)  # uint8 [3, S, S]
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(CLIP_STD).view(3, 1, 1)
     # Divide, subtract, divide, each rounded to float32: any other order differs from the original in the last bit.
@@ -44,7 +44,7 @@ def open_pixels(
     return {name: pixels(opener(name), image_size) for name in dict.fromkeys(references)}
 
 
-def _squash(image: Image.Image, size: int) -> Image.Image:
+def squash(image: Image.Image, size: int) -> Image.Image:
     """Return the image resized to size x size, bicubic, without keeping the aspect ratio.
 
     Each axis is resized alone and rounded to bytes, so the order of the axes changes the last bits. Pillow 13 resizes

@@ -1,59 +1,85 @@
-"""What answers a session: a model in this process, or a running server of the OpenAI protocol."""
+"""What answers a session: an engine or a model in this process, or a running server of the OpenAI protocol."""
 
 import json
-import threading
+import queue
 import urllib.error
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from PIL import Image
-
 from qwen_vl.evaluation.openai_protocol import Endpoint
 from qwen_vl.model import QWenLMHeadModel
-from qwen_vl.model.image_loading_qwen import OpenImage, refuse_images
 from qwen_vl.model.memory_qwen import ChatMemory
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from qwen_vl.serving.client import image_url
 from qwen_vl.serving.conversation import SentImage
+from qwen_vl.serving.engine import Engine, EngineRequest, EngineStopped, Event, QueueFull, Sampling
+from qwen_vl.serving.prompts import encode
 from qwen_vl.serving.session import Turn, messages, queries
+from qwen_vl.serving.stopping import TextStream
+
+MAX_NEW_TOKENS = 512  # where a model's own settings say nothing
+WAIT_SECONDS = 0.2  # how late a stop is noticed before the first token
 
 
 class ModelAnswerer:
-    """A model without an engine: one answer at a time, others wait. It opens images as the turns name them.
+    """A model without an engine, as in a terminal: one answer at a time, and texts may name any image."""
 
-    opens_references: whether a text may name any path and address, as in the terminal. Otherwise only images that
-    came with the turns are used.
-    """
-
-    def __init__(
-        self, model: QWenLMHeadModel, tokenizer: QWenTokenizer, *, name: str = "", opens_references: bool = False
-    ) -> None:
-        self.model, self.tokenizer, self.opens_references = model, tokenizer, opens_references
-        self.models: Sequence[str] = (name,)
+    def __init__(self, model: QWenLMHeadModel, tokenizer: QWenTokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.models: Sequence[str] = ()
         self.memory = ChatMemory()  # each image is encoded once, and only the new part of a prompt
-        self.one_at_a_time = threading.Lock()
 
-    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None) -> Iterator[str]:
-        """Yield the growing answer to the last turn. Raise ValueError if `model` is another one."""
-        if model is not None and model not in self.models:
-            raise ValueError(f"no model {model!r}; choose {' or '.join(self.models)}")
+    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None, sharing_key: str = "") -> Iterator[str]:
+        """Yield the growing answer to the last turn. Raise ValueError if a `model` is named."""
+        if model is not None:
+            raise ValueError(f"no model {model!r}; there is one model here, without a name")
         texts = queries(turns)
         history = [(text, turn.answer) for text, turn in zip(texts, turns[:-1], strict=False)]
-        opener = None if self.opens_references else _opener(turns)
-        with self.one_at_a_time:
-            yield from self.model.chat_stream(
-                self.tokenizer, texts[-1], history=history, system=system, memory=self.memory, open_image=opener
-            )
+        yield from self.model.chat_stream(self.tokenizer, texts[-1], history=history, system=system, memory=self.memory)
 
 
-def _opener(turns: Sequence[Turn]) -> OpenImage:
-    """Return a function that opens the images of the turns and refuses all others."""
-    known = {image.reference: image for turn in turns for image in turn.images}
+class EngineAnswerer:
+    """An engine in this process, which has been started. Answers of several sessions are computed together."""
 
-    def opened(reference: Any) -> Image.Image:
-        return known[reference].sent().image if reference in known else refuse_images(reference)
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.models: Sequence[str] = [entry.id for entry in engine.model_names]
 
-    return opened
+    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None, sharing_key: str = "") -> Iterator[str]:
+        """Yield the growing answer to the last turn, and the same text again while nothing new comes.
+
+        Raise ValueError for a prompt that is too long and an unknown model, OSError if the engine cannot answer.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = self._request(turns, system, model or self.models[0], sharing_key)
+        try:
+            cancel = self.engine.submit(request, events.put)
+        except (QueueFull, EngineStopped) as error:
+            raise OSError(str(error)) from error
+        stream, text, finish = TextStream(self.engine.tokenizer), "", None
+        try:
+            while finish is None:
+                try:
+                    event = events.get(timeout=WAIT_SECONDS)
+                except queue.Empty:
+                    yield text
+                    continue
+                if event.error is not None:
+                    raise OSError(event.error)
+                finish = event.finish
+                text += stream.push(event.ids)
+                yield text
+            yield text + stream.close()
+        finally:
+            cancel()
+
+    def _request(self, turns: Sequence[Turn], system: str, model: str, sharing_key: str) -> EngineRequest:
+        """Return the request for the answer to the last turn, with the settings of the model's own `chat`."""
+        engine, config = self.engine, self.engine.generation_config
+        prompt = encode(engine.tokenizer, messages(turns, system))
+        room = max((entry.max_model_len for entry in engine.model_names if entry.id == model), default=0)
+        wanted = min(config.max_new_tokens or MAX_NEW_TOKENS, max(room - len(prompt.ids), 1))
+        return EngineRequest("", model, prompt, wanted, Sampling.of(config), sharing_key)
 
 
 class ServerAnswerer:
@@ -66,7 +92,7 @@ class ServerAnswerer:
         if not self.models:
             raise ValueError(f"{address}: the server lists no models; give the address of an OpenAI-style server")
 
-    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None) -> Iterator[str]:
+    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None, sharing_key: str = "") -> Iterator[str]:
         """Yield the growing answer to the last turn. Raise OSError with the server's words if it refuses."""
         said: list[dict[str, Any]] = [
             {"role": message.role, "content": [_part(part) for part in message.parts]}
@@ -81,14 +107,13 @@ class ServerAnswerer:
         yield text
 
     def _deltas(self, body: dict[str, Any]) -> Iterator[str]:
-        """Yield the pieces of a streamed answer as the server sends them."""
+        """Yield the pieces of a streamed answer as the server sends them, "" for a line without text."""
         url = f"{self.endpoint.url}/chat/completions"
         try:
             with self.endpoint.open("chat/completions", json.dumps(body).encode()) as reply:
                 for line in reply:
-                    if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
-                        continue
-                    yield _delta(json.loads(line[5:]), url)
+                    is_event = line.startswith(b"data:") and line[5:].strip() != b"[DONE]"
+                    yield _delta(json.loads(line[5:]), url) if is_event else ""
         except urllib.error.HTTPError as error:
             raise OSError(f"{url}: {_reason(error)}") from error
         except urllib.error.URLError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from qwen_vl.data.validation import check_record
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.conversation import Message, SentImage
@@ -25,11 +26,15 @@ class AskedImage:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its images, which come before its text, and the answer. None: there is no answer yet."""
+    """A question with its images, which come before its text, and the answer. None: there is no answer yet.
+
+    model: the name of the model that answered, if it was chosen by name.
+    """
 
     text: str
     images: tuple[AskedImage, ...] = ()
     answer: str | None = None
+    model: str | None = None
 
 
 class Answerer(Protocol):
@@ -39,8 +44,11 @@ class Answerer(Protocol):
     def models(self) -> Sequence[str]:
         """Return the names that a session may choose from, the default first."""
 
-    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None) -> Iterator[str]:
-        """Yield the growing answer to the last turn, the whole text so far each time. Closing it stops the answer."""
+    def answer(self, turns: Sequence[Turn], *, system: str, model: str | None, sharing_key: str) -> Iterator[str]:
+        """Yield the growing answer to the last turn, the whole text so far each time. Closing it stops the answer.
+
+        model: None for the default. sharing_key: sessions with different ones share no work, so speed tells nothing.
+        """
 
 
 class Session:
@@ -105,6 +113,7 @@ class Session:
         """Replace answer `index` by what the user wrote. Raise ValueError if it is empty, or while answering."""
         if not answer.strip():
             raise ValueError("the answer is empty; write what the model should have said")
+        self._check_tags(answer)
         with self.lock:
             self._check_idle()
             self.turns[index] = replace(self._turn(index), answer=answer.strip())
@@ -118,18 +127,24 @@ class Session:
         return turn
 
     def record(self) -> dict[str, Any]:
-        """Return the conversation as a record of the training format. Raise ValueError if it has no answer.
+        """Return the conversation as a record of the training format.
 
-        Turns with an empty answer are left out, because nothing can be learned from them.
+        Turns with an empty answer are left out, because nothing can be learned from them. Raise ValueError if there is
+        no answer, or one that training would refuse or read as the name of an image.
         """
         turns = [turn for turn in self.turns if turn.answer]
         if not turns:
             raise ValueError("there is no answer yet; ask something first")
         said = []
         for query, turn in zip(queries(turns), turns, strict=True):
+            self._check_tags(turn.answer or "")
             said += [{"from": "user", "value": query}, {"from": "assistant", "value": turn.answer}]
         own_system = {} if self.system == SYSTEM else {"system": self.system}
-        return {"id": self.id, **own_system, "conversations": said}
+        record = {"id": self.id, **own_system, "conversations": said}
+        wrong = [f"{found.field}: {found.message}" for found in check_record("", record) if found.is_error]
+        if wrong:
+            raise ValueError(f"this conversation cannot be trained on yet; edit it, then try again: {wrong[0]}")
+        return record
 
     def _answer(self, before: list[Turn], turn: Turn, model: str | None) -> Iterator[str]:
         """Yield the growing answer to a turn after others; then these turns are the conversation."""
@@ -139,7 +154,7 @@ class Session:
             conversation = self.id
         try:
             text = ""
-            stream = self.answerer.answer([*before, turn], system=self.system, model=model)
+            stream = self.answerer.answer([*before, turn], system=self.system, model=model, sharing_key=conversation)
             for text in stream:
                 yield text
                 if halt.is_set():
@@ -150,7 +165,7 @@ class Session:
             with self.lock:
                 if self.id != conversation:  # cleared in the meantime
                     return
-                self.turns = [*before, replace(turn, answer=text.strip())]
+                self.turns = [*before, replace(turn, answer=text.strip(), model=model)]
                 self.waiting = [image for image in self.waiting if image not in turn.images]
         finally:
             if self._halt is halt:
@@ -159,8 +174,12 @@ class Session:
     def _check(self, text: str) -> None:
         if not text.strip():
             raise ValueError("the question is empty; write something")
-        if not self.texts_name_images and ("<img>" in text or "</img>" in text):
-            raise ValueError("a question cannot hold the tag <img>; attach the image instead")
+        if not self.texts_name_images:
+            self._check_tags(text)
+
+    def _check_tags(self, text: str) -> None:
+        if "<img>" in text or "</img>" in text:  # a training record would name an image with it
+            raise ValueError("a question or answer cannot hold the tag <img>; edit it, and attach images instead")
 
     def _check_idle(self) -> None:
         if self._halt is not None and not self._halt.is_set():

@@ -39,7 +39,7 @@ class Session:
     ) -> None:
         self.tokenizer = tokenizer
         self.out, self.notes = out or sys.stdout, notes or sys.stderr
-        self.answerer = ModelAnswerer(model, tokenizer, opens_references=True)
+        self.answerer = ModelAnswerer(model, tokenizer)
         self.talk = sessions.Session(self.answerer, system=system, texts_name_images=True)
 
     @property

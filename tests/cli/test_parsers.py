@@ -6,7 +6,7 @@ import pytest
 from helpers import runs
 from helpers.commands import exit_code
 
-from qwen_vl.cli import data, main
+from qwen_vl.cli import data, main, parsers
 
 DEBUG_AT = {  # words of every verb that end in an error of the user; MISSING is a folder that does not exist
     "plan": ["--model", "MISSING"],
@@ -18,6 +18,7 @@ DEBUG_AT = {  # words of every verb that end in an error of the user; MISSING is
     "checkpoint export": ["MISSING", "OUT"],
     "chat": ["MISSING", "--query", "hi"],
     "demo": ["MISSING"],
+    "serve": ["MISSING"],
     "evaluate": ["MISSING", "--data", "MISSING"],
     "data check": ["MISSING"],
     "data preview": ["MISSING", "--model", "MISSING"],
@@ -64,3 +65,10 @@ def test_command_lines_are_parsed_in_cli_alone():
         if re.search(r"^\s*(import|from) argparse\b(?! import Namespace$)", path.read_text(), re.MULTILINE)
     ]
     assert len(files) > 80 and not wrong
+
+
+def test_folders_are_given_by_name():
+    assert parsers.by_name("--adapters", ["cats=out/a=b", "dogs=x"]) == {"cats": "out/a=b", "dogs": "x"}
+    for words, message in ((["cats"], "use name=folder"), (["=x"], "use name"), (["a=x", "a=y"], "given twice")):
+        with pytest.raises(ValueError, match=rf"--adapters .*{message}"):
+            parsers.by_name("--adapters", words)

@@ -1,33 +1,98 @@
-"""Answerers: a real tiny model with images of a page, and a server that streams."""
+"""Answerers: a tiny model in an engine, and a server that streams."""
 
 import base64
 import json
+import threading
 
 import pytest
+from helpers.adapters import write_adapter
 from helpers.openai_server import serving
 from PIL import Image
 
-from qwen_vl.serving.answerers import ModelAnswerer, ServerAnswerer
+from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
 from qwen_vl.serving.conversation import SentImage
-from qwen_vl.serving.engine import load
-from qwen_vl.serving.session import AskedImage, Turn
+from qwen_vl.serving.engine import Engine, EngineSettings, load
+from qwen_vl.serving.session import AskedImage, Session, Turn, queries
 
 RED = AskedImage("data:image/png;base64," + "A" * 5000, SentImage.of(Image.new("RGB", (8, 8), "red")))
 
 
-def test_a_model_sees_the_images_of_the_turns_and_opens_no_others(make_checkpoint, tmp_path):
-    model, tokenizer = load(make_checkpoint(), device="cpu")
-    model.generation_config.do_sample = False
-    answerer = ModelAnswerer(model, tokenizer, name="base")
-    *_, answer = answerer.answer([Turn("What?", (RED,))], system="", model="base")
-    RED.sent().image.save(tmp_path / "red.png")
-    *_, expected = model.chat_stream(tokenizer, f"Picture 1: <img>{tmp_path}/red.png</img>\nWhat?", system="")
-    assert answer == expected
-    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
-    with pytest.raises((ValueError, OSError), match="not opened here"):
-        list(answerer.answer([Turn(f"<img>{tmp_path}/private.png</img>")], system="", model=None))
-    with pytest.raises(ValueError, match="no model 'other'"):
-        list(answerer.answer([Turn("hi")], system="", model="other"))
+SETTINGS = EngineSettings(max_running=8, max_batch_tokens=48, page_size=16, kv_tokens=1024, num_images=8)
+
+
+@pytest.fixture(scope="module")
+def engine(make_checkpoint, tmp_path_factory):
+    """Return a greedy engine of a base and an adapter, and the two models alone: (engine, {name: model})."""
+    folder = write_adapter(make_checkpoint(), tmp_path_factory.mktemp("tuned"))
+    models = {"tiny": load(make_checkpoint(), device="cpu")[0], "tuned": load(folder, device="cpu")[0]}
+    for model in models.values():
+        model.generation_config.update(do_sample=False, max_new_tokens=24)
+    with Engine.load(
+        make_checkpoint(), adapters={"tuned": folder}, settings=SETTINGS, name="tiny", device="cpu"
+    ) as started:
+        started.generation_config.update(do_sample=False, max_new_tokens=24)
+        yield started, models
+
+
+def chat_answer(model, tokenizer, turns):
+    """Return what `model.chat` answers to the last of the turns, whose images are files."""
+    texts = queries(turns)
+    history = [(text, turn.answer) for text, turn in zip(texts, turns[:-1], strict=False)]
+    return model.chat(tokenizer, texts[-1], history=history)[0]
+
+
+def test_sessions_of_an_engine_answer_together_as_chat_does(engine, tmp_path):
+    engine, models = engine
+    answerer, found, threads = EngineAnswerer(engine), {}, []
+    assert list(answerer.models) == ["tiny", "tuned"]
+
+    def talk(color, name):
+        path, session = tmp_path / f"{color}-{name}.png", Session(answerer)
+        Image.new("RGB", (20, 30), color).save(path)
+        session.waiting = [AskedImage(str(path))]
+        list(session.ask("What is it?", model=name))
+        *_, last = session.ask("And <ref>now</ref>?", model=name)
+        assert last == session.turns[-1].answer
+        found[color, name] = session.turns
+
+    cases = [("red", "tiny"), ("blue", "tuned"), ("red", "tuned"), ("green", "tiny")]
+    for case in cases:
+        threads.append(threading.Thread(target=talk, args=case))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    for color, name in cases:
+        turns = found[color, name]
+        for end in (1, 2):
+            assert turns[end - 1].answer == chat_answer(models[name], engine.tokenizer, turns[:end])
+    assert found["red", "tiny"][0].answer != found["red", "tuned"][0].answer
+
+
+def test_a_stop_reaches_an_engine_before_its_first_token(engine, monkeypatch):
+    engine, _ = engine
+    session = Session(EngineAnswerer(engine))
+    monkeypatch.setattr(engine, "_add", lambda opened, ids: None)  # no lane gets it
+    stream = session.ask("hello")
+    assert next(stream) == "" and engine.stats().waiting == 1
+    session.stop()
+    assert list(stream) == [] and engine.stats().waiting == 0 and session.turns[0].answer == ""
+
+
+def test_what_an_engine_refuses_is_told(engine, monkeypatch):
+    engine, _ = engine
+    answerer = EngineAnswerer(engine)
+    for turns, model, error, message in (
+        ([Turn("hi")], "other", ValueError, "no model of this name"),
+        ([Turn("long " * 20_000)], "tuned", ValueError, "together they may"),
+    ):
+        with pytest.raises(error, match=message):
+            list(answerer.answer(turns, system="", model=model))
+    monkeypatch.setattr(engine, "_add", lambda opened, ids: opened.close("error", "the engine has died"))
+    with pytest.raises(OSError, match="has died"):
+        list(answerer.answer([Turn("hi")], system="", model=None))
+    monkeypatch.setattr(engine, "stopping", True)
+    with pytest.raises(OSError, match="not running"):
+        list(answerer.answer([Turn("hi")], system="", model=None))
 
 
 def events(*texts):

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from qwen_vl.data.validation import check_record
 from qwen_vl.serving.conversation import SentImage
 from qwen_vl.serving.session import AskedImage, Session
 
@@ -15,7 +16,7 @@ class Scripted:
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 
-    def answer(self, turns, *, system, model):
+    def answer(self, turns, *, system, model, sharing_key):
         self.asked.append(([(turn.text, len(turn.images), turn.answer) for turn in turns], system, model))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -96,3 +97,17 @@ def test_there_is_nothing_to_do_without_a_turn():
     for action in (session.record, session.undo, lambda: list(session.regenerate()), lambda: session.correct(0, "a")):
         with pytest.raises(ValueError, match="ask something first"):
             action()
+
+
+@pytest.mark.parametrize(
+    "answer, message", [("<img>/etc/a.png</img>", "<img>"), ("<ref>the", "never closed"), ("", "ask")]
+)
+def test_a_record_that_could_not_be_trained_on_is_refused_until_it_is_corrected(answer, message):
+    session = Session(Scripted(answer))
+    list(session.ask("Where?"))
+    with pytest.raises(ValueError, match=message):
+        session.record()
+    with pytest.raises(ValueError, match="cannot hold the tag"):
+        session.correct(0, "see <img>a.png</img>")
+    session.correct(0, "<ref>here</ref><box>(1,2),(3,4)</box>")
+    assert not check_record("", session.record())

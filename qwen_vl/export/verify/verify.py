@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from qwen_vl.adapters import attach, on_disk
-from qwen_vl.adapters.adapter import Adapter, is_adapter
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import LoadedDtype
@@ -179,7 +179,7 @@ def different_files(first: str | Path, second: str | Path) -> list[str]:
     An adapter has neither code nor settings, so only its vocabulary is compared.
     """
     lines: list[str] = []
-    has_adapter = any(is_adapter(path) for path in (first, second))
+    has_adapter = any(ModelFolder.open(path).is_adapter for path in (first, second))
     for name in () if has_adapter else JSON_FILES:
         one, other = (loading.read_json(path, name) for path in (first, second))
         if one is None or other is None:

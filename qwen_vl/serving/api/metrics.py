@@ -35,7 +35,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(PREFIX + name, text, registry=self.registry, buckets=buckets)
 
-        self.http_requests = counter("http_requests", "answered requests", "route", "method", "status")
+        self.http_requests = counter("http_requests", "answered requests", "path", "method", "status")
         self.finished = counter("choices_finished", "answers by their reason to end", "model", "finish_reason")
         self.prompt_tokens = counter("prompt_tokens", "tokens of prompts, images included", "model")
         self.cached_tokens = counter("cached_prompt_tokens", "prompt tokens whose keys and values were reused", "model")

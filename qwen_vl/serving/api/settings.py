@@ -24,13 +24,13 @@ class ServerSettings:
     log_requests: bool = False
     max_connections: int = 512
     header_seconds: float = 20
+    stall_seconds: float = 60
     max_body_bytes: int = 64 * 2**20
     body_seconds: float = 60
     max_requests: int = 128
     request_seconds: float = 600
     drain_seconds: float = 30
     fetch_workers: int = 8
-    decode_workers: int = 2
 
     def __post_init__(self) -> None:
         """Raise ValueError for settings that would open the server to anyone by mistake."""

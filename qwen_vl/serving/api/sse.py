@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.types import Send
@@ -15,6 +16,8 @@ HEADERS = {
     "X-Accel-Buffering": "no",  # or nginx collects the events
 }
 DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"  # a comment, which clients skip
+QUIET_SECONDS = 9.0  # proxies close connections on which nothing happens
 
 
 class EventSender:
@@ -23,12 +26,16 @@ class EventSender:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
+        self._last = time.monotonic()
 
-    async def send_all(self, events: AsyncIterator[dict[str, Any]]) -> None:
-        """Send each event as it comes, then [DONE]."""
-        async with contextlib.aclosing(events) as source:  # type: ignore[type-var]
+    async def send_all(self, events: AsyncGenerator[dict[str, Any] | None, None]) -> None:
+        """Send each event as it comes, then [DONE]. None stands for nothing new: a comment, if the last one is old."""
+        async with contextlib.aclosing(events) as source:
             async for event in source:
-                await self._write(encode(event))
+                if event is not None:
+                    await self._write(encode(event))
+                elif time.monotonic() - self._last > QUIET_SECONDS:
+                    await self._write(PING)
         await self._write(DONE, more=False)
 
     async def fail(self, error: ApiError) -> None:
@@ -40,6 +47,7 @@ class EventSender:
             headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._last = time.monotonic()
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 

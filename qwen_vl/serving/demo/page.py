@@ -26,6 +26,7 @@ from qwen_vl.serving.session import Answerer, AskedImage, Session, Turn
 EXAMPLES_DIR = Path(__file__).parents[3] / "data" / "examples"  # only in a checkout; an installed package has none
 POLICY = MediaPolicy(media_urls="off")
 SECONDS_BETWEEN_UPDATES = 0.08
+MAX_THREADS = 256  # an answer takes one, while it waits for a token
 DELETE_CACHE = (900, 3600)  # seconds between looks for old uploads, and the age at which they are deleted
 
 
@@ -54,9 +55,9 @@ def read_upload(path: str) -> AskedImage:
     return AskedImage(f"data:{kind};base64,{b64encode(content).decode()}", opened)
 
 
-def example_files() -> list[tuple[str, str, str]]:
-    """Return the examples whose image exists, with copies of the images in a folder that the page may serve."""
-    folder, found = tempfile.mkdtemp(prefix="qwen_vl_examples_"), []
+def example_files(folder: str) -> list[tuple[str, str, str]]:
+    """Return the examples whose image exists, with copies of the images in a folder that pages may serve."""
+    found = []
     for name, english, chinese in EXAMPLES:
         if not name:
             found.append(("", english, chinese))
@@ -77,18 +78,19 @@ class Page:
 
     def __init__(self, answerer: Answerer, language: str) -> None:
         self.answerer, self.language = answerer, language
-        self.examples = example_files()
+        self.folder = tempfile.TemporaryDirectory(prefix="qwen_vl_examples_")
+        self.examples = example_files(self.folder.name)
 
     def answering(self, talk: Conversation, turn: Turn, kept: int, stream: Iterator[str], words: dict[str, str]) -> Any:
         """Yield (transcript, live) while an answer grows; the first `kept` turns stay."""
         before = talk.session.turns[:kept]
-        number = sum(len(one.images) for one in before)
+        images = [image for one in before for image in one.images]
         past, shown_at = transcript_html(before, words, editable=False) if before else "", 0.0
-        yield past, growing_html(turn, number, "", words)
+        yield past, growing_html(turn, images, "", words)
         for text in stream:
             if time.monotonic() - shown_at > SECONDS_BETWEEN_UPDATES:
                 shown_at = time.monotonic()
-                yield gr.skip(), growing_html(turn, number, text, words)
+                yield gr.skip(), growing_html(turn, images, text, words)
         yield transcript_html(talk.session.turns, words), ""
 
     def ask(self, talk: Conversation, message: dict[str, Any], model: str, language: str) -> Iterator[Any]:
@@ -96,15 +98,19 @@ class Page:
         words, session = WORDS[language], talk.session
         try:
             talk.attach(message["files"])
-            board = board_html(session.images, words)
+            board = board_html(session.images, words, len(session.turns))
             turn = Turn(message["text"], tuple(session.waiting))
-            stream = session.ask(message["text"], model=model)
+            stream = session.ask(message["text"], model=self.named(model))
             for past, live in self.answering(talk, turn, len(session.turns), stream, words):
                 yield past, live, board, busy(words)
             talk.files = {}
-            yield gr.skip(), gr.skip(), board_html(session.images, words), idle(words)
+            yield gr.skip(), gr.skip(), board_html(session.images, words, len(session.turns)), idle(words)
         except (ValueError, OSError) as error:
             yield self.failed(talk, error, words, message)
+
+    def named(self, model: str) -> str | None:
+        """Return the name of a chosen model, None where there is only one."""
+        return model if len(self.answerer.models) > 1 else None
 
     def again(self, talk: Conversation, model: str, language: str) -> Iterator[Any]:
         """Answer the last question again. Yield as `ask`."""
@@ -114,18 +120,20 @@ class Page:
         """Answer a question again, with a new text if given. Yield as `ask`."""
         words, session = WORDS[language], talk.session
         try:
-            stream = session.ask_again(index, text, model=model)
+            stream = session.ask_again(index, text, model=self.named(model))
             turn = session.turns[index] if 0 <= index < len(session.turns) else Turn("")
             turn = Turn(text if text is not None else turn.text, turn.images)
             for past, live in self.answering(talk, turn, max(index, 0), stream, words):
                 yield past, live, gr.skip(), busy(words, empty=False)
-            yield gr.skip(), gr.skip(), board_html(session.images, words), idle(words)
+            yield gr.skip(), gr.skip(), board_html(session.images, words, len(session.turns)), idle(words)
         except (ValueError, OSError) as error:
             yield self.failed(talk, error, words, None)
 
     def failed(self, talk: Conversation, error: Exception, words: dict[str, str], message: Any) -> Any:
         """Return the page after an error; a question goes back into the text field."""
         field = idle(words) if message is None else idle(words, message)
+        if talk.session.is_busy:  # with another answer
+            return gr.skip(), error_html(str(error), words), gr.skip(), gr.skip()
         return transcript_html(talk.session.turns, words), error_html(str(error), words), gr.skip(), field
 
     def attached(self, talk: Conversation, message: dict[str, Any], language: str) -> Any:
@@ -136,7 +144,7 @@ class Page:
             talk.attach(message["files"])
         except (ValueError, OSError) as error:
             return gr.skip(), error_html(str(error), WORDS[language])
-        return board_html(talk.session.images, WORDS[language]), ""
+        return board_html(talk.session.images, WORDS[language], len(talk.session.turns)), ""
 
     def draw(self, talk: Conversation, message: dict[str, Any], event: gr.EventData) -> dict[str, Any]:
         """Return the text field with the box that the user drew."""
@@ -177,8 +185,8 @@ class Page:
     def record(self, talk: Conversation, language: str) -> Any:
         """Return (file content, live): the conversation as a training file."""
         try:
-            record = json.dumps([talk.session.record()], ensure_ascii=False)
-            return record.replace("<", "\\u003c"), gr.skip()  # gradio warns of tags; the browser writes them again
+            file = {"time": time.time(), "records": [talk.session.record()]}  # the same file may be wanted again
+            return json.dumps(file, ensure_ascii=False).replace("<", "\\u003c"), gr.skip()  # gradio warns of tags
         except ValueError as error:
             return gr.skip(), error_html(str(error), WORDS[language])
 
@@ -194,7 +202,7 @@ class Page:
         return [
             gr.Markdown(f"## {words['title']}\n{words['intro']}"),
             gr.skip() if session.is_busy else transcript_html(session.turns, words),
-            board_html(session.images, words),
+            board_html(session.images, words, len(session.turns)),
             gr.MultimodalTextbox(placeholder=words["ask"]),
             *buttons,
             examples_html(self.examples, language),
@@ -228,26 +236,33 @@ def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
     page, words = Page(answerer, language), WORDS[language]
     with gr.Blocks(title=words["title"], analytics_enabled=False, delete_cache=DELETE_CACHE) as blocks:
         talk = gr.State(None)
-        with gr.Row():
+        with gr.Row(elem_id="qv-top"):
             intro = gr.Markdown(f"## {words['title']}\n{words['intro']}")
-            switch = gr.Radio([(name, key) for key, name in LANGUAGES.items()], value=language, label=words["language"])
-        with gr.Row():
+            switch = gr.Radio(
+                [(name, key) for key, name in LANGUAGES.items()], value=language, show_label=False, container=False,
+                scale=0, min_width=190, elem_id="qv-language",
+            )  # fmt: skip
+        with gr.Row(elem_id="qv-page"):
             with gr.Column(scale=3, min_width=320):
                 past = gr.HTML(transcript_html([], words), js_on_load=CLICKS, elem_id="qv-past")
                 live = gr.HTML("", js_on_load=None, elem_id="qv-live")
-                with gr.Group(visible=False) as panel:
+                with gr.Group(visible=False, elem_id="qv-panel") as panel:
                     edit_text = gr.Textbox(lines=3, max_lines=12, elem_id="qv-edit-text")
-                    save, cancel = gr.Button(words["save"], variant="primary"), gr.Button(words["cancel"])
+                    with gr.Row():
+                        save, cancel = gr.Button(words["save"], variant="primary"), gr.Button(words["cancel"])
                 field = text_field(words)
-                with gr.Row():
+                with gr.Row(elem_id="qv-buttons"):
                     again = gr.Button(words["regenerate"], size="sm", min_width=90)
                     clear = gr.Button(words["clear"], size="sm", min_width=90)
-                    download = gr.Button(words["download"], size="sm", min_width=90)
+                    download = gr.Button(words["download"], size="sm", min_width=180, scale=2)
                 samples = gr.HTML(examples_html(page.examples, language), js_on_load=CLICKS, elem_id="qv-examples")
             with gr.Column(scale=2, min_width=300):
-                model = gr.Dropdown(list(answerer.models), value=answerer.models[0], label=words["model"])
+                model = gr.Dropdown(
+                    list(answerer.models), value=answerer.models[0], label=words["model"], filterable=False,
+                    elem_id="qv-model",
+                )  # fmt: skip
                 board = gr.HTML(board_html([], words), js_on_load=DRAWING, elem_id="qv-board")
-                note = gr.Markdown(words["warning"])
+                note = gr.Markdown(words["warning"], elem_id="qv-note")
         file = gr.HTML("", html_template="", js_on_load=DOWNLOAD)
         shown = [past, live, board, field]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -287,6 +302,6 @@ def launch(
         server_name=host, server_port=port, share=share, inbrowser=inbrowser, prevent_thread_lock=not wait,
         ssr_mode=False, run_history=False, enable_monitoring=False, max_file_size=POLICY.max_bytes, css=CSS,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]), quiet=not wait,
-        footer_links=[], show_error=False,
+        footer_links=[], show_error=False, max_threads=MAX_THREADS,
     )  # fmt: skip
     return blocks, address

@@ -11,8 +11,8 @@ footer { display: none !important; }
 .qv-you { margin-left: auto; background: var(--primary-50, #eef2ff); color: #1d2430; }
 .qv-text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; }
 .qv-strip { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 8px; }
-.qv-strip figure { margin: 0; } .qv-strip img { max-height: 150px; max-width: 100%; border-radius: 8px; }
-.qv-strip figcaption { font-size: 12px; opacity: .7; }
+.qv-strip .qv-boxes { margin: 0; } .qv-strip .qv-boxes > img { width: auto; max-height: 170px; }
+.qv-caption { font-size: 12px; opacity: .7; }
 .qv-boxes { position: relative; display: inline-block; margin: 10px 0 0; line-height: 0; overflow: hidden;
   border-radius: 8px; }
 .qv-boxes > img { display: block; max-width: 100%; width: 520px; height: auto; }
@@ -26,7 +26,8 @@ footer { display: none !important; }
 .qv-shape:hover { background: color-mix(in srgb, var(--c) 28%, transparent); z-index: 5; }
 .qv-shape:hover .qv-label { font-size: 14px; z-index: 6; overflow: visible; max-width: none; }
 .qv-edit { position: absolute; top: 6px; right: 8px; width: 24px; height: 24px; border: 0; background: none;
-  color: inherit; cursor: pointer; opacity: .5; font-size: 15px; }
+  color: inherit; cursor: pointer; opacity: .5; font-size: 15px; line-height: 1; padding: 0;
+  box-shadow: none !important; }
 .qv-edit:hover, .qv-edit:focus-visible { opacity: 1; }
 .qv-wait { opacity: .6; } .qv-live .qv-text::after { content: "▍"; opacity: .5; }
 .qv-error { margin: 10px 0; padding: 10px 14px; border-radius: 8px; background: #fdecec; color: #8c1d1d;
@@ -42,7 +43,17 @@ footer { display: none !important; }
 .qv-example { display: flex; align-items: center; gap: 8px; padding: 5px 10px; border-radius: 10px; cursor: pointer;
   border: 1px solid var(--border-color-primary); background: none; color: inherit; font-size: 13px; text-align: left; }
 .qv-example img { width: 42px; height: 42px; object-fit: cover; border-radius: 6px; }
-@media (max-width: 640px) { .qv-you, .qv-it { max-width: 96%; } .gradio-container { padding: 8px !important; } }
+.qv-name { margin-bottom: 4px; font-size: 12px; opacity: .7; }
+#qv-top { align-items: center; } #qv-note { font-size: 13px; opacity: .8; }
+#qv-live:not(:has(.qv-text, .qv-error)) { display: none; }
+@media (max-width: 640px) {
+  .qv-you, .qv-it { max-width: 96%; } .gradio-container { padding: 8px !important; }
+  #qv-top { flex-direction: column; align-items: flex-start; gap: 6px; }
+  #qv-page { flex-direction: column; gap: 10px; } #qv-page > .column { display: contents; }
+  #qv-page .form:has(#qv-model) { order: -1; } #qv-past { order: 1; } #qv-live { order: 2; }
+  #qv-board { order: 3; } #qv-panel { order: 4; } #qv-field, #qv-page .form:has(#qv-field) { order: 5; }
+  #qv-buttons { order: 6; } #qv-examples { order: 7; } #qv-note { order: 8; }
+}
 """
 
 # Buttons of the page's own HTML carry data-do and data-index.
@@ -99,9 +110,10 @@ DOWNLOAD = """
 watch('value', () => {
   if (!props.value) return;
   const link = document.createElement('a');
-  const text = JSON.stringify(JSON.parse(props.value), null, 1);
+  const records = JSON.parse(props.value).records;
+  const text = JSON.stringify(records, null, 1);
   link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
-  link.download = JSON.parse(props.value)[0].id + '.json';
+  link.download = records[0].id + '.json';
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 });

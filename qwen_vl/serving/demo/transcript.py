@@ -15,16 +15,19 @@ from qwen_vl.serving.conversation import SentImage
 from qwen_vl.serving.grounding import Tag, find_tags
 from qwen_vl.serving.session import AskedImage, Turn
 
-SHOWN_SIDE = 768  # pixels of an image on the page
+SHOWN_SIDE = 768  # most pixels of an image's longer side on the page
+LEAST_SIDE = 320  # smaller images are enlarged to it, so that boxes can be drawn on them
 TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 SHAPES = re.compile(r"</?ref>|<(box|quad)>.*?(?:</\1>|$)", re.DOTALL)
 
 
 @lru_cache(maxsize=64)
 def shown(image: SentImage) -> str:
-    """Return the address of an image for the page: a small JPEG as a data URI."""
-    small = image.image.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
+    """Return the address of an image for the page: a JPEG of its size there, as a data URI."""
+    longer = max(image.image.size)
+    scale = min(max(longer, LEAST_SIDE), SHOWN_SIDE) / longer
+    width, height = (max(1, round(side * scale)) for side in image.image.size)
+    small = image.image.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -114,33 +117,53 @@ def transcript_html(turns: Sequence[Turn], words: dict[str, str], *, editable: b
     """Return all turns as HTML."""
     if not turns:
         return f'<div class="qv-empty">{escape(words["empty"])}</div>'
-    pieces, number, latest = [], 0, None
+    pieces, images = [], list[AskedImage]()
     for index, turn in enumerate(turns):
-        pieces.append(question_html(turn, number, words, index if editable else None))
-        number += len(turn.images)
-        latest = turn.images[-1] if turn.images else latest
+        pieces.append(question_html(turn, images, words, index if editable else None))
+        images += turn.images
+        name = f'<div class="qv-name">{escape(turn.model)}</div>' if turn.model else ""
+        answer = answer_html(turn.answer or "", images[-1] if images else None, len(images))
         button = _edit("answer", index, words) if editable else ""
-        pieces.append(f'<div class="qv-it">{answer_html(turn.answer or "", latest, number)}{button}</div>')
+        pieces.append(f'<div class="qv-it">{name}{answer}{button}</div>')
     return "".join(pieces)
 
 
-def question_html(turn: Turn, number: int, words: dict[str, str], index: int | None) -> str:
-    """Return a question with its images; `number` images came before. index: for the edit button, None: no button."""
-    images = "".join(
-        f'<figure><img src="{shown(image.sent())}" alt="Picture {n}"><figcaption>Picture {n}</figcaption></figure>'
-        for n, image in enumerate(turn.images, start=number + 1)
-    )
-    strip = f'<div class="qv-strip">{images}</div>' if images else ""
+def question_html(turn: Turn, earlier: Sequence[AskedImage], words: dict[str, str], index: int | None) -> str:
+    """Return a question with its images and the boxes in it. index: for the edit button, None: no button.
+
+    earlier: the images of the conversation before it. A box belongs to the image that is named right before it, as in
+    `Picture 1 <box>`, otherwise to the latest.
+    """
+    images = [*earlier, *turn.images]
+    tags = [tag for tag in find_tags(turn.text) if not tag.problem] if images else []
+    colors = colors_of(tags)
+    boxes: dict[int, list[tuple[Tag, str]]] = {n: [] for n in range(len(earlier) + 1, len(images) + 1)}
+    for tag, color in zip(tags, colors, strict=True):
+        boxes.setdefault(_number(turn.text[: tag.start], len(images)), []).append((tag, color))
+    figures = [_figure(images[n - 1], n, drawn) for n, drawn in sorted(boxes.items())]
+    strip = f'<div class="qv-strip">{"".join(figures)}</div>' if figures else ""
     button = "" if index is None else _edit("question", index, words)
-    return f'<div class="qv-you">{strip}<div class="qv-text">{escape(turn.text)}</div>{button}</div>'
+    return f'<div class="qv-you">{strip}<div class="qv-text">{_colored(turn.text, tags, colors)}</div>{button}</div>'
 
 
-def growing_html(turn: Turn, number: int, text: str, words: dict[str, str]) -> str:
-    """Return a question and the answer that is being written to it."""
+def _number(before: str, num_images: int) -> int:
+    """Return the number of the image that a text names at its end, the latest if it names none."""
+    named = re.search(r"Picture (\d{1,4}) ?$", before)
+    return int(named[1]) if named and 1 <= int(named[1]) <= num_images else num_images
+
+
+def _figure(image: AskedImage, number: int, drawn: Sequence[tuple[Tag, str]]) -> str:
+    """Return an image of a question with its name below."""
+    boxes = overlay(image, number, [tag for tag, _ in drawn], [color for _, color in drawn])
+    return f'<div>{boxes}<div class="qv-caption">Picture {number}</div></div>'
+
+
+def growing_html(turn: Turn, earlier: Sequence[AskedImage], text: str, words: dict[str, str]) -> str:
+    """Return a question and the answer that is being written to it. earlier: as in `question_html`."""
     visible = growing(text)
     said = escape(visible) if visible else f'<i class="qv-wait">{escape(words["thinking"])}</i>'
     answer = f'<div class="qv-it qv-live"><div class="qv-text">{said}</div></div>'
-    return question_html(turn, number, words, None) + answer
+    return question_html(turn, earlier, words, None) + answer
 
 
 def error_html(message: str, words: dict[str, str]) -> str:
@@ -148,8 +171,11 @@ def error_html(message: str, words: dict[str, str]) -> str:
     return f'<div class="qv-error" role="alert">{escape(words["error"])}: {escape(message)}</div>'
 
 
-def board_html(images: Sequence[AskedImage], words: dict[str, str]) -> str:
-    """Return the images of the conversation, the latest one large, to draw a box on."""
+def board_html(images: Sequence[AskedImage], words: dict[str, str], num_turns: int = 0) -> str:
+    """Return the images of the conversation, the latest one large, to draw a box on.
+
+    num_turns: of the conversation. With another number the browser shows it anew, without the box that was drawn.
+    """
     if not images:
         return f'<div class="qv-hint">{escape(words["no_images"])}</div>'
     last = len(images)
@@ -164,7 +190,7 @@ def board_html(images: Sequence[AskedImage], words: dict[str, str]) -> str:
         for n, address in enumerate(addresses, start=1)
     )
     strip = f'<div class="qv-thumbs">{thumbs}</div>' if last > 1 else ""
-    return f'<div class="qv-hint">{escape(words["board"])}</div>{canvases}{strip}'
+    return f'<div class="qv-hint" data-turns="{num_turns}">{escape(words["board"])}</div>{canvases}{strip}'
 
 
 def _edit(what: str, index: int, words: dict[str, str]) -> str:

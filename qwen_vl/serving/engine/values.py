@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from transformers import GenerationConfig
+
 from qwen_vl.serving.prompts import EncodedPrompt
 
 Finish = Literal["stop", "length", "error", "cancelled"]
@@ -31,6 +33,17 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
+
+    @classmethod
+    def of(cls, config: GenerationConfig) -> "Sampling":
+        """Return how `generate` samples with a model's generation config."""
+        if not config.do_sample:
+            return cls()
+        return cls(  # with the defaults of `generate`
+            1.0 if config.temperature is None else config.temperature,
+            1.0 if config.top_p is None else config.top_p,
+            50 if config.top_k is None else config.top_k,
+        )
 
 
 @dataclass(frozen=True)

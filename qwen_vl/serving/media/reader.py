@@ -24,16 +24,18 @@ class MediaReader:
         self._network = Network(resolve, connect, ssl.create_default_context())
         self._decoders = threading.BoundedSemaphore(policy.num_decoders)
 
-    def read(self, source: str, *, where: str) -> SentImage:
+    def read(self, source: str, *, where: str, side: int | None = None) -> SentImage:
         """Return the image that `source` names. `where` is the part of the request, such as messages[0].content[1].
 
+        side: if given, the image is squashed to side x side pixels, so that a large one takes memory for a moment only.
         Raise MediaError if the policy does not allow it, or if it cannot be read.
         """
         policy = self.policy
         try:
             content = self._content(source)
             with self._decoders:
-                return decode(content, max_pixels=policy.max_pixels, max_side=policy.max_side)
+                image = decode(content, max_pixels=policy.max_pixels, max_side=policy.max_side)
+                return image if side is None else image.squashed(side)
         except MediaError as error:
             raise MediaError(error.reason, error.value, where=where) from None
 

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 from qwen_vl.serving.protocol.errors import invalid
 
 MAX_DEPTH = 64
+MAX_COMMAS = 250_000  # of a body: more values take seconds and gigabytes to check
+Path = tuple[()] | tuple[Any, str | int]  # the path of the container, and a key or an index; empty for the body
 JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -14,8 +16,10 @@ def decode(content: bytes) -> dict[str, Any]:
     """Return the JSON object of a request body.
 
     Raise ApiError (400) for bytes that are not UTF-8, broken or deeply nested JSON, NaN and infinity, strings with half
-    a surrogate pair, and anything but an object.
+    a surrogate pair, anything but an object, and very many values.
     """
+    if content.count(b",") > MAX_COMMAS:
+        raise invalid(None, f"the body has more than {MAX_COMMAS} values, the limit here", "limit_exceeded")
     try:
         body = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -41,32 +45,37 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def check_strings(body: Any) -> None:
     """Raise ApiError if a string holds half a surrogate pair, which is no text, or values are nested too deeply."""
-    waiting: list[tuple[str, Any, int]] = [("", body, 0)]
+    waiting: list[tuple[Path, Any, int]] = [((), body, 0)]
     while waiting:
         path, value, depth = waiting.pop()
         if depth > MAX_DEPTH:
-            raise invalid(path[:80] or None, f"nested more than {MAX_DEPTH} levels deep")
+            raise invalid(written(path)[:80], f"nested more than {MAX_DEPTH} levels deep")
         if isinstance(value, str):
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                raise invalid(
-                    path, "holds half of a surrogate pair, which is not text; send whole characters"
-                ) from None
-        elif isinstance(value, dict):
-            check_keys(path, value)
-            waiting += [(f"{path}.{key}" if path else key, item, depth + 1) for key, item in value.items()]
-        elif isinstance(value, list):
-            waiting += [(f"{path}[{index}]", item, depth + 1) for index, item in enumerate(value)]
+            check_text(value, path, "")
+            continue
+        if isinstance(value, dict):
+            for key in value:
+                check_text(key, path, "a key ")
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        waiting += [((path, key), item, depth + 1) for key, item in inside if isinstance(item, str | dict | list)]
 
 
-def check_keys(path: str, value: dict[str, Any]) -> None:
-    """Raise ApiError if a key of an object holds half a surrogate pair."""
-    for key in value:
-        try:
-            key.encode("utf-8")
-        except UnicodeEncodeError:
-            raise invalid(path or None, "a key holds half of a surrogate pair, which is not text") from None
+def check_text(value: str, path: Path, what: str) -> None:
+    """Raise ApiError if a string holds half a surrogate pair."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        message = f"{what}holds half of a surrogate pair, which is not text; send whole characters"
+        raise invalid(written(path) or None, message) from None
+
+
+def written(path: Path) -> str:
+    """Return a path as errors show it, such as messages[0].content."""
+    names: list[str] = []
+    while path:
+        path, name = path
+        names.append(f"[{name}]" if isinstance(name, int) else f".{name}")
+    return "".join(reversed(names)).removeprefix(".")
 
 
 def shown(value: Any) -> str:

@@ -49,7 +49,7 @@ class ChoiceStream:
     ) -> None:
         self._request, self._tokenizer, self._images = request, tokenizer, images
         self._stream = TextStream(tokenizer, request.stop_words, strip=not continues)
-        self._tools = ToolText() if request.functions else None
+        self._tools = ToolText(waits=request.as_original) if request.functions else None
         self._content = ""
         self._logprobs: list[dict[str, Any]] = []
 
@@ -76,7 +76,7 @@ class ChoiceStream:
         reason = self._request.calls_as if call else "stop" if self.stopped else finish
         found = None
         if self._request.grounding and self._images:
-            found = grounding(self._content, self._images[-1].image.size, image_number=len(self._images))
+            found = grounding(self._content, self._images[-1].size, image_number=len(self._images))
         logprobs = self._logprobs if self._request.logprobs else None
         return Choice(self._content, rest, reason, call, f"call_{uuid.uuid4().hex[:24]}", found, logprobs)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from qwen_vl.serving import react
 from qwen_vl.serving.conversation import Message, Role, SentImage
@@ -38,7 +38,11 @@ class ChatRequest:
     """A checked request. None stands for the model's own default; a `top_k` of 0 is off, a `temperature` of 0 greedy.
 
     functions: those that the model may call. calls_as: the field in which the client expects a call.
+    as_original: whether the original's rules hold: all messages go through `react`, and the end of an answer decides
+    whether it is a call.
     """
+
+    as_original: ClassVar[bool] = False
 
     model: str
     messages: tuple[RequestMessage, ...]
@@ -78,7 +82,11 @@ class ChatRequest:
             tuple(part if isinstance(part, str) else next(waiting) for part in message.parts)
             for message in self.messages
         ]
-        if self.functions or any(message.call or message.role == "function" for message in self.messages):
+        if (
+            self.as_original
+            or self.functions
+            or any(message.call or message.role == "function" for message in self.messages)
+        ):
             turns = [
                 react.Turn(message.role, parts, message.call)
                 for message, parts in zip(self.messages, contents, strict=True)
@@ -125,7 +133,7 @@ def parse(body: dict[str, Any], limits: Limits) -> ChatRequest:
         temperature=checks.number(body.get("temperature"), "temperature", 0, 2),
         top_p=checks.number(body.get("top_p"), "top_p", 0, 1, above=True),
         top_k=top_k if top_k is None else max(top_k, 0),
-        stop=_stop(body.get("stop"), limits),
+        stop=parse_stop(body.get("stop"), limits),
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
         logprobs=checks.flag(body.get("logprobs"), "logprobs", False),
@@ -151,7 +159,8 @@ def _max_tokens(body: dict[str, Any]) -> int | None:
     return next(iter(values), None)
 
 
-def _stop(value: Any, limits: Limits) -> tuple[str, ...]:
+def parse_stop(value: Any, limits: Limits) -> tuple[str, ...]:
+    """Return the stop words of a request: a string, or a list of them."""
     words = [] if value is None else [value] if isinstance(value, str) else checks.items(value, "stop")
     checks.at_most(len(words), limits.max_stop, "stop", "stop words")
     for index, word in enumerate(words):

@@ -76,11 +76,11 @@ class ToolText:
     """The text of an answer that may call a function: held back until it is clear that there is no call.
 
     That is where a final answer begins before any action; what follows then goes out as it comes. Everything else
-    waits for the end.
+    waits for the end. With `waits` all text does, since a call may follow a final answer.
     """
 
-    def __init__(self) -> None:
-        self._text = ""
+    def __init__(self, *, waits: bool = False) -> None:
+        self._text, self._waits = "", waits
         self._is_final = False
 
     def push(self, new: str) -> str:
@@ -88,7 +88,7 @@ class ToolText:
         if self._is_final:
             return new
         self._text += new
-        found = react.FINAL_ANSWER.search(self._text)
+        found = None if self._waits else react.FINAL_ANSWER.search(self._text)
         if not found or self._text.find(react.ACTION, 0, found.start()) >= 0:
             return ""
         self._is_final = True

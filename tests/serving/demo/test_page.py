@@ -1,21 +1,26 @@
 """The page without a browser: its handlers, uploads, drawn boxes, and the commands that start it."""
 
 import json
+import threading
+from html import escape
 from types import SimpleNamespace
 
 import pytest
+from helpers.adapters import write_adapter
 from helpers.commands import exit_code
 from PIL import Image
 
 import web_demo_mm
 from qwen_vl.data.validation import check_record
+from qwen_vl.serving.answerers import EngineAnswerer
 from qwen_vl.serving.demo import page as demo
+from qwen_vl.serving.engine import Engine, EngineSettings, load
 
 
 class Fixed:
     models = ("base", "tuned")
 
-    def answer(self, turns, *, system, model):
+    def answer(self, turns, *, system, model, sharing_key):
         yield from ("<ref>it", "<ref>it</ref><box>(1,2),(300,400)</box>")
 
 
@@ -32,7 +37,7 @@ def test_a_question_with_an_image_becomes_a_drawn_answer_and_a_valid_record(visi
     assert any("qv-live" in str(live) for _, live, _, _ in updates)
     assert "qv-shape" in updates[-2][0] and talk.files == {}
     content, _ = page.record(talk, "en")
-    (record,) = json.loads(content)
+    (record,) = json.loads(content)["records"]
     assert not check_record("here", record) and "<" not in content
     assert record["conversations"][0]["value"].startswith("Picture 1: <img>data:image/png;base64,")
     edit = SimpleNamespace(what="answer", index=0)
@@ -70,19 +75,58 @@ def test_conversations_are_apart(visit):
 
 
 def test_examples_are_left_out_where_their_images_are_missing(monkeypatch, tmp_path):
-    assert sum(bool(path) for path, *_ in demo.example_files()) == 4
-    monkeypatch.setattr(demo, "EXAMPLES_DIR", tmp_path)
-    assert [path for path, *_ in demo.example_files()] == [""]
+    assert sum(bool(path) for path, *_ in demo.example_files(tmp_path)) == 4
+    monkeypatch.setattr(demo, "EXAMPLES_DIR", tmp_path / "none")
+    assert [path for path, *_ in demo.example_files(tmp_path)] == [""]
 
 
-def test_the_flags_of_the_original_start_the_page_on_loopback(make_checkpoint, monkeypatch):
-    started = []
-    monkeypatch.setattr(demo, "launch", lambda answerer, **options: started.append((list(answerer.models), options)))
+@pytest.fixture
+def started(monkeypatch):
+    """Return what the commands started: (its models, options of `launch`). At the end no engine may run."""
+    found, engines = [], []
+
+    def launch(answerer, **options):
+        assert answerer.engine.alive
+        engines.append(answerer.engine)
+        found.append((list(answerer.models), options))
+        if options["port"] == 8125:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "launch", launch)
+    yield found
+    assert engines and not any(engine.alive for engine in engines)
+    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+
+
+def test_the_flags_of_the_original_start_the_page(make_checkpoint, started):
     folder = make_checkpoint()
-    web_demo_mm.main(["-c", str(folder), "--cpu-only", "--server-port", "8123", "--lang", "zh"])
-    assert exit_code(["demo", folder, "--device", "cpu"]) == 0
-    options = {"host": "127.0.0.1", "share": False, "inbrowser": False}
-    assert started == [
-        ([folder.name], {**options, "language": "zh", "port": 8123}),
-        ([folder.name], {**options, "language": "en", "port": 8000}),
-    ]
+    web_demo_mm.main(["-c", str(folder), "--cpu-only"])
+    others = ["--share", "--inbrowser", "--server-port", "8123", "--server-name", "0.0.0.0", "--lang", "zh"]
+    web_demo_mm.main(["--checkpoint-path", str(folder), *others])
+    options = {"host": "127.0.0.1", "port": 8000, "share": False, "inbrowser": False, "language": "en"}
+    changed = {"host": "0.0.0.0", "port": 8123, "share": True, "inbrowser": True, "language": "zh"}
+    assert started == [([folder.name], options), ([folder.name], changed)]
+
+
+def test_adapters_are_chosen_by_name_and_the_engine_ends_with_the_page(make_checkpoint, tmp_path, started, capsys):
+    base, tuned = make_checkpoint(), write_adapter(make_checkpoint(), tmp_path / "tuned")
+    words = ["demo", base, "--device", "cpu", "--adapters", f"cats={tuned}", "--port", "8125"]
+    assert exit_code(words) == 130
+    assert exit_code(["demo", tuned, "--device", "cpu", "--base", str(base)]) == 0
+    assert [models for models, _ in started] == [[base.name, "cats"], ["tuned"]]
+    assert exit_code(["demo", "http://127.0.0.1:9/v1", "--adapters", f"cats={tuned}"]) == 1
+    assert "start it with its adapters" in capsys.readouterr().err
+
+
+def test_a_greedy_answer_on_the_page_is_that_of_chat(make_checkpoint, visit):
+    _, talk, path = visit
+    model, tokenizer = load(make_checkpoint(), device="cpu")
+    greedy = {"do_sample": False, "max_new_tokens": 12}
+    expected, _ = model.chat(tokenizer, f"Picture 1: <img>{path}</img>\nWhat is it?", **greedy)
+    settings = EngineSettings(max_running=2, max_batch_tokens=48, page_size=16, kv_tokens=1024, num_images=4)
+    with Engine.load(make_checkpoint(), settings=settings, name="tiny", device="cpu") as engine:
+        engine.generation_config.update(**greedy)
+        answerer = EngineAnswerer(engine)
+        page, talk = demo.Page(answerer, "en"), demo.Conversation(answerer)
+        *_, (past, _, _, _), _ = page.ask(talk, {"text": "What is it?", "files": [path]}, "tiny", "en")
+    assert talk.session.turns[0].answer == expected != "" and escape(expected) in past

@@ -1,12 +1,14 @@
 """The conversation as HTML: boxes, and nothing that an answer writes becomes markup."""
 
+import base64
+import io
 import re
 
 import pytest
 from PIL import Image
 
 from qwen_vl.serving.conversation import SentImage
-from qwen_vl.serving.demo.transcript import answer_html, growing, transcript_html
+from qwen_vl.serving.demo.transcript import answer_html, growing, shown, transcript_html
 from qwen_vl.serving.demo.words import EXAMPLES, WORDS, language_of
 from qwen_vl.serving.session import AskedImage, Turn
 
@@ -39,6 +41,26 @@ def test_boxes_have_places_labels_and_a_color_for_each_phrase():
     assert shapes[1][0].startswith("left:10.0%;top:20.0%;width:40.0%;height:50.0%")
     assert len({style.partition("--c:")[2] for style, _ in shapes}) == 2
     assert "&lt;box" not in page.partition('class="qv-boxes"')[0].replace('title="&lt;box', "")
+
+
+def test_a_question_shows_its_boxes_on_the_image_that_it_names():
+    turns = [
+        Turn("first", (GRAY,), "one"),
+        Turn("Picture 1 <box>(1,2),(30,40)</box> or <box>(5,6),(70,80)</box>?", (GRAY, GRAY), "two", "tuned"),
+    ]
+    page = transcript_html(turns, WORDS["en"])
+    second = page.split('class="qv-you"')[2].partition('class="qv-it"')[0]
+    figures = re.findall(r'alt="Picture (\d)">(.*?)</figure>', second)
+    assert [(number, shapes.count("qv-shape")) for number, shapes in figures] == [("1", 1), ("2", 0), ("3", 1)]
+    assert "left:0.1%;top:0.2%" in figures[0][1] and "&lt;box" not in second
+    assert [name in page for name in ("Picture 4", '<div class="qv-name">tuned</div>')] == [False, True]
+    assert page.count("qv-name") == 1
+
+
+@pytest.mark.parametrize("size, expected", [((4, 2), (320, 160)), ((1, 4000), (1, 768)), ((400, 300), (400, 300))])
+def test_images_on_the_page_have_sizes_to_draw_on(size, expected):
+    content = base64.b64decode(shown(SentImage.of(Image.new("RGB", size))).partition(",")[2])
+    assert Image.open(io.BytesIO(content)).size == expected
 
 
 @pytest.mark.parametrize("image", [GRAY, None])
