@@ -141,7 +141,8 @@ def test_sections_of_the_format_that_are_cited_exist():
 
 def file_map():
     """Return {place: what is said of it} for the lines of the map of files."""
-    maps = [text for text in blocks((ROOT / "docs/how_it_works.md").read_text(encoding="utf-8"), "") if "finetune.py" in text]
+    page = (ROOT / "docs/how_it_works.md").read_text(encoding="utf-8")
+    maps = [text for text in blocks(page, "") if "finetune.py" in text]
     (lines,) = (text.splitlines() for text in maps)
     return dict(line.split(maxsplit=1) for line in lines)
 
