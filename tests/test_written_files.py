@@ -3,6 +3,7 @@
 import pytest
 from safetensors import SafetensorError
 
+from qwen_vl.cli.run import message
 from qwen_vl.files import replacing, whole_file
 
 
@@ -35,3 +36,10 @@ def test_an_error_names_the_file_that_the_user_gave(tmp_path):
     with pytest.raises(OSError) as raised, whole_file(tmp_path / "nowhere" / "a.json"):
         pass
     assert raised.value.filename == str(tmp_path / "nowhere" / "a.json")
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_to_do(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError) as raised, whole_file(path):
+        raise OSError(28, "No space left on device")
+    assert message(raised.value) == f"{path}: no space left on device; free some space, or use another folder"
