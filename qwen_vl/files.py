@@ -19,7 +19,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             with open(unfinished, "wb") as file:
                 yield file
         except OSError as error:
-            if error.filename == str(unfinished):
+            if error.filename in (None, str(unfinished)):  # a full disk names no file
                 error.filename = str(path)  # the name that the user gave
             raise
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
+from qwen_vl.cli.run import message
 from qwen_vl.files import data_uri, read_entries, read_json, read_object, replacing, whole_file
 from qwen_vl.model.image_loading_qwen import read_image
 
@@ -79,3 +80,10 @@ def test_an_address_of_bytes_is_what_the_model_opens():
     uri = data_uri(file.getvalue(), "image/png")
     assert uri.startswith("data:image/png;base64,iVBORw0KGgo")
     assert read_image(uri).size == (3, 2)
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_to_do(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError) as raised, whole_file(path):
+        raise OSError(28, "No space left on device")
+    assert message(raised.value) == f"{path}: no space left on device; free some space, or use another folder"
