@@ -17,7 +17,7 @@ from helpers.openai_server import completion, serving
 from helpers.runs import script
 from transformers import GenerationConfig
 
-from qwen_vl.cli import chat, data, evaluate, export, merge, plan, quantize, verify
+from qwen_vl.cli import chat, data, evaluate, export, merge, plan, push, quantize, verify
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
@@ -80,6 +80,7 @@ def known_flags():
         "train": {name for action in arguments.make_parser()._actions for name in action.option_strings},
         "plan": flags_of(plan.make_parser().format_help()),
         "merge": flags_of(help_of(merge.main, "--help")),
+        "push": flags_of(push.make_parser().format_help()),
         "export": flags_of(export.make_parser().format_help()),
         "quantize": flags_of(quantize.make_parser().format_help()),
         "verify": flags_of(verify.make_parser().format_help()),
@@ -239,6 +240,9 @@ def check_command(line, known_flags):
         assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
     elif program == "qwen-vl":
         assert words[0] in cli_main.VERBS, line
+    elif program == "pip":
+        assert re.fullmatch(r"install qwen-vl\[\w+\]", " ".join(words)), line
+        return
     elif program == ".ci/run":
         assert (ROOT / program).is_file()
     elif program == "vllm":
