@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from qwen_vl.hubs import download
-
 from qwen_vl.files import read_object
+from qwen_vl.hubs import download
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
 
