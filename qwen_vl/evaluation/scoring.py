@@ -79,6 +79,8 @@ def _result(task: Task, pairs: Sequence[Pair], ask: Ask | None) -> Result:
     if not task.benchmark.has_answers:
         samples = [SampleScore(pair.record.id, 0.0, pair.answer.text or "") for pair in pairs]
         return Result("", {}, samples, ("a test split: its right answers are not public; send the submission file",))
+    if metric.needs_whole:
+        return metric.score(pairs, task.whole)
     return metric.score(pairs, ask) if metric.needs_judge else metric.score(pairs)
 
 

@@ -91,6 +91,7 @@ def _task(benchmark: Benchmark, request: Request) -> Task:
         files=loading.files_used(benchmark, request.data_dir),
         num_frames=request.num_frames,
         own_data=own_paths(benchmark) if is_own else None,
+        whole=records,
     )
     if not task.records:
         raise ValueError(
@@ -225,6 +226,7 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
         subset=subset,
         num_frames=num_frames,
         own_data=own_paths(benchmark) if own else None,
+        whole=records,
     )
 
 
