@@ -161,11 +161,13 @@ class _Problems:
         self.counts: Counter[str] = Counter()  # by kind, like the next one
         self.not_shown: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()  # by message
+        self.first: dict[str, str] = {}  # place of the first record with that message
         self.foreign: dict[str, str] = {}  # place of a record that seems to be of another format: that format
 
     def add(self, problem: Problem, record: object = None) -> None:
         if not problem.is_error:
             self.warnings[problem.message] += 1
+            self.first.setdefault(problem.message, problem.place)
             return
         form = convertible(record) if problem.kind in FOREIGN_KINDS else None
         if form and problem.place not in self.foreign:
@@ -193,4 +195,5 @@ class _Problems:
 
     def log_warnings(self) -> None:
         for message, count in self.warnings.most_common(MAX_SHOWN):
-            logger.warning("%s: %s (%d times)", self.path, message, count)
+            place = f"{self.name}{self.first[message]}"
+            logger.warning("%s: %s (%d times), first at %s", self.path, message, count, place)
