@@ -1,6 +1,8 @@
 """The documents say what is so: files exist, flags and verbs are known, samples run."""
 
 import ast
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -15,6 +17,7 @@ from helpers.openai_server import completion, serving
 from helpers.runs import script
 from transformers import GenerationConfig
 
+import web_demo_mm
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
@@ -81,7 +84,16 @@ def flags_of(help_text):
 def known_flags():
     """Return {words of a command: its flags} for every command."""
     reference = script("make_reference")
-    return {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
+    known = {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
+    return known | {"web_demo_mm.py": known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))}
+
+
+def help_of(main, *argv):
+    """Return what a command prints when asked for help."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        main(list(argv))
+    return shown.getvalue()
 
 
 def prose(text):
@@ -236,7 +248,7 @@ def check_command(line, known_flags):
         assert flags_of(line) <= known_flags[" ".join(words[:2])], line
         return
     script = " ".join([program, *words[:1]])
-    named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
+    named = words[0] if program in ("qwen-vl", "python") and words[0] in known_flags else None
     other = "evaluate" if "evaluate" in script else "train"
     verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else other)
     if not program.startswith(".venv") and program != "sbatch":
