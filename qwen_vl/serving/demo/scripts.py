@@ -45,7 +45,7 @@ footer { display: none !important; }
 .qv-example img { width: 42px; height: 42px; object-fit: cover; border-radius: 6px; }
 .qv-name { margin-bottom: 4px; font-size: 12px; opacity: .7; }
 #qv-top { align-items: center; } #qv-note { font-size: 13px; opacity: .8; }
-#qv-live:not(:has(.qv-text, .qv-error)) { display: none; }
+#qv-live:not(:has(.qv-you)):not(:has(.qv-error)) { display: none; }
 @media (max-width: 640px) {
   .qv-you, .qv-it { max-width: 96%; } .gradio-container { padding: 8px !important; }
   #qv-top { flex-direction: column; align-items: flex-start; gap: 6px; }
