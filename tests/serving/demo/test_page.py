@@ -8,6 +8,7 @@ import threading
 from html import escape
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from helpers.adapters import write_adapter
 from helpers.commands import exit_code
@@ -40,8 +41,10 @@ def visit(tmp_path):
 def test_a_question_with_an_image_becomes_a_drawn_answer_and_a_valid_record(visit):
     page, talk, path = visit
     updates = list(page.ask(talk, {"text": "Where?", "files": [path]}, "base", "en"))
-    assert any("qv-live" in str(live) for _, live, _, _ in updates)
-    assert "qv-shape" in updates[-2][0] and talk.files == {}
+    assert all("qv-live" in live and "<img" not in live for _, live, _, _ in updates[:-1])
+    assert "data:image" in updates[0][0] and updates[0][3].value == {"text": "", "files": []}
+    assert len(updates) > 2 and all(update[0] == update[3] == gr.skip() for update in updates[1:-1])
+    assert "qv-shape" in updates[-1][0] and talk.files == {}
     content, _ = page.record(talk, "en")
     (record,) = json.loads(content)["records"]
     assert not check_record("here", record) and "<" not in content
@@ -165,5 +168,5 @@ def test_a_greedy_answer_on_the_page_is_that_of_chat(make_checkpoint, visit):
         engine.generation_config.update(**greedy)
         answerer = EngineAnswerer(engine)
         page, talk = demo.Page(answerer, "en"), demo.Conversation(answerer)
-        *_, (past, _, _, _), _ = page.ask(talk, {"text": "What is it?", "files": [path]}, "tiny", "en")
+        *_, (past, _, _, _) = page.ask(talk, {"text": "What is it?", "files": [path]}, "tiny", "en")
     assert talk.session.turns[0].answer == expected != "" and escape(expected) in past
