@@ -17,7 +17,8 @@ from helpers.openai_server import completion, serving
 from helpers.runs import script
 from transformers import GenerationConfig
 
-from qwen_vl.cli import chat, data, evaluate, export, merge, plan, quantize, verify
+import openai_api
+from qwen_vl.cli import chat, data, evaluate, export, merge, plan, quantize, serve, verify
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
@@ -86,6 +87,8 @@ def known_flags():
         "evaluate": flags_of(evaluate.make_parser().format_help()),
         "evaluate compare": flags_of(help_of(evaluate.main, "compare", "--help")),
         "chat": flags_of(chat.make_parser().format_help()),
+        "serve": flags_of(serve.make_parser().format_help()),
+        "openai_api": flags_of(help_of(openai_api.main, "--help")),
         **{f"data {verb}": flags_of(help_of(data.main, verb, "--help")) for verb in data.VERBS},
     }
 
@@ -239,6 +242,8 @@ def check_command(line, known_flags):
         assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
     elif program == "qwen-vl":
         assert words[0] in cli_main.VERBS, line
+    elif program == "curl":  # tests/serving/test_serving_docs.py sends what it would send
+        return
     elif program == ".ci/run":
         assert (ROOT / program).is_file()
     elif program == "vllm":
@@ -252,6 +257,7 @@ def check_command(line, known_flags):
     script = " ".join([program, *words[:1]])
     named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
     other = "evaluate" if "evaluate" in script else "train"
+    named = "openai_api" if words[:1] == ["openai_api.py"] else named
     verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else other)
     if not program.startswith(".venv") and program != "sbatch":
         assert flags_of(line) <= known_flags[verb], line

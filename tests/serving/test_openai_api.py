@@ -42,7 +42,7 @@ def said():
 @pytest.fixture(scope="module")
 def server(loaded, said, tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    noise(1).save(folder / "图.png")
+    noise(64, 48).save(folder / "图.png")
     with server_of(loaded, said, allowed_local_dir=folder) as server:
         server.folder = folder
         yield server
@@ -103,8 +103,8 @@ def assistant(text=None):
         (["user: a", "assistant: b", "assistant: c"], user("a") + "<|im_start|>assistant\nbc"),
         (
             ["user: a", ("assistant: null", "now"), "function: 12:00"],
-            user("a")
-            + "<|im_start|>assistant\nThought: I can use now.\nAction: now\nAction Input: \nObservation: 12:00\nThought:",
+            user("a") + "<|im_start|>assistant\nThought: I can use now.\nAction: now\n"
+            "Action Input:\nObservation: 12:00\nThought:",
         ),
         (
             ["user: 画猫", ("assistant: ", "draw", '{"a": 1}'), "function: ok"],
@@ -306,10 +306,10 @@ def test_markers_in_texts_are_text(server, said):
 
 def test_images_in_texts(server, said):
     said.items = ["Hi"]
-    address = image_url(noise(2))
+    address = image_url(noise(40, 40))
     ask(server, f"user: Picture 1: <img>{address}</img>\nPicture 2: <img>{server.folder}/图.png</img>\nCompare <img>.")
     tokenizer, prompt = server.engine.tokenizer, server.engine.requests[-1].prompt
-    assert [image.digest for image in prompt.images][0] != prompt.images[1].digest
+    assert len({image.digest for image in prompt.images}) == 2
     blank = tokenizer.encode_message("<img></img>")[0]
     newline, start = tokenizer.encode("\n"), prompt.ids.index(tokenizer.img_start_id)
     assert prompt.ids[start : start + len(blank)] == blank
