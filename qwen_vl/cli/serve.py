@@ -15,7 +15,7 @@ from qwen_vl.serving.media import MediaPolicy, MediaReader
 from qwen_vl.serving.protocol.request import Limits
 
 from .bounds import add_bounds, bounds_of
-from .parsers import Parser, by_name
+from .parsers import Parser, add_hub, by_name, name_models
 
 KEY = "QWEN_VL_API_KEY"
 
@@ -30,6 +30,7 @@ def make_parser() -> Parser:
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
     parser.add_argument("--trust_base", action="store_true", help="use adapters whose base cannot be identified")
+    add_hub(parser)
     access = parser.add_argument_group("who may ask")
     access.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     access.add_argument("--port", type=port_number, default=8000, help="port, 0 for a free one (default: %(default)s)")
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     Raise ImportError, OSError or ValueError, before the weights are read, for what cannot work.
     """
     args = make_parser().parse_args(argv)
+    name_models(args, "model", "base")
     from qwen_vl.serving.api.app import create_app
     from qwen_vl.serving.api.chat import ChatRoute
     from qwen_vl.serving.api.original import OriginalRoute
