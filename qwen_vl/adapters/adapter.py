@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.folder import ModelFolder
-from qwen_vl.model import QWenConfig
+from qwen_vl.hubs.names import parse
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 CONFIG_FILE = "adapter_config.json"  # PEFT's settings; a folder that has one holds an adapter and not a model
@@ -43,12 +43,14 @@ class Adapter:
 
     @classmethod
     def open(cls, folder: "str | Path | Adapter") -> "Adapter":
-        """Open a folder; an opened adapter is returned as it is. The weights are not read.
+        """Open a folder or a hub name; an opened adapter is returned as it is. The weights are not read.
 
         Raise FileNotFoundError if the folder holds no adapter, ValueError if its settings or base.json are damaged.
         """
         if isinstance(folder, Adapter):
             return folder
+        if not os.path.isdir(folder) and parse(folder):
+            folder = downloaded(str(folder))
         if not is_adapter(folder):
             raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; {_hint(Path(folder))}")
         loading.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
@@ -100,13 +102,10 @@ class Adapter:
                 f"wanted {self.base['fingerprint'][:12]}); give the base {self.base['name']}"
             )
 
-    def load_tokenizer(
-        self, base: str | Path | ModelFolder, config: QWenConfig | None = None, cache_dir: str | None = None
-    ) -> QWenTokenizer:
+    def load_tokenizer(self, base: ModelFolder) -> QWenTokenizer:
         """Return the tokenizer of the folder, which has the tokens of the training, by default that of the base."""
         has_own = (self.folder / "qwen.tiktoken").is_file()
-        base = ModelFolder.open(base, cache_dir)
-        return loading.load_tokenizer(self.folder if has_own else base.path, config or base.config, cache_dir)
+        return loading.load_tokenizer(self.folder, base.config) if has_own else base.tokenizer
 
     def check_plain(self) -> None:
         """Raise ValueError if the adapter needs a changed base: it is a checkpoint, not the result of a run."""
@@ -142,6 +141,13 @@ class Adapter:
             raise FileNotFoundError(f"{self.folder}: has no {WEIGHTS_FILE}; give a complete adapter folder") from error
         except SafetensorError as error:
             raise ValueError(f"{self.folder}: {WEIGHTS_FILE} is damaged ({error}); get it again") from error
+
+
+def downloaded(name: str) -> str:
+    """Return the local folder of an adapter on a hub, with all that an adapter can have."""
+    for file in (CONFIG_FILE, BASE_FILE, WEIGHTS_FILE, "qwen.tiktoken", "tokenizer_config.json", "chat_template.jinja"):
+        loading.find_file(name, file)
+    return loading.local_folder(name)
 
 
 def _hint(folder: Path) -> str:

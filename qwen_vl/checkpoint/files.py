@@ -1,6 +1,5 @@
 """The files of a model folder or hub name: finding, reading, and one clear error for damage."""
 
-import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
+
+from qwen_vl.files import read_object
+from qwen_vl.hubs import download
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
 
@@ -40,16 +41,7 @@ def read_json(path: Folder, name: str, cache_dir: str | None = None) -> dict[str
     Raise ValueError if the file is damaged or holds no object, FileNotFoundError if there is no such folder.
     """
     file = find_file(path, name, cache_dir)
-    if file is None:
-        return None
-    with open(file, encoding="utf-8") as handle:
-        try:
-            content = json.load(handle)
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error}); download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: holds a {type(content).__name__}, not an object; download the checkpoint again")
-    return content
+    return None if file is None else read_object(file, cure="download the checkpoint again")
 
 
 def read_json_or_none(folder: Folder, name: str) -> dict[str, Any] | None:
@@ -73,24 +65,20 @@ def find_file(path: Folder, name: str, cache_dir: str | None = None) -> str | No
     if os.path.isdir(path):
         local = Path(path) / name
         return str(local) if local.is_file() else None
-    if os.path.exists(path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"{path}: no such checkpoint folder; give a folder or a hub name such as Qwen/Qwen-VL-Chat"
-        )
-    try:
-        file = cached_file(path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{path}: no folder here, and not to be had from the hub ({reason}); check the name and the network, "
-            "or download it elsewhere and give the folder"
-        ) from error
-    if file is None and name == "config.json":
-        raise FileNotFoundError(
-            f"{path}: no folder here, not downloaded yet, and the hub cannot be reached or has no such checkpoint; "
-            "check the name and the network, or download it elsewhere and give the folder"
-        )
-    return file
+    return download.find_file(path, name, cache_dir)
+
+
+def local_folder(path: Folder, *, cache_dir: str | None = None) -> str:
+    """Return the local folder of a model folder or hub name, in which the files are that were asked for so far.
+
+    Raise FileNotFoundError if there is neither a model nor an adapter.
+    """
+    if os.path.isdir(path):
+        return os.fspath(path)
+    for name in ("config.json", "adapter_config.json"):
+        if folder := download.folder_of(path, name, cache_dir):
+            return folder
+    raise FileNotFoundError(f"{path}: has neither config.json nor adapter_config.json; give a Qwen-VL model or adapter")
 
 
 def weight_files(path: Folder, cache_dir: str | None = None) -> list[str]:

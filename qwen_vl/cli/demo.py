@@ -1,15 +1,18 @@
 """`qwen-vl demo MODEL`: a web page to talk with a model about images."""
 
+import logging
 import os
+import socket
 from collections.abc import Sequence
 
 from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
 from qwen_vl.serving.engine import Engine
 
-from .parsers import Parser, by_name, positive
+from .parsers import Parser, add_hub, by_name, name_models, positive
 
 KEY = "OPENAI_API_KEY"
+CHATTY = ("ContinuousBatchingLogger", "httpx")  # loggers that say much at the level INFO
 
 
 def make_parser() -> Parser:
@@ -28,12 +31,14 @@ def make_parser() -> Parser:
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
     parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_hub(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped. Raise ImportError, before the weights are read, if gradio is missing."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model", "base")
     from qwen_vl.serving.demo.page import launch  # the extra "web"
 
     place = {"host": args.host, "port": args.port, "share": args.share, "inbrowser": args.inbrowser}
@@ -43,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"--adapters: {args.model} is a server; start it with its adapters")
         launch(ServerAnswerer(args.model, os.environ.get(KEY)), language=args.lang, **place)
         return
+    check_free(args.host, args.port)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     engine = Engine.load(
         args.model,
         adapters=adapters,
@@ -53,3 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with engine:  # its threads end with the page
         launch(EngineAnswerer(engine), language=args.lang, **place)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise OSError, before the weights are read, if the page cannot be served at an address."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise OSError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from None

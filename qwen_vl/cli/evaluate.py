@@ -16,6 +16,7 @@ from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.evaluation import report, server, suite
 from qwen_vl.evaluation.answering import LocalModel, identify
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
+from qwen_vl.evaluation.benchmarks.benchmark import size_mark
 from qwen_vl.evaluation.judge import Judge
 from qwen_vl.evaluation.openai_protocol import Endpoint
 from qwen_vl.evaluation.processes import Processes
@@ -28,7 +29,7 @@ from qwen_vl.evaluation.tasks import Overrides, Subset, changed
 from qwen_vl.terminal import text_table
 
 from . import evaluate_compare
-from .parsers import DEBUG, Parser, positive
+from .parsers import DEBUG, Parser, add_hub, name_models, positive
 
 STAGES = ("answer", "score", "report")
 COMPARE = "compare"  # the verb below this one
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate_compare.main(words)
         return
     args = make_parser().parse_args(words)
+    name_models(args, "models", "base")
     if args.list:
         print_registry()
         return
@@ -55,7 +57,8 @@ def evaluate(args: argparse.Namespace) -> None:
     """Do the stages that the flags ask for. Everything that can be checked is checked before a model is loaded."""
     request = make_request(args)
     if args.check:
-        suite.check(request)
+        for mark in suite.check(request):
+            print(mark)
         print(f"{len(request.benchmarks())} benchmarks: all files are there")
         return
     connect_processes(args)
@@ -170,7 +173,9 @@ def score_line(scores: dict[str, Any]) -> str:
     counts = scores["counts"]
     marks = [f"subset of {counts['records']} records"] if scores["subset"] else []
     marks += [f"incomplete: {counts['unanswered']} of {counts['records']} unanswered"] if scores["incomplete"] else []
-    return f"{scores['model']}: {scores['benchmark']}: {text}" + "".join(f" [{mark}]" for mark in marks)
+    mark = size_mark(scores["settings"].get("complete_size"), scores["size"])
+    marks += [mark] if mark else []
+    return f"{scores['model']}: {scores['run']}: {text}" + "".join(f" [{mark}]" for mark in marks)
 
 
 def print_registry() -> None:
@@ -229,6 +234,7 @@ def make_parser() -> Parser:
     add("--check", action="store_true", help="say which files are missing or malformed, and how to obtain them")
     add_what_is_asked(parser)
     add_model_and_services(parser)
+    add_hub(parser)
     return parser
 
 

@@ -15,7 +15,7 @@ from qwen_vl.serving.media import MediaPolicy, MediaReader
 from qwen_vl.serving.protocol.request import Limits
 
 from .bounds import add_bounds, bounds_of
-from .parsers import Parser
+from .parsers import Parser, add_hub, by_name, name_models
 
 KEY = "QWEN_VL_API_KEY"
 
@@ -30,6 +30,7 @@ def make_parser() -> Parser:
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
     parser.add_argument("--trust_base", action="store_true", help="use adapters whose base cannot be identified")
+    add_hub(parser)
     access = parser.add_argument_group("who may ask")
     access.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     access.add_argument("--port", type=port_number, default=8000, help="port, 0 for a free one (default: %(default)s)")
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     Raise ImportError, OSError or ValueError, before the weights are read, for what cannot work.
     """
     args = make_parser().parse_args(argv)
+    name_models(args, "model", "base")
     from qwen_vl.serving.api.app import create_app
     from qwen_vl.serving.api.chat import ChatRoute
     from qwen_vl.serving.api.original import OriginalRoute
@@ -74,9 +76,11 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
 
     settings, policy, limits = server_settings(args), media_policy(args), Limits(**bounds_of(args, Limits))
     name = args.served_model_name or name_of(args.model)
-    adapters = adapters_of(args.adapters)
+    adapters = by_name("--adapters", args.adapters)
     if name in adapters:
         raise ValueError(f"--adapters {name}: the name of the base as well; give the adapter another one")
+    for adapter in adapters.values():
+        Adapter.open(adapter).check_start()
     folder = ModelFolder.open(args.model)
     bound = listen(settings.host, settings.port)
     engine = Engine.load(
@@ -134,23 +138,9 @@ def engine_settings(args: argparse.Namespace) -> EngineSettings:
     return EngineSettings(prefix_sharing=not args.no_prefix_sharing, request_seconds=args.request_seconds, **sizes)
 
 
-def adapters_of(words: Sequence[str]) -> dict[str, Path]:
-    """Return {name: folder} of NAME=FOLDER words. Raise ValueError or FileNotFoundError for what is no adapter."""
-    adapters: dict[str, Path] = {}
-    for word in words:
-        name, is_given, folder = word.partition("=")
-        if not (is_given and name and folder):
-            raise ValueError(f"--adapters {word}: write NAME=FOLDER, where NAME is the model that requests ask for")
-        if name in adapters:
-            raise ValueError(f"--adapters {word}: the name {name} is given twice; use another")
-        Adapter.open(folder).check_start()
-        adapters[name] = Path(folder)
-    return adapters
-
-
 def name_of(model: str) -> str:
     """Return the name by which requests ask for a model: the last part of its folder or hub name."""
-    return Path(model).resolve().name or model
+    return os.path.basename(os.path.abspath(model))
 
 
 def port_number(text: str) -> int:

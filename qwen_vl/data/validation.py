@@ -1,6 +1,6 @@
 """The validator of conversation records, used by `conversations.read`, the stream and `qwen-vl data check`.
 
-The format is described in data/README.md and, as far as a schema can say it, in data/conversation.schema.json.
+The format is described in docs/data.md and, as far as a schema can say it, in data/conversation.schema.json.
 Nothing here opens an image or needs a tokenizer.
 """
 
@@ -166,6 +166,8 @@ def _is_weight(value: object) -> bool:
 def _keys(name: str, mapping: Mapping[str, object]) -> Iterator[Finding]:
     """Check keys: a required one must exist, one of another format is an error, any other is ignored."""
     required, optional, others = KEYS[name]
+    if required <= mapping.keys() and len(mapping) == len(required):
+        return  # in most records
     missing = required - mapping.keys()
     for key in sorted(missing):
         other = next((theirs for theirs in mapping if others.get(theirs) == key), None)

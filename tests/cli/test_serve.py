@@ -93,7 +93,7 @@ def unread(monkeypatch):
     [
         (["--host", "0.0.0.0"], "error: --host 0.0.0.0: other machines could use this server without a key; set"),
         (["--api_key", "short"], "error: an API key has fewer than 8 characters"),
-        (["--adapters", "FOLDER"], "FOLDER: write NAME="),
+        (["--adapters", "FOLDER"], ": use name=folder"),
         (["--adapters", "a=FOLDER"], "FOLDER: no adapter_config.json there; "),
         (["--adapters", "model=ADAPTER"], "--adapters model: the name of the base"),
         (["--adapters", "a=ADAPTER", "a=ADAPTER"], "the name a is given twice"),
