@@ -17,7 +17,7 @@ $WHAT
 sh $0 -d DATA [-m MODEL] [-o OUTPUT] [--flag value ..]
 
   -m, --model   MODEL    checkpoint folder or hub name (default: $MODEL_DEFAULT)
-  -d, --data    DATA     conversation file, see data/README.md
+  -d, --data    DATA     conversation file, see docs/data.md
   -o, --output  OUTPUT   folder for the result (default: $OUTPUT_DEFAULT)
   -h, --help             this text
 

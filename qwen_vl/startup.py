@@ -29,6 +29,7 @@ ERRORS_ONLY = (
     "torch.utils._pytree",
     "torch.utils.cpp_extension",
     "huggingface_hub",
+    "modelscope_hub",
     "gptqmodel",
 )
 UNWANTED_LINES = {  # logger: part of a message without news

@@ -28,7 +28,7 @@ import torch
 from transformers import GenerationConfig
 
 from qwen_vl.adapters import build, on_disk
-from qwen_vl.adapters.adapter import BASE_FILE
+from qwen_vl.adapters.adapter import BASE_FILE, Adapter
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.random_model import build_tokenizer
@@ -127,10 +127,8 @@ def merge_adapter(base, adapter, merged):
     """Write the merged model, without the comparison that `qwen-vl merge` makes afterwards."""
     disk = DiskModel(base)
     merged.mkdir()
-    model, dtypes = disk.model, {name: disk.weights.dtype(name) for name in disk.places}
-    on_disk.adapt(disk, adapter)
-    shard_writer.write_companions(merged, model, loading.load_tokenizer(base), dtype=torch.bfloat16)
-    model_folder.write_weights(disk, merged, dtypes, max_shard_size=shard_writer.SHARD_SIZE)
+    on_disk.adapt(disk, Adapter.open(adapter))
+    model_folder.write(merged, disk, loading.load_tokenizer(base), dtypes=model_folder.dtypes_of(disk, "auto"))
     return f"shards of {shard_writer.SHARD_SIZE}"
 
 
@@ -138,7 +136,7 @@ def compare(base, adapter, merged):
     """Compare the logits of base + adapter and of the merged model, one after the other, on a prompt with an image."""
     prompt = [verify.image_prompt(loading.load_tokenizer(base), loading.load_config(base))]
     options = {"dtype": torch.bfloat16}
-    adapted = verify.logits_from_disk(base, prompt, adapter_dir=adapter, **options)
+    adapted = verify.logits_from_disk(base, prompt, adapter=Adapter.open(adapter), **options)
     difference = verify.compare(adapted, verify.logits_from_disk(merged, prompt, **options))
     verify.check(difference, torch.bfloat16, "merged and base + adapter differ")
     return str(difference)

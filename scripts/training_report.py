@@ -1,9 +1,10 @@
-"""The report of scripts/benchmark_training.py: Markdown tables and a figure."""
+"""The report of scripts/benchmark_training.py: Markdown tables and charts."""
 
 import torch
 from training_ways import BATCH
 
 from qwen_vl.terminal import markdown_table
+from qwen_vl.training.monitor import charts
 
 
 def table(head, rows):
@@ -11,31 +12,22 @@ def table(head, rows):
     return [markdown_table(head, rows), ""]
 
 
-def draw(results, path):
-    """Draw throughput, memory and start into an image file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    names = [f"{size}\n{method}\n{length}" for size, method, length, *_ in results["throughput"]]
-    left.bar(names, [row[-1] for row in results["throughput"]], color="#1f6fb2")
-    left.set(title="tokens/s, times the original's way")
-    left.tick_params(axis="x", labelsize=6.5)
-    names = [f"{size} {method}" for size, method, *_ in results["memory"]]
-    for offset, (column, label) in enumerate(((2, "original's way"), (3, "ours"), (4, "before a step"))):
-        places = [index + 0.27 * (offset - 1) for index in range(len(names))]
-        middle.bar(places, [row[column] for row in results["memory"]], width=0.25, label=label)
-    middle.set_xticks(range(len(names)), names, fontsize=8)
-    middle.set(title="peak memory, MiB", ylim=(0, 1.35 * max(row[2] for row in results["memory"])))
-    middle.legend(fontsize=8, loc="upper center")
-    counts = [row[0] for row in results["start"]]
-    right.loglog(counts, [row[1] for row in results["start"]], "o-", label="read and tokenize, s")
-    right.loglog(counts, [row[2] for row in results["start"]], "o-", label="from the cache, s")
-    right.set(title="start, by samples")
-    right.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+def svg(results):
+    """Return an SVG file with a panel for each of throughput, memory and start that was measured."""
+    gains, peaks, lines = {}, {}, {}
+    for size, method, length, *_, ratio in results["throughput"]:
+        gains.setdefault(f"{size} {length:,}", {})[method] = ratio
+    for size, method, *mib in results["memory"]:
+        peaks[f"{size} {method}"] = dict(zip(("original's way", "ours", "before a step"), mib, strict=True))
+    for count, tokenized, cached, *_ in results["start"]:
+        lines.setdefault("read and tokenize", []).append((count, tokenized))
+        lines.setdefault("from the cache", []).append((count, cached))
+    panels = (
+        gains and charts.bars("Tokens a second, times those of the original's way, by length", gains),
+        peaks and charts.bars("Peak memory, MiB", peaks),
+        charts.curves("Start, seconds, by samples", lines, from_zero=False),
+    )
+    return charts.sheet([panel for panel in panels if panel], columns=len(panels))
 
 
 def markdown(results, args):

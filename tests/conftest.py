@@ -15,6 +15,7 @@ from qwen_vl.startup import prepare
 prepare([])  # before torch is imported
 
 import torch  # noqa: E402
+from helpers.seeds import seeded  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -25,6 +26,22 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")
 sys.path.insert(0, str(GOLDEN_DIR))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "quickstart"))
 torch.set_num_threads(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """Seed each fixture of a module or session by itself: which test asks for it first must not matter."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with seeded():
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def random_numbers_of_the_test():
+    """Seed every test, so that it draws the same numbers alone, in the whole suite and in any worker."""
+    with seeded():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +80,7 @@ def make_checkpoint(tmp_path_factory):
     from qwen_vl.model import QWenConfig
 
     @cache
+    @seeded()  # the test that is the first to need the folder draws the same numbers as the others
     def build(chat_format):
         folder = tmp_path_factory.mktemp(f"tiny-{chat_format}")
         tokenizer = random_model.cut_tokenizer(1000, image_span_tokens=16, model_max_length=512)
@@ -96,6 +114,7 @@ def make_int4_checkpoint(make_checkpoint, tmp_path_factory):
     from helpers.quantized import write_int4_checkpoint
 
     @cache
+    @seeded()
     def build(chat_format):
         return write_int4_checkpoint(make_checkpoint(chat_format), tmp_path_factory.mktemp(f"tiny-int4-{chat_format}"))
 

@@ -23,7 +23,7 @@ TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "golden" not i
 
 # What each room of the package may import from the others. Downward only, so the table has no circle.
 LAYERS = (  # a room may import those of earlier layers, and nothing of its own layer but itself
-    ("model", "terminal", "startup", "files"),
+    ("model", "terminal", "startup", "files", "hubs"),
     ("families",),
     ("checkpoint",),
     ("adapters", "data"),
@@ -35,7 +35,7 @@ LAYERS = (  # a room may import those of earlier layers, and nothing of its own 
     ("cli",),
 )
 # Rooms that may import less than the layers below them.
-OF_MODEL_ALONE = {"data": {"model", "terminal", "startup", "files"}}
+OF_MODEL_ALONE = {"data": {"model", "terminal", "startup", "files", "hubs"}}
 MAY_IMPORT = {
     room: OF_MODEL_ALONE.get(room, {below for layer in LAYERS[:i] for below in layer} if i else set())
     for i, layer in enumerate(LAYERS)

@@ -11,6 +11,7 @@ import make_data
 import numpy as np
 import progress
 import pytest
+from helpers.drawings import panels_of
 from PIL import Image, ImageDraw
 
 from qwen_vl.checkpoint import random_model
@@ -132,7 +133,9 @@ def test_tiny_model_answers_and_the_report_is_written(folder, tiny, tmp_path, ca
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}), encoding="utf-8")
     stages = ["--stage", f"before={base}", "--curve", f"full={tmp_path}"]
     evaluate.main([str(test), str(tmp_path / "report"), *stages])
-    assert (tmp_path / "report" / "loss.png").stat().st_size > 1000
+    loss = tmp_path / "report" / "loss.svg"
+    assert loss.stat().st_size > 1000
+    assert [title for title, _ in panels_of(loss.read_text(encoding="utf-8"))] == ["full"]
     written = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert set(written["scores"]["before"]) == set(kept)
     assert "| box-zh | IoU >= 0.5 | 1 |" in capsys.readouterr().out

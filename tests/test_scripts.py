@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import runs
+from helpers.drawings import Drawing, panels_of
 from helpers.runs import ROOT, script
 
 
@@ -189,4 +190,30 @@ def test_benchmark_training(tmp_path, capsys):
         "| 300 |",
     ):
         assert row in text
-    assert (tmp_path / "training.png").stat().st_size > 10_000
+    drawn = panels_of((tmp_path / "training.svg").read_text(encoding="utf-8"))
+    assert [title.split(",")[0] for title, _ in drawn] == ["Tokens a second", "Peak memory", "Start"]
+    assert [len(Drawing(root).rects()) for _, root in drawn] == [1, 3, 0] and len(Drawing(drawn[2][1]).dots) == 4
+
+
+def test_the_chart_of_the_document_shows_its_tables(monkeypatch):
+    """docs/training.svg, byte for byte, from the two tables in docs/speed.md."""
+    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+
+    def rows(head):
+        lines = text.partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    def number(cell):
+        return float(cell.rstrip("x").replace(",", ""))
+
+    throughput = [
+        [size, method, int(length), *map(number, rest)]
+        for size, method, length, *rest in rows("| model | method | length |")
+    ]
+    memory = [
+        [*name.split(", "), number(a), number(b), number(c)] for name, a, b, _, c in rows("| peak memory at 2048")
+    ]
+    assert (len(throughput), len(memory)) == (9, 4)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    svg = script("training_report").svg({"throughput": throughput, "memory": memory, "start": []})
+    assert svg == (ROOT / "docs/training.svg").read_text(encoding="utf-8")

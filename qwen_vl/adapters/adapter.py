@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.folder import ModelFolder
+from qwen_vl.hubs.names import parse
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
@@ -43,12 +44,14 @@ class Adapter:
 
     @classmethod
     def open(cls, folder: "str | Path | Adapter") -> "Adapter":
-        """Open a folder; an opened adapter is returned as it is. The weights are not read.
+        """Open a folder or a hub name; an opened adapter is returned as it is. The weights are not read.
 
         Raise FileNotFoundError if the folder holds no adapter, ValueError if its settings or base.json are damaged.
         """
         if isinstance(folder, Adapter):
             return folder
+        if not os.path.isdir(folder) and parse(folder):
+            folder = downloaded(str(folder))
         if not is_adapter(folder):
             raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; {_hint(Path(folder))}")
         loading.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
@@ -142,6 +145,13 @@ class Adapter:
             raise FileNotFoundError(f"{self.folder}: has no {WEIGHTS_FILE}; give a complete adapter folder") from error
         except SafetensorError as error:
             raise ValueError(f"{self.folder}: {WEIGHTS_FILE} is damaged ({error}); get it again") from error
+
+
+def downloaded(name: str) -> str:
+    """Return the local folder of an adapter on a hub, with all that an adapter can have."""
+    for file in (CONFIG_FILE, BASE_FILE, WEIGHTS_FILE, "qwen.tiktoken", "tokenizer_config.json", "chat_template.jinja"):
+        loading.find_file(name, file)
+    return loading.local_folder(name)
 
 
 def _hint(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """New adapters on a model, and adapters of a folder attached to it."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, TaskType, get_peft_model
@@ -86,16 +85,15 @@ def add_adapters(
 
 def load_adapters(
     model: QWenLMHeadModel | PeftModel,
-    adapter: str | Path | Adapter,
+    adapter: Adapter,
     *,
     trainable: bool = False,
     name: str = "default",
 ) -> PeftModel:
-    """Return a PeftModel with the adapter of a folder, which PEFT calls `name`; a PeftModel keeps those that it has.
+    """Return a PeftModel with an adapter, which PEFT calls `name`; a PeftModel keeps those that it has.
 
     Raise ValueError if it is damaged or does not fit the model.
     """
-    adapter = Adapter.open(adapter)
     quiet_gptqmodel()  # which peft imports for any adapter
     try:
         if isinstance(model, PeftModel):

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -185,12 +184,11 @@ def check_base(
         raise ValueError("\n  ".join(problems))
 
 
-def rehearsed(adapter: str | Path | Adapter, model: QWenLMHeadModel, *, r: int | None = None) -> PeftModel:
+def rehearsed(adapter: Adapter, model: QWenLMHeadModel, *, r: int | None = None) -> PeftModel:
     """Return a model of `loading.skeleton` with the adapters of a folder. Raise ValueError if they do not fit it.
 
     r: the rank that the caller asked for, if any. Names and shapes are compared; no weights are read.
     """
-    adapter = Adapter.open(adapter)
     folder, config = adapter.folder, deepcopy(adapter.config)
     adapter.check_lora("continued")
     check_rows(config.trainable_token_indices)

@@ -1,7 +1,6 @@
-"""Adapters on a model whose weights stay on disk."""
+"""An adapter on a model whose weights stay on disk: attached, and merged layer by layer."""
 
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -36,12 +35,11 @@ def adapted_layer(model: nn.Module, name: str) -> AdaptedLayer | None:
     return None
 
 
-def adapt(disk: DiskModel, adapter: str | Path | Adapter, *, dtype: torch.dtype = torch.float32) -> None:
+def adapt(disk: DiskModel, adapter: Adapter, *, dtype: torch.dtype = torch.float32) -> None:
     """Wrap an adapter around the model of a DiskModel. Modules that it holds whole, such as embeddings, get `dtype`.
 
     Raise ValueError for an adapter that is damaged, incomplete or of another model.
     """
-    adapter = Adapter.open(adapter)
     adapter.check_start()
     quantization.quiet_gptqmodel()  # which peft imports for any adapter
     try:
@@ -59,3 +57,30 @@ def adapt(disk: DiskModel, adapter: str | Path | Adapter, *, dtype: torch.dtype 
         layer = adapted_layer(disk.model, block)
         if layer is not None:  # a ModulesToSaveWrapper calls a copy of its own, and never the layer
             disk.runners[block] = None if isinstance(layer.module, ModulesToSaveWrapper) else layer.module
+
+
+@torch.no_grad()
+def merged(disk: DiskModel, name: str) -> dict[str, torch.Tensor]:
+    """Return {name: tensor} of a weight, with its adapter added, and of all others in the same adapted layer.
+
+    Computed by PEFT in float32, whatever the base is stored in, so that each weight is rounded once.
+    Raise ValueError if the adapter of the layer cannot be merged.
+    """
+    layer = adapted_layer(disk.model, name)
+    if layer is None:
+        value = disk.current(name)
+        return {name: disk.weights.read(name) if value is None else value}
+    path: str = layer.path
+    module: Any = layer.module  # of a class of PEFT, which declares no types
+    filled = disk.fill([other for other in disk.places if other.startswith(f"{path}.")], dtype=torch.float32)
+    try:
+        if isinstance(module, AuxiliaryTrainingWrapper):  # saved whole, or some of its rows
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            module.merge(safe_merge=True)
+            plain = module.get_base_layer()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: this adapter cannot be merged: {error}") from error
+    tensors = {f"{path}.{leaf}": parameter.data for leaf, parameter in plain.named_parameters()}
+    disk.empty(filled)
+    return tensors

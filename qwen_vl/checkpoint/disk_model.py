@@ -59,7 +59,7 @@ class DiskModel:
     def __init__(self, path: str | os.PathLike[str] | ModelFolder) -> None:
         self.folder = ModelFolder.open(path)
         self.weights = self.folder.tensors
-        self.model = build(self.folder)
+        self.model = self.plain = build(self.folder)  # `plain` stays when an adapter is wrapped around `model`
         modules = dict(self.model.named_modules())
         # Collected before adapters wrap the modules: {name: (module, leaf)} and {block: module}.
         split = {name: name.rpartition(".")[::2] for name, _ in self.model.named_parameters()}

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
+
+from qwen_vl.hubs import download
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
 
@@ -73,24 +74,20 @@ def find_file(path: Folder, name: str, cache_dir: str | None = None) -> str | No
     if os.path.isdir(path):
         local = Path(path) / name
         return str(local) if local.is_file() else None
-    if os.path.exists(path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"{path}: no such checkpoint folder; give a folder or a hub name such as Qwen/Qwen-VL-Chat"
-        )
-    try:
-        file = cached_file(path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{path}: no folder here, and not to be had from the hub ({reason}); check the name and the network, "
-            "or download it elsewhere and give the folder"
-        ) from error
-    if file is None and name == "config.json":
-        raise FileNotFoundError(
-            f"{path}: no folder here, not downloaded yet, and the hub cannot be reached or has no such checkpoint; "
-            "check the name and the network, or download it elsewhere and give the folder"
-        )
-    return file
+    return download.find_file(path, name, cache_dir)
+
+
+def local_folder(path: Folder, *, cache_dir: str | None = None) -> str:
+    """Return the local folder of a model folder or hub name, in which the files are that were asked for so far.
+
+    Raise FileNotFoundError if there is neither a model nor an adapter.
+    """
+    if os.path.isdir(path):
+        return os.fspath(path)
+    for name in ("config.json", "adapter_config.json"):
+        if folder := download.folder_of(path, name, cache_dir):
+            return folder
+    raise FileNotFoundError(f"{path}: has neither config.json nor adapter_config.json; give a Qwen-VL model or adapter")
 
 
 def weight_files(path: Folder, cache_dir: str | None = None) -> list[str]:

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -34,10 +33,8 @@ class ModelFolder:
         """
         if isinstance(path, ModelFolder):
             return path
-        folder = cls(str(path), cache_dir)
-        if not os.path.isdir(folder.path):
-            loading.find_file(folder.path, "config.json", cache_dir)
-        return folder
+        loading.local_folder(path, cache_dir=cache_dir)
+        return cls(str(path), cache_dir)
 
     def __fspath__(self) -> str:
         return self.path
@@ -52,7 +49,7 @@ class ModelFolder:
     @cached_property
     def is_adapter(self) -> bool:
         """Return whether the folder holds an adapter and not a whole model."""
-        return Path(self.path, "adapter_config.json").is_file()
+        return loading.find_file(self.path, "adapter_config.json", self.cache_dir) is not None
 
     @cached_property
     def config(self) -> QWenConfig:

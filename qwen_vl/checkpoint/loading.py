@@ -22,6 +22,7 @@ from .files import (
     Folder,
     StoredTensor,
     find_file,
+    local_folder,
     open_tensors,
     read_json,
     reading_weights,
@@ -70,10 +71,11 @@ def load_tokenizer(
     if find_file(path, "qwen.tiktoken", cache_dir) is None:
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
     read_json(path, "tokenizer_config.json", cache_dir)  # a damaged one gets a clear error here
-    tokenizer = QWenTokenizer.from_pretrained(os.fspath(path), cache_dir=cache_dir)
+    find_file(path, "chat_template.jinja", cache_dir)
+    folder = local_folder(path, cache_dir=cache_dir)
+    tokenizer = QWenTokenizer.from_pretrained(folder)
     if extra_tokens:
-        names = [*tokenizer.extra_tokens, *extra_tokens]
-        tokenizer = QWenTokenizer.from_pretrained(os.fspath(path), cache_dir=cache_dir, extra_tokens=names)
+        tokenizer = QWenTokenizer.from_pretrained(folder, extra_tokens=[*tokenizer.extra_tokens, *extra_tokens])
     for leftover in ("is_local", "local_files_only"):  # of this call, which saving would write into the checkpoint
         tokenizer.init_kwargs.pop(leftover, None)
     family.check_tokenizer(str(path), tokenizer, config)
@@ -111,11 +113,10 @@ def load_model(
     try:
         with reading_weights(path):
             model, report = QWenLMHeadModel.from_pretrained(
-                os.fspath(path),
+                local_folder(path, cache_dir=cache_dir),
                 config=config,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
-                cache_dir=cache_dir,
                 ignore_mismatched_sizes=True,  # reported below, together with the others
                 output_loading_info=True,
                 **options,

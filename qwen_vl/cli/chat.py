@@ -11,7 +11,7 @@ from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.engine import load
 from qwen_vl.serving.terminal_chat import BOX_FILE, Session, converse, free_path, local_path
 
-from .parsers import Parser
+from .parsers import Parser, add_hub, name_models
 
 
 def make_parser() -> Parser:
@@ -30,12 +30,14 @@ def make_parser() -> Parser:
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
     parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_hub(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Chat as the command line says: one question with --query, else until the user ends it."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model", "base")
     if args.out and Path(args.out).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out {args.out}: not an image format that can be written; end it in .png or .jpg")
     images = [local_path(reference) for reference in args.image]

@@ -14,6 +14,6 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
 
 def main(argv: Sequence[str]) -> None:
     """Do what the command line says. Exit with code 2 if its first word is not a verb."""
-    verbs = Verbs("qwen-vl data", "Look at, check and convert conversation files (data/README.md).", VERBS)
+    verbs = Verbs("qwen-vl data", "Look at, check and convert conversation files (docs/data.md).", VERBS)
     verbs.parser.usage = "qwen-vl data [-h] VERB .."
     verbs.main(argv)

@@ -18,7 +18,7 @@ from qwen_vl.training import tuning
 from qwen_vl.training.vision_cache import cache as vision_cache_cache
 from qwen_vl.training.vision_cache.fill import fill, load_tower, references_of
 
-from .parsers import Parser
+from .parsers import Parser, add_hub, name_models
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="conversation files (data/README.md)")
+    add("files", nargs="+", metavar="FILE", help="conversation files (docs/data.md)")
     add("--model", "--model_name_or_path", required=True, metavar="DIR", help="checkpoint with the tower")
     add("--vision_cache", required=True, metavar="DIR", help="folder to write the features to")
     add("--use_lora", action="store_true", help="for LoRA, which freezes the whole tower: cache its output; without it "
@@ -41,7 +41,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--fp16", action="store_true", help="for training with --fp16")
     add("--batch_size", type=int, default=16, help="images at once (%(default)s)")
     add("--workers", type=int, default=usable_cores(), help="processes that open images (%(default)s)")
+    add_hub(parser)
     args = parser.parse_args(argv)
+    name_models(args, "model")
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch_size is at least 1, --workers at least 0")
     if args.bf16 and args.fp16:

@@ -19,7 +19,7 @@ from qwen_vl.data.validation import ERRORS, WARNINGS, DataError, Problem
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import Bars
 
-from .parsers import Parser, positive
+from .parsers import Parser, add_hub, name_models, positive
 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments. Exit with code 2 if they are wrong."""
     parser = Parser(
         prog="qwen-vl data check",
-        description="Check conversation files (data/README.md): records, images, lengths, duplicates.",
+        description="Check conversation files (docs/data.md): records, images, lengths, duplicates.",
         epilog="Exit code 0: nothing that would stop a run; 1: errors; 2: wrong arguments.",
         allow_abbrev=False,
     )
@@ -70,7 +70,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workers", type=positive, default=usable_cores(), help="processes (all processors: %(default)s)")
     add("--report", metavar="OUT.jsonl", help="write one JSON line for each problem")
     add("--fix", metavar="OUT.json", help="write the file without its bad records, and OUT.skip.json, which names them")
+    add_hub(parser)
     args = parser.parse_args(argv)
+    name_models(args, "model")
     if args.fix and len(args.files) > 1:
         parser.error("--fix takes one FILE; call it once for each")
     for option, out in (("--fix", args.fix), ("--report", args.report)):

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="qwen-vl data convert",
-        description="Convert a file to the conversation format (data/README.md), or from it to another one.",
+        description="Convert a file to the conversation format (docs/data.md), or from it to another one.",
         epilog="SOURCE is JSON, JSON Lines, Parquet, Arrow or a folder of them; OUT a JSON list, or JSON Lines if it "
         "ends with .jsonl. The format coco is one JSON object. Both may be packed (.gz, .zst).",
     )

@@ -8,12 +8,13 @@ from qwen_vl.data.check.check import printable
 from qwen_vl.data.preview.preview import WRITERS, preview
 from qwen_vl.files import whole_file
 
-from .parsers import Parser, positive
+from .parsers import Parser, add_hub, name_models, positive
 
 
 def main(argv: Sequence[str]) -> None:
     """Write the page that the command line asks for."""
     arguments = _parser().parse_args(argv)
+    name_models(arguments, "model")
     out, form = _output(arguments.out, arguments.format)
     page = preview(
         arguments.file,
@@ -46,7 +47,7 @@ def _parser() -> Parser:
         description="Write a page that shows conversations as they are trained on: images with their boxes, the "
         "turns, and every token with its loss mask.",
     )
-    parser.add_argument("file", help="conversation file (data/README.md)")
+    parser.add_argument("file", help="conversation file (docs/data.md)")
     parser.add_argument("--model", required=True, help="checkpoint whose tokenizer is used: a folder or a hub name")
     parser.add_argument("--out", help="the page to write (default: preview.html or preview.png)")
     parser.add_argument("--format", choices=WRITERS, help="html or png (default: what --out ends with, else html)")
@@ -56,4 +57,5 @@ def _parser() -> Parser:
     parser.add_argument("--max_length", "--model_max_length", type=positive, help="as in a run: marks what it cuts")
     parser.add_argument("--loss_on", choices=LOSS_ON, default=LOSS_ON[0], help="as in a run (default: %(default)s)")
     parser.add_argument("--allow_control_tokens", action="store_true", help="markers such as <|im_end|> become tokens")
+    add_hub(parser)
     return parser

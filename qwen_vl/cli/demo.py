@@ -7,7 +7,7 @@ from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
 from qwen_vl.serving.engine import Engine
 
-from .parsers import Parser, by_name, positive
+from .parsers import Parser, add_hub, by_name, name_models, positive
 
 KEY = "OPENAI_API_KEY"
 
@@ -28,12 +28,14 @@ def make_parser() -> Parser:
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
     parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_hub(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped. Raise ImportError, before the weights are read, if gradio is missing."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model", "base")
     from qwen_vl.serving.demo.page import launch  # the extra "web"
 
     place = {"host": args.host, "port": args.port, "share": args.share, "inbrowser": args.inbrowser}

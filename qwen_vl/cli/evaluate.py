@@ -28,7 +28,7 @@ from qwen_vl.evaluation.tasks import Overrides, Subset, changed
 from qwen_vl.terminal import text_table
 
 from . import evaluate_compare
-from .parsers import DEBUG, Parser, positive
+from .parsers import DEBUG, Parser, add_hub, name_models, positive
 
 STAGES = ("answer", "score", "report")
 COMPARE = "compare"  # the verb below this one
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate_compare.main(words)
         return
     args = make_parser().parse_args(words)
+    name_models(args, "models", "base")
     if args.list:
         print_registry()
         return
@@ -229,6 +230,7 @@ def make_parser() -> Parser:
     add("--check", action="store_true", help="say which files are missing or malformed, and how to obtain them")
     add_what_is_asked(parser)
     add_model_and_services(parser)
+    add_hub(parser)
     return parser
 
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from qwen_vl.adapters.adapter import is_adapter
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.export.export import export
 
 from . import merge
-from .parsers import Parser
+from .parsers import Parser, add_hub, name_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export as the command line says. An adapter is merged as `qwen-vl merge` does it."""
     args = make_parser().parse_args(argv)
-    if is_adapter(args.adapter):
+    name_models(args, "adapter", "base", "onto")
+    if ModelFolder.open(args.adapter).is_adapter:
         merge.run(args)
         return
     wrong = [f"--{name}" for name in ("base", "onto", "dequantize", "prompts", "trust_base") if vars(args)[name]]
@@ -27,7 +28,10 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="qwen-vl export", description="Write a standalone model with a model card.", allow_abbrev=False
     )
-    parser.add_argument("adapter", metavar="source", help="folder of a model, of a checkpoint-N, or of an adapter")
+    parser.add_argument(
+        "adapter", metavar="source", help="folder of a model, of a checkpoint-N, or of an adapter, or a hub name"
+    )
     parser.add_argument("output", help="folder to write; must not exist or be empty")
     merge.add_options(parser)
+    add_hub(parser)
     return parser

@@ -8,12 +8,14 @@ from qwen_vl.checkpoint import shard_writer
 from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.export.merge import merge
 
-from .parsers import Parser
+from .parsers import Parser, add_hub, name_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Merge as the command line says and print where the result is."""
-    run(make_parser().parse_args(argv))
+    args = make_parser().parse_args(argv)
+    name_models(args, "adapter", "base", "onto")
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,9 +41,10 @@ def run(args: argparse.Namespace) -> None:
 def make_parser() -> Parser:
     """Build the parser of `qwen-vl merge`."""
     parser = Parser(prog="qwen-vl merge", description="Merge a LoRA adapter into its base: one standalone checkpoint.")
-    parser.add_argument("adapter", help="folder of the trained adapter")
+    parser.add_argument("adapter", help="folder of the trained adapter, or a hub name")
     parser.add_argument("output", help="folder to write; must not exist or be empty")
     add_options(parser)
+    add_hub(parser)
     return parser
 
 

@@ -1,9 +1,11 @@
-"""What the parsers of all verbs share: `--debug`, and how a verb is chosen."""
+"""What the parsers of all verbs share: `--debug`, `--hub` and how a verb is chosen."""
 
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
+
+from qwen_vl.hubs import names
 
 DEBUG = "--debug"  # read by `run`, which shows the traceback
 
@@ -41,6 +43,32 @@ class Verbs:
         words = [*argv[position + 1 :], *argv[:position]]
         module, _ = self._verbs[verb]
         import_module(module).main(words)
+
+
+def add_hub(parser: argparse.ArgumentParser) -> None:
+    """Add `--hub` and `--revision`, which `name_models` applies to the names of models."""
+    add = parser.add_argument_group("hub").add_argument
+    add(
+        "--hub",
+        choices=names.HUBS,
+        help=f"hub of models that are given by name (default: ${names.VARIABLE}, else huggingface)",
+    )
+    add("--revision", metavar="REV", help="branch, tag or commit of the model on its hub; short for NAME@REV")
+
+
+def name_models(args: argparse.Namespace, model: str, *others: str) -> None:
+    """Give the names of models among the arguments the hub and the revision of the flags; folders stay as they are.
+
+    model: the argument that --revision is of; any of them may be None or a list. Raise ValueError for a --revision
+    without a name of a model on a hub.
+    """
+    for field in (model, *others):
+        value, revision = getattr(args, field), args.revision if field == model else None
+        given = value if isinstance(value, list) else [value]
+        named = [one and names.full(one, hub=args.hub, revision=revision) for one in given]
+        setattr(args, field, named if isinstance(value, list) else named[0])
+    if args.revision and not getattr(args, model):
+        raise ValueError(f"--revision {args.revision}: goes with the name of a model on a hub; give one")
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from qwen_vl.model import QWenConfig
 from qwen_vl.training.plan import memory_model
 from qwen_vl.training.plan.planner import GIB, LORA, METHODS, assumed, check, default_zero, is_base, probed, report
 
-from .parsers import Parser, positive
+from .parsers import Parser, add_hub, name_models, positive
 
 
 def make_parser() -> Parser:
@@ -39,12 +39,14 @@ def make_parser() -> Parser:
     add("--optim", default="adamw_torch_fused", help="optimizer, as in training (default: %(default)s)")
     add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
     add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
+    add_hub(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan that the command line asks for, as Markdown."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model")
     config = QWenConfig() if args.model is None else loading.load_config(args.model)
     stored = quantization.kind_of(config, args.model)
     if stored and args.method != "qlora":

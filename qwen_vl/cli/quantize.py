@@ -13,12 +13,13 @@ from qwen_vl.export import card
 from qwen_vl.export.quantize.quantize import METHODS, quantize_gptq, quantize_nf4
 from qwen_vl.families import v1 as family
 
-from .parsers import Parser
+from .parsers import Parser, add_hub, name_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Quantize as the command line says, and print how the result differs."""
     args = make_parser().parse_args(argv)
+    name_models(args, "model")
     check(args)
     if args.method == "nf4":
         differences = quantize_nf4(args.model, args.output, max_shard_size=args.max_shard_size)
@@ -114,4 +115,5 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--max_evaluated", type=int, default=200, help="the most conversations to take from it (%(default)s)"
     )
+    add_hub(parser)
     return parser

@@ -13,6 +13,7 @@ from .parsers import DEBUG
 SERVICES = (
     *("wandb", "huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3", "tensorboard", "tensorboardX"),
     *("mlflow", "comet_ml", "clearml", "neptune", "swanlab", "trackio", "dvclive", "codecarbon", "azureml", "dagshub"),
+    "modelscope_hub",
 )
 
 

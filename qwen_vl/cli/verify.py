@@ -6,12 +6,13 @@ from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.evaluation import probe_prompts
 from qwen_vl.export.verify.verify import QUANTIZED, compare, different_files, outcome, tolerance_for
 
-from .parsers import Parser
+from .parsers import Parser, add_hub, name_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare the two models of the command line. Raise ValueError (exit code 1) if they differ."""
     args = make_parser().parse_args(argv)
+    name_models(args, "first", "second")
     records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
     files = different_files(args.first, args.second)
     first, second = (
@@ -62,4 +63,5 @@ def make_parser() -> Parser:
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype to compute in (default: the files')")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, .. (default %(default)s)")
     parser.add_argument("--from_disk", action="store_true", help="read weights block by block: memory of one block")
+    add_hub(parser)
     return parser

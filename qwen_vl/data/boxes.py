@@ -1,4 +1,4 @@
-"""Boxes: conversion between pixels and the grid of the data format, and their positions in a text (data/README.md).
+"""Boxes: conversion between pixels and the grid of the data format, and their positions in a text (docs/data.md).
 
 On the grid an image is 1000 steps wide and 1000 steps high. A pixel position belongs to the step that contains it
 (rounded down; the far edge belongs to the last step). A step converts back to its center. So pixels -> grid -> pixels

@@ -17,7 +17,7 @@ ROLES = ("user", "assistant")
 LOSS_ON = ("reference", "answers")
 POLICIES = ("trim", "drop", "error")
 
-Record = Mapping[str, Any]  # a conversation as data/README.md describes it: {"id", "conversations": [turn, ..], ..}
+Record = Mapping[str, Any]  # a conversation as docs/data.md describes it: {"id", "conversations": [turn, ..], ..}
 
 
 class OverlengthError(ValueError):

@@ -1,6 +1,6 @@
 """Conversation files: reading one, checking every record, and reporting all problems of the file together.
 
-The format is described in data/README.md. Nothing here opens an image or needs a tokenizer.
+The format is described in docs/data.md. Nothing here opens an image or needs a tokenizer.
 """
 
 import functools

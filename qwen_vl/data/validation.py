@@ -1,6 +1,6 @@
 """The validator of conversation records, used by `conversations.read`, the stream and `qwen-vl data check`.
 
-The format is described in data/README.md and, as far as a schema can say it, in data/conversation.schema.json.
+The format is described in docs/data.md and, as far as a schema can say it, in data/conversation.schema.json.
 Nothing here opens an image or needs a tokenizer.
 """
 

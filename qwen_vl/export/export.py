@@ -36,7 +36,7 @@ def export(
     computing, prompt = dtypes[family.HEAD_WEIGHT], [verify.image_prompt(folder.tokenizer, folder.config)]
     before = verify.logits_from_disk(folder, prompt, dtype=computing)
     with shard_writer.complete(written) as staging:
-        model_folder.write(staging, disk, disk.model, folder.tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
+        model_folder.write(staging, disk, folder.tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
         difference = verify.compare(before, verify.logits_from_disk(staging, prompt, dtype=computing))
         verify.check(difference, computing, f"{output_dir}: exported and original model differ")
         said = f"The weights were written in {str(computing).removeprefix('torch.')}."

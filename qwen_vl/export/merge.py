@@ -3,15 +3,20 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_vl.adapters import on_disk
+import torch
+
+from qwen_vl.adapters import build, on_disk
 from qwen_vl.adapters.adapter import Adapter
-from qwen_vl.checkpoint import shard_writer
+from qwen_vl.checkpoint import loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.folder import ModelFolder
-from qwen_vl.export.verify import base_change, verify
+from qwen_vl.evaluation import probe_prompts
+from qwen_vl.export.verify import verify
 from qwen_vl.families import v1 as family
 
 from . import card, model_folder
+
+NUM_QUESTIONS = 16  # of a file, at most, on which a change of base is measured
 
 
 class Merged(NamedTuple):
@@ -46,19 +51,20 @@ def merge(
     adapter = Adapter.open(adapter)
     trained_on = adapter.find_base(base, trust=trust_base)
     target = target_of(adapter, trained_on, onto, dequantize)
-    tokenizer = adapter.load_tokenizer(target, target.config)
+    tokenizer = adapter.load_tokenizer(target)
     prompt = [verify.image_prompt(tokenizer, target.config)]
-    questions = base_change.inputs_for(tokenizer, target.config, prompts_path, image_folder)
+    records, folders = probe_prompts.load(prompts_path, image_folder=image_folder, limit=NUM_QUESTIONS)
+    size = family.image_size(target.config)
+    questions = [probe_prompts.inputs_of(record, tokenizer, size, folders) for record in records]
     disk = DiskModel(target)
-    model = disk.model  # what it is before the adapter is wrapped around it
     dtypes = model_folder.dtypes_of(disk, dtype)
     computing = dtypes[family.HEAD_WEIGHT]
-    before = verify.logits_from_disk(target, prompt, dtype=computing, adapter_dir=adapter)
-    trained = base_change.logits_in_training(adapter, trained_on, onto, questions, computing)
+    before = verify.logits_from_disk(target, prompt, dtype=computing, adapter=adapter)
+    trained = logits_in_training(adapter, trained_on, target, questions, computing)
     on_disk.adapt(disk, adapter)
-    family.mark_as_chat(model.generation_config)
+    family.mark_as_chat(disk.plain.generation_config)
     with shard_writer.complete(written) as staging:
-        model_folder.write(staging, disk, model, tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
+        model_folder.write(staging, disk, tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
         # The merged model answers both sets of prompts, opened once.
         after = verify.logits_from_disk(staging, prompt + (questions if trained else []), dtype=computing)
         difference = verify.compare(before, after[:1])
@@ -93,6 +99,27 @@ def target_of(adapter: Adapter, trained_on: ModelFolder, onto: str | Path | None
         kind = "is quantized, too" if target.tensors.is_quantized else "has weights of other names or shapes"
         raise ValueError(f"--onto {onto}: {kind}; give the float model that {trained_on} was made from")
     return target
+
+
+def logits_in_training(
+    adapter: Adapter,
+    trained_on: ModelFolder,
+    target: ModelFolder,
+    questions: list[verify.ModelInputs],
+    dtype: torch.dtype,
+) -> list[torch.Tensor] | None:
+    """Return the logits of an adapter on the weights of its training, None if it is merged into these very weights.
+
+    If training quantized float weights while it loaded them, as base.json says, they are quantized again.
+    """
+    if target is not trained_on:
+        return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter=adapter)
+    kind = adapter.quantization
+    if kind in (None, "gptq") or trained_on.quantization:
+        return None
+    model = build.load_adapters(loading.load_model(trained_on, dtype=dtype, quantization=kind), adapter)
+    with torch.no_grad():
+        return [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in questions]
 
 
 def step(

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import torch
 
+from qwen_vl.adapters import on_disk
 from qwen_vl.checkpoint import shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import dtype_or_auto
 from qwen_vl.families import v1 as family
-from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
-
-from . import merged_weights
 
 
 def dtypes_of(disk: DiskModel, dtype: str) -> dict[str, torch.dtype]:
@@ -23,7 +21,6 @@ def dtypes_of(disk: DiskModel, dtype: str) -> dict[str, torch.dtype]:
 def write(
     folder: str | Path,
     disk: DiskModel,
-    model: QWenLMHeadModel,
     tokenizer: QWenTokenizer,
     *,
     dtypes: dict[str, torch.dtype],
@@ -31,20 +28,15 @@ def write(
 ) -> None:
     """Write configs, tokenizer, code and weights into a folder; an adapter on the DiskModel is merged into them.
 
-    model: that of the DiskModel, without an adapter. Memory is that of one shard.
+    dtypes: {name: dtype} of the weights to write. Memory is that of one shard.
     """
-    shard_writer.write_companions(folder, model, tokenizer, dtype=dtypes[family.HEAD_WEIGHT])
-    write_weights(disk, folder, dtypes, max_shard_size=max_shard_size)
-
-
-def write_weights(disk: DiskModel, folder: str | Path, dtypes: dict[str, torch.dtype], *, max_shard_size: str) -> None:
-    """Write the weights of a DiskModel, an adapter merged into them, each in its dtype of `dtypes`, into a folder."""
+    shard_writer.write_companions(folder, disk.plain, tokenizer, dtype=dtypes[family.HEAD_WEIGHT])
     outlines = {name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in disk.shapes().items()}
     pending: dict[str, torch.Tensor] = {}  # of the layers that were merged and are not written yet
 
     def read(name: str) -> torch.Tensor:
         if name not in pending:
-            pending.update(merged_weights.merged(disk, name))
+            pending.update(on_disk.merged(disk, name))
         return pending.pop(name).to(dtypes[name])
 
     shard_writer.write_weights(folder, outlines, read, max_shard_size=max_shard_size)

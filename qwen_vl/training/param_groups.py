@@ -135,7 +135,10 @@ def split_groups(optimizer: Optimizer, model: nn.Module, rates: Rates) -> None:
         by_rate: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             by_rate.setdefault(rates.of(names[id(parameter)], parameter), []).append(parameter)
-        groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        for rate, parameters in by_rate.items():
+            before = group["lr"]  # torchao's optimizers keep it in a tensor, which each group needs for itself
+            own = torch.full_like(before, rate) if isinstance(before, torch.Tensor) else rate
+            groups.append(group | {"params": parameters, "lr": own})
     optimizer.param_groups[:] = groups
 
 

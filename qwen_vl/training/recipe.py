@@ -51,6 +51,7 @@ class Prepared(NamedTuple):
     name: str  # folder or hub name of the checkpoint that is trained
     config: QWenConfig
     tokenizer: QWenTokenizer
+    adapter: Adapter | None  # of --lora_weight_path
     quantization: str | None  # applied to the base's weights while they are loaded
     rates: param_groups.Rates
     base: dict[str, Any]  # "name", "fingerprint" and "quantization" of the base
@@ -114,7 +115,7 @@ def prepare(flags: TrainFlags) -> Prepared:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
         resume_settings.check(checkpoint, model, dtype=dtype, base=base)
     return Prepared(
-        name, config, tokenizer, kind, rates, base, rows, checkpoint, settled, settings=arguments.changed(*flags)
+        name, config, tokenizer, adapter, kind, rates, base, rows, checkpoint, settled, arguments.changed(*flags)
     )
 
 
@@ -155,7 +156,7 @@ def rehearse(
             return tuning.freeze_for_full(model, fix_vit=training.fix_vit)
         whole = build.whole_modules(model, lora.modules_to_save) or ()
         lora_targets.check_whole(model, whole, kind)
-        model = add_adapters(model, replace(lora, init_lora_weights="default"))  # other starts need the weights
+        model = add_adapters(model, replace(lora, init_lora_weights="default"), None)  # other starts need the weights
         lora_targets.check_rows(lora_targets.trained_rows(training.new_special_tokens or (), whole), model)
         return model
 
@@ -273,7 +274,7 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
     start = None
     if training.use_lora:
         new_tokens = prepared.tokenizer.convert_tokens_to_ids(training.new_special_tokens or [])
-        model = add_adapters(model, lora, new_tokens)
+        model = add_adapters(model, lora, prepared.adapter, new_tokens)
         if training.activation_checkpointing:
             model.enable_input_require_grads()
         start = convert.starting_point(model)
@@ -288,11 +289,14 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
 
 
 def add_adapters(
-    model: QWenLMHeadModel, lora: LoraArguments, new_tokens: list[int] | tuple[int, ...] = ()
+    model: QWenLMHeadModel,
+    lora: LoraArguments,
+    adapter: Adapter | None,
+    new_tokens: list[int] | tuple[int, ...] = (),
 ) -> PeftModel:
-    """Return the model with the adapters of --lora_weight_path, or with new adapters."""
-    if lora.lora_weight_path:
-        return build.load_adapters(model, lora.lora_weight_path, trainable=True)
+    """Return the model with the adapter of --lora_weight_path, or with new adapters if there is none."""
+    if adapter:
+        return build.load_adapters(model, adapter, trainable=True)
     return build.add_adapters(
         model,
         r=lora.lora_r,

@@ -1,18 +1,20 @@
 """The quickstart's report: accuracy of each stage, loss curves and answers, as Markdown with images and as JSON."""
 
 import json
-import math
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image, ImageDraw
+
 from qwen_vl.evaluation.metrics import find_boxes, iou
-from qwen_vl.model.box_drawing_qwen import draw_boxes
+from qwen_vl.model.box_drawing_qwen import draw_boxes, load_font
 from qwen_vl.terminal import markdown_table
+from qwen_vl.training.monitor import charts
 
 SHOWN_SIDE = 384  # pixels of a drawn image's longer side; small images are enlarged, so labels are readable
+TITLE_HEIGHT, MARGIN = 40, 8  # pixels, of each drawn image
 COLUMNS = 4
-FEW_POINTS = 20  # of a curve with few points, which are drawn as dots
 LONGEST_CELL = 100  # characters of an answer in a table; an untrained model may generate anything
 
 
@@ -34,7 +36,7 @@ class Example(NamedTuple):
 
 
 def write(folder, *, title, facts, scores, curves, examples):
-    """Write report.md, report.json, loss.png and answers.png into `folder`; return the path of report.md.
+    """Write report.md, report.json, loss.svg and answers.png into `folder`; return the path of report.md.
 
     facts: {name: text}, listed first. scores: {stage: {group: Score}}, stages in the order of the table's columns.
     curves: {name: [(step, loss), ..]}. examples: list of Example; those with a box in the last stage's prediction
@@ -45,8 +47,8 @@ def write(folder, *, title, facts, scores, curves, examples):
     parts = [f"# {title}", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
     parts += ["## Accuracy on held-out images", accuracy_table(scores)]
     if any(curves.values()):
-        draw_curves(curves, folder / "loss.png")
-        parts += ["## Training loss", "![training loss](loss.png)"]
+        (folder / "loss.svg").write_text(loss_svg(curves), encoding="utf-8")
+        parts += ["## Training loss", "![training loss](loss.svg)"]
     drawn = [example for example in examples if find_boxes(_last(example))]
     if drawn:
         draw_answers(drawn, folder / "answers.png")
@@ -84,68 +86,44 @@ def answers_table(examples):
     return markdown_table(["question", "right answer", *stages], [[_code(cell) for cell in row] for row in rows])
 
 
-def draw_curves(curves, path):
-    """Write an image with a panel of loss over steps for each curve that has points."""
-    curves_figure(curves).savefig(path, dpi=110)
-
-
-def curves_figure(curves: dict[str, list]):
-    """Return the matplotlib figure of `draw_curves`; losses that are not finite are gaps."""
-    curves = {name: points for name, points in curves.items() if points}
-    figure, panels = _figure(-(-len(curves) // COLUMNS), min(COLUMNS, len(curves)), width=5, height=3.2)
-    for panel in panels[len(curves) :]:
-        panel.axis("off")
-    for panel, (name, points) in zip(panels, curves.items(), strict=False):
-        losses = [loss if math.isfinite(loss) else math.nan for _, loss in points]
-        known = [loss for loss in losses if loss == loss] or [0.0]
-        marker = "o" if len(known) <= FEW_POINTS else None
-        panel.plot([step for step, _ in points], losses, linewidth=1.2, marker=marker, markersize=3)
-        panel.set_title(textwrap.shorten(name, 40, placeholder=" .."))
-        panel.set(xlabel="step", ylabel="loss")
-        panel.xaxis.get_major_locator().set_params(integer=True, nbins=6)
-        if points[0][0] == points[-1][0]:
-            panel.set_xlim(points[0][0] - 1, points[0][0] + 1)
-        if min(known) > 0 and max(known) / min(known) >= 10_000:
-            panel.set_yscale("log")
-        else:
-            panel.set_ylim(bottom=min(0, *known) * 1.05, top=None if max(known) > 0 else 1)
-        panel.grid(alpha=0.3)
-    return figure
+def loss_svg(curves):
+    """Return an SVG file with a panel of loss over steps for each curve that has points."""
+    panels = (
+        charts.curves(textwrap.shorten(name, 40, placeholder=" .."), {"loss": points}, from_zero=False)
+        for name, points in curves.items()
+    )
+    return charts.sheet([panel for panel in panels if panel], columns=COLUMNS)
 
 
 def draw_answers(examples, path):
     """Write an image of the examples with the boxes of the last stage's predictions."""
-    lines = -(-len(examples) // COLUMNS)
-    figure, panels = _figure(lines, min(COLUMNS, len(examples)), width=2.6, height=2.9)
-    for panel in panels:
-        panel.axis("off")
-    for panel, example in zip(panels, examples, strict=False):
+    font = load_font(TITLE_HEIGHT // 2)
+    width, height = SHOWN_SIDE + MARGIN, SHOWN_SIDE + TITLE_HEIGHT
+    lines, columns = -(-len(examples) // COLUMNS), min(COLUMNS, len(examples))
+    sheet = Image.new("RGB", (width * columns + MARGIN, height * lines + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, example in enumerate(examples):
+        left, top = MARGIN + width * (index % columns), height * (index // columns)
         prediction, right = find_boxes(_last(example)), find_boxes(example.answer)
         label = _last(example).partition("<ref>")[2].partition("</ref>")[0]
-        image = example.image.resize(_enlarged(example.image.size), resample=0)
-        panel.imshow(draw_boxes(image, [{"box": box, "ref": label} for box in prediction]))
+        boxes = [{"box": box, "ref": label} for box in prediction]
+        sheet.paste(draw_boxes(scaled(example.image), boxes), (left, top + TITLE_HEIGHT))
         if right:
-            panel.set_title(f"IoU {iou(prediction[0], right[0]):.2f}", fontsize=10)
-    figure.savefig(path, dpi=110)
+            title = f"IoU {iou(prediction[0], right[0]):.2f}"
+            middle = left + SHOWN_SIDE / 2, top + TITLE_HEIGHT / 2
+            draw.text(middle, title, fill="black", font=font, anchor="mm")
+    sheet.save(path)
 
 
 def _last(example):
     return list(example.predictions.values())[-1] if example.predictions else ""
 
 
-def _enlarged(size):
-    factor = max(SHOWN_SIDE / max(size), 1)
-    return tuple(round(side * factor) for side in size)
-
-
-def _figure(lines, columns, *, width, height):
-    """Return a matplotlib figure that needs no screen, and its panels in reading order."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # extra [demo]
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
+def scaled(image):
+    """Return the image with SHOWN_SIDE as its longer side; a smaller one gets larger pixels."""
+    factor = SHOWN_SIDE / max(image.size)
+    size = tuple(max(1, round(side * factor)) for side in image.size)
+    return image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BICUBIC)
 
 
 def _code(text):

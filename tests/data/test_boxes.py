@@ -9,7 +9,7 @@ from qwen_vl.data.boxes import numbers, segments, to_grid, to_pixels
 
 
 def test_pixels_to_grid_and_back_within_half_a_step():
-    """Keep the bound that data/README.md states. Grid -> pixels -> grid changes nothing."""
+    """Keep the bound that docs/data.md states. Grid -> pixels -> grid changes nothing."""
     generator = random.Random(0)
     for width, height in [(1, 1), (7, 3000), (640, 480), (999, 1000), (1001, 4096)]:
         corners = [0, width, width / 2, *(generator.uniform(0, width) for _ in range(200))]

@@ -87,9 +87,9 @@ def test_where_images_are_looked_for(write, tmp_path, monkeypatch):
 
 
 def test_the_format_page_tells_the_truth(write):
-    """Load every ```json block of data/README.md, and find every kind of problem in its table."""
+    """Load every ```json block of docs/data.md, and find every kind of problem in its table."""
     root = Path(__file__).parents[2]
-    page = (root / "data" / "README.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = [block.split("```")[0] for block in page.split("```json\n")[1:]]
     assert len(blocks) >= 3
     for block in blocks:

@@ -16,7 +16,7 @@ MAX_BYTES = 40_000
 
 
 def test_every_conversation_is_read_and_encoded(tokenizer, caplog):
-    """Read without a warning. All kinds of samples of data/README.md are there, in both languages."""
+    """Read without a warning. All kinds of samples of docs/data.md are there, in both languages."""
     with caplog.at_level(logging.WARNING):
         conversations = read(FOLDER / "conversations.json")
     assert not caplog.records and len(conversations) >= 12

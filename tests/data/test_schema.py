@@ -135,7 +135,7 @@ def test_pieces_of_tags_in_any_order():
 
 
 def test_the_shown_and_shipped_records_are_valid():
-    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     files = [block.split("```")[0] for block in page.split("```json\n")[1:]]
     files += [path.read_text(encoding="utf-8") for path in (ROOT / "data" / "examples").glob("*.json")]
     assert len(files) >= 3

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import report
-from PIL import Image
+from helpers.drawings import Drawing, check, number_of, panels_of
+from PIL import Image, ImageColor
 
 from qwen_vl.evaluation import metrics
+from qwen_vl.model import box_drawing_qwen
 
 
 def test_agreement_forgives_case_space_and_a_full_stop_only():
@@ -58,22 +60,19 @@ def test_loss_curves_of_any_size_are_seen_whole():
         "nothing": [(1, math.nan)],
         "empty": [],
     }
-    figure = report.curves_figure(curves)
-    figure.canvas.draw()
-    panels = [panel for panel in figure.axes if panel.axison]
-    assert [panel.get_title() for panel in panels] == list(curves)[:-1]
-    for panel, points in zip(panels, curves.values(), strict=False):
-        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
-        assert left < right and bottom < top
-        (line,) = panel.lines
-        assert line.get_marker() == "o"  # a point alone would not be seen
-        assert len(line.get_ydata()) == len(points)
-        known = [(x, y) for x, y in points if math.isfinite(y)]
-        hidden = [(x, y) for x, y in known if not (left <= x <= right and bottom <= y <= top)]
-        assert not hidden, (panel.get_title(), panel.get_xlim(), panel.get_ylim())
-        assert all(tick == round(tick) for tick in panel.get_xticks())
-    assert [panel.get_yscale() for panel in panels].index("log") == 4
-    assert report.curves_figure({"long": [(n, 1.0) for n in range(100)]}).axes[0].lines[0].get_marker() == "None"
+    panels = panels_of(report.loss_svg(curves))
+    assert [title for title, _ in panels] == list(curves)[:-1]
+    logarithmic = []
+    for (title, root), points in zip(panels, curves.values(), strict=False):
+        drawing = check(root, {"loss": points})  # in the plot, at their heights
+        assert len(drawing.dots) == sum(math.isfinite(y) for _, y in points), title  # a point alone would not be seen
+        steps = [number_of(text) for node, text in drawing.texts if node.get("text-anchor") == "middle"]
+        assert steps and all(step == round(step) for step in steps)
+        values = [value for value, _ in drawing.ticks]
+        logarithmic.append(values[0] > 0 and values[-1] / values[0] >= 1000)
+    assert logarithmic == [title == "gaps and spikes" for title, _ in panels]
+    ((_, long),) = panels_of(report.loss_svg({"long": [(n, 1.0) for n in range(100)]}))
+    assert Drawing(long).dots == [] and len(Drawing(long).pieces) == 1
 
 
 def test_report_holds_every_stage_and_draws_the_boxes(tmp_path):
@@ -92,6 +91,32 @@ def test_report_holds_every_stage_and_draws_the_boxes(tmp_path):
     assert "| vqa | exact match | 2 |  | 50.0% |" in text
     assert "\\| 'garbage'" in text and "\x06" not in text
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["scores"]["after"]["vqa"]["count"] == 2
-    for name in ("loss.png", "answers.png"):
-        with Image.open(tmp_path / name) as drawn:
-            assert drawn.width > 200
+    with Image.open(tmp_path / "answers.png") as drawn:
+        assert drawn.width > 200
+        colors = {color for _, color in drawn.getcolors(10**6)}
+    assert ImageColor.getrgb(box_drawing_qwen.COLORS[0]) in colors  # of the box
+    assert "![boxes](answers.png)" in text and "![training loss](loss.svg)" in text
+    ((title, root),) = panels_of((tmp_path / "loss.svg").read_text(encoding="utf-8"))
+    assert title == "full" and Drawing(root).size[0] > 200 and len(Drawing(root).dots) == 1
+
+
+def test_answers_are_drawn_in_rows_below_the_iou_of_their_boxes(tmp_path):
+    said = {"x": "<ref>a</ref><box>(0,0),(500,500)</box>"}
+    kinds = {"red": (60, 40), "green": (400, 900), "blue": (384, 384)}
+    examples = [
+        report.Example("?", answer, said, Image.new("RGB", size, color))
+        for answer in ("<box>(0,0),(500,500)</box>", "")
+        for color, size in kinds.items()
+    ]
+    report.draw_answers(examples, tmp_path / "answers.png")
+    side, above, margin = report.SHOWN_SIDE, report.TITLE_HEIGHT, report.MARGIN
+    with Image.open(tmp_path / "answers.png") as sheet:
+        assert sheet.size == (4 * (side + margin) + margin, 2 * (side + above) + margin)
+        for number, color in enumerate([*kinds, *kinds]):
+            left, top = margin + (side + margin) * (number % 4), (side + above) * (number // 4)
+            title = sheet.crop((left, top, left + side, top + above))
+            assert (title.convert("L").getextrema()[0] < 100) is (number < 3), "an IoU needs a right answer"
+            width, height = report.scaled(examples[number].image).size
+            assert max(width, height) == side
+            inside = (left + width * 3 // 4, top + above + height * 3 // 4)
+            assert sheet.getpixel(inside) == ImageColor.getrgb(color)

@@ -8,7 +8,7 @@ import easy_vqa
 import pytest
 from helpers.benchmark_files import PNG, write
 from helpers.evaluations import FakeModel, png
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from vega_datasets import local_data
 
@@ -101,6 +101,15 @@ def test_easy_vqa_in_the_form_of_vqa(easy_vqa_dir, make_checkpoint, tmp_path):
     assert said[1] == said[8] == said[32] and said[1].count(b"\n") == scores["counts"]["records"]
 
 
+def draw_bars(values, path):
+    """Write an image of bars with the heights of the values."""
+    image = Image.new("RGB", (15 * len(values), 120), "white")
+    for number, value in enumerate(values):
+        height = 110 * value / max(values)
+        ImageDraw.Draw(image).rectangle((15 * number, 120 - height, 15 * number + 11, 120), fill="steelblue")
+    image.save(path)
+
+
 def test_charts_of_real_tables(tmp_path):
     """Bars of wheat prices and miles driven; numbers 4% off are right, and the original exchanged both sides."""
     tables = {
@@ -108,12 +117,9 @@ def test_charts_of_real_tables(tmp_path):
         "augmented": local_data.driving()[["year", "miles"]].head(12),
     }
     for half, table in tables.items():
-        figure = Figure(figsize=(3, 2))
-        axes = figure.subplots()
-        axes.bar(table.iloc[:, 0].astype(str), table.iloc[:, 1])
         path = tmp_path / f"data/chartqa/{half}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=60)
+        draw_bars(table.iloc[:, 1].tolist(), path)
         rows = [
             {"image": f"data/chartqa/{half}.png", "question": f"{table.columns[1]} in {year}?", "question_id": n}
             | {"answer": str(number)}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import finetune
 from qwen_vl.adapters import build
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.data import build as data_loading
 from qwen_vl.data.chatml import EncodeOptions
@@ -111,7 +112,7 @@ def losses(output_dir, key="loss"):
 def evaluate(folder, data, *, base=None):
     """Return the mean loss over all targets of a data file, of a saved model or, with `base`, of an adapter."""
     model = loading.load_model(base or folder).eval()
-    model = build.load_adapters(model, folder) if base else model
+    model = build.load_adapters(model, Adapter.open(folder)) if base else model
     tokenizer = loading.load_tokenizer(base or folder)
     reading = data_loading.SourceOptions(cache="none", image_folder=GOLDEN)
     samples = data_loading.load_file(data, tokenizer, EncodeOptions(2048, "error"), reading)

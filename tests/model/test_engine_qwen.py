@@ -81,7 +81,8 @@ def test_continuous_batching_gives_the_tokens_of_generate(model, tokenizer):
 
 def test_ids_of_a_table_give_the_tokens_of_images(model, tokenizer):
     ids, size = tokenizer.encode_message("Picture 1: <img></img>\nWhat?")[0], model.config.visual["image_size"]
-    pixels, span = torch.randn(2, 3, size, size), model.config.image_span_tokens
+    span, contrast = model.config.image_span_tokens, torch.tensor([0.1, 10.0])  # two images that clearly differ
+    pixels = contrast[:, None, None, None] * torch.randn(2, 3, size, size)
     expected = [generated(model, input_ids=torch.tensor([ids]), pixel_values=image[None]) for image in pixels]
     with torch.no_grad():
         rows = model.transformer.visual(pixels).flatten(0, 1)  # [2 * span, hidden]

@@ -8,6 +8,7 @@ import torch
 from helpers import runs
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.training import final_model
 
@@ -60,7 +61,7 @@ def found(folder, make_checkpoint):
     """Return the value of all trained weights of a folder; None if it does not load."""
     try:
         if (folder / "adapter_config.json").exists():
-            loaded = build.load_adapters(loading.load_model(make_checkpoint()), folder)
+            loaded = build.load_adapters(loading.load_model(make_checkpoint()), Adapter.open(folder))
             values = {v.unique().item() for name, v in loaded.named_parameters() if ".lora_" in name}
         else:
             values = {value.unique().item() for value in loading.load_model(folder).parameters()}

@@ -77,3 +77,14 @@ def test_norms_and_the_like_are_in_the_group_without_decay(make_checkpoint, tmp_
         groups[group["weight_decay"]] |= {names[p] for p in group["params"]}
     trained = {name for parameter, name in names.items() if parameter.requires_grad}
     assert groups[0.1] == trained & set(param_groups.decayed_names(model)) and groups[0.0] == trained - groups[0.1]
+
+
+def test_a_rate_in_a_tensor_stays_one_for_each_group(model):
+    """Check what torchao's optimizers, such as adamw_torch_8bit, demand: each group has a tensor of its own."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-4))
+    param_groups.split_groups(optimizer, model, param_groups.Rates(1e-4, resampler=1e-3))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert (
+        sorted(rate.item() for rate in rates) == pytest.approx([1e-4, 1e-3]) and len({id(rate) for rate in rates}) == 2
+    )
+    assert all(isinstance(rate, torch.Tensor) for rate in rates)

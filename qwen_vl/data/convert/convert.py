@@ -1,4 +1,4 @@
-"""`qwen-vl data convert`: other formats to conversation files, and back (data/README.md)."""
+"""`qwen-vl data convert`: other formats to conversation files, and back (docs/data.md)."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Reader of the project's own conversation files, of every kind (data/README.md): the last answer is the right one.
+"""Reader of the project's own conversation files, of every kind (docs/data.md): the last answer is the right one.
 
 The records have: id = that of the conversation, or its place in the file (an id that comes again is `7#2`); history =
 the earlier turns; question = the last one, with its <img>..</img>; images = those of all questions, in the order of

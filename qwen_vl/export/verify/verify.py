@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from qwen_vl.adapters import attach, on_disk
-from qwen_vl.adapters.adapter import Adapter, is_adapter
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import LoadedDtype
@@ -81,7 +81,7 @@ def logits_from_disk(
     all_inputs: Sequence[ModelInputs],
     *,
     dtype: torch.dtype,
-    adapter_dir: str | Path | Adapter | None = None,
+    adapter: Adapter | None = None,
     device: str | torch.device = "cpu",
 ) -> list[torch.Tensor]:
     """Return the `logits` of a model folder, or of it and an adapter, for each of some inputs, block by block.
@@ -89,8 +89,8 @@ def logits_from_disk(
     Memory is that of one block. A ModelFolder that is open already is not read again.
     """
     disk = DiskModel(path)
-    if adapter_dir:
-        on_disk.adapt(disk, adapter_dir, dtype=dtype)
+    if adapter:
+        on_disk.adapt(disk, adapter, dtype=dtype)
     model = disk.stream(dtype=dtype, device=device)
     return [logits(model, inputs, LAST_POSITIONS) for inputs in all_inputs]
 
@@ -179,7 +179,7 @@ def different_files(first: str | Path, second: str | Path) -> list[str]:
     An adapter has neither code nor settings, so only its vocabulary is compared.
     """
     lines: list[str] = []
-    has_adapter = any(is_adapter(path) for path in (first, second))
+    has_adapter = any(ModelFolder.open(path).is_adapter for path in (first, second))
     for name in () if has_adapter else JSON_FILES:
         one, other = (loading.read_json(path, name) for path in (first, second))
         if one is None or other is None:

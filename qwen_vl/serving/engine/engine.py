@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 import os
 import queue
 import threading
@@ -25,9 +24,10 @@ from qwen_vl.serving.conversation import SentImage
 from qwen_vl.serving.image_table import ImageTable
 
 from . import alone
+from .encoding import ImageEncoder
 from .lane import Lane
 from .loading import load
-from .open_request import OpenRequest
+from .open_request import OpenRequest, work_through
 from .sizes import kv_tokens
 from .values import (
     EngineRequest,
@@ -42,9 +42,7 @@ from .values import (
 )
 from .view import Turns, view_of
 
-logger = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1  # how late a request may end after its time limit
-IMAGES_A_TURN = 4  # images that the vision tower encodes before others get a turn
 
 
 class Engine:
@@ -81,13 +79,14 @@ class Engine:
         self.lanes = {entry.id: self._lane(entry) for entry in entries}
         self.open: dict[str, OpenRequest] = {}
         self.counter = itertools.count()
-        self.to_encode: queue.Queue[OpenRequest | None] = queue.Queue()
+        self.encoder = ImageEncoder(
+            self.table, features=self._features, add=self._add, img_start_id=tokenizer.img_start_id
+        )
         self.to_run_alone: queue.Queue[OpenRequest | None] = queue.Queue()
         self.started = self.stopping = False
         self.num_prompt_tokens = self.num_generated_tokens = 0
         self.threads = [
-            threading.Thread(target=self._worker, args=(self.to_encode, self._encode_and_add), daemon=True),
-            threading.Thread(target=self._worker, args=(self.to_run_alone, self._run_alone), daemon=True),
+            threading.Thread(target=work_through, args=(self.to_run_alone, self._run_alone), daemon=True),
             threading.Thread(target=self._watch, daemon=True),
         ]
 
@@ -138,6 +137,7 @@ class Engine:
             for lane in self.lanes.values():
                 lane.start()
             self.started = True
+            self.encoder.start()
             for thread in self.threads:
                 thread.start()
         except BaseException:  # such as too little memory: the process could not end with some threads left
@@ -153,7 +153,7 @@ class Engine:
         self._fail_all("the server is stopping")
         for lane in self.lanes.values():
             lane.stop()
-        self.to_encode.put(None)
+        self.encoder.stop()
         self.to_run_alone.put(None)
         for thread in self.threads:
             if thread.is_alive():
@@ -194,7 +194,7 @@ class Engine:
         if runs_alone:
             self.to_run_alone.put(opened)
         elif request.prompt.images:
-            self.to_encode.put(opened)
+            self.encoder.put(opened)
         else:
             self._add(opened, request.prompt.ids)
         return lambda: opened.close("cancelled")
@@ -249,42 +249,6 @@ class Engine:
             yield event
         finally:
             cancel()
-
-    def _worker(self, source: "queue.Queue[OpenRequest | None]", work: Callable[[OpenRequest], None]) -> None:
-        """Do the work of each request of a queue; an error ends that request alone."""
-        while (opened := source.get()) is not None:
-            if opened.closed.is_set():
-                continue
-            try:
-                work(opened)
-            except Exception as error:
-                logger.exception("request %s failed", opened.name)
-                opened.close("error", str(error))
-
-    def _encode_and_add(self, opened: OpenRequest) -> None:
-        """Give each image of a request its ids, encode those that are new, and hand the request to its lane."""
-        prompt, model, sharing = opened.request.prompt, opened.request.model, opened.request.sharing_key
-        seconds = None if opened.deadline is None else max(0.0, opened.deadline - time.monotonic())
-        ranges = self.table.ranges.take([(model, sharing, image.digest) for image in prompt.images], seconds=seconds)
-        with opened.lock:
-            opened.ranges = ranges
-            if opened.closed.is_set():
-                self.table.ranges.release(ranges)
-                return
-        by_first = {span.first: (span, image) for span, image in zip(ranges, prompt.images, strict=True)}
-        new = [(span, image) for span, image in by_first.values() if not span.is_filled]
-        for start in range(0, len(new), IMAGES_A_TURN):
-            part = new[start : start + IMAGES_A_TURN]
-            features = self._features([image for _, image in part], model)
-            for (span, _), rows in zip(part, features, strict=True):
-                self.table.fill(span, rows)
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)  # the lane computes on a stream of its own
-        ids, length = list(prompt.ids), self.config.image_span_tokens
-        starts = [place + 1 for place, one in enumerate(ids) if one == self.tokenizer.img_start_id]
-        for place, span in zip(starts, ranges, strict=True):
-            ids[place : place + length] = range(span.first, span.first + length)
-        self._add(opened, ids)
 
     @torch.no_grad()
     def _features(self, images: list[SentImage], model: str) -> torch.Tensor:

@@ -1,30 +1,20 @@
 """A lane: the requests of one model name, which share forward passes, pages and prefixes."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingTopKLogitsWarper
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
+from . import attention
+from .choosing import Chooser, arguments_of
 from .values import EngineSettings, Sampling
 from .view import ModelView
 
 logger = logging.getLogger(__name__)
 OUTPUT_SECONDS = 0.2  # how soon a lane notices that its loop has died
-
-
-class TopK(ContinuousBatchingTopKLogitsWarper):
-    """Top-k of each request; with k = 1 the first of equal scores is left, as argmax takes it."""
-
-    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        kept = super().__call__(scores, tensor_arg)
-        best = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.argmax(dim=1, keepdim=True), True)
-        is_greedy = (tensor_arg[: len(scores)] == 1)[:, None]
-        return kept.masked_fill(is_greedy & ~best, self.filter_value)
 
 
 class Lane:
@@ -51,18 +41,18 @@ class Lane:
             auto_switch_to_flash=False,
             per_request_processors=True,
             return_logprobs=True,
+            use_cuda_graph=False,  # a graph would replay the same choices
         )
         self.manager = view.init_continuous_batching(generation_config=sampling, continuous_batching_config=pages)
         processors = self.manager.logit_processor.logits_processor
-        for place, processor in enumerate(processors):
-            if isinstance(processor, ContinuousBatchingTopKLogitsWarper):
-                processor.__class__ = TopK
-                processors[place] = processor
+        self.chooser = Chooser(processors, vocab_size=view.config.vocab_size)
         self.thread = threading.Thread(target=self._outputs, name="engine-outputs", daemon=True)
 
     def start(self) -> None:
         """Start the loop of the engine and the thread of its outputs."""
-        self.manager.warmup()  # makes the pages, in which prefixes are counted
+        with attention.selected(self.view) if self.view.attends_by_request else contextlib.nullcontext():
+            self.manager.warmup()  # makes the pages, in which prefixes are counted, and a mask if the attention has one
+        self.manager.batch_processor.model_runner._sample = self.chooser
         cache = self.manager.batch_processor.cache
         search = cache.search_prefix_match
 
@@ -77,15 +67,13 @@ class Lane:
 
     def add(self, name: str, ids: list[int], sampling: Sampling, max_new_tokens: int, ends: list[int]) -> bool:
         """Add a request, and return whether the loop takes it."""
-        is_greedy = sampling.temperature == 0
-        top_k = 1 if is_greedy else min(sampling.top_k or self.view.config.vocab_size, self.view.config.vocab_size)
-        options: dict[str, Any] = {
-            "temperature": 1.0 if is_greedy else float(sampling.temperature),
-            "top_p": 1.0 if is_greedy else float(sampling.top_p),
-            "top_k": top_k,
-        }
         taken = self.manager.add_request(
-            ids, request_id=name, max_new_tokens=max_new_tokens, streaming=True, eos_token_id=ends, **options
+            ids,
+            request_id=name,
+            max_new_tokens=max_new_tokens,
+            streaming=True,
+            eos_token_id=ends,
+            **arguments_of(sampling, vocab_size=self.view.config.vocab_size),
         )
         return taken is not None
 

@@ -1,6 +1,7 @@
 """A request from its arrival to its last event."""
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -70,3 +71,20 @@ class OpenRequest:
         except Exception:  # a receiver's mistake must not end the thread that serves the others
             logger.exception("request %s: its receiver failed", self.name)
             self.close("cancelled")
+
+
+def attempt(opened: OpenRequest, work: Callable[[OpenRequest], None]) -> None:
+    """Do some work of a request, unless it is over. An error ends it."""
+    if opened.closed.is_set():
+        return
+    try:
+        work(opened)
+    except Exception as error:
+        logger.exception("request %s failed", opened.name)
+        opened.close("error", str(error))
+
+
+def work_through(source: "queue.Queue[OpenRequest | None]", work: Callable[[OpenRequest], None]) -> None:
+    """Do the work of each request of a queue, until None comes. An error ends that request alone."""
+    while (opened := source.get()) is not None:
+        attempt(opened, work)

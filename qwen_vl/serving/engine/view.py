@@ -8,6 +8,8 @@ from typing import Any
 
 from qwen_vl.model import QWenLMHeadModel
 
+from . import attention
+
 
 class Turns:
     """A lock whose waiting threads get it in the order in which they came, so none is left out."""
@@ -35,16 +37,21 @@ class ModelView(QWenLMHeadModel):
 
     turns: Turns
     use: Callable[[], None]
+    attends_by_request: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.turns:
             self.use()
-            return super().__call__(*args, **kwargs)
+            if kwargs.get("cache") is None or not self.attends_by_request:
+                return super().__call__(*args, **kwargs)
+            ends = kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]["full_attention"]
+            with attention.selected(self):
+                return super().__call__(*args, **kwargs, **{attention.ARGUMENT: attention.PackedRequests.of(*ends)})
 
 
 def view_of(model: QWenLMHeadModel, turns: Turns, use: Callable[[], None]) -> ModelView:
     """Return a view that shares the modules of `model`. use: sets the adapter, called with the turn taken."""
     view: Any = copy.copy(model)
     view.__class__ = ModelView
-    view.turns, view.use = turns, use
+    view.turns, view.use, view.attends_by_request = turns, use, attention.is_used_for(model)
     return view

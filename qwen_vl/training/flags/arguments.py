@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
+from qwen_vl.hubs import names
 from qwen_vl.training.distributed import engines
 from qwen_vl.training.monitor import selection
 
@@ -33,6 +35,10 @@ class ModelArguments:
     """The model folder to train."""
 
     model_name_or_path: str = option("Qwen/Qwen-VL-Chat", "Folder or hub name of a Qwen-VL checkpoint.")
+    hub: str | None = option(
+        None, "Hub of models given by name: huggingface or modelscope; default $QWEN_VL_HUB, else huggingface."
+    )
+    revision: str | None = option(None, "Branch, tag or commit of the model on its hub; short for NAME@REVISION.")
     attn_implementation: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2 (where installed).")
 
 
@@ -42,7 +48,7 @@ class DataArguments:
 
     # None is not in the type of a required flag: `checks.check` rejects a command line without it.
     data_path: list[str] = option(  # noqa: RUF009
-        None, "Conversation files (JSON, Parquet, .. or a folder: data/README.md), each PATH or PATH:WEIGHT."
+        None, "Conversation files (JSON, Parquet, .. or a folder: docs/data.md), each PATH or PATH:WEIGHT."
     )
     mix: str = option(
         "concat", "Several files: concat (all samples, times the weight) or interleave (shares by weight)."
@@ -278,7 +284,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
         meant = [suggestion(word, parser, mark="--") if is_flag(word) else "" for word in unknown]
         parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
     settings.use_lora = settings.use_lora or settings.q_lora
-    problems = checks.check(settings)
+    problems = name_models(settings) + checks.check(settings)
     if problems and engines.is_launched():  # before the rendezvous; one rank a machine prints it
         sys.exit(2) if os.environ.get("LOCAL_RANK", "0") != "0" else parser.error("\n  ".join(problems))
     try:
@@ -288,6 +294,17 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
     if problems:
         parser.error("\n  ".join(problems))
     return TrainFlags(*parsed)
+
+
+def name_models(settings: Namespace) -> list[str]:
+    """Give the names of models the hub and the revision of the flags; return a line for each that is wrong."""
+    try:
+        named = names.full(settings.model_name_or_path, hub=settings.hub, revision=settings.revision)
+        adapter = settings.lora_weight_path and names.full(settings.lora_weight_path, hub=settings.hub)
+    except ValueError as error:
+        return [str(error)]
+    settings.model_name_or_path, settings.lora_weight_path = named, adapter
+    return []
 
 
 def changed(*parsed: Any) -> dict[str, Any]:

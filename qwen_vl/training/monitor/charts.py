@@ -1,8 +1,8 @@
-"""Curves over steps as SVG: axes with round numbers, the legend below the plot, every text inside the image."""
+"""Curves and bars as SVG: axes with round numbers, the legend below the plot, every text inside the image."""
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from itertools import groupby
 from typing import NamedTuple
@@ -36,39 +36,99 @@ class Axis(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
 
+class Figure(NamedTuple):
+    """One drawing, WIDTH wide: the SVG inside its svg element."""
+
+    height: int
+    content: str
+
+    def element(self, at: str = "") -> str:
+        """Return the svg element; `at`: attributes that place it in another one."""
+        size = f'viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" height="{self.height}"'
+        return f'<svg {at}{size} role="img">{self.content}</svg>'
+
+
 def panel(title: str, lines: dict[str, Line], *, from_zero: bool) -> str:
-    """Return an SVG of the lines with its axes; "" without any point.
+    """Return the svg element of `curves`, for an HTML page; "" without any point."""
+    figure = curves(title, lines, from_zero=from_zero)
+    return figure.element() if figure else ""
+
+
+def sheet(figures: Sequence[Figure], *, columns: int) -> str:
+    """Return an SVG file of figures in rows, on white."""
+    parts, top = [], 0
+    for first in range(0, len(figures), columns):
+        row = figures[first : first + columns]
+        parts += [figure.element(f'x="{WIDTH * column}" y="{top}" ') for column, figure in enumerate(row)]
+        top += max(figure.height for figure in row)
+    width = WIDTH * min(columns, len(figures))
+    size = f'viewBox="0 0 {width} {top}" width="{width}" height="{top}"'
+    style = f"font: {FONT_SIZE}px system-ui, sans-serif"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>\n"])
+
+
+def curves(title: str, lines: dict[str, Line], *, from_zero: bool) -> Figure | None:
+    """Return a figure of the lines with its axes; None without any point.
 
     from_zero: whether the axis of values has a 0; else it may go by powers of ten.
     """
     points = [(x, y) for line in lines.values() for x, y in line]
     if not points:
-        return ""
+        return None
     finite = [y for _, y in points if is_finite(y)]
-    across = step_axis([x for x, _ in points])
-    up = value_axis(finite or [0.0], from_zero=from_zero)
+    axes = step_axis([x for x, _ in points]), value_axis(finite or [0.0], from_zero=from_zero)
+    lost = len(points) - len(finite)
+
+    def content(place: Place) -> Iterator[str]:
+        for index, line in enumerate(lines.values()):
+            yield from drawn(line, place, stroke_of(index))
+
+    note = f"{lost:,} of {len(points):,} values are not finite" if lost else ""
+    return framed(title, axes, content, names=list(lines), note=note)
+
+
+def bars(title: str, groups: dict[str, dict[str, float]]) -> Figure:
+    """Return a figure of bars from zero; groups: {group: {name: value}}. Each name has a color."""
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    across = Axis(-0.5, len(groups) - 0.5, [(float(index), group) for index, group in enumerate(groups)])
+    up = value_axis([value for group in groups.values() for value in group.values()], from_zero=True)
+    thick = 0.8 / len(names)  # of the room of a group
+
+    def content(place: Place) -> Iterator[str]:
+        for index, group in enumerate(groups.values()):
+            for name, value in group.items():
+                number, start = names.index(name), index - 0.4 + thick * names.index(name)
+                (left, top), (right, bottom) = place(start, max(value, 0)), place(start + thick, min(value, 0))
+                color = COLORS[number % len(COLORS)]
+                size = f'width="{right - left - 1:.1f}" height="{bottom - top:.1f}"'
+                yield f'<rect x="{left:.1f}" y="{top:.1f}" {size} fill="{color}"/>'
+
+    return framed(title, (across, up), content, names=names)
+
+
+def framed(
+    title: str, axes: tuple[Axis, Axis], content: Callable[[Place], Iterator[str]], *, names: list[str], note: str = ""
+) -> Figure:
+    """Return a figure: title, axes, what `content` gives for a place function, legend of the names, a note below."""
+    across, up = axes
     left = TICK_GAP + 4 + max(text_width(text) for _, text in up.ticks)
     bottom, room = TITLE_HEIGHT + PLOT_HEIGHT, WIDTH - left - RIGHT
-    rows = legend_rows(list(lines), WIDTH - 6) if len(lines) > 1 else []
-    lost = len(points) - len(finite)
-    height = bottom + LINE_HEIGHT * (2 + len(rows) + (lost > 0))
+    rows = legend_rows(names, WIDTH - 6) if len(names) > 1 else []
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + room * across.share(x), bottom - PLOT_HEIGHT * up.share(y)
 
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
         f'<title>{escape(title)}</title><text x="6" y="15" font-weight="bold">{escape(title)}</text>',
         *grid(across, up, place),
+        *content(place),
     ]
-    for index, line in enumerate(lines.values()):
-        parts += drawn(line, place, stroke_of(index))
-    for row, names in enumerate(rows):
-        parts += legend(names, bottom + LINE_HEIGHT * (row + 2.4))
-    if lost:
-        said = f"{lost:,} of {len(points):,} values are not finite"
-        parts.append(f'<text class="name" x="6" y="{bottom + LINE_HEIGHT * (len(rows) + 2.4):.1f}">{said}</text>')
-    return "".join([*parts, "</svg>"])
+    for row, keys in enumerate(rows):
+        parts += legend(keys, bottom + LINE_HEIGHT * (row + 2.4))
+    if note:
+        parts.append(f'<text class="name" x="6" y="{bottom + LINE_HEIGHT * (len(rows) + 2.4):.1f}">{note}</text>')
+    return Figure(bottom + LINE_HEIGHT * (2 + len(rows) + bool(note)), "".join(parts))
 
 
 def grid(across: Axis, up: Axis, place: Place) -> Iterator[str]:
@@ -82,7 +142,7 @@ def grid(across: Axis, up: Axis, place: Place) -> Iterator[str]:
     for step, text in across.ticks:
         x, half = place(step, up.low)[0], text_width(text) / 2
         x = min(max(x, half + 2), WIDTH - half - 2)
-        yield f'<text x="{x:.1f}" y="{y + LINE_HEIGHT:.1f}" text-anchor="middle">{text}</text>'
+        yield f'<text x="{x:.1f}" y="{y + LINE_HEIGHT:.1f}" text-anchor="middle">{escape(text)}</text>'
 
 
 def drawn(line: Line, place: Place, stroke: str) -> Iterator[str]:

@@ -56,7 +56,7 @@ UNRECORDED = (
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "do_train", "do_eval", "do_predict"),
     *("model_name_or_path", "lora_weight_path", "use_lora", "q_lora", "quantization", "bf16", "fp16"),
     *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "modules_to_save"),
-    *("use_rslora", "use_dora"),
+    *("use_rslora", "use_dora", "hub", "revision"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
 )
 ENDS = ("max_steps", "num_train_epochs", "early_stopping_patience")  # flags that decide when a run ends

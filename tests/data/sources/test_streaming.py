@@ -240,7 +240,7 @@ def test_mixes(stream, lines, tmp_path):
 
 
 def test_a_resumed_stream_tokenizes_again_and_looks_for_no_image(stream, lines, monkeypatch):
-    """Look only for images of samples that are still to come, as data/README.md and docs/resume.md say."""
+    """Look only for images of samples that are still to come, as docs/data.md and docs/resume.md say."""
     path = lines([talk(f"r{index}", f"<img>{index}.png</img>") for index in range(60)])
     tokenized, looked_for = [], []
     monkeypatch.setattr(streaming, "fit", lambda *args: tokenized.append(1) or chatml.fit(*args))

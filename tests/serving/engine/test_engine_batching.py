@@ -117,8 +117,8 @@ def test_a_prompt_beyond_the_trained_length_runs_alone(engine, reference):
 
 
 def test_an_image_is_encoded_once_and_its_pages_are_shared(engine, monkeypatch):
-    encoded, features = [], Engine._features
-    monkeypatch.setattr(Engine, "_features", lambda *args: encoded.extend(args[1]) or features(*args))
+    encoded, features = [], engine.encoder.features
+    monkeypatch.setattr(engine.encoder, "features", lambda *args: encoded.extend(args[0]) or features(*args))
     first = request(engine, image(1), "What is it?")
     ids, last = answer(engine, first)
     messages = [Message("user", (image(1), "What is it?")), Message("assistant", (engine.tokenizer.decode(ids),))]

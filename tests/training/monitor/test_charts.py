@@ -1,98 +1,14 @@
-"""Geometry of the curves in report.html: texts are measured in a real font, positions are read back from the SVG."""
+"""Geometry of curves and bars: texts are measured as in a real font, positions are read back from the SVG."""
 
+import itertools
 import math
 import random
 import re
-from itertools import combinations
-from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
-from PIL import ImageFont
+from helpers.drawings import NAN, check, drawn, panels_of
 
 from qwen_vl.training.monitor import charts
-
-matplotlib = pytest.importorskip("matplotlib")
-FONTS = Path(matplotlib.get_data_path(), "fonts/ttf")
-PLAIN, BOLD = (ImageFont.truetype(str(FONTS / f"DejaVuSans{kind}.ttf"), charts.FONT_SIZE) for kind in ("", "-Bold"))
-SVG = "{http://www.w3.org/2000/svg}"
-NAN = float("nan")
-
-
-class Drawing:
-    """A rendered panel: boxes (left, top, right, bottom) of its texts, its plot and the drawn lines."""
-
-    def __init__(self, title, lines, *, from_zero=False):
-        text = charts.panel(title, lines, from_zero=from_zero)
-        self.root = root = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-        _, _, *self.size = map(float, root.get("viewBox").split())
-        self.texts = [
-            (node, "".join(node.itertext()) if len(node) == 0 else node[0].tail) for node in root.iter(f"{SVG}text")
-        ]
-        grid = [node for node in root.iter(f"{SVG}line") if node.get("class") == "grid"]
-        heights = [float(node.get("y1")) for node in grid]
-        self.plot = float(grid[0].get("x1")), min(heights), float(grid[0].get("x2")), max(heights)
-        ends = [(node, text) for node, text in self.texts if node.get("text-anchor") == "end"]
-        self.ticks = [(number_of(text), height) for (_, text), height in zip(ends, heights, strict=True)]
-        self.names = [box_of(node, text) for node, text in self.texts if node.get("class") == "name"]
-        self.pieces = [
-            [tuple(map(float, place.split(","))) for place in node.get("points").split()]
-            for node in root.iter(f"{SVG}polyline")
-        ]
-        self.dots = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter(f"{SVG}circle")]
-
-    def value_at(self, height):
-        """Return the value at a height of the plot, computed from the texts of the lowest and the highest tick."""
-        (low, bottom), (high, top) = min(self.ticks), max(self.ticks)
-        share = (bottom - height) / (bottom - top)
-        is_log = low > 0 and high > 7 * low  # of an axis with so few ticks
-        return low * (high / low) ** share if is_log else low + share * (high - low)
-
-
-def number_of(text):
-    """Return the number in the text of a tick."""
-    found = re.fullmatch(r"(-?[\d.]+(?:e-?\d+)?)([kMG]?)", text.replace(",", ""))
-    assert found, text
-    return float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]]
-
-
-def box_of(node, text):
-    font = BOLD if node.get("font-weight") else PLAIN
-    width = sum(
-        charts.FONT_SIZE if ord(c) > 0x2E80 else font.getlength(c) for c in text or ""
-    )  # a font of squares for CJK
-    left = float(node.get("x")) - {"end": width, "middle": width / 2}.get(node.get("text-anchor"), 0)
-    return left, float(node.get("y")) - 9, left + width, float(node.get("y")) + 3
-
-
-def apart(first, second):
-    return first[2] <= second[0] or second[2] <= first[0] or first[3] <= second[1] or second[3] <= first[1]
-
-
-def check(title, lines, *, from_zero=False):
-    """Check all rules of a readable panel and return its Drawing."""
-    drawing = Drawing(title, lines, from_zero=from_zero)
-    width, height = drawing.size
-    left, top, right, bottom = drawing.plot
-    boxes = [box_of(node, text) for node, text in drawing.texts]
-    said = [text for _, text in drawing.texts]
-    assert all(b[0] >= 0 and b[1] >= 0 and b[2] <= width and b[3] <= height for b in boxes), list(
-        zip(said, boxes, strict=True)
-    )
-    assert all(apart(*pair) for pair in combinations(boxes, 2)), said
-    assert all(box[1] > bottom for box in drawing.names), "the legend is below the plot"
-    for x, y in [*drawing.dots, *(place for piece in drawing.pieces for place in piece)]:
-        assert left - 0.06 <= x <= right + 0.06 and top - 0.06 <= y <= bottom + 0.06
-    values = [value for value, _ in drawing.ticks]
-    assert 2 <= len(values) <= 7 and values == sorted(set(values)), said
-    assert not from_zero or 0 in values
-    finite = [y for line in lines.values() for _, y in line if math.isfinite(y)]
-    places = [y for _, y in [*drawing.dots, *(place for piece in drawing.pieces for place in piece)]]
-    for value, place in ((min(finite), max(places)), (max(finite), min(places))) if finite else ():
-        shown, room = drawing.value_at(place), 1.5 / (bottom - top)  # a pixel and a half
-        is_near = abs(shown - value) <= room * (values[-1] - values[0])
-        assert is_near or abs(math.log(shown / value)) <= room * math.log(values[-1] / values[0]), (value, shown, said)
-    return drawing
 
 
 def line(*values, first=1):
@@ -128,7 +44,7 @@ CASES = {
 def test_texts_are_whole_and_apart_and_say_where_values_lie(name, from_zero):
     limit = {"beyond": 1e308}.get(name)
     lines = {key: [(x, NAN if limit and abs(y) >= limit else y) for x, y in line] for key, line in CASES[name].items()}
-    check("Shares: waiting for data, padding, MFU", lines, from_zero=from_zero)
+    check(drawn("Shares: waiting for data, padding, MFU", lines, from_zero=from_zero), lines, from_zero=from_zero)
     assert charts.panel("Loss", CASES[name], from_zero=from_zero).startswith("<svg")
 
 
@@ -141,7 +57,8 @@ def test_random_curves_of_every_size():
         values = [offset + size * generator.random() ** power for _ in range(generator.choice((1, 2, 5, 60)))]
         step, first = generator.choice((1, 10, 977)), generator.choice((0, 1, 64, 99_950))
         lines = {"loss": [(first + step * n, value) for n, value in enumerate(values)]}
-        check("Loss", lines, from_zero=generator.random() < 0.4)
+        from_zero = generator.random() < 0.4
+        check(drawn("Loss", lines, from_zero=from_zero), lines, from_zero=from_zero)
 
 
 def test_numbers_are_short_and_round():
@@ -160,7 +77,7 @@ def test_numbers_are_short_and_round():
 
 
 def test_gaps_stay_gaps_and_what_is_lost_is_said():
-    drawing = check("Loss", CASES["gaps"])
+    drawing = check(drawn("Loss", CASES["gaps"]), CASES["gaps"])
     assert [len(piece) for piece in drawing.pieces] == [2] and len(drawing.dots) == 4
     assert "6 of 10 values are not finite" in [text for _, text in drawing.texts]
     assert "not finite" not in charts.panel("Loss", CASES["a loss"], from_zero=False)
@@ -171,7 +88,7 @@ def test_a_long_run_makes_a_small_page_that_shows_its_extremes():
     values = [2 + generator.random() for _ in range(100_000)]
     values[77_777], values[33_333] = 9.0, 1.0
     lines = {"loss": line(*values), "holes": [(n, NAN if n % 2 else v) for n, v in line(*values)]}
-    drawing = check("Loss", lines)
+    drawing = check(drawn("Loss", lines), lines)
     assert len(charts.panel("Loss", lines, from_zero=False)) < 160_000
     heights = [y for _, y in drawing.pieces[0]]
     assert drawing.value_at(min(heights)) == pytest.approx(9, abs=0.1)
@@ -183,3 +100,33 @@ def test_lines_of_many_sources_can_be_told_apart():
     strokes = re.findall(r'<polyline [^>]*?(stroke="[^/]*)/>', charts.panel("x", lines, from_zero=False))
     keys = re.findall(r'<path [^>]*?(stroke="[^/]*)/>', charts.panel("x", lines, from_zero=False))
     assert len(set(strokes)) == len(NAMES) and [key.strip() for key in keys] == [s.strip() for s in strokes]
+
+
+def test_bars_have_heights_of_their_values_and_colors_of_their_names():
+    groups = {"tiny": {"ours": 90.0, "theirs": 45.0}, "small & new": {"theirs": 20.0}, "down": {"ours": -10.0}}
+    bars = charts.bars("Tokens <a second>", groups)
+    ((title, root),) = panels_of(charts.sheet([bars], columns=3))
+    drawing = check(root, {})
+    assert title == "Tokens <a second>" and 0 in [value for value, _ in drawing.ticks]
+    assert set(groups) < {text for _, text in drawing.texts}
+    rects = drawing.rects()
+    sizes = [drawing.value_at(top) - drawing.value_at(bottom) for _, top, _, bottom, _ in rects]
+    assert sizes == pytest.approx([90, 45, 20, 10], abs=0.2)
+    assert [drawing.value_at(bottom) for *_, bottom, _ in rects] == pytest.approx([0, 0, 0, -10], abs=0.2)
+    assert [color for *_, color in rects] == [charts.COLORS[n] for n in (0, 1, 1, 0)]
+    keys = [node.get("stroke") for node in root.iter() if node.get("class") == "key"]
+    assert keys == list(charts.COLORS[:2])
+    assert all(one[2] <= other[0] for one, other in itertools.pairwise(rects)), "bars lie side by side"
+
+
+def test_a_sheet_places_its_figures_in_rows_without_overlap():
+    one, other = (charts.curves("a", {"b": line(1.0, 2.0)}, from_zero=True), charts.bars("c", {"d": {"e": 1, "f": 2}}))
+    text = charts.sheet([one, other, one], columns=2)
+    panels = [node for _, node in panels_of(text)]
+    places = [tuple(float(node.get(key)) for key in ("x", "y", "width", "height")) for node in panels]
+    assert [place[:2] for place in places] == [(0, 0), (charts.WIDTH, 0), (0, max(one.height, other.height))]
+    assert f'viewBox="0 0 {2 * charts.WIDTH} {max(one.height, other.height) + one.height}"' in text.splitlines()[0]
+    assert places[1][3] > places[0][3] == one.height
+    assert charts.sheet([one], columns=4).startswith(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} '
+    )
