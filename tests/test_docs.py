@@ -1,6 +1,8 @@
 """The documents say what is so: files exist, flags and verbs are known, samples run."""
 
 import ast
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -15,6 +17,7 @@ from helpers.openai_server import completion, serving
 from helpers.runs import script
 from transformers import GenerationConfig
 
+import openai_api
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
@@ -41,20 +44,15 @@ FLAGS_OF_VLLM = {  # tests/serving/test_other_engines.py gives the commands to v
     "--host",
     "--lora-modules",
 }
-FLAGS_OF_ORIGINAL = {"--checkpoint-path", "--cpu-only", "--server-port", "--server-name"}  # test_serve.py parses them
-FLAGS_OF_OTHERS = (
-    FLAGS_OF_VLLM
-    | FLAGS_OF_ORIGINAL
-    | {
-        "--signal",
-        "--nproc_per_node",
-        "--nodes",
-        "--index-url",
-        "--no-build-isolation",
-        "--version",
-        "--flag",
-    }
-)  # the last stands for any
+FLAGS_OF_OTHERS = FLAGS_OF_VLLM | {
+    "--signal",
+    "--nproc_per_node",
+    "--nodes",
+    "--index-url",
+    "--no-build-isolation",
+    "--version",
+    "--flag",
+}  # the last stands for any
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,16 @@ def flags_of(help_text):
 def known_flags():
     """Return {words of a command: its flags} for every command."""
     reference = script("make_reference")
-    return {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
+    known = {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
+    return {**known, "openai_api": flags_of(help_of(openai_api.main, "--help"))}
+
+
+def help_of(main, *argv):
+    """Return what a command prints when asked for help."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        main(list(argv))
+    return shown.getvalue()
 
 
 def prose(text):
@@ -146,11 +153,8 @@ def test_sections_of_the_format_that_are_cited_exist():
 
 def file_map():
     """Return {place: what is said of it} for the lines of the map of files."""
-    maps = [
-        text
-        for text in blocks((ROOT / "docs/how_it_works.md").read_text(encoding="utf-8"), "")
-        if "finetune.py" in text
-    ]
+    page = (ROOT / "docs/how_it_works.md").read_text(encoding="utf-8")
+    maps = [text for text in blocks(page, "") if "finetune.py" in text]
     (lines,) = (text.splitlines() for text in maps)
     return dict(line.split(maxsplit=1) for line in lines)
 
@@ -236,6 +240,9 @@ def check_command(line, known_flags):
         assert words[0] in cli_main.VERBS, line
     elif program == "curl":  # tests/serving/test_serving_docs.py sends what it would send
         return
+    elif program == "pip":
+        assert re.fullmatch(r"install qwen-vl\[\w+\]", " ".join(words)), line
+        return
     elif program == ".ci/run":
         assert (ROOT / program).is_file()
     elif program == "vllm":
@@ -248,10 +255,8 @@ def check_command(line, known_flags):
         return
     script = " ".join([program, *words[:1]])
     named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
-    if words[:1] == ["openai_api.py"]:  # its flags are those of the original
-        assert flags_of(line) <= FLAGS_OF_ORIGINAL | known_flags["serve"], line
-        return
     other = "evaluate" if "evaluate" in script else "train"
+    named = "openai_api" if words[:1] == ["openai_api.py"] else named
     verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else other)
     if not program.startswith(".venv") and program != "sbatch":
         assert flags_of(line) <= known_flags[verb], line

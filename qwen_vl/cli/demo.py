@@ -1,6 +1,8 @@
 """`qwen-vl demo MODEL`: a web page to talk with a model about images."""
 
+import logging
 import os
+import socket
 from collections.abc import Sequence
 
 from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
@@ -10,6 +12,7 @@ from qwen_vl.serving.engine import Engine
 from .parsers import Parser, add_hub, by_name, name_models, positive
 
 KEY = "OPENAI_API_KEY"
+CHATTY = ("ContinuousBatchingLogger", "httpx")  # loggers that say much at the level INFO
 
 
 def make_parser() -> Parser:
@@ -45,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"--adapters: {args.model} is a server; start it with its adapters")
         launch(ServerAnswerer(args.model, os.environ.get(KEY)), language=args.lang, **place)
         return
+    check_free(args.host, args.port)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     engine = Engine.load(
         args.model,
         adapters=adapters,
@@ -55,3 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with engine:  # its threads end with the page
         launch(EngineAnswerer(engine), language=args.lang, **place)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise OSError, before the weights are read, if the page cannot be served at an address."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise OSError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from None

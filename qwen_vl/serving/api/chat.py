@@ -125,14 +125,12 @@ class ChatRoute:
 
     def _sampling(self, request: ChatRequest) -> Sampling:
         """Return how tokens are chosen: as the request says, and else as the model's own settings do."""
-        own = self.engine.generation_config
-        default = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
-        temperature = default if request.temperature is None else request.temperature
-        top_p = own.top_p if request.top_p is None else request.top_p
-        top_k = own.top_k if request.top_k is None else request.top_k
+        own = Sampling.of(self.engine.generation_config)
+        temperature = own.temperature if request.temperature is None else request.temperature
         if temperature < LEAST_TEMPERATURE:
             return Sampling()
-        return Sampling(temperature, 1.0 if top_p is None else top_p, top_k)
+        top_p = own.top_p if request.top_p is None else request.top_p
+        return Sampling(temperature, top_p, own.top_k if request.top_k is None else request.top_k)
 
 
 def find_model(entries: Sequence[ModelEntry], name: str) -> ModelEntry:

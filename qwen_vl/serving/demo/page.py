@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(f"the web page needs gradio ({error}); install it with: pip install 'qwen-vl[web]'") from error
 
+from qwen_vl.files import data_uri
 from qwen_vl.serving.demo.scripts import CLICKS, CSS, DOWNLOAD, DRAWING
 from qwen_vl.serving.demo.transcript import board_html, error_html, examples_html, growing_html, transcript_html
 from qwen_vl.serving.demo.words import EXAMPLES, LANGUAGES, WORDS, language_of
@@ -52,7 +52,7 @@ def read_upload(path: str) -> AskedImage:
         raise ValueError(f"the image has more than {POLICY.max_bytes} bytes; send a smaller file")
     opened = decode(content, max_pixels=POLICY.max_pixels, max_side=POLICY.max_side)
     kind = mimetypes.guess_type(path)[0] or "image/png"
-    return AskedImage(f"data:{kind};base64,{b64encode(content).decode()}", opened)
+    return AskedImage(data_uri(content, kind), opened)
 
 
 def example_files(folder: str) -> list[tuple[str, str, str]]:
@@ -231,17 +231,31 @@ def text_field(words: dict[str, str]) -> gr.MultimodalTextbox:
     )  # fmt: skip
 
 
+def head(words: dict[str, str], language: str) -> tuple[gr.Markdown, gr.Radio]:
+    """Return the title with what the page is for, and the choice of a language."""
+    languages = [(name, key) for key, name in LANGUAGES.items()]
+    with gr.Row(elem_id="qv-top"):
+        return gr.Markdown(f"## {words['title']}\n{words['intro']}"), gr.Radio(
+            languages, value=language, show_label=False, container=False, scale=0, min_width=190, elem_id="qv-language"
+        )
+
+
+def aside(words: dict[str, str], answerer: Answerer) -> tuple[gr.Dropdown, gr.HTML, gr.Markdown]:
+    """Return the choice of a model, the images to draw on, and a warning."""
+    names = list(answerer.models)
+    return (
+        gr.Dropdown(names, value=names[0], label=words["model"], filterable=False, elem_id="qv-model"),
+        gr.HTML(board_html([], words), js_on_load=DRAWING, elem_id="qv-board"),
+        gr.Markdown(words["warning"], elem_id="qv-note"),
+    )
+
+
 def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
     """Return the page over an answerer; `?lang=zh` in its address overrides the language."""
     page, words = Page(answerer, language), WORDS[language]
     with gr.Blocks(title=words["title"], analytics_enabled=False, delete_cache=DELETE_CACHE) as blocks:
         talk = gr.State(None)
-        with gr.Row(elem_id="qv-top"):
-            intro = gr.Markdown(f"## {words['title']}\n{words['intro']}")
-            switch = gr.Radio(
-                [(name, key) for key, name in LANGUAGES.items()], value=language, show_label=False, container=False,
-                scale=0, min_width=190, elem_id="qv-language",
-            )  # fmt: skip
+        intro, switch = head(words, language)
         with gr.Row(elem_id="qv-page"):
             with gr.Column(scale=3, min_width=320):
                 past = gr.HTML(transcript_html([], words), js_on_load=CLICKS, elem_id="qv-past")
@@ -257,12 +271,7 @@ def build(answerer: Answerer, language: str = "en") -> gr.Blocks:
                     download = gr.Button(words["download"], size="sm", min_width=180, scale=2)
                 samples = gr.HTML(examples_html(page.examples, language), js_on_load=CLICKS, elem_id="qv-examples")
             with gr.Column(scale=2, min_width=300):
-                model = gr.Dropdown(
-                    list(answerer.models), value=answerer.models[0], label=words["model"], filterable=False,
-                    elem_id="qv-model",
-                )  # fmt: skip
-                board = gr.HTML(board_html([], words), js_on_load=DRAWING, elem_id="qv-board")
-                note = gr.Markdown(words["warning"], elem_id="qv-note")
+                model, board, note = aside(words, answerer)
         file = gr.HTML("", html_template="", js_on_load=DOWNLOAD)
         shown = [past, live, board, field]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

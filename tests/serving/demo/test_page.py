@@ -1,6 +1,7 @@
 """The page without a browser: its handlers, uploads, drawn boxes, and the commands that start it."""
 
 import json
+import socket
 import threading
 from html import escape
 from types import SimpleNamespace
@@ -93,6 +94,7 @@ def started(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "launch", launch)
+    monkeypatch.setattr("qwen_vl.cli.demo.check_free", lambda host, port: None)  # others may use these ports
     yield found
     assert engines and not any(engine.alive for engine in engines)
     assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
@@ -116,6 +118,13 @@ def test_adapters_are_chosen_by_name_and_the_engine_ends_with_the_page(make_chec
     assert [models for models, _ in started] == [[base.name, "cats"], ["tuned"]]
     assert exit_code(["demo", "http://127.0.0.1:9/v1", "--adapters", f"cats={tuned}"]) == 1
     assert "start it with its adapters" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert exit_code(["demo", tmp_path, "--port", port]) == 1
+    assert f"127.0.0.1 port {port}: address already in use; choose another --port" in capsys.readouterr().err.lower()
 
 
 def test_a_greedy_answer_on_the_page_is_that_of_chat(make_checkpoint, visit):
