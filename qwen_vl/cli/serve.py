@@ -9,6 +9,7 @@ from pathlib import Path
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
 from qwen_vl.checkpoint.folder import ModelFolder
+from qwen_vl.hubs import names
 from qwen_vl.serving.api.settings import ServerSettings
 from qwen_vl.serving.engine import Engine, EngineSettings
 from qwen_vl.serving.media import MediaPolicy, MediaReader
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     Raise ImportError, OSError or ValueError, before the weights are read, for what cannot work.
     """
     args = make_parser().parse_args(argv)
+    name = args.served_model_name or name_of(args.model)
     name_models(args, "model", "base")
     from qwen_vl.serving.api.app import create_app
     from qwen_vl.serving.api.chat import ChatRoute
@@ -75,7 +77,6 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     from qwen_vl.serving.api.server import Server, address_of, listen  # the extra "serve"
 
     settings, policy, limits = server_settings(args), media_policy(args), Limits(**bounds_of(args, Limits))
-    name = args.served_model_name or name_of(args.model)
     adapters = by_name("--adapters", args.adapters)
     if name in adapters:
         raise ValueError(f"--adapters {name}: the name of the base as well; give the adapter another one")
@@ -140,7 +141,8 @@ def engine_settings(args: argparse.Namespace) -> EngineSettings:
 
 def name_of(model: str) -> str:
     """Return the name by which requests ask for a model: the last part of its folder or hub name."""
-    return os.path.basename(os.path.abspath(model))
+    name = None if os.path.exists(model) else names.parse(model)
+    return name.repo.rpartition("/")[2] if name else os.path.basename(os.path.abspath(model))
 
 
 def port_number(text: str) -> int:

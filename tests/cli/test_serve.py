@@ -81,6 +81,13 @@ def test_a_bound_is_a_number_that_makes_sense(words, capsys):
     assert ": use a" in capsys.readouterr().err
 
 
+def test_a_model_is_called_as_its_folder_or_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "cats@home").mkdir()
+    monkeypatch.chdir(tmp_path / "cats@home")
+    models = [".", f"{tmp_path}/cats@home/", "Qwen/Qwen-VL-Chat", "ms:Qwen/Qwen-VL-Chat@v1"]
+    assert [serve.name_of(model) for model in models] == ["cats@home"] * 2 + ["Qwen-VL-Chat"] * 2
+
+
 @pytest.fixture
 def unread(monkeypatch):
     """Fail as soon as weights would be read."""

@@ -13,7 +13,7 @@ from qwen_vl.cli import serve
 from qwen_vl.serving.grounding import grounding
 
 ADDRESS = "http://127.0.0.1:8000"
-FOR_EVERY_VERB = {"--help", "--debug", "--device", "--dtype", "--base", "--trust_base"}
+FOR_EVERY_VERB = {"--help", "--debug", "--device", "--dtype", "--base", "--trust_base", "--hub", "--revision"}
 
 
 @pytest.fixture(scope="module")

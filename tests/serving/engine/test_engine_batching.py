@@ -17,9 +17,10 @@ from qwen_vl.serving.engine import (
     QueueFull,
     Sampling,
     UnknownModel,
+    alone,
 )
 from qwen_vl.serving.engine.loading import load
-from qwen_vl.serving.prompts import encode
+from qwen_vl.serving.prompts import EncodedPrompt, encode
 
 SETTINGS = EngineSettings(max_running=16, max_batch_tokens=48, page_size=16, kv_tokens=4096, num_images=8)
 
@@ -64,6 +65,32 @@ def test_a_prompt_beyond_the_trained_length_runs_alone(engine, reference):
     events = engine.stream(long)
     assert answer(engine, short)[0] == generated(model, tokenizer, short)
     assert [i for event in events for i in event.ids] == generated(model, tokenizer, long)
+
+
+def test_an_answer_that_outgrows_the_trained_length_goes_on_alone(engine, reference, monkeypatch):
+    model, tokenizer = reference
+    length, went_on, run = model.config.seq_length, [], alone.answer
+
+    def counted(view, ids, *args, **options):
+        went_on.append(len(ids))
+        run(view, ids, *args, **options)
+
+    monkeypatch.setattr(alone, "answer", counted)
+    words = (length - len(request(engine, image(1), "?").prompt.ids)) // 2 - 4
+    long = request(engine, image(1), "word " * words + "?", new=40)
+    assert length - 30 < len(long.prompt.ids) < length
+    ids, last = answer(engine, long)
+    assert (ids, last.finish, len(ids)) == (generated(model, tokenizer, long), "length", 40)
+    assert went_on == [length]
+    short = request(engine, "Hello", new=length)  # it may outgrow the length, but does not
+    events = engine.stream(short)
+    assert next(events).ids and went_on == [length]
+    events.close()
+    for size in (length - 1, length, length + 1):
+        ids = (long.prompt.ids[:1] + request(engine, "a" * 2000).prompt.ids[1:])[:size]
+        exact = EngineRequest("r", "tiny", EncodedPrompt(ids, ()), 3)
+        assert answer(engine, exact)[0] == generated(model, tokenizer, exact), size
+    assert went_on == [length, length, length, length + 1]
 
 
 def test_an_image_is_encoded_once_and_its_pages_are_shared(engine, monkeypatch):
