@@ -13,7 +13,7 @@ from qwen_vl.adapters.adapter import WEIGHTS_FILE
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.skip_manifests import sha256
-from qwen_vl.data.sources.readers import data_files
+from qwen_vl.data.sources.locating import data_files
 
 from .callbacks import METRICS_FILE, read_metrics
 
