@@ -174,7 +174,7 @@ def test_caches_and_manifests_see_changes_of_data_and_map(tables, make_checkpoin
         ("data: shards\nformat: mine\ncolumns: {conversations: a}", 'format: "mine"; use llava,'),
         ("data: other.yaml\ncolumns: {conversations: a}", "data: names another map"),
         ("data: [", "not YAML"),
-        (MAP.format(data="shards").replace("color", "colour"), "columns.assistant: no column 'colour' in"),
+        (MAP.format(data="shards").replace("color", "paint"), "columns.assistant: no column 'paint' in"),
         (MAP.format(data="shards").replace("{hint}", "{hints}"), "columns.user: no column 'hints' in"),
         (MAP.format(data="shards").replace("assistant: color", "assistant: number"), "a number; columns.assistant"),
     ],
