@@ -116,9 +116,11 @@ def test_files_that_are_named_exist(documents):
 
 
 def anchors(text):
-    """Return the names by which headings of a Markdown text are linked, as GitHub makes them."""
+    """Return the names by which headings of a Markdown text are linked: `{#name}`, or as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", prose(text), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    given = [re.search(r" \{#([\w-]+)\}$", heading) for heading in headings]
+    made = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {name[1] if name else own for name, own in zip(given, made, strict=True)}
 
 
 def test_headings_that_are_linked_exist(documents):
