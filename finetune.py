@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     data = recipe.load_data(flags.data, flags.training, prepared.tokenizer, prepared.checkpoint)
     preflight.check(data.train, flags.training, prepared.rows, checkpoint=prepared.checkpoint)
-    preflight.check_questions(data.questions, flags.training, prepared.tokenizer, longest=prepared.config.seq_length)
+    preflight.check_questions(
+        data.questions, flags.training, prepared.tokenizer, longest=prepared.folder.config.seq_length
+    )
     prepared.settled.report()
 
     loaded = recipe.load_model(prepared, flags)

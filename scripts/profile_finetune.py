@@ -29,8 +29,9 @@ from PIL import Image
 from qwen_vl.checkpoint import loading, random_model
 from qwen_vl.cli.run import run
 from qwen_vl.data.chatml import encode
+from qwen_vl.files import read_entries
 from qwen_vl.terminal import markdown_table
-from qwen_vl.training.monitor.callbacks import METRICS_FILE, read_metrics
+from qwen_vl.training.monitor.callbacks import METRICS_FILE
 from qwen_vl.training.plan import memory_model, planner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,7 @@ def measure(model, data, out, flags):
     )
     if done.returncode:
         raise ValueError(f"finetune.py {' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
-    steps = [entry for entry in read_metrics(out / METRICS_FILE) if "step_seconds" in entry]
+    steps = [entry for entry in read_entries(out / METRICS_FILE) if "step_seconds" in entry]
     return max(entry["memory_gib"] for entry in steps) * 2**30, steps[-1]["step_seconds"]
 
 

@@ -17,6 +17,7 @@ from helpers.openai_server import completion, serving
 from helpers.runs import script
 from transformers import GenerationConfig
 
+import openai_api
 import web_demo_mm
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
@@ -85,7 +86,9 @@ def known_flags():
     """Return {words of a command: its flags} for every command."""
     reference = script("make_reference")
     known = {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
-    return known | {"web_demo_mm.py": known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))}
+    known["openai_api.py"] = flags_of(help_of(openai_api.main, "--help"))
+    known["web_demo_mm.py"] = known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))
+    return known
 
 
 def help_of(main, *argv):
@@ -153,7 +156,8 @@ def test_sections_of_the_format_that_are_cited_exist():
 
 def file_map():
     """Return {place: what is said of it} for the lines of the map of files."""
-    maps = [text for text in blocks((ROOT / "docs/how_it_works.md").read_text(encoding="utf-8"), "") if "finetune.py" in text]
+    page = (ROOT / "docs/how_it_works.md").read_text(encoding="utf-8")
+    maps = [text for text in blocks(page, "") if "finetune.py" in text]
     (lines,) = (text.splitlines() for text in maps)
     return dict(line.split(maxsplit=1) for line in lines)
 
@@ -237,6 +241,11 @@ def check_command(line, known_flags):
         assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
     elif program == "qwen-vl":
         assert words[0] in cli_main.VERBS, line
+    elif program == "curl":  # tests/serving/test_serving_docs.py sends what it would send
+        return
+    elif program == "pip":
+        assert re.fullmatch(r"install qwen-vl\[\w+\]", " ".join(words)), line
+        return
     elif program == ".ci/run":
         assert (ROOT / program).is_file()
     elif program == "vllm":

@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs.names import parse
-from qwen_vl.model import QWenConfig
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 CONFIG_FILE = "adapter_config.json"  # PEFT's settings; a folder that has one holds an adapter and not a model
@@ -103,13 +102,10 @@ class Adapter:
                 f"wanted {self.base['fingerprint'][:12]}); give the base {self.base['name']}"
             )
 
-    def load_tokenizer(
-        self, base: str | Path | ModelFolder, config: QWenConfig | None = None, cache_dir: str | None = None
-    ) -> QWenTokenizer:
+    def load_tokenizer(self, base: ModelFolder) -> QWenTokenizer:
         """Return the tokenizer of the folder, which has the tokens of the training, by default that of the base."""
         has_own = (self.folder / "qwen.tiktoken").is_file()
-        base = ModelFolder.open(base, cache_dir)
-        return loading.load_tokenizer(self.folder if has_own else base.path, config or base.config, cache_dir)
+        return loading.load_tokenizer(self.folder, base.config) if has_own else base.tokenizer
 
     def check_plain(self) -> None:
         """Raise ValueError if the adapter needs a changed base: it is a checkpoint, not the result of a run."""

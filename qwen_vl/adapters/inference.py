@@ -46,4 +46,6 @@ def usable_device(name: str | torch.device | None = None) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); try cpu or cuda") from error
+        best = torch.accelerator.current_accelerator(check_available=True)
+        there = "cpu" if best is None else f"{best.type} or cpu"
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); use {there}") from error

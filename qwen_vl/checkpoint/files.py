@@ -1,6 +1,5 @@
 """The files of a model folder or hub name: finding, reading, and one clear error for damage."""
 
-import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from qwen_vl.files import read_object
 from qwen_vl.hubs import download
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
@@ -41,16 +41,7 @@ def read_json(path: Folder, name: str, cache_dir: str | None = None) -> dict[str
     Raise ValueError if the file is damaged or holds no object, FileNotFoundError if there is no such folder.
     """
     file = find_file(path, name, cache_dir)
-    if file is None:
-        return None
-    with open(file, encoding="utf-8") as handle:
-        try:
-            content = json.load(handle)
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error}); download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: holds a {type(content).__name__}, not an object; download the checkpoint again")
-    return content
+    return None if file is None else read_object(file, cure="download the checkpoint again")
 
 
 def read_json_or_none(folder: Folder, name: str) -> dict[str, Any] | None:

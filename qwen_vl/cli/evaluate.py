@@ -16,6 +16,7 @@ from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.evaluation import report, server, suite
 from qwen_vl.evaluation.answering import LocalModel, identify
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
+from qwen_vl.evaluation.benchmarks.benchmark import size_mark
 from qwen_vl.evaluation.judge import Judge
 from qwen_vl.evaluation.openai_protocol import Endpoint
 from qwen_vl.evaluation.processes import Processes
@@ -56,7 +57,8 @@ def evaluate(args: argparse.Namespace) -> None:
     """Do the stages that the flags ask for. Everything that can be checked is checked before a model is loaded."""
     request = make_request(args)
     if args.check:
-        suite.check(request)
+        for mark in suite.check(request):
+            print(mark)
         print(f"{len(request.benchmarks())} benchmarks: all files are there")
         return
     connect_processes(args)
@@ -171,7 +173,9 @@ def score_line(scores: dict[str, Any]) -> str:
     counts = scores["counts"]
     marks = [f"subset of {counts['records']} records"] if scores["subset"] else []
     marks += [f"incomplete: {counts['unanswered']} of {counts['records']} unanswered"] if scores["incomplete"] else []
-    return f"{scores['model']}: {scores['benchmark']}: {text}" + "".join(f" [{mark}]" for mark in marks)
+    mark = size_mark(scores["settings"].get("complete_size"), scores["size"])
+    marks += [mark] if mark else []
+    return f"{scores['model']}: {scores['run']}: {text}" + "".join(f" [{mark}]" for mark in marks)
 
 
 def print_registry() -> None:

@@ -16,6 +16,7 @@ VERBS = {  # verb: (module whose main(argv) does it, what it does)
     "verify": ("qwen_vl.cli.verify", "compare two models: logits, greedy answers, files"),
     "evaluate": ("qwen_vl.cli.evaluate", "benchmarks and held-out data: answer, score, report"),
     "checkpoint": ("qwen_vl.cli.checkpoint", "show a checkpoint of a run, or export its model or adapter"),
+    "push": ("qwen_vl.cli.push", "upload a model or an adapter to Hugging Face or ModelScope"),
     "chat": ("qwen_vl.cli.chat", "chat with a checkpoint or an adapter in the terminal"),
     "serve": ("qwen_vl.cli.serve", "a server with the protocol of OpenAI, for many clients at once"),
     "demo": ("qwen_vl.cli.demo", "a web page to try a model: images, boxes, corrections"),

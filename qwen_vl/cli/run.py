@@ -1,6 +1,7 @@
 """How every command of this project runs: set up first; a clear line on failure, a traceback only on request."""
 
 import atexit
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -73,7 +74,8 @@ def leave(code: int, together: bool = False) -> None:
 def message(error: BaseException) -> str:
     """Return what an error says to a user, without the traceback that a data worker wraps around it."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+        cure = "; free some space, or use another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}{cure}"
     text, name = str(error).strip(), type(error).__name__
     if is_of_service(error):  # of several lines often
         text = " ".join(text.split())

@@ -15,7 +15,7 @@ from qwen_vl.serving.media import MediaPolicy, MediaReader
 from qwen_vl.serving.protocol.request import Limits
 
 from .bounds import add_bounds, bounds_of
-from .parsers import Parser, add_hub, name_models
+from .parsers import Parser, add_hub, by_name, name_models
 
 KEY = "QWEN_VL_API_KEY"
 
@@ -75,14 +75,19 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     from qwen_vl.serving.api.server import Server, address_of, listen  # the extra "serve"
 
     settings, policy, limits = server_settings(args), media_policy(args), Limits(**bounds_of(args, Limits))
-    adapters = adapters_of(args.adapters)
+    name = args.served_model_name or name_of(args.model)
+    adapters = by_name("--adapters", args.adapters)
+    if name in adapters:
+        raise ValueError(f"--adapters {name}: the name of the base as well; give the adapter another one")
+    for adapter in adapters.values():
+        Adapter.open(adapter).check_start()
     folder = ModelFolder.open(args.model)
     bound = listen(settings.host, settings.port)
     engine = Engine.load(
         folder,
         adapters=adapters,
         settings=engine_settings(args),
-        name=args.served_model_name or name_of(args.model),
+        name=name,
         device=args.device,
         dtype=dtype_or_auto(args.dtype),
         base=args.base,
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     app = create_app(engine, settings, reader=MediaReader(policy), limits=limits, route=route)
     log_to_stderr()
     with engine, bound:
+        bound.listen()  # so that clients who come now wait, and are not refused
         print(f"serving {', '.join(entry.id for entry in engine.model_names)} at {address_of(bound)}/v1", flush=True)
         failure = Server(app, engine, settings).serve_on(bound)
     if failure:
@@ -132,23 +138,9 @@ def engine_settings(args: argparse.Namespace) -> EngineSettings:
     return EngineSettings(prefix_sharing=not args.no_prefix_sharing, request_seconds=args.request_seconds, **sizes)
 
 
-def adapters_of(words: Sequence[str]) -> dict[str, Path]:
-    """Return {name: folder} of NAME=FOLDER words. Raise ValueError or FileNotFoundError for what is no adapter."""
-    adapters: dict[str, Path] = {}
-    for word in words:
-        name, is_given, folder = word.partition("=")
-        if not (is_given and name and folder):
-            raise ValueError(f"--adapters {word}: write NAME=FOLDER, where NAME is the model that requests ask for")
-        if name in adapters:
-            raise ValueError(f"--adapters {word}: the name {name} is given twice; use another")
-        Adapter.open(folder).check_start()
-        adapters[name] = Path(folder)
-    return adapters
-
-
 def name_of(model: str) -> str:
     """Return the name by which requests ask for a model: the last part of its folder or hub name."""
-    return Path(model).resolve().name or model
+    return os.path.basename(os.path.abspath(model))
 
 
 def port_number(text: str) -> int:

@@ -4,7 +4,7 @@ import contextlib
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
@@ -183,11 +183,8 @@ def _turns_of(record: Record) -> Sequence[Record]:
 
 def _encode_turn(turn: Record, tokenizer: QWenTokenizer, control_tokens: bool, loss_on: str) -> EncodedTurn:
     """Return <|im_start|>ROLE newline TEXT<|im_end|> newline as ids, the label of each, and the image references."""
-    newline, _ = tokenizer.encode_message("\n")
-    role, _ = tokenizer.encode_message(turn["from"])
+    head, tail = _frame(turn["from"], tokenizer)
     text, images = tokenizer.encode_message(turn["value"], control_tokens=control_tokens)
-    head = [tokenizer.im_start_id, *role, *newline]
-    tail = [tokenizer.im_end_id, *newline]
     ids, is_answer = head + text + tail, turn["from"] == "assistant"
     if not turn.get("loss", True) or (loss_on == "answers" and not is_answer):
         return EncodedTurn(ids, [IGNORE_INDEX] * len(ids), images)
@@ -199,6 +196,13 @@ def _encode_turn(turn: Record, tokenizer: QWenTokenizer, control_tokens: bool, l
             targets[position + 1 : position + 1 + span] = [IGNORE_INDEX] * span
     start = IGNORE_INDEX if loss_on == "answers" else tokenizer.im_start_id
     return EncodedTurn(ids, [start] + [IGNORE_INDEX] * (len(head) - 1) + targets + tail, images)
+
+
+@lru_cache(maxsize=8)  # the same for every turn of a role
+def _frame(role: str, tokenizer: QWenTokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids before and after the text of a turn: <|im_start|>ROLE newline, and <|im_end|> newline."""
+    (newline, _), (name, _) = tokenizer.encode_message("\n"), tokenizer.encode_message(role)
+    return [tokenizer.im_start_id, *name, *newline], [tokenizer.im_end_id, *newline]
 
 
 def is_learned(turn: Record) -> bool:

@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from .chatml import POLICIES, EncodeOptions, Overlength, OverlengthError, Record, Sample, fit
-
-__all__ = ["POLICIES", "ConversationDataset", "SampleDataset", "report"]
+from .chatml import EncodeOptions, Overlength, OverlengthError, Record, Sample, fit
 
 logger = logging.getLogger(__name__)
+
+_Encoded = tuple[np.ndarray, np.ndarray, tuple[str, ...], float]  # input_ids, labels, images, weight
 
 
 class SampleDataset(Protocol):
@@ -60,7 +60,7 @@ class ConversationDataset(Dataset):
         self.overlength: list[Overlength] = []
         self.is_weighted = False
         self._conversations: list[Record] = []
-        self._encoded: list[dict[str, np.ndarray]] | None = None if lazy else []
+        self._encoded: list[_Encoded] | None = None if lazy else []
         for conversation in conversations:
             sample, entry = fit(conversation, tokenizer, options)
             if entry:
@@ -78,7 +78,8 @@ class ConversationDataset(Dataset):
             sample, _ = fit(conversation, self._tokenizer, self.options)
             assert sample is not None, "it was kept when the data set was built"
         else:
-            sample = Sample({key: value.tolist() for key, value in self._encoded[index].items()})
+            ids, labels, images, weight = self._encoded[index]
+            sample = Sample(input_ids=ids.tolist(), labels=labels.tolist(), images=list(images), weight=weight)
         return sample.named(conversation["id"], self.search_dirs)
 
     def _add(self, conversation: Record, sample: Sample) -> None:
@@ -88,8 +89,8 @@ class ConversationDataset(Dataset):
         self._conversations.append(conversation)
         if self._encoded is not None:
             # int32 takes a tenth of the memory of a list of ints, and forked workers share it without copying.
-            kinds = {"input_ids": np.int32, "labels": np.int32, "images": object, "weight": np.float64}
-            self._encoded.append({key: np.array(sample[key], dtype=kind) for key, kind in kinds.items()})
+            ids, labels = (np.array(part, dtype=np.int32) for part in (sample.input_ids, sample.labels))
+            self._encoded.append((ids, labels, tuple(sample.images), sample.weight))
 
 
 def report(entries: Sequence[Overlength], num_kept: int, options: EncodeOptions) -> None:

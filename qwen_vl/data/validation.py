@@ -166,6 +166,8 @@ def _is_weight(value: object) -> bool:
 def _keys(name: str, mapping: Mapping[str, object]) -> Iterator[Finding]:
     """Check keys: a required one must exist, one of another format is an error, any other is ignored."""
     required, optional, others = KEYS[name]
+    if required <= mapping.keys() and len(mapping) == len(required):
+        return  # in most records
     missing = required - mapping.keys()
     for key in sorted(missing):
         other = next((theirs for theirs in mapping if others.get(theirs) == key), None)

@@ -1,6 +1,7 @@
 """Requests of the OpenAI protocol, for a judge and for a model behind an address: bounded tries, one clear error."""
 
 import http.client
+import io
 import json
 import time
 import urllib.error
@@ -11,10 +12,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from PIL import Image
+
+from qwen_vl.files import data_uri
+
 TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # a server may answer the same request in a moment
 LOST = (TimeoutError, ConnectionError, http.client.HTTPException)
 MAX_SHOWN = 300  # characters of a server's own message
 MAX_PAUSE = 60.0
+IMAGE_KIND = "image/png"  # of an encoded image whose format has no MIME type
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -134,3 +140,10 @@ def first_choice(reply: dict[str, Any], url: str) -> dict[str, Any]:
         raise OSError(f"{url}: the reply has no choices: {json.dumps(reply)[:MAX_SHOWN]}")
     choice: dict[str, Any] = choices[0]
     return choice
+
+
+def image_uri(content: bytes) -> str:
+    """Return an encoded image as a data: URI for a message. Raise OSError if it is no image."""
+    with Image.open(io.BytesIO(content)) as image:
+        kind = Image.MIME.get(image.format or "", IMAGE_KIND)
+    return data_uri(content, kind)

@@ -1,6 +1,5 @@
 """The questions that compare two models: built-in ones, or the last questions of a conversation file."""
 
-import base64
 import io
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from PIL import Image
 
 from qwen_vl.data import conversations
 from qwen_vl.data.chatml import Record
+from qwen_vl.files import data_uri
 from qwen_vl.model.chat_qwen import make_context
 from qwen_vl.model.image_loading_qwen import SearchDirs, read_image
 from qwen_vl.model.image_processing_qwen import pixels
@@ -34,7 +34,7 @@ def built_in() -> list[Record]:
     for number, question in enumerate(QUESTIONS):
         file = io.BytesIO()
         Image.merge("RGB", bands[number:] + bands[:number]).save(file, "PNG")
-        uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        uri = data_uri(file.getvalue(), "image/png")
         turns = [{"from": "user", "value": f"Picture 1: <img>{uri}</img>\n{question}"}]
         records.append({"id": f"built-in/{number}", "conversations": [*turns, {"from": "assistant", "value": "-"}]})
     return records

@@ -8,6 +8,8 @@ from torch import distributed
 
 T = TypeVar("T")
 
+RUN_AGAIN = "what is answered is on disk: run the same command again"
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -15,13 +17,14 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    cure: str = RUN_AGAIN  # what to do if another process has ended
 
     @classmethod
-    def current(cls) -> "Processes":
+    def current(cls, cure: str = RUN_AGAIN) -> "Processes":
         """Return the ranks of torch.distributed if it is initialized, else this process alone."""
         if distributed.is_available() and distributed.is_initialized():
-            return cls(distributed.get_rank(), distributed.get_world_size())
-        return cls()
+            return cls(distributed.get_rank(), distributed.get_world_size(), cure)
+        return cls(cure=cure)
 
     @property
     def is_first(self) -> bool:
@@ -36,9 +39,7 @@ class Processes:
         try:
             distributed.all_gather_object(values, value)
         except RuntimeError as error:
-            raise ConnectionError(
-                f"rank {self.rank}: another process has ended; what is answered is on disk: run the same command again"
-            ) from error
+            raise ConnectionError(f"rank {self.rank}: another process has ended; {self.cure}") from error
         return values
 
     def together(self, action: Callable[[], T], *, first_only: bool = False) -> T:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_vl.evaluation.answering import ModelIdentity
 from qwen_vl.evaluation.keys import digest
-from qwen_vl.files import whole_file
+from qwen_vl.files import read_object, whole_file
 
 MODEL, SETTINGS, SAMPLES, SCORES = "model.json", "settings.json", "samples.jsonl", "scores.json"
 JUDGE = "judge"  # folder of the replies of a judge
@@ -71,14 +71,8 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raise ValueError, naming it, if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); move that folder away, and evaluate again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no object; move that folder away, and evaluate again")
-    return content
+    """Return the object in a JSON file of a run; raise ValueError, naming it, if there is none."""
+    return read_object(path, cure="move that folder away, and evaluate again")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

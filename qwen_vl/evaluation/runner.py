@@ -1,5 +1,6 @@
 """The stage `answer`: a model answers the records of a task, and every answer is on disk when its batch is done."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -96,7 +97,12 @@ def answer(
         done = processes.together(prepare, first_only=True)
         waiting = [index for index, record in enumerate(task.records) if record.id not in done]
         if waiting:
-            model = processes.together(lambda: source.model)
+            try:
+                model = processes.together(lambda: source.model)
+            except BaseException:
+                if processes.is_first and not done:
+                    _release(folder)
+                raise
             own = own_part(task.records, waiting, processes)
             _answer_part(task, model, folder, own, answer_keys, batch_size, processes)
         processes.gather(None)  # all have written
@@ -127,6 +133,13 @@ def _lock(folder: Path) -> AcquireReturnProxy:
         return FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder}: another evaluation is writing there; wait for it to end") from error
+
+
+def _release(folder: Path) -> None:
+    """Remove the folder of a run that has no answers; leave one that has any, or a file that is not of a claim."""
+    files = [path for path in folder.iterdir() if path.name != LOCK]
+    if all(path.name == results.SETTINGS or (path.name == store.ANSWERS and not path.stat().st_size) for path in files):
+        shutil.rmtree(folder)
 
 
 def own_part(records: Sequence[Record], waiting: Sequence[int], processes: Processes) -> list[int]:

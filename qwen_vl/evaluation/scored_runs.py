@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen_vl.evaluation import results
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
+from qwen_vl.evaluation.benchmarks.benchmark import size_mark
 from qwen_vl.evaluation.scoring import AS_PUBLISHED, OFFICIAL
 from qwen_vl.evaluation.worst import WORST
 
@@ -82,6 +83,8 @@ class Run:
             size = settings.get("complete_size")
             of_all = f" of {size:,}" if size else ""
             marks.append(f"subset: {counts['records']:,}{of_all} records, seed {settings.get('seed', 0)}")
+        if mark := size_mark(settings.get("complete_size"), self.scores.get("size")):
+            marks.append(mark)
         if self.scores["incomplete"]:
             marks.append(f"incomplete: {counts['unanswered']:,} of {counts['records']:,} unanswered")
         if self.changes:

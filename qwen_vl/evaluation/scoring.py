@@ -63,6 +63,7 @@ def score(
     content = scores_of(
         task.benchmark,
         replace(result, notes=tuple(notes)),
+        run=folder.name,
         model=results.read_json(folder.parent / results.MODEL)["label"],
         counts=counts,
         is_subset=not task.subset.is_all,
@@ -85,6 +86,7 @@ def scores_of(
     benchmark: Benchmark,
     result: Result,
     *,
+    run: str,
     model: str,
     counts: Mapping[str, int],
     is_subset: bool,
@@ -94,6 +96,8 @@ def scores_of(
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
+        "run": run,
+        "size": benchmark.size,
         "model": model,
         "headline": result.headline,
         "figures": {name: figure_to_dict(figure) for name, figure in result.figures.items()},
@@ -145,11 +149,14 @@ def score_mean(benchmark: Benchmark, folder: Path, parts: Sequence[Mapping[str, 
     content = scores_of(
         benchmark,
         Result(name, figures, [], notes),
+        run=folder.name,
         model=parts[0]["model"],
         counts=counts,
         is_subset=any(part["subset"] for part in parts),
         settings={**parts[0]["settings"], **shared, "num_records": counts["records"], "complete_size": size},
     )
+    sizes = [part.get("size") for part in parts]
+    content["size"] = None if None in sizes else sum(sizes)
     folder.mkdir(exist_ok=True)
     results.write_json(folder / results.SCORES, content)
     return content

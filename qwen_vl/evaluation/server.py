@@ -1,20 +1,15 @@
 """A model behind an address answers prompts: a server of the OpenAI chat protocol, such as vLLM's."""
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image
-
 from qwen_vl.evaluation.answering import ModelIdentity, OnBatch, Said
-from qwen_vl.evaluation.openai_protocol import Endpoint, concurrently, first_choice
+from qwen_vl.evaluation.openai_protocol import Endpoint, concurrently, first_choice, image_uri
 from qwen_vl.evaluation.records import Decoding, ImageSource, Parts, Prompt, Ranking
 
 TOP = 20  # most likely first tokens that a server lists
-FORMAT = "image/png"  # where the bytes do not tell
 
 
 @dataclass
@@ -138,15 +133,12 @@ def _content(parts: Parts) -> str | list[dict[str, Any]]:
     return [
         {"type": "text", "text": part}
         if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": data_uri(part)}}
+        else {"type": "image_url", "image_url": {"url": sent(part)}}
         for part in parts
     ]
 
 
-def data_uri(image: ImageSource) -> str:
+def sent(image: ImageSource) -> str:
     """Return the encoded bytes of an image as a data: URI; raise ImageError if it cannot be opened."""
     image.open()  # its error names the image, which a server's would not
-    content = image.read()
-    with Image.open(io.BytesIO(content)) as opened:
-        kind = Image.MIME.get(opened.format or "", FORMAT)
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return image_uri(image.read())

@@ -38,8 +38,8 @@ class AnswerFile:
 
     def __init__(self, folder: Path, rank: int) -> None:
         """Open the file of a rank in the folder of a run."""
-        path = folder / f"answers.rank-{rank:04d}.jsonl"
-        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by __exit__)
+        self._path = folder / f"answers.rank-{rank:04d}.jsonl"
+        self._file = open(self._path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> "AnswerFile":
         return self
@@ -50,10 +50,15 @@ class AnswerFile:
         self._file.close()
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Write the answers of a batch and wait until they are on disk."""
-        self._file.write("".join(to_line(answer) + "\n" for answer in answers))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write the answers of a batch and wait until they are on disk; raise OSError that names the file."""
+        text = "".join(to_line(answer) + "\n" for answer in answers)
+        try:
+            self._file.write(text)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = str(self._path)  # a full disk names no file
+            raise
 
 
 def answer_files(folder: Path) -> list[Path]:

@@ -46,9 +46,18 @@ class Request:
         return list(found.values())
 
 
-def check(request: Request) -> None:
-    """Raise ValueError with all files of the benchmarks that are missing or malformed."""
-    _raise_all([problem for one in request.benchmarks() for problem in loading.check(one, request.data_dir)])
+def check(request: Request) -> list[str]:
+    """Return which benchmarks have files with another number of records than the published ones, a line each.
+
+    Raise ValueError with all files that are missing or malformed.
+    """
+    problems, marks = [], []
+    for benchmark in request.benchmarks():
+        found, mark = loading.examine(benchmark, request.data_dir)
+        problems += found
+        marks += [f"{benchmark.name}: {mark}"] if mark else []
+    _raise_all(problems)
+    return marks
 
 
 def tasks_of(request: Request, further_problems: Sequence[str] = ()) -> list[Task]:
@@ -58,7 +67,7 @@ def tasks_of(request: Request, further_problems: Sequence[str] = ()) -> list[Tas
         try:
             tasks.append(_task(benchmark, request))
         except (OSError, ValueError) as error:
-            problems.append(str(error))
+            problems += loading.named(benchmark, error)
     _raise_all(problems)
     return tasks
 
@@ -117,7 +126,8 @@ def answer_all(
     """Let every model answer every task, one model in memory at a time; return the folders of the runs.
 
     models: functions that tell who a model is; it is loaded if a record waits for its answer. All processes call this
-    together. Raise ValueError, before any model is loaded, with the images that cannot be read.
+    together. Raise ValueError or OSError, before any model is loaded, for images that cannot be read and for a model
+    that is not there.
     """
     processes = Processes.current()
     digests, problems = [], []
@@ -128,11 +138,14 @@ def answer_all(
             problems.append(str(error))
     processes.together(lambda: _raise_all(problems))
     folders = []
-    for identify in models:
-        source = identify()
+    sources = [identify() for identify in models]  # all of them first: a wrong path must not cost hours
+    while sources:
+        source = sources.pop(0)
         for task, images in zip(tasks, digests, strict=True):
             done = runner.answer(task, source, results_dir, digests=images, batch_size=batch_size, processes=processes)
             folders.append(results.model_dir(results_dir, source.identity) / task.run)
+            if mark := task.benchmark.size_mark(task.complete_size):
+                report(f"{task.run}: {mark}")
             failed = f", {done.failed} without an answer (see answers.jsonl)" if done.failed else ""
             reused = f", {done.reused} answered before" if done.reused else ""
             report(f"{source.identity.label}: {task.run}: {done.answered} of {done.records} answered{reused}{failed}")
@@ -150,7 +163,8 @@ def score_all(
 ) -> Iterator[dict[str, Any]]:
     """Score the runs in a results folder, and yield what scores.json has, means of benchmarks last.
 
-    folders: those of the runs, by default all; the names of `request` limit them, if it has any. A benchmark that
+    folders: those of the runs, by default all; the names of `request` limit them, if it has any. A conversation file
+    of `request` is read in place of the one of that name that was answered, which may have moved. A benchmark that
     needs a judge comes after the others. Raise ValueError if there is nothing to score and, once the others are scored,
     for runs that cannot be; OSError at once if the judge refuses.
     """
@@ -196,7 +210,8 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
     """Return the task that a run's folder has the answers of."""
     own = settings.get("own_data")
     name = settings["benchmark"]
-    benchmark = own_data(own["records"], own.get("images")) if own else get(name)
+    given = next((one for one in request.benchmarks() if one.name == name), None)
+    benchmark = given or (own_data(own["records"], own.get("images")) if own else get(name))
     num_frames = settings.get("num_frames")
     if num_frames is not None:
         benchmark = with_frames(benchmark, num_frames)
@@ -209,7 +224,7 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
         complete_size=len(records),
         subset=subset,
         num_frames=num_frames,
-        own_data=own,
+        own_data=own_paths(benchmark) if own else None,
     )
 
 

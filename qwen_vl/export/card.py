@@ -32,6 +32,27 @@ model = AutoModelForCausalLM.from_pretrained("{title}", trust_remote_code=True).
 answer, history = model.chat(tokenizer, "Picture 1: <img>image.jpg</img>\\nWhat is in the image?", history=None)
 ```
 """
+ADAPTER_HEAD = """\
+---
+license: other
+license_name: tongyi-qianwen
+library_name: peft
+pipeline_tag: image-text-to-text
+base_model: {base}
+tags:
+- qwen-vl
+- lora
+---
+
+# {title}
+
+{summary}
+
+```sh
+qwen-vl chat {title}
+qwen-vl merge {title} MERGED
+```
+"""
 Record = dict[str, Any]  # run.json of a training, with a list "export" of what was done since
 
 LICENSE = """\
@@ -73,9 +94,21 @@ def add(folder: str | Path, title: str, content: str) -> None:
 
 
 def text(found: Record, title: str) -> str:
-    """Return the page of a record."""
+    """Return the page of a record of a model."""
     base = short(found["base"].get("name", "unknown"))
-    parts = [HEAD.format(title=title, base=base, summary=f"A Qwen-VL model, made from `{base}`.")]
+    return _page(found, HEAD.format(title=title, base=base, summary=f"A Qwen-VL model, made from `{base}`."))
+
+
+def adapter_text(found: Record, title: str) -> str:
+    """Return the page of a record of an adapter."""
+    base = short(found["base"].get("name", "unknown"))
+    return _page(found, ADAPTER_HEAD.format(title=title, base=base, summary=f"An adapter for Qwen-VL, on `{base}`."))
+
+
+def _page(found: Record, head: str) -> str:
+    """Return the page of a record below its head."""
+    base = short(found["base"].get("name", "unknown"))
+    parts = [head]
     steps = found.get("export", [])
     lines = [f"{number}. {one['step']}" for number, one in enumerate(steps, start=1)]
     parts.append("## How it was made\n\n" + "\n".join([trained(found, base), "", *lines]).strip() + "\n")

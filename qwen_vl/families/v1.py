@@ -260,11 +260,16 @@ def chat_format(settings: Mapping[str, Any]) -> str | None:
     return settings.get("chat_format")
 
 
-def is_chat(settings: Mapping[str, Any], *, unmarked: bool = False) -> bool:
+def is_marked(settings: Mapping[str, Any]) -> bool:
+    """Return whether the settings of a generation_config.json say that a model is a chat or a base model."""
+    return "chat_format" in settings
+
+
+def is_chat(settings: Mapping[str, Any], *, unmarked: bool = True) -> bool:
     """Return whether the settings of a generation_config.json are those of a chat model, and not of a base model.
 
-    unmarked: the result for settings that say nothing. Training treats such a model as a base model, so that it learns
-    the markers of ChatML; chat treats it as a chat model.
+    unmarked: the result for settings that say nothing. Everywhere they count as those of a chat model, as in
+    `QWenLMHeadModel.chat`.
     """
     return settings.get("chat_format", CHAT_FORMAT if unmarked else None) == CHAT_FORMAT
 

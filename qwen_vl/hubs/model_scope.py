@@ -45,15 +45,19 @@ def dataset_folder(name: RepoName, cache_dir: str | None) -> str:
 
 def client(name: RepoName, kind: str) -> Any:
     """Return the client for the site of ModelScope that has a repository, with the settings of the environment."""
+    api = plain_client(name)
+    return api if is_offline() else plain_client(name, api.resolve_endpoint_for_read(name.repo, repo_type=kind))
+
+
+def plain_client(name: RepoName, endpoint: str | None = None) -> Any:
+    """Return a client with the settings of the environment. Raise ImportError if ModelScope's package is missing."""
     try:
         from modelscope_hub.api import HubApi
         from modelscope_hub.config import HubConfig
     except ImportError as error:
         raise ImportError(f"{name}: ModelScope needs its package; pip install 'qwen-vl[modelscope]'") from error
-    api = HubApi(config=HubConfig())
-    if is_offline():
-        return api
-    return HubApi(config=HubConfig(endpoint=api.resolve_endpoint_for_read(name.repo, repo_type=kind)))
+    logging.getLogger("modelscope_hub").setLevel(logging.ERROR)  # what matters becomes an error here
+    return HubApi(config=HubConfig(endpoint=endpoint))
 
 
 def is_offline() -> bool:

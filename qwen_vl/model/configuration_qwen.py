@@ -100,6 +100,12 @@ class QWenConfig(PreTrainedConfig):
             raise ValueError(
                 f"config.visual lacks {', '.join(missing)}; a Qwen-VL config describes its vision tower there"
             )
+        if self.tie_word_embeddings or not self.scale_attn_weights:
+            raise ValueError(
+                f"config has tie_word_embeddings {self.tie_word_embeddings} and scale_attn_weights "
+                f"{self.scale_attn_weights}; a Qwen-VL model has an lm_head of its own (false) and scales attention "
+                "scores (true), so correct them, or take the config.json of the published model"
+            )
         if self.visual["output_dim"] != self.hidden_size:
             raise ValueError(
                 f"config.visual.output_dim is {self.visual['output_dim']} but hidden_size is {self.hidden_size}; "

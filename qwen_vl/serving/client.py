@@ -3,7 +3,6 @@
 `ask` needs nothing but this package. `draw_grounding` also takes the message object of the `openai` client.
 """
 
-import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from qwen_vl.evaluation.openai_protocol import Endpoint, first_choice
+from qwen_vl.evaluation.openai_protocol import Endpoint, first_choice, image_uri
 from qwen_vl.model.box_drawing_qwen import draw_boxes
 from qwen_vl.model.image_loading_qwen import read_image
 
@@ -54,15 +53,11 @@ def image_url(image: ImageInput) -> str:
     """
     if isinstance(image, str) and image.lower().startswith(ADDRESSES):
         return image
-    if isinstance(image, Image.Image):
-        file = io.BytesIO()
-        read_image(image).save(file, "PNG")
-        content, kind = file.getvalue(), "image/png"
-    else:
-        content = Path(image).read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
-            kind = Image.MIME.get(opened.format or "", "application/octet-stream")
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    if not isinstance(image, Image.Image):
+        return image_uri(Path(image).read_bytes())
+    file = io.BytesIO()
+    read_image(image).save(file, "PNG")
+    return image_uri(file.getvalue())
 
 
 def draw_grounding(image: ImageInput, message: Any) -> Image.Image:

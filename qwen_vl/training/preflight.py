@@ -1,10 +1,12 @@
 """Preflight: checks before the model is loaded, that a run trains something and resumes with the same data."""
 
 import logging
+from copy import copy
 
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.model import QWenTokenizer
@@ -13,7 +15,6 @@ from qwen_vl.training.flags.arguments import TrainingArguments
 from qwen_vl.training.held_out import questions
 from qwen_vl.training.param_groups import Row
 from qwen_vl.training.resume import checkpoints, data_position
-from qwen_vl.training.resume.resumable_trainer import described
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +31,29 @@ def check_steps(max_steps: int) -> None:
 
 
 def check_optimizer(training: TrainingArguments, model: nn.Module) -> None:
-    """Raise ImportError if the library of an optimizer is not installed.
+    """Raise ImportError if an optimizer's library is not installed, ValueError if it does not read --optim_args.
 
     model: on the meta device, from `recipe.rehearse`.
     """
+    given = [pair for pair in (training.optim_args or "").replace(" ", "").split(",") if pair]
+    unread = []
     try:
-        Trainer.get_optimizer_cls_and_kwargs(training, model)
+        _, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+        for pair in given:  # transformers lists nowhere which names an optimizer reads
+            others = copy(training)
+            others.optim_args = ",".join(other for other in given if other != pair)
+            if Trainer.get_optimizer_cls_and_kwargs(others, model)[1] == options:
+                unread.append(pair)
     except ImportError:
         raise
     except Exception as error:  # it may need the weights; then the error comes when they are loaded
         logger.debug("--optim %s: %s", training.optim, error)
+    if unread:
+        name = OptimizerNames(training.optim).value
+        raise ValueError(
+            f"--optim_args {','.join(unread)}: without effect on --optim {name}, which reads no such name, "
+            "or has this value by default; correct the name, or leave it out"
+        )
 
 
 def check(
@@ -52,7 +66,7 @@ def check(
     batch = training.train_batch_size * training.world_size
     recorded = checkpoints.run_state(checkpoint).get("data") if checkpoint else None
     if recorded and not training.ignore_data_skip:
-        data_position.check(recorded, described(data, training, batch))
+        data_position.check(recorded, data_position.described(data, training, batch))
     if not any(row.learning_rate for row in rows):
         logger.warning("every learning rate is 0, so no weight will change")
     if isinstance(data, IterableDataset):

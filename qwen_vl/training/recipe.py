@@ -17,6 +17,7 @@ from qwen_vl.adapters import build, convert, lora_targets
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.checkpoint.files import read_json_or_none
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.data import build as data_build
 from qwen_vl.data import mixing
 from qwen_vl.data.chatml import EncodeOptions, Overlength
@@ -26,7 +27,7 @@ from qwen_vl.data.packing import PackedDataset, PackOptions
 from qwen_vl.data.sources import streaming
 from qwen_vl.data.sources.streaming import StreamOptions
 from qwen_vl.families import v1 as family
-from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
+from qwen_vl.model import QWenLMHeadModel, QWenTokenizer
 
 from . import final_model, param_groups, preflight, tuning
 from .distributed import engines
@@ -42,14 +43,15 @@ from .resume.data_position import TrainData
 from .trainer import QWenTrainer
 from .vision_cache import cache
 
+logger = logging.getLogger(__name__)
+
 Bias = Literal["none", "all", "lora_only"]
 
 
 class Prepared(NamedTuple):
     """The facts about a run that are known before its data and weights are loaded."""
 
-    name: str  # folder or hub name of the checkpoint that is trained
-    config: QWenConfig
+    folder: ModelFolder  # the model that is trained
     tokenizer: QWenTokenizer
     adapter: Adapter | None  # of --lora_weight_path
     quantization: str | None  # applied to the base's weights while they are loaded
@@ -97,35 +99,36 @@ def prepare(flags: TrainFlags) -> Prepared:
         final_model.put_in_place(training.output_dir)  # of a run that was killed while it replaced its model
     checkpoint = checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
     settled = resume_settings.settle(checkpoint, flags, anew=training.ignore_data_skip)
-    config = loading.load_config(name, training.cache_dir)
+    folder = ModelFolder.open(name, training.cache_dir)
+    config = folder.config
     adapter = Adapter.open(lora.lora_weight_path) if lora.lora_weight_path else None
-    tokenizer = load_tokenizer(name, config, adapter, training)
+    tokenizer = load_tokenizer(folder, adapter, training)
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
     rates = param_groups.Rates(
         training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
     )
     check_adapter_flags(kind, lora, training)
-    loading.check_files(name, training.cache_dir)
-    model = rehearse(loading.skeleton(name, config, training.cache_dir), kind, adapter, lora, training)
+    loading.check_files(name, folder.cache_dir)
+    model = rehearse(loading.skeleton(name, config, folder.cache_dir), kind, adapter, lora, training)
     rows = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
     cache.check_frozen(flags.data.vision_cache, model, is_sharded=engines.is_sharded(training))
     preflight.check_optimizer(training, model)
-    base = describe_base(name, kind, adapter, training.cache_dir)
+    base: dict[str, Any] = {"name": name, "fingerprint": folder.fingerprint}
+    if adapter:
+        adapter.check_base(**base)
+    base["quantization"] = kind
     if checkpoint:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
         resume_settings.check(checkpoint, model, dtype=dtype, base=base)
-    return Prepared(
-        name, config, tokenizer, adapter, kind, rates, base, rows, checkpoint, settled, arguments.changed(*flags)
-    )
+    return Prepared(folder, tokenizer, adapter, kind, rates, base, rows, checkpoint, settled, arguments.changed(*flags))
 
 
-def load_tokenizer(
-    name: str, config: QWenConfig, adapter: Adapter | None, training: TrainingArguments
-) -> QWenTokenizer:
+def load_tokenizer(folder: ModelFolder, adapter: Adapter | None, training: TrainingArguments) -> QWenTokenizer:
     """Return the tokenizer of a model or of the adapter to continue, with the new tokens of this run."""
     if adapter:
-        return adapter.load_tokenizer(name, config, training.cache_dir)
-    return loading.load_tokenizer(name, config, training.cache_dir, extra_tokens=training.new_special_tokens)
+        return adapter.load_tokenizer(folder)
+    names = training.new_special_tokens
+    return loading.load_tokenizer(folder.path, folder.config, folder.cache_dir, extra_tokens=names)
 
 
 def check_adapter_flags(kind: str | None, lora: LoraArguments, training: TrainingArguments) -> None:
@@ -155,18 +158,15 @@ def rehearse(
         if not training.use_lora:
             return tuning.freeze_for_full(model, fix_vit=training.fix_vit)
         whole = build.whole_modules(model, lora.modules_to_save) or ()
+        if not lora.modules_to_save and not family.is_marked(model.generation_config.to_dict()):
+            logger.warning(
+                "generation_config.json has no chat_format, so this counts as a chat model; for a base model give "
+                "--modules_to_save %s, so that it learns the markers of turns", " ".join(family.WHOLE_ON_A_BASE)
+            )  # fmt: skip
         lora_targets.check_whole(model, whole, kind)
         model = add_adapters(model, replace(lora, init_lora_weights="default"), None)  # other starts need the weights
         lora_targets.check_rows(lora_targets.trained_rows(training.new_special_tokens or (), whole), model)
         return model
-
-
-def describe_base(name: str, kind: str | None, adapter: Adapter | None, cache_dir: str | None) -> dict[str, Any]:
-    """Return "name", "fingerprint" and "quantization" of a base. Raise ValueError if `adapter` has another base."""
-    base = {"name": name, "fingerprint": loading.fingerprint(name, cache_dir)}
-    if adapter:
-        adapter.check_base(**base)
-    return base | {"quantization": kind}
 
 
 def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
@@ -264,10 +264,10 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
     set_seed(training.seed)
     dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
     model = loading.load_model(
-        prepared.name,
+        prepared.folder.path,
         dtype=dtype,
         attn_implementation=flags.model.attn_implementation,
-        cache_dir=training.cache_dir,
+        cache_dir=prepared.folder.cache_dir,
         quantization=prepared.quantization,
         device=training.device,
     )
@@ -318,9 +318,9 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
     features = cache.opened(
         flags.data.vision_cache,
         loaded.model,
-        name=prepared.name,
+        name=prepared.folder.path,
         dtype=loaded.dtype,
-        cache_dir=training.cache_dir,
+        cache_dir=prepared.folder.cache_dir,
         is_sharded=engines.is_sharded(training),
     )
     settled, output_dir = prepared.settled, training.output_dir
@@ -333,7 +333,7 @@ def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: L
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=ConversationCollator(
-            prepared.tokenizer, family.image_size(prepared.config), vision_cache=features
+            prepared.tokenizer, family.image_size(prepared.folder.config), vision_cache=features
         ),
         vision_cache=features,
         tokenizer=prepared.tokenizer,
@@ -364,7 +364,10 @@ def write_results(prepared: Prepared, flags: TrainFlags, loaded: Loaded, trainer
             weights=weights,
             start=loaded.start,
         )
-        write_records(prepared, flags.data, output_dir, base=base or {"name": prepared.name}, trained=loaded.rows)
+        write_records(
+            prepared, flags.data, output_dir, base=base or {"name": prepared.folder.path}, trained=loaded.rows
+        )
+    trainer.push_result()
     print(f"saved to {output_dir}", file=sys.stderr)
 
 

@@ -1,23 +1,17 @@
 """The Trainer of this project: loss, logging, optimizer groups and checks around the training step."""
 
 import math
-import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import transformers
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
-from qwen_vl.adapters.adapter import CONFIG_FILE
 from qwen_vl.data.collator import HOST_KEYS
-from qwen_vl.model import QWenTokenizer
 from qwen_vl.training.distributed.host_memory import keep_freed_memory
 from qwen_vl.training.distributed.text_only_steps import (
     IMAGES,
@@ -35,7 +29,7 @@ from qwen_vl.training.objectives import sft
 from qwen_vl.training.resume.resumable_trainer import ResumableTrainer
 from qwen_vl.training.vision_cache.cache import CacheFiller, VisionCache
 
-from . import final_model, param_groups, tuning
+from . import param_groups, tuning
 from .untrained import UntrainedCheck
 
 
@@ -51,8 +45,6 @@ class QWenTrainer(ResumableTrainer):
     def __init__(
         self,
         *,
-        tokenizer: QWenTokenizer,
-        base: dict[str, Any] | None = None,
         source_names: Sequence[str] = (),
         is_weighted: bool = False,
         rates: param_groups.Rates | None = None,
@@ -63,7 +55,7 @@ class QWenTrainer(ResumableTrainer):
         if kwargs["args"].device.type == "cpu":
             keep_freed_memory()
         use_cache = kwargs["model"].config.use_cache
-        super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
+        super().__init__(**kwargs)
         self.model.config.use_cache = use_cache  # Trainer sets it to False and would save that
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -73,7 +65,7 @@ class QWenTrainer(ResumableTrainer):
         reporting.guard(self.callback_handler.callbacks)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        self._tokenizer, self._base, self._is_weighted, self._asker = tokenizer, base, is_weighted, asker
+        self._is_weighted, self._asker = is_weighted, asker
         dtype = tuning.compute_dtype(bf16=self.args.bf16, fp16=self.args.fp16)
         self._speed = SpeedMeter(self.model, self.args.device, dtype)
         self._phases = PhaseMeter(
@@ -273,62 +265,31 @@ class QWenTrainer(ResumableTrainer):
     def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
-    def load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
-        """Load the weights of a checkpoint. Raise ValueError if it is damaged or does not fit this run."""
-        with resuming(checkpoint):
-            super().load_weights(checkpoint, model)
+    def push_checkpoint(self, folder: str) -> None:
+        """Start the upload of a checkpoint to the Hub once it is renamed; a failure does not end the training."""
+        if self._staging_dir is None:
+            with reporting.warning("--push_to_hub: a checkpoint was not sent"):
+                super().push_checkpoint(folder)
 
-    def load_optimizer(self, checkpoint: str | None) -> None:
-        """Load the optimizer and the schedule of a checkpoint. Raise ValueError if they do not fit this run."""
-        asked = optimizer_settings(self.optimizer)
-        with resuming(checkpoint):
-            super().load_optimizer(checkpoint)
-        if checkpoint is None:
+    def finish_push(self) -> None:
+        """Wait for the current uploads to the Hub; a failure does not end the training."""
+        with reporting.warning("--push_to_hub: not all was sent"):
+            super().finish_push()
+            for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
+                job.result()
+
+    def push_result(self) -> None:
+        """Send the output folder with the final model to the Hub; a failure is a warning. Call it on rank 0."""
+        if not self.args.push_to_hub:
             return
-        if "settings" not in self._resumed and not self.is_deepspeed_enabled:  # of an older version or another tool
-            used = optimizer_settings(self.optimizer)
-            wrong = [f"--{flag} {used[flag]} (here: {asked[flag]})" for flag in used if used[flag] != asked[flag]]
-            if wrong:
-                raise ValueError(
-                    f"--resume_from_checkpoint {checkpoint}: made with {', '.join(wrong)}, which its optimizer "
-                    "keeps; give the same"
-                )
-        self._reschedule(checkpoint)
-
-    def load_random_state(self, checkpoint: str | None) -> None:
-        """Load the random states of a checkpoint. Raise ValueError if it is damaged."""
-        with resuming(checkpoint):
-            super().load_random_state(checkpoint)
-
-    def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write a model folder, or an adapter with base.json, and the arguments of the run."""
-        final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
-        torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
-
-    def save_companions(self, folder: Path) -> None:
-        """Write config, tokenizer and processor if the engine wrote only the weights."""
-        if not any(Path(folder, name).is_file() for name in ("config.json", CONFIG_FILE)):
-            final_model.write_configs(self.model, self._tokenizer, folder, base=self._base)
-
-
-def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """Return {flag: values over all groups} of an optimizer's settings."""
-    flags = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_beta": "betas", "adam_epsilon": "eps"}
-    groups, found = optimizer.param_groups, {}
-    for flag, key in flags.items():
-        values = [group[key] for group in groups if key in group]
-        found[flag] = ", ".join(sorted({str(list(v) if isinstance(v, tuple) else v) for v in values}))
-    return found
-
-
-@contextmanager
-def resuming(checkpoint: str | None) -> Iterator[None]:
-    """Turn any error of reading a checkpoint in this block into one ValueError that says what to do."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"--resume_from_checkpoint {checkpoint}: damaged, or made with other flags than this run's ({reason}); "
-            "use the flags that it was made with, or an earlier checkpoint"
-        ) from error
+        name, folder = self.hub_model_id, self.args.output_dir
+        then = f"it is in {folder}: send it with `hf upload {name} {folder} --exclude 'checkpoint-*'`"
+        with reporting.warning("the final model was not sent to the Hub", then):
+            transformers.trainer.hf_api().upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                commit_message="End of training",
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+                ignore_patterns=["_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+            )

@@ -107,10 +107,11 @@ def draw_answers(examples, path):
         prediction, right = find_boxes(_last(example)), find_boxes(example.answer)
         label = _last(example).partition("<ref>")[2].partition("</ref>")[0]
         boxes = [{"box": box, "ref": label} for box in prediction]
-        sheet.paste(draw_boxes(scaled(example.image), boxes), (left, top + TITLE_HEIGHT))
+        image = draw_boxes(scaled(example.image), boxes)
+        sheet.paste(image, (left, top + TITLE_HEIGHT))
         if right:
             title = f"IoU {iou(prediction[0], right[0]):.2f}"
-            middle = left + SHOWN_SIDE / 2, top + TITLE_HEIGHT / 2
+            middle = left + image.width / 2, top + TITLE_HEIGHT / 2
             draw.text(middle, title, fill="black", font=font, anchor="mm")
     sheet.save(path)
 

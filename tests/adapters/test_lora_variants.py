@@ -13,6 +13,7 @@ from qwen_vl.adapters import build, lora_targets
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.adapters.attach import load_adapted
 from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.training import param_groups, trainer
 from qwen_vl.training.flags.arguments import TrainingArguments
 
@@ -148,7 +149,7 @@ def test_new_tokens_train_their_rows_alone(make_checkpoint, make_int4_checkpoint
     on = runs.train(
         base, tmp_path / "on", flags[0], data_path=write_tagged(tmp_path), lora_weight_path=out, max_steps=1
     )
-    assert Adapter.open(on).load_tokenizer(base).extra_tokens == ["<think>", "<done>"]
+    assert Adapter.open(on).load_tokenizer(ModelFolder.open(base)).extra_tokens == ["<think>", "<done>"]
     assert runs.losses(on)[0] < runs.losses(out)[0] - 0.1
 
 

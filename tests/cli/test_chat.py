@@ -9,7 +9,7 @@ from helpers.commands import exit_code
     [
         (["--image", "gone.png"], "gone.png"),
         (["--out", "boxes.pgn"], "--out boxes.pgn: not an image format"),
-        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here (Expected one of cpu"),
     ],
 )
 def test_wrong_arguments_are_one_line(make_checkpoint, capsys, arguments, message):

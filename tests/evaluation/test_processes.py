@@ -84,3 +84,5 @@ def test_a_rank_that_is_gone_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr("qwen_vl.evaluation.processes.distributed.all_gather_object", gone)
     with pytest.raises(ConnectionError, match=r"^rank 1: another process has ended; .*run the same command again$"):
         Processes(1, 2).gather(None)
+    with pytest.raises(ConnectionError, match=r"^rank 1: another process has ended; pass --resume auto$"):
+        Processes(1, 2, "pass --resume auto").together(lambda: None)

@@ -247,3 +247,22 @@ def test_a_subset_is_random_seeded_and_tears_no_group(data):
     groups = Subset(4).of(records, lambda record: record.cluster)
     assert len(groups) == 6 and len({record.cluster for record in groups}) == 2
     assert Subset().of(records) == records and Subset(99).of(records) == records
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_run(data, tmp_path):
+    def fails():
+        raise ValueError("device 'moon' cannot be used here")
+
+    def load(task):
+        source = runner.ModelSource(IDENTITY, fails)
+        digests = runner.image_digests(task, Processes())
+        return runner.answer(task, source, tmp_path, digests=digests, batch_size=2, processes=Processes())
+
+    with pytest.raises(ValueError, match="moon"):
+        load(task_of(data))
+    assert not list(tmp_path.glob("fake*/*/"))
+    with pytest.raises(KeyboardInterrupt):
+        answer(data, FakeModel(dies_after=2), tmp_path)
+    with pytest.raises(ValueError, match="moon"):
+        load(task_of(data))
+    assert len(answers_file(tmp_path).read_text().splitlines()) == 4

@@ -9,12 +9,15 @@ import pytest
 from helpers.evaluations import COLORS, MEAN, RANKED, SQUARES, FakeModel, write_data
 from helpers.openai_server import completion, serving
 
+from qwen_vl.cli.evaluate import score_line
 from qwen_vl.evaluation import suite
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
 from qwen_vl.evaluation.judge import Judge
 from qwen_vl.evaluation.metrics.result import Metric, Result, SampleScore
 from qwen_vl.evaluation.openai_protocol import Endpoint
+from qwen_vl.evaluation.report import to_markdown
 from qwen_vl.evaluation.runner import ModelSource
+from qwen_vl.evaluation.scored_runs import read_run
 from qwen_vl.evaluation.statistics import mean_figure
 from qwen_vl.evaluation.suite import Request
 from qwen_vl.evaluation.tasks import Overrides, Subset
@@ -182,3 +185,35 @@ def test_everything_that_is_wrong_is_said_at_once(data, tmp_path):
         (data / name).unlink()
     with pytest.raises(ValueError, match=r"2 of 4 images cannot be read.*\n.*0\.png.*\n.*3\.png"):
         answered(data, "squares", model=FakeModel(dies_after=0))
+
+
+def test_a_model_that_is_not_there_is_said_before_another_one_answers(data):
+    model = FakeModel(dies_after=0)
+
+    def nowhere():
+        raise ValueError("no such checkpoint folder")
+
+    sources = [lambda: ModelSource(model.identity, lambda: model), nowhere]
+    tasks, results = suite.tasks_of(Request(names=["squares"], data_dir=data)), data.parent / "results"
+    with pytest.raises(ValueError, match="no such checkpoint folder"):
+        suite.answer_all(tasks, sources, results, batch_size=8, report=str)
+    assert not results.exists()
+
+
+def test_files_of_another_size_than_the_published_ones_are_marked(data, monkeypatch):
+    mark = "data files: 12 records, published: 5,000"
+    monkeypatch.setitem(BENCHMARKS, "squares", replace(SQUARES, size=5000))
+    monkeypatch.setitem(BENCHMARKS, "squares_ranked", replace(RANKED, size=12))
+    request = Request(names=["squares", "squares_ranked"], data_dir=data)
+    assert suite.check(request) == [f"squares: {mark}"]
+    _, results, (folder, ranked) = answered(data, "squares", "squares_ranked")
+    scores = score(request, results)
+    assert [score_line(one).endswith(f" [{mark}]") for one in scores.values()] == [True, False, False]
+    assert read_run(folder).marks == [mark] and not read_run(ranked).marks
+    assert f"<br>{mark}" in to_markdown([read_run(folder)])
+
+
+def test_a_line_of_a_score_names_the_run(data):
+    request, results, _ = answered(data, "squares", overrides=Overrides(end="im_end"), subset=Subset(4))
+    (scores,) = score(request, results).values()
+    assert score_line(scores).startswith("fake: squares+im_end+limit4: accuracy")

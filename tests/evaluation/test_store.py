@@ -1,9 +1,11 @@
 """Answers on disk: what is appended, what survives a kill, what is refused."""
 
+import errno
 import json
 
 import pytest
 
+from qwen_vl.cli.run import message
 from qwen_vl.evaluation import store
 from qwen_vl.evaluation.records import Answer
 
@@ -72,3 +74,16 @@ def test_a_kill_between_merging_and_deleting_leaves_no_second_line(tmp_path):
     (tmp_path / "answers.rank-0000.jsonl").write_bytes(parts)
     store.merge(tmp_path, IDS, KEYS)
     assert len(lines(tmp_path / "answers.jsonl")) == 1
+
+
+def test_a_full_disk_names_the_file_of_answers(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qwen_vl.evaluation.store.os.fsync", full)
+    with store.AnswerFile(tmp_path, 0) as file, pytest.raises(OSError) as caught:
+        file.append([])
+    expected = (
+        f"{tmp_path / 'answers.rank-0000.jsonl'}: no space left on device; free some space, or use another folder"
+    )
+    assert message(caught.value) == expected

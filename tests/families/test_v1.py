@@ -216,17 +216,13 @@ def test_other_families_are_told_apart(settings, kind):
 
 
 @pytest.mark.parametrize(
-    ("settings", "trains_as_chat", "answers"),
-    [
-        ({"chat_format": "chatml"}, True, True),
-        ({"chat_format": "raw"}, False, False),
-        ({"chat_format": None}, False, False),
-        ({}, False, True),
-    ],
+    ("settings", "is_chat"),
+    [({"chat_format": "chatml"}, True), ({"chat_format": "raw"}, False), ({"chat_format": None}, False), ({}, True)],
 )
-def test_chat_models_and_base_models(settings, trains_as_chat, answers):
-    assert v1.is_chat(settings) is trains_as_chat
-    assert v1.is_chat(settings, unmarked=True) is answers
+def test_chat_models_and_base_models(settings, is_chat):
+    """Check the one rule of training, evaluation and chat; without a mark a model counts as a chat model."""
+    assert v1.is_chat(settings) is is_chat
+    assert v1.is_marked(settings) is bool(settings)
     generation_config = GenerationConfig(**settings)
     v1.mark_as_chat(generation_config)
     assert v1.is_chat(generation_config.to_dict())

@@ -181,8 +181,8 @@ def lfs_batch(hub, asked):
     objects = []
     for entry in asked["objects"]:
         href = f"{hub.address}/blobs/{entry['oid']}"
-        actions = {} if entry["oid"] in hub.blobs else {"upload": {"href": href, "header": {}}}
-        objects.append({"oid": entry["oid"], "size": entry["size"], "actions": actions})
+        actions = {} if entry["oid"] in hub.blobs else {"actions": {"upload": {"href": href, "header": {}}}}
+        objects.append({"oid": entry["oid"], "size": entry["size"], **actions})
     return Reply({"transfer": "basic", "objects": objects})
 
 
@@ -234,8 +234,9 @@ def ms_openapi(hub, parts, token):
         found = {"username": "owner", "email": "owner@example.org"}
         return Reply({"success": True, "data": found}) if token == TOKEN else ms_error(401, "Invalid token")
     if parts[0] in ("models", "datasets"):
-        ms_repo(hub, parts[0].removesuffix("s"), "/".join(parts[1:3]), token)
-        return Reply({"success": True, "data": {"name": parts[2], "owner": parts[1]}})
+        repo = ms_repo(hub, parts[0].removesuffix("s"), "/".join(parts[1:3]), token)
+        data = {"name": parts[2], "owner": parts[1], "private": repo.private, "visibility": 1 if repo.private else 5}
+        return Reply({"success": True, "data": data})
     return ms_error(404, "Not Found")
 
 
@@ -351,6 +352,7 @@ def use(hub, monkeypatch, tmp_path, *, token=None):
     monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "ms-home"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(constants, name, str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own for large files
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
         monkeypatch.setenv(name, token) if token else monkeypatch.delenv(name, raising=False)

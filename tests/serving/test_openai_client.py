@@ -143,6 +143,17 @@ def test_the_models_own_settings_hold_where_a_request_says_nothing(client, serve
     assert long.usage.total_tokens == 1024
 
 
+def test_no_way_to_sample_breaks_the_engine(client, chat):
+    for warm in ({"temperature": 1e-45}, {"temperature": 0.01}, {"temperature": 2, "top_p": 1e-9}):
+        reply = client.chat.completions.create(model="tiny", messages=user("Hello"), max_tokens=9, **warm)
+        assert reply.choices[0].message.content == chat("Hello", max_new_tokens=9)
+    wild = {"temperature": 2, "top_p": 1, "extra_body": {"top_k": 2**31 - 1}}
+    assert client.chat.completions.create(model="tiny", messages=user("Hello"), max_tokens=9, **wild).choices
+    narrow = {"temperature": 2, "extra_body": {"top_k": 1}}
+    reply = client.chat.completions.create(model="tiny", messages=user("Hello"), max_tokens=9, **narrow)
+    assert reply.choices[0].message.content == chat("Hello", max_new_tokens=9)
+
+
 def test_images_are_read_from_the_web(client, chat):
     image = {"type": "image_url", "image_url": {"url": "http://images.example/good.png"}}
     parts = [image, {"type": "text", "text": "?"}]

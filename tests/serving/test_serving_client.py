@@ -65,6 +65,11 @@ def test_ask_sends_images_and_returns_the_message(server, tmp_path):
         ask(address, "m", "Hi", key="wrong")
     with pytest.raises(FileNotFoundError):
         image_url(tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(OSError, match="cannot identify"):
+        image_url(tmp_path / "text.png")
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "a.dds")  # a format without a MIME type
+    assert image_url(tmp_path / "a.dds").startswith("data:image/png;base64,RERTI")
 
 
 def test_the_boxes_are_drawn_with_their_labels():

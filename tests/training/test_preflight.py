@@ -50,6 +50,21 @@ def test_an_optimizer_that_is_not_installed(refused):
     assert "need to install `schedulefree`" in refused(optim="schedule_free_adamw")
 
 
+def test_arguments_that_the_optimizer_does_not_read(refused, make_checkpoint, tmp_path):
+    said = refused("--optim_args", "momentum=0.9,beta9=1", optim="sgd")
+    assert "--optim_args beta9=1: without effect on --optim sgd" in said
+    assert "--optim_args momentum=0.9: without effect on --optim adamw_torch_fused" in refused(
+        optim_args="momentum=0.9"
+    )
+
+
+def test_arguments_that_the_optimizer_reads(make_checkpoint, tmp_path):
+    out = runs.train(
+        make_checkpoint(), tmp_path / "out", optim="sgd", optim_args="momentum=0.9, nesterov=true", max_steps=1
+    )
+    assert (out / "model.safetensors").is_file()
+
+
 def test_only_vision_and_no_image(refused, tmp_path):
     said = refused(*VISION, data_path=texts(tmp_path)[0])
     assert "nothing would be trained: only the vit would, and no sample has an image" in said

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoProcessor
 
 from qwen_vl.checkpoint import loading
-from qwen_vl.training.monitor import callbacks, step_profiler
+from qwen_vl.files import read_entries
+from qwen_vl.training.monitor import step_profiler
 
 
 @pytest.mark.parametrize("fix_vit", [True, False])
@@ -134,7 +135,7 @@ def test_the_newest_checkpoint_is_found_and_old_ones_are_deleted(make_checkpoint
     runs.train(make_checkpoint(), tmp_path / "out", **settings, resume_from_checkpoint=True, max_steps=4)
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
     assert len(runs.losses(out)) == 4
-    metrics = callbacks.read_metrics(out / "metrics.jsonl")
+    metrics = read_entries(out / "metrics.jsonl")
     assert [entry["step"] for entry in metrics if "loss" in entry] == [1, 2, 3, 4]
     assert [entry["step"] for entry in metrics if "train_runtime" in entry] == [4]
 
@@ -155,7 +156,7 @@ def test_a_run_reports_itself(make_checkpoint, tmp_path, monkeypatch, capsys):
         sample_phases_every=1,
     )
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    logged = [entry for entry in callbacks.read_metrics(tmp_path / "out" / "metrics.jsonl") if "loss" in entry]
+    logged = [entry for entry in read_entries(tmp_path / "out" / "metrics.jsonl") if "loss" in entry]
     assert [entry["step"] for entry in logged] == [1, 2]
     board = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents*")).parent)).Reload()
     for key in logged[0].keys() - {"step", "time", "epoch"}:

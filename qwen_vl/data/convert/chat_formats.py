@@ -4,7 +4,6 @@ One reader reads all of them: turns under `conversations` or `messages`; images 
 <image> in the text, or as parts of the content. The formats differ in how we write them and in their boxes.
 """
 
-import base64
 import json
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from urllib.request import url2pathname
 
 from qwen_vl.data.boxes import box_text
 from qwen_vl.data.validation import GRID, FieldError, kind_of, shown
+from qwen_vl.files import data_uri
 
 from .swift_objects import Objects, from_ours_to_swift
 
@@ -163,7 +163,7 @@ class _Reader:
 def _reference(where: str, value: object) -> str:
     """Return an image reference as ours: a file:// address as a path, bytes as a data: URI."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # an Image of `datasets`
-        return f"data:image/{_image_kind(value['bytes'])};base64,{base64.b64encode(value['bytes']).decode()}"
+        return data_uri(value["bytes"], f"image/{_image_kind(value['bytes'])}")
     if isinstance(value, dict):
         value = value.get("path") or value.get("url")
     if not isinstance(value, str) or not value:

@@ -1,11 +1,12 @@
 """The preview as one self-contained HTML page: no scripts, no requests, images included."""
 
-import base64
 import io
 from collections.abc import Sequence
 from html import escape
 from string import Template
 from typing import TYPE_CHECKING
+
+from qwen_vl.files import data_uri
 
 if TYPE_CHECKING:  # preview.py imports this module
     from PIL import Image
@@ -146,10 +147,10 @@ def _image(number: int, image: "Image.Image | str", reference: str) -> str:
     if isinstance(image, str):
         return f'<figure><div class="failed">{clean(image)}</div>{caption}</figure>'
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<figure><img src="{_data_uri(image)}" {size} alt="Picture {number}">{caption}</figure>'
+    return f'<figure><img src="{_smaller_uri(image)}" {size} alt="Picture {number}">{caption}</figure>'
 
 
-def _data_uri(image: "Image.Image") -> str:
+def _smaller_uri(image: "Image.Image") -> str:
     """Return the image as a data: URI, in JPEG or PNG, whichever is smaller."""
     candidates = []
     for form, options in (("jpeg", {"quality": 88}), ("png", {})):
@@ -157,7 +158,7 @@ def _data_uri(image: "Image.Image") -> str:
         image.save(stream, form, **options)
         candidates.append((stream.tell(), form, stream.getvalue()))
     _, form, content = min(candidates)
-    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
+    return data_uri(content, f"image/{form}")
 
 
 def _turn(role: str, marks: "Sequence[Mark]") -> str:

@@ -58,13 +58,15 @@ def _object(value: object, kind: type) -> object:
 
 def _filled(value: Any, depth: int) -> Any:
     """Return a value without the keys that have no value, down to a depth."""
-    if isinstance(value, dict) and depth:
-        return {
-            key: _filled(item, depth - 1) for key, item in value.items() if key in REQUIRED or not _is_missing(item)
-        }
-    if isinstance(value, list) and depth:
+    if not isinstance(value, dict | list) or not depth:
+        return value
+    if isinstance(value, list):
         return [_filled(item, depth - 1) for item in value]
-    return value
+    return {
+        key: item if isinstance(item, str) else _filled(item, depth - 1)  # most are text, in files of any size
+        for key, item in value.items()
+        if isinstance(item, str) or key in REQUIRED or not _is_missing(item)
+    }
 
 
 def _is_missing(value: object) -> bool:

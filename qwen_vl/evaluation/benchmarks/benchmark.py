@@ -59,3 +59,14 @@ class Benchmark:
     # Published numbers of other figures, {figure: {model: number}}, and with solved examples, {shots: {model: number}}.
     published_figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     published_with_shots: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def size_mark(self, num_records: int) -> str:
+        """Return what to say of files with so many records; "" if that is the size, or the size is not known."""
+        return size_mark(num_records, self.size)
+
+
+def size_mark(num_records: int | None, size: int | None) -> str:
+    """Return what to say of data files with so many records instead of `size`; "" if both agree or one is unknown."""
+    if not size or not num_records or num_records == size:
+        return ""
+    return f"data files: {num_records:,} records, published: {size:,}"

@@ -28,21 +28,32 @@ def missing(benchmark: Benchmark, data_dir: Path) -> list[str]:
     names = _missing_files(layouts[0], data_dir)
     problems = [f"{benchmark.name}: {data_dir / file.path} is missing; {file.source}" for file in names]
     for layout in layouts[1:]:
-        paths = " and ".join(str(data_dir / file.path) for file in _missing_files(layout, data_dir))
+        lacking = dict.fromkeys(str(data_dir / file.path) for file in _missing_files(layout, data_dir))
+        paths = " and ".join(lacking)  # a data set may have two roles
         problems[-1] += f"; or, as {layout.name}, {paths}"
     return problems
 
 
 def check(benchmark: Benchmark, data_dir: Path) -> list[str]:
     """Return all that is missing or malformed, a line each; all files are read, no image is opened."""
+    return examine(benchmark, data_dir)[0]
+
+
+def examine(benchmark: Benchmark, data_dir: Path) -> tuple[list[str], str]:
+    """Return what `check` does, and what to say of files with another number of records than the published ones."""
     problems = missing(benchmark, data_dir)
     if problems or benchmark.parts:
-        return problems
+        return problems, ""
     try:
-        load(benchmark, data_dir)
+        return [], benchmark.size_mark(len(load(benchmark, data_dir)))
     except (OSError, ValueError) as error:
-        return [f"{benchmark.name}: {line}" for line in str(error).splitlines()]
-    return []
+        return named(benchmark, error), ""
+
+
+def named(benchmark: Benchmark, error: Exception) -> list[str]:
+    """Return the lines of an error, each with the name of the benchmark in front."""
+    lines = str(error).splitlines()
+    return [line if line.startswith(benchmark.name) else f"{benchmark.name}: {line}" for line in lines]
 
 
 def layout_in(benchmark: Benchmark, data_dir: Path) -> Layout:

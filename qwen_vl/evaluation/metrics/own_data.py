@@ -46,13 +46,20 @@ def task_of(record: Record) -> str:
 
 
 def check_records(records: Sequence[Record]) -> None:
-    """Raise ValueError if a record cannot be scored or a library is missing, before a model has answered anything."""
-    tasks = [task_of(record) for record in records]
+    """Raise ValueError with all records that cannot be scored, or if a library is missing, before any is answered."""
+    tasks: set[str] = set()
+    problems: list[str] = []
+    for record in records:
+        try:
+            tasks.add(task := task_of(record))
+            if task == "yes_no":
+                right_of(record)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
     if "text" in tasks:
         require_libraries()
-    for record, task in zip(records, tasks, strict=True):
-        if task == "yes_no":
-            right_of(record)
 
 
 def score_sample(record: Record, text: str) -> SampleScore:

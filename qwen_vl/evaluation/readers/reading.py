@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen_vl.data import path_hints
 from qwen_vl.evaluation.records import ImageSource, Record
+from qwen_vl.files import read_json
 
 from .problems import Problems
 
@@ -132,10 +133,7 @@ def _row(place: str, line: bytes) -> Row:
 
 def json_file(path: Path) -> Any:
     """Return the content of a JSON file; raise ValueError with the file if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not complete JSON ({error}); get the file again") from error
+    return read_json(path, cure="get the file again", encoding="utf-8-sig")
 
 
 def json_rows(path: Path, key: str | None = None) -> list[Row]:

@@ -19,7 +19,7 @@ from qwen_vl.serving.engine import (
 from qwen_vl.serving.protocol.errors import ApiError, invalid
 
 logger = logging.getLogger(__name__)
-QUIET_SECONDS = 10.0
+TICK_SECONDS = 5.0
 
 
 class Answers:
@@ -30,6 +30,7 @@ class Answers:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._cancel: dict[int, Callable[[], None]] = {}
+        self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
 
     def begin(self, index: int, request: EngineRequest) -> None:
         """Submit a request. Errors: `Engine.submit`."""
@@ -45,20 +46,23 @@ class Answers:
 
     def end_all(self) -> None:
         """Cancel all requests that still run."""
+        self._ticker.cancel()
         for index in [*self._cancel]:
             self.end(index)
+
+    def _tick(self) -> None:
+        """Add an event that says nothing."""
+        self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
+        self._events.put_nowait((next(iter(self._cancel), 0), Event([])))
 
     async def next(self) -> tuple[int, Event] | None:
         """Return the number of a request and its next event; None if all have ended.
 
-        After some quiet seconds it returns an event without ids, so that a caller can keep its connection alive.
+        Now and then it returns an event without ids, so that a caller can keep a quiet connection alive.
         Raise ApiError if the engine fails on a request: 503 if it has died, otherwise 500.
         """
         while self._cancel:
-            try:
-                index, event = await asyncio.wait_for(self._events.get(), QUIET_SECONDS)
-            except asyncio.TimeoutError:
-                return next(iter(self._cancel)), Event([])
+            index, event = await self._events.get()
             if index not in self._cancel:
                 continue
             if event.finish in ("error", "cancelled"):

@@ -23,14 +23,17 @@ async def read_json(request: Request, *, max_bytes: int, seconds: float) -> dict
         raise ApiError(415, "send the header Content-Type: application/json", code="unsupported_media_type")
     try:
         with anyio.fail_after(seconds):
-            body = await _read(request, max_bytes)
+            body, more = await _read(request, max_bytes)
     except TimeoutError:
         raise ApiError(408, f"the request did not arrive within {seconds:g} seconds", code="request_timeout") from None
+    if body is None:
+        await _discard(request, more)
+        raise ApiError(413, f"the body has more than {max_bytes} bytes, the limit here", code="request_too_large")
     return await anyio.to_thread.run_sync(decode, body)  # in a thread: large bodies take a while
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    """Return the bytes of a body. Raise ApiError 413 as soon as there are more than max_bytes, or will be."""
+async def _read(request: Request, max_bytes: int) -> tuple[bytes | None, bool]:
+    """Return the bytes of a body, None as soon as there are more than max_bytes or will be, and whether more follow."""
     length = request.headers.get("content-length", "")
     too_large = length.isdecimal() and int(length) > max_bytes
     size, chunks, more = 0, [], True
@@ -39,10 +42,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         size += len(chunk)
         too_large = size > max_bytes
         chunks.append(chunk)
-    if too_large:
-        await _discard(request, more)
-        raise ApiError(413, f"the body has more than {max_bytes} bytes, the limit here", code="request_too_large")
-    return b"".join(chunks)
+    return None if too_large else b"".join(chunks), more
 
 
 async def _discard(request: Request, more: bool) -> None:

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from qwen_vl.serving.api.access_log import note
 from qwen_vl.serving.api.answers import begun
 from qwen_vl.serving.api.body import read_json
 from qwen_vl.serving.api.errors import INTERNAL
@@ -55,8 +56,7 @@ class ChatRoute:
         sender, completion = EventSender(send), None
         try:
             with self.running.slot():
-                key = sharing_key(scope, self.settings)
-                work = self._answer(await self._read(Request(scope, receive)), key, sender, time.monotonic())
+                work = self._answer(await self._read(Request(scope, receive)), scope, sender, time.monotonic())
                 completion = await self.running.guard(work, receive, seconds=self.settings.request_seconds)
         except ClientDisconnect:
             self.metrics.canceled.inc()
@@ -82,12 +82,13 @@ class ChatRoute:
         return find_model(self.engine.model_names, request.model)
 
     async def _answer(
-        self, request: ChatRequest, key: str, sender: EventSender, begun_at: float
+        self, request: ChatRequest, scope: Scope, sender: EventSender, arrived: float
     ) -> dict[str, Any] | None:
         """Return the completion of a request, None if it has been streamed."""
         entry = self._entry(request)
         images = await self.images.read(request.addresses)
-        reply = await anyio.to_thread.run_sync(self._prepare, request, images, entry, begun_at)
+        reply = await anyio.to_thread.run_sync(self._prepare, request, images, entry)
+        reply.begun = arrived
         request = reply.request  # without its messages, whose images may be large
         one = EngineRequest(
             reply.id,
@@ -95,21 +96,24 @@ class ChatRoute:
             reply.prompt,
             self._max_tokens(request, entry, len(reply.prompt.ids)),
             self._sampling(request),
-            key,
+            sharing_key(scope, self.settings),
             request.logprobs,
         )
-        with begun(self.engine, [one] * request.n) as answers:
-            if not request.stream:
-                return await reply.whole(answers)
-            await sender.send_all(reply.chunks(answers))
+        try:
+            with begun(self.engine, [one] * request.n) as answers:
+                if not request.stream:
+                    return await reply.whole(answers)
+                await sender.send_all(reply.chunks(answers))
+        finally:
+            note(scope, model=entry.id, reply=reply.id, images=len(images), **reply.counts())
         return None
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry, begun_at: float) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry) -> Reply:
         """Return the reply to a request with its prompt. It takes a while for a long text, so it runs in a thread."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues)
         short = replace(request, messages=())
-        return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues, begun=begun_at)
+        return Reply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues)
 
     def _max_tokens(self, request: ChatRequest, entry: ModelEntry, num_prompt_tokens: int) -> int:
         """Return how many tokens an answer may have: what the request says, or the model's own number if it fits."""
@@ -121,14 +125,12 @@ class ChatRoute:
 
     def _sampling(self, request: ChatRequest) -> Sampling:
         """Return how tokens are chosen: as the request says, and else as the model's own settings do."""
-        own = self.engine.generation_config
-        default = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
-        temperature = default if request.temperature is None else request.temperature
-        top_p = own.top_p if request.top_p is None else request.top_p
-        top_k = own.top_k if request.top_k is None else request.top_k
+        own = Sampling.of(self.engine.generation_config)
+        temperature = own.temperature if request.temperature is None else request.temperature
         if temperature < LEAST_TEMPERATURE:
             return Sampling()
-        return Sampling(temperature, 1.0 if top_p is None else top_p, top_k)
+        top_p = own.top_p if request.top_p is None else request.top_p
+        return Sampling(temperature, top_p, own.top_k if request.top_k is None else request.top_k)
 
 
 def find_model(entries: Sequence[ModelEntry], name: str) -> ModelEntry:

@@ -1,5 +1,6 @@
 """Chat requests with the rules of the original's `openai_api.py`. Its texts are those of `react`."""
 
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
@@ -58,11 +59,11 @@ class OriginalReply(Reply):
 
     async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
         """Iterate over the chunks of a stream. None stands for something that gave no new text."""
-        async for chunk in super().chunks(answers):
-            if chunk:
-                for choice in chunk["choices"]:
+        async with contextlib.aclosing(super().chunks(answers)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk["choices"] if chunk else ():
                     _finish(choice)
-            yield chunk and {**chunk, "model": self.asked}
+                yield chunk and {**chunk, "model": self.asked}
 
 
 def _finish(choice: dict[str, Any]) -> None:
@@ -81,12 +82,12 @@ class OriginalRoute(ChatRoute):
         entries = self.engine.model_names
         return entries[0] if len(entries) == 1 else find_model(entries, request.model)
 
-    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry, begun_at: float) -> Reply:
+    def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry) -> Reply:
         """Return the reply to a request with its prompt, in which texts themselves number the images."""
         messages, continues = request.conversation(images)
         prompt = encode(self.engine.tokenizer, messages, continues=continues, labeled=False)
         short = replace(request, messages=(), model=entry.id)
-        reply = OriginalReply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues, begun=begun_at)
+        reply = OriginalReply(short, prompt, self.engine.tokenizer, self.metrics, continues=continues)
         reply.asked = request.model
         return reply
 

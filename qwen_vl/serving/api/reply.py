@@ -16,7 +16,7 @@ from qwen_vl.serving.protocol.response import Chunks, completion, usage
 
 
 class Reply:
-    """A reply in the making. continues: whether it continues a message. begun: when it was asked for, monotonic."""
+    """A reply in the making. continues: whether it continues a message."""
 
     def __init__(
         self,
@@ -26,7 +26,6 @@ class Reply:
         metrics: Metrics,
         *,
         continues: bool,
-        begun: float,
     ) -> None:
         self.request, self.prompt, self.metrics = request, prompt, metrics
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
@@ -35,7 +34,7 @@ class Reply:
         ]
         self.num_tokens = [0] * request.n
         self.num_cached = [0] * request.n
-        self.begun = self.first_token = begun
+        self.begun = self.first_token = time.monotonic()
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         """Return the completion."""
@@ -50,7 +49,7 @@ class Reply:
             model=self.request.model,
             choices=[choices[index] for index in range(self.request.n)],
             calls_as=self.request.calls_as,
-            usage=self.usage(),
+            usage=usage(**self.counts()),
         )
 
     async def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
@@ -67,7 +66,7 @@ class Reply:
                 else:
                     yield chunks.text(index, piece)
         if request.include_usage:
-            yield chunks.usage(self.usage())
+            yield chunks.usage(usage(**self.counts()))
 
     async def _pieces(self, answers: Answers) -> AsyncGenerator[tuple[int, Delta | Choice], None]:
         """Iterate over what is new: (number of the answer, new text), and in the end of each (number, Choice)."""
@@ -87,16 +86,20 @@ class Reply:
                 yield index, choice
         self._measure()
 
-    def usage(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, int]:
         """Return the tokens of the request. The prompt counts once, so cached are those that no answer computed."""
-        return usage(len(self.prompt.ids), sum(self.num_tokens), min(self.num_cached))
+        return {
+            "prompt_tokens": len(self.prompt.ids),
+            "completion_tokens": sum(self.num_tokens),
+            "cached_tokens": min(self.num_cached),
+        }
 
     def _measure(self) -> None:
         """Count a reply that is complete."""
-        model, end = self.request.model, time.monotonic()
-        self.metrics.prompt_tokens.labels(model).inc(len(self.prompt.ids))
-        self.metrics.cached_tokens.labels(model).inc(min(self.num_cached))
-        self.metrics.generated_tokens.labels(model).inc(sum(self.num_tokens))
+        model, counts, end = self.request.model, self.counts(), time.monotonic()
+        self.metrics.prompt_tokens.labels(model).inc(counts["prompt_tokens"])
+        self.metrics.cached_tokens.labels(model).inc(counts["cached_tokens"])
+        self.metrics.generated_tokens.labels(model).inc(counts["completion_tokens"])
         self.metrics.whole.observe(end - self.begun)
         if (longest := max(self.num_tokens)) > 1:
             self.metrics.token.observe((end - self.first_token) / (longest - 1))

@@ -17,7 +17,7 @@ HEADERS = {
 }
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"  # a comment, which clients skip
-QUIET_SECONDS = 9.0  # proxies close connections on which nothing happens
+QUIET_SECONDS = 8.0  # proxies close connections on which nothing happens
 
 
 class EventSender:

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(f"the web page needs gradio ({error}); install it with: pip install 'qwen-vl[web]'") from error
 
+from qwen_vl.files import data_uri
 from qwen_vl.serving.demo.scripts import CLICKS, CSS, DOWNLOAD, DRAWING
 from qwen_vl.serving.demo.transcript import (
     board_html,
@@ -59,7 +59,7 @@ def read_upload(path: str) -> AskedImage:
         raise ValueError(f"the image has more than {POLICY.max_bytes} bytes; send a smaller file")
     opened = decode(content, max_pixels=POLICY.max_pixels, max_side=POLICY.max_side)
     kind = mimetypes.guess_type(path)[0] or "image/png"
-    return AskedImage(f"data:{kind};base64,{b64encode(content).decode()}", opened)
+    return AskedImage(data_uri(content, kind), opened)
 
 
 def example_files(folder: str) -> list[tuple[str, str, str]]:

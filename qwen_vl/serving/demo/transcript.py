@@ -1,6 +1,5 @@
 """The conversation as HTML. Every word of a user or a model is escaped; images are data URIs made here."""
 
-import base64
 import io
 import re
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from PIL import Image
 
+from qwen_vl.files import data_uri
 from qwen_vl.model.box_drawing_qwen import COLORS
 from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.conversation import SentImage
@@ -34,8 +34,7 @@ def shown(image: SentImage) -> str:
     small = image.image.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
-    address = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    _shown[image] = address
+    _shown[image] = address = data_uri(file.getvalue(), "image/jpeg")
     return address
 
 

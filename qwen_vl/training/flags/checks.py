@@ -7,8 +7,7 @@ from math import inf
 
 import torch
 
-from qwen_vl.data.chatml import LOSS_ON
-from qwen_vl.data.dataset import POLICIES
+from qwen_vl.data.chatml import LOSS_ON, POLICIES
 from qwen_vl.data.mixing import MIXES, parse_sources
 from qwen_vl.data.packing import PACKINGS
 from qwen_vl.training.distributed import engines

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwen_vl.evaluation.metrics.result import Result
 from qwen_vl.evaluation.records import Answer, Record
-from qwen_vl.files import whole_file
+from qwen_vl.files import read_entries, whole_file
 
 FILE = "eval_answers.jsonl"
 
@@ -41,17 +41,7 @@ def entries_of(step: int, records: Iterable[Record], answers: Mapping[str, Answe
 
 def read(path: str | os.PathLike[str]) -> list[Entry]:
     """Return the entries of a file, [] if there is none; an unfinished last line of a killed run is left out."""
-    entries: list[Entry] = []
-    if not Path(path).is_file():
-        return entries
-    for line in Path(path).read_bytes().splitlines(keepends=True):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            return entries[:-1]
-    return entries
+    return read_entries(path) if Path(path).is_file() else []
 
 
 def keep(path: str | os.PathLike[str], wanted: Callable[[int], bool]) -> None:

@@ -20,6 +20,7 @@ from qwen_vl.model.logits_qwen import LogitsError
 from . import answer_log
 from .questions import Questions, score
 
+RESUME = "no answer of this evaluation is kept: start the same command again with --resume auto"
 OnProgress = Callable[[int, int], None]  # called with (questions answered, all questions) of this process
 
 
@@ -86,7 +87,7 @@ class Asker(TrainerCallback):
 
     def _answers(self, model: QWenLMHeadModel, on_progress: OnProgress) -> dict[str, Answer]:
         """Return the answers of all ranks by the id of the record."""
-        records, processes = self._questions.records, Processes.current()
+        records, processes = self._questions.records, Processes.current(RESUME)
         own = own_part(records, range(len(records)), processes)
         parts = processes.gather(processes.together(lambda: self._said(model, own, on_progress)))
         said = {index: words for part in parts for index, words in part.items()}

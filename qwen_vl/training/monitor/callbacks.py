@@ -1,7 +1,6 @@
 """Callbacks that log a run: one progress bar, and OUT/metrics.jsonl."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from qwen_vl.files import whole_file
+from qwen_vl.files import read_entries, whole_file
 from qwen_vl.terminal import Bars
 
 METRICS_FILE = "metrics.jsonl"
@@ -123,7 +122,7 @@ class MetricsFile(TrainerCallback):
             return
         path = Path(args.output_dir, METRICS_FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries = read_metrics(path) if state.global_step and path.is_file() else state.log_history
+        entries = read_entries(path) if state.global_step and path.is_file() else state.log_history
         kept = [entry for entry in entries if entry["step"] <= state.global_step and "train_runtime" not in entry]
         with whole_file(path) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
@@ -136,14 +135,3 @@ class MetricsFile(TrainerCallback):
         entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
         with open(Path(args.output_dir, METRICS_FILE), "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the entries of a metrics.jsonl; an unfinished last line of a killed run is skipped."""
-    entries: list[dict[str, Any]] = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries

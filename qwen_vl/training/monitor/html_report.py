@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from qwen_vl.evaluation.metrics.own_tasks import TASKS
+from qwen_vl.files import read_entries
 from qwen_vl.training.held_out import answer_log, answer_table
 
-from .callbacks import METRICS_FILE, read_metrics
+from .callbacks import METRICS_FILE
 from .charts import Line, panel
 
 Entries = list[dict[str, Any]]  # of metrics.jsonl
@@ -52,7 +53,7 @@ def write(output_dir: str | Path, *, settings: Mapping[str, Any], trained: Seque
     settings: {flag: value} of the run. trained: the rows of `tuning.rows`.
     """
     output_dir = Path(output_dir)
-    entries = read_metrics(output_dir / METRICS_FILE)
+    entries = read_entries(output_dir / METRICS_FILE)
     total = sum(row.total for row in trained)
     cells = [
         [row.part, "yes" if row.trainable else "no", f"{row.total:,}", f"{row.total / total:.1%}",

@@ -134,12 +134,12 @@ class GuardedLogger(TrainerCallback):
 
 
 @contextmanager
-def warning(what: str) -> Iterator[None]:
-    """Turn a failure in this block into a warning that begins with `what`."""
+def warning(what: str, then: str = "the training goes on without that") -> Iterator[None]:
+    """Turn a failure in this block into a warning that begins with `what` and ends in `then`."""
     try:
         yield
     except Exception as error:  # any error of a library or its server
-        logger.warning("%s (%s); the training goes on without that", what, one_line(error))
+        logger.warning("%s (%s); %s", what, one_line(error), then)
 
 
 for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:

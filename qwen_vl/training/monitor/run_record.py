@@ -14,8 +14,9 @@ from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.skip_manifests import sha256
 from qwen_vl.data.sources.readers import data_files
+from qwen_vl.files import read_entries
 
-from .callbacks import METRICS_FILE, read_metrics
+from .callbacks import METRICS_FILE
 
 FILE = "run.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "qwen-vl")
@@ -51,7 +52,7 @@ def write(
         "evaluation data": hashed(eval_data_path) if eval_data_path else [],
         "settings": portable(settings),
         "resumed": list(resumed),
-        "metrics": last_metrics(read_metrics(Path(output_dir, METRICS_FILE))),
+        "metrics": last_metrics(read_entries(Path(output_dir, METRICS_FILE))),
         "versions": {"python": platform.python_version(), **versions()},
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"

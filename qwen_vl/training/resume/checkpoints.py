@@ -8,13 +8,17 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint.files import read_json_or_none
@@ -49,6 +53,19 @@ def _entry(path: Path) -> dict[str, Any]:
         while piece := file.read(2**20):
             digest.update(piece)
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+@contextmanager
+def reading(checkpoint: str | None) -> Iterator[None]:
+    """Turn any error of reading a checkpoint in this block into one ValueError that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: damaged, or made with other flags than this run's ({reason}); "
+            "use the flags that it was made with, or an earlier checkpoint"
+        ) from error
 
 
 def run_state(folder: str | Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
+from transformers import TrainingArguments
 
 from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset
@@ -29,6 +31,31 @@ def fingerprint(*columns: Sequence[int]) -> str:
     for column in columns:
         digest.update(np.asarray(column, dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
+
+
+def described(data: TrainData, args: TrainingArguments, batch: int) -> dict[str, Any]:
+    """Return the `description` of a DataPosition: what the order of the data depends on.
+
+    batch: the samples or rows that all ranks together take at a time.
+    """
+    order = {
+        "order": args.train_sampling_strategy,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+    }
+    if isinstance(data, IterableDataset):
+        kind = {"kind": "stream", "unit": data.unit}
+        return {**kind, **order, "size": None, "fingerprint": data.fingerprint, "group": None}
+    is_packed = isinstance(data, PackedDataset)
+    # Packed rows have equal lengths. Ranks with equal numbers of images as well need not wait for each other.
+    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
+    return {
+        "kind": "files",
+        "unit": "rows" if is_packed else "samples",
+        **order,
+        "size": len(data),
+        "fingerprint": fingerprint(data.lengths, data.num_images),
+        "group": batch if is_sorted else None,
+    }
 
 
 class DataPosition:

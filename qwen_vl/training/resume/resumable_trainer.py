@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from qwen_vl.checkpoint import saving
@@ -19,11 +20,11 @@ from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.dataset import SampleDataset
 from qwen_vl.data.packing import PackedDataset
 from qwen_vl.data.samplers import LengthGroupedSampler, RankBatches, shuffled
-from qwen_vl.training import tuning
-from qwen_vl.training.monitor import reporting
+from qwen_vl.model import QWenTokenizer
+from qwen_vl.training import final_model, tuning
 from qwen_vl.training.trainer_hooks import HookedTrainer
 
-from . import checkpoints, data_position, signals
+from . import checkpoints, data_position, settings, signals
 from .data_position import TrainData
 from .loaders import TrainLoader, end_workers
 
@@ -35,14 +36,22 @@ class ResumableTrainer(HookedTrainer):
 
     run_state.json in a checkpoint holds what transformers does not save: the position in the data, the losses since the
     last log line, the number of ranks. SIGTERM and SIGINT end a run with a checkpoint.
-    made_with: further entries of that file, such as the "settings" of the run; see `resume.settings`.
+    tokenizer, base: written with the model, see `final_model.write_folder`. made_with: further entries of
+    run_state.json, such as the "settings" of the run; see `resume.settings`.
     """
 
     _position: data_position.DataPosition  # set by `get_train_dataloader`, before anything reads it
 
-    def __init__(self, *, made_with: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._made_with = made_with or {}
+    def __init__(
+        self,
+        *,
+        tokenizer: QWenTokenizer,
+        base: dict[str, Any] | None = None,
+        made_with: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)  # without a processing_class, whose special tokens it would write into the configs
+        self._tokenizer, self._base, self._made_with = tokenizer, base, made_with or {}
         if made_with:  # `resume.settings` reports how the flags differ from a checkpoint's
             logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
         self._anew = self.args.ignore_data_skip  # the user asks to start the data of the epoch anew
@@ -146,7 +155,7 @@ class ResumableTrainer(HookedTrainer):
         """Return the DataPosition to start from. Raise ValueError if the checkpoint has other data."""
         args, recorded = self.args, self._resumed.get("data")
         batch = self.loader_batch_size * args.world_size
-        description = described(data, args, batch)
+        description = data_position.described(data, args, batch)
         if recorded and not self._anew:
             description["group"] = recorded["group"]  # sorted as at the start of the run, for any number of ranks
         place = data_position.DataPosition(description, per_step=batch * args.gradient_accumulation_steps)
@@ -280,37 +289,49 @@ class ResumableTrainer(HookedTrainer):
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(final)  # on every rank, since each loads it in the end
             if main:
-                self.save_companions(staging / final.name)
-                self.state.save_to_json(str(staging / final.name / checkpoints.TRAINER_STATE))
+                folder = staging / final.name
+                if not any((folder / name).is_file() for name in final_model.CONFIGS):  # only an engine's weights
+                    final_model.write_configs(self.model, self._tokenizer, folder, base=self._base)
+                self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
                 text = json.dumps(state, indent=2) + "\n"
-                (staging / final.name / checkpoints.RUN_STATE).write_text(text, encoding="utf-8")
-                checkpoints.write_manifest(staging / final.name)
-                saving.put_in_place(staging / final.name, final)
+                (folder / checkpoints.RUN_STATE).write_text(text, encoding="utf-8")
+                checkpoints.write_manifest(folder)
+                saving.put_in_place(folder, final)
         everyone()  # so a rank that ends now does not interrupt another one here
         if self.args.push_to_hub:
             self.push_checkpoint(str(final))
         self._drop_old_checkpoints(final)
 
-    def push_checkpoint(self, folder: str) -> None:
-        """Start the upload of a checkpoint to the Hub once it is renamed; a failure does not end the training."""
-        if self._staging_dir is None:
-            with reporting.warning("--push_to_hub: a checkpoint was not sent"):
-                super().push_checkpoint(folder)
+    def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write a model folder, or an adapter with base.json, and the arguments of the run."""
+        final_model.write_folder(self.model, self._tokenizer, folder, base=self._base, state_dict=state_dict)
+        torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
-    def finish_push(self) -> None:
-        """Wait for the current uploads to the Hub; a failure does not end the training."""
-        with reporting.warning("--push_to_hub: not all was sent"):
-            super().finish_push()
-            for job in getattr(getattr(self, "push_in_progress", None), "jobs", []):
-                job.result()
+    def load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
+        """Load the weights of a checkpoint. Raise ValueError if it is damaged or does not fit this run."""
+        with checkpoints.reading(checkpoint):
+            super().load_weights(checkpoint, model)
+
+    def load_optimizer(self, checkpoint: str | None) -> None:
+        """Load the optimizer and the schedule of a checkpoint. Raise ValueError if they do not fit this run."""
+        asked = settings.of_optimizer(self.optimizer)
+        with checkpoints.reading(checkpoint):
+            super().load_optimizer(checkpoint)
+        if checkpoint is None:
+            return
+        if "settings" not in self._resumed and not self.is_deepspeed_enabled:  # of an older version or another tool
+            settings.check_optimizer(checkpoint, asked, settings.of_optimizer(self.optimizer))
+        self._reschedule(checkpoint)
+
+    def load_random_state(self, checkpoint: str | None) -> None:
+        """Load the random states of a checkpoint. Raise ValueError if it is damaged."""
+        with checkpoints.reading(checkpoint):
+            super().load_random_state(checkpoint)
 
     def _drop_old_checkpoints(self, newest: Path) -> None:
         """Delete the checkpoints beyond --save_total_limit, on one rank."""
         if self.args.should_save and self.args.save_total_limit:
             checkpoints.drop_old_checkpoints(newest, self.args.save_total_limit, best=self.state.best_model_checkpoint)
-
-    def save_companions(self, folder: Path) -> None:
-        """Write the missing files that the model of a checkpoint needs next to its weights."""
 
     def _run_state(self) -> dict[str, Any]:
         """Return the content of run_state.json; every rank must call this."""
@@ -330,31 +351,6 @@ class ResumableTrainer(HookedTrainer):
             "evaluation_due": self._stop.evaluation_due,
             **self._made_with,
         }
-
-
-def described(data: TrainData, args: TrainingArguments, batch: int) -> dict[str, Any]:
-    """Return the `description` of a DataPosition: what the order of the data depends on.
-
-    batch: the samples or rows that all ranks together take at a time.
-    """
-    order = {
-        "order": args.train_sampling_strategy,
-        "seed": args.seed if args.data_seed is None else args.data_seed,
-    }
-    if isinstance(data, IterableDataset):
-        unit, fingerprint = data.unit, data.fingerprint
-        return {"kind": "stream", "unit": unit, **order, "size": None, "fingerprint": fingerprint, "group": None}
-    is_packed = isinstance(data, PackedDataset)
-    # Packed rows have equal lengths. Ranks with equal numbers of images as well need not wait for each other.
-    is_sorted = args.train_sampling_strategy == "group_by_length" or (is_packed and args.world_size > 1)
-    return {
-        "kind": "files",
-        "unit": "rows" if is_packed else "samples",
-        **order,
-        "size": len(data),
-        "fingerprint": data_position.fingerprint(data.lengths, data.num_images),
-        "group": batch if is_sorted else None,
-    }
 
 
 class Bookkeeping(TrainerCallback):

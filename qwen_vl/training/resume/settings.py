@@ -106,6 +106,26 @@ def settle(checkpoint: str | None, groups: tuple, *, anew: bool = False) -> Sett
     return Settled(plain(groups), applied, resumed)
 
 
+def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Return {flag: values over all groups} of an optimizer's settings."""
+    flags = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_beta": "betas", "adam_epsilon": "eps"}
+    groups, found = optimizer.param_groups, {}
+    for flag, key in flags.items():
+        values = [group[key] for group in groups if key in group]
+        found[flag] = ", ".join(sorted({str(list(v) if isinstance(v, tuple) else v) for v in values}))
+    return found
+
+
+def check_optimizer(checkpoint: str, asked: dict[str, str], used: dict[str, str]) -> None:
+    """Raise ValueError if an optimizer whose state was loaded has other settings, from `of_optimizer`, than before."""
+    wrong = [f"--{flag} {used[flag]} (here: {asked[flag]})" for flag in used if used[flag] != asked[flag]]
+    if wrong:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: made with {', '.join(wrong)}, which its optimizer keeps; give the "
+            "same"
+        )
+
+
 def is_same_optimizer(flag: str, recorded: Any, value: Any) -> bool:
     """Return whether two values of --optim are the same optimizer, whose state fits both."""
     return flag == "optim" and SAME_OPTIMIZER.get(recorded, recorded) == SAME_OPTIMIZER.get(value, value)

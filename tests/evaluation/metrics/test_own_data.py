@@ -8,6 +8,7 @@ from helpers.answered import pair
 from qwen_vl.evaluation.metrics import score_sample, short_agree, task_of
 from qwen_vl.evaluation.metrics.own_data import OWN_DATA, check_records, score_records
 from qwen_vl.evaluation.metrics.own_tasks import yes_or_no
+from qwen_vl.evaluation.records import Record
 
 DOG, CAT = "<ref>dog</ref><box>(0,0),(100,100)</box>", "<ref>cat</ref><box>(500,500),(600,600)</box>"
 LONG = "there is a small red circle on the left of a large blue square"
@@ -169,3 +170,11 @@ def test_tasks_are_scored_side_by_side_in_any_order():
     empty = values_of(OWN_DATA.score([pair("", one.record.answers, id=one.record.id) for one in pairs]))
     for name, value in empty.items():
         assert value == (100 if name in ("boxes_without", "yes_no_unmatched") else 0), name
+
+
+def test_all_records_that_cannot_be_scored_are_told_at_once():
+    def of(id, **fields):
+        return Record(id, "?", (), ("a",), fields=fields)
+
+    with pytest.raises(ValueError, match=r"^record 'x': metric is 'accuracy'.*\nrecord 'z': metric is yes_no, but"):
+        check_records([of("x", metric="accuracy"), of("y"), of("z", metric="yes_no")])

@@ -15,6 +15,7 @@ from qwen_vl.serving.api.running import unavailable
 from qwen_vl.serving.api.settings import ServerSettings
 from qwen_vl.serving.client import image_url
 from qwen_vl.serving.engine import EngineStopped, Event, QueueFull, load
+from qwen_vl.serving.protocol.choices import ChoiceStream
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
@@ -129,6 +130,26 @@ def test_an_engine_that_fails_ends_the_answer_with_an_error(say, error):
     assert text == "Hello"
 
 
+def test_an_engine_that_dies_is_unavailable(say, monkeypatch):
+    server = say("Hello", Event([], None, "error", "the engine has died"))
+    monkeypatch.setattr(server.engine, "alive", False)
+    assert refused(send(server, CHAT, HELLO)) == (503, "unavailable", None)
+    with pytest.raises(openai.APIError, match="the engine has stopped"):
+        list(server.client().chat.completions.create(stream=True, **HELLO))
+
+
+def test_a_bug_in_the_midst_of_a_stream_tells_nothing(say, monkeypatch, caplog):
+    def fail(*args):
+        raise KeyError("/a/secret")
+
+    server = say("Hello", threading.Event())
+    monkeypatch.setattr(ChoiceStream, "push", fail)
+    content = send(server, CHAT, {**HELLO, "stream": True})[2].decode()
+    assert content.count("the server failed on this request") == 1 and "[DONE]" not in content
+    assert "secret" not in content and "/a/secret" in caplog.text
+    assert server.engine.running == 0
+
+
 def test_a_dead_engine_and_a_full_queue_refuse_before_a_stream_begins(say):
     for stream in (False, True):
         server = say(QueueFull("1 requests are open"))
@@ -162,7 +183,7 @@ def test_a_client_that_leaves_cancels_its_request(say, stream):
 
 
 def test_a_quiet_stream_is_kept_alive(say, monkeypatch):
-    monkeypatch.setattr(answers, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(sse, "QUIET_SECONDS", 0.01)
     hold = threading.Event()
     threading.Timer(0.4, hold.set).start()

@@ -194,6 +194,8 @@ def test_a_strict_tool_and_an_impossible_order_are_refused():
         (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested more than 64"),
         (rb'{"messages": [{"content": "\ud83d"}]}', "messages[0].content: holds half of a surrogate pair"),
         (rb'{"\udc00": 1}', "a key holds half"),
+        (rb'{"a": [1, {"b": {"\udc00": 1}}]}', "a[1].b: a key holds half"),
+        (b'{"metadata": [' + b"0," * 250_001 + b"0]}", "more than 250000 values"),
     ],
 )
 def test_a_body_that_is_no_json_object(content, message):

@@ -9,8 +9,9 @@ from functools import cache
 import pytest
 from helpers import runs
 
+from qwen_vl.files import read_entries
 from qwen_vl.training.held_out import answer_log
-from qwen_vl.training.monitor.callbacks import METRICS_FILE, read_metrics
+from qwen_vl.training.monitor.callbacks import METRICS_FILE
 
 DRIVER = runs.ROOT / "tests" / "engine_driver.py"
 ENGINES = {
@@ -125,7 +126,7 @@ def check_answers(out, one):
     answers, expected = (answer_log.read(folder / answer_log.FILE) for folder in (out, one))
     assert answers == expected and len(answers) == 2 * 7  # evaluations, questions
     assert len({entry["answer"] for entry in answers}) > 3
-    figures = [key for key in read_metrics(one / METRICS_FILE)[-2] if key.startswith(("eval_score", "eval_text_"))]
+    figures = [key for key in read_entries(one / METRICS_FILE)[-2] if key.startswith(("eval_score", "eval_text_"))]
     assert len(figures) > 3
     for key in figures:
         assert runs.losses(out, key) == runs.losses(one, key), key

@@ -13,8 +13,9 @@ from helpers import runs
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.cli import evaluate
+from qwen_vl.files import read_entries
 from qwen_vl.training.held_out import answer_log, answers, questions
-from qwen_vl.training.monitor.callbacks import METRICS_FILE, read_metrics
+from qwen_vl.training.monitor.callbacks import METRICS_FILE
 
 GENERATE = {"eval_generate": True, "eval_generate_limit": 6, "eval_generate_max_new_tokens": 8}
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 3}
@@ -93,7 +94,7 @@ def test_the_figures_are_those_of_the_command_and_choose_the_best_model(make_che
     assert {name: chosen[f"eval_{name}"] for name in figures} == {name: one["value"] for name, one in figures.items()}
     report = (out / "report.html").read_text()
     assert all(text in report for text in ("Answers to held-out questions", "step 60", "Count!", "eval_boxes_f1"))
-    (logged,) = [line for line in read_metrics(out / METRICS_FILE) if line.get("eval_score") and line["step"] == 60]
+    (logged,) = [line for line in read_entries(out / METRICS_FILE) if line.get("eval_score") and line["step"] == 60]
     assert logged["eval_text_cider"] == evaluations[60]["eval_text_cider"]
 
 

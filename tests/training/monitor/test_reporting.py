@@ -1,6 +1,8 @@
 """Loggers, the Hub and metrics: problems are reported before a run, and later failures do not end it."""
 
 from concurrent.futures import Future
+from fnmatch import fnmatch
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +165,31 @@ def test_a_hub_that_fails_ends_no_training(make_checkpoint, tmp_path, monkeypatc
     said = [text for text in caplog.messages if "--push_to_hub" in text]
     assert said and all("(503 for url Request ID: x); the training goes on without that" in text for text in said)
     assert len(runs.losses(out)) == 4 and (out / "model.safetensors").is_file()
+    if moment == "at once":
+        assert f"it is in {out}: send it with `hf upload me/model {out} --exclude 'checkpoint-*'`" in caplog.text
+
+
+def test_the_final_model_is_sent_to_the_hub(make_checkpoint, tmp_path, monkeypatch):
+    sent = []
+
+    def upload_folder(*, folder_path, ignore_patterns, commit_message, repo_id, **kwargs):
+        folder = Path(folder_path)
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        ignored = {name for name in files for pattern in ignore_patterns if fnmatch(name, pattern)}
+        sent.append((repo_id, commit_message, files - ignored))
+
+    def init(self):
+        self.hub_model_id, self.push_in_progress = "me/model", None
+
+    monkeypatch.setattr(trainer.QWenTrainer, "init_hf_repo", init)
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: SimpleNamespace(upload_folder=upload_folder))
+    monkeypatch.setattr(reporting.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    flags = ("--push_to_hub", "--hub_token", "x", "--hub_strategy", "end", "--use_lora")
+    out = runs.train(make_checkpoint(), tmp_path / "out", *flags, save_strategy="steps", save_steps=2)
+    (name, message, files), *others = sent
+    assert (name, message, others) == ("me/model", "End of training", [])
+    assert {"adapter_model.safetensors", "adapter_config.json", "base.json", "run.json"} <= files
+    assert not any("checkpoint-" in file for file in files) and (out / "checkpoint-2").is_dir()
 
 
 def test_errors_of_services_are_one_line_in_every_command(capsys):

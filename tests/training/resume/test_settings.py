@@ -10,8 +10,8 @@ import pytest
 from helpers import runs
 
 from qwen_vl.export import card
+from qwen_vl.files import read_entries
 from qwen_vl.training.flags import arguments
-from qwen_vl.training.monitor import callbacks
 from qwen_vl.training.resume import settings as resume_settings
 
 LORA = ("--use_lora", "--lora_r", "4", "--lora_dropout", "0.1")
@@ -217,7 +217,7 @@ def test_a_run_that_was_killed_before_it_wrote_its_result_writes_it(lora_run, ma
     (out / "adapter_model.safetensors").unlink()
     runs.train(make_checkpoint(), out, *LORA, *AUTO, **STEPS)
     assert runs.equal(runs.weights(out), runs.weights(lora_run))
-    last = callbacks.read_metrics(out / "metrics.jsonl")[-1]
+    last = read_entries(out / "metrics.jsonl")[-1]
     assert "train_loss" not in last and "mean loss" not in capsys.readouterr().err
     stale = json.loads((out / "checkpoint-4" / "manifest.json").read_text()) | {"written": 2e10}
     (out / "checkpoint-4" / "manifest.json").write_text(json.dumps(stale))
@@ -244,7 +244,7 @@ def test_the_mean_loss_of_a_resumed_run_is_that_of_its_own_steps(make_checkpoint
     out = runs.train(
         make_checkpoint(), tmp_path / "out", *LORA, **settings, resume_from_checkpoint=whole / "checkpoint-3"
     )
-    logged = [entry["loss"] for entry in callbacks.read_metrics(whole / "metrics.jsonl") if "loss" in entry]
+    logged = [entry["loss"] for entry in read_entries(whole / "metrics.jsonl") if "loss" in entry]
     (mean,) = runs.losses(out, "train_loss")
     assert mean == pytest.approx(sum(logged[1:]) / 2, rel=1e-5)
 

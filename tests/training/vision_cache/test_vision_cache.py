@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.cli.data import main as data_command
+from qwen_vl.files import read_entries
 from qwen_vl.model.visual import VisionTower
-from qwen_vl.training.monitor import callbacks
 from qwen_vl.training.vision_cache import cache as vision_cache_cache
 
 LORA = ("--use_lora", "--lora_dropout", "0")
@@ -61,7 +61,7 @@ def test_a_run_from_the_cache_equals_one_without(make_checkpoint, tmp_path, pass
     again = runs.train(make_checkpoint(), tmp_path / "again", *KINDS[kind], vision_cache=ahead, **settings, **evaluated)
     assert passes == []
     close(plain, again)
-    entries = callbacks.read_metrics(again / "metrics.jsonl")
+    entries = read_entries(again / "metrics.jsonl")
     assert any("eval_loss" in entry for entry in entries)
 
 
