@@ -84,7 +84,7 @@ class Engine:
             self.table, features=self._features, add=self._add, img_start_id=tokenizer.img_start_id
         )
         self.to_run_alone: queue.Queue[OpenRequest | None] = queue.Queue()
-        self.started = self.stopping = False
+        self.started = self.stopping = self.device_failed = False
         self.num_prompt_tokens = self.num_generated_tokens = 0
         self.threads = [
             threading.Thread(target=work_through, args=(self.to_run_alone, self._run_alone), daemon=True),
@@ -172,7 +172,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Return whether the engine takes and answers requests."""
-        return self.started and not self.stopping and self._lanes_alive()
+        return self.started and not self.stopping and not self.device_failed and self._lanes_alive()
 
     def _lanes_alive(self) -> bool:
         return all(lane.alive for lane in self.lanes.values())
@@ -323,6 +323,7 @@ class Engine:
         """Forget a request. Its rows are free again: pages of a cancelled one are known by ids that never come back."""
         with self.lock:
             self.open.pop(opened.name, None)
+            self.device_failed = self.device_failed or opened.device_failed
         self.lanes[opened.request.model].drop(opened.name)
         with opened.lock:
             ranges, opened.ranges = opened.ranges, []

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
+import torch
+
 from qwen_vl.serving.image_table import ImageRange
 
 from .values import EngineRequest, Event, Finish
@@ -30,6 +32,7 @@ class OpenRequest:
         self.ranges: list[ImageRange] = []
         self.ids: list[int] = []  # of the answer, its end token included
         self.num_cached = 0
+        self.device_failed = False  # in its work, after which the device of this process does nothing more
         self.closed = threading.Event()
         self.lock = threading.RLock()
 
@@ -85,6 +88,7 @@ def attempt(opened: OpenRequest, work: Callable[[OpenRequest], None]) -> None:
         work(opened)
     except Exception as error:
         logger.exception("request %s failed", opened.name)
+        opened.device_failed = isinstance(error, torch.AcceleratorError)
         opened.close("error", str(error))
 
 

@@ -175,6 +175,18 @@ def test_a_loop_that_dies_ends_all_requests(engine, monkeypatch):
         engine.submit(request(engine, "Hello"), print)
 
 
+@pytest.mark.parametrize(
+    "error, is_alive", [(RuntimeError, True), (torch.OutOfMemoryError, True), (torch.AcceleratorError, False)]
+)
+def test_an_error_of_one_request_ends_the_engine_if_the_device_is_gone(engine, monkeypatch, error, is_alive):
+    def fail(*args, **kwargs):
+        raise error("broken")
+
+    monkeypatch.setattr(engine.model, "get_image_features", fail)
+    assert list(engine.stream(request(engine, image(1), "Hello")))[-1].error == "broken"
+    assert engine.alive == is_alive
+
+
 def test_sampling_and_logprobs(engine):
     greedy, expected = request(engine, "Hello", logprobs=True), None
     for event in engine.stream(greedy):
