@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+import torch
 from helpers.engines import NEW_TOKENS, answer, answer_all, generated, image, request
 
 from qwen_vl.model.chat_qwen import decode_answer
