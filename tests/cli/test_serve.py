@@ -121,12 +121,11 @@ def test_a_taken_port_is_told(make_checkpoint, capsys, unread):
     assert "Address already in use; choose another --port" in capsys.readouterr().err
 
 
-def test_a_missing_library_is_told(make_checkpoint, capsys, monkeypatch, unread):
-    for name in [name for name in sys.modules if name.startswith(("qwen_vl.serving.api.", "uvicorn"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+@pytest.mark.parametrize("library", serve.LIBRARIES)
+def test_a_missing_library_is_told(library, make_checkpoint, capsys, monkeypatch, unread):
+    monkeypatch.setitem(sys.modules, library, None)
     assert exit_code(["serve", make_checkpoint()]) == 1
-    assert "the server needs uvicorn; install it with: pip install 'qwen-vl[serve]'" in capsys.readouterr().err
+    assert f"the server needs {library}; install it with: pip install 'qwen-vl[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
