@@ -9,14 +9,17 @@ benchmark.json with the vocabulary and the image spans of the published models, 
 """
 
 import argparse
+import base64
+import contextlib
 import io
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +40,36 @@ from qwen_vl.checkpoint import random_model
 from qwen_vl.cli.run import run
 from qwen_vl.model.chat_qwen import decode_answer
 from qwen_vl.model.tokenization_qwen import SPECIAL_TOKENS
+from qwen_vl.serving.api.app import create_app
+from qwen_vl.serving.api.server import Server, address_of, listen
+from qwen_vl.serving.api.settings import ServerSettings
 from qwen_vl.serving.conversation import Message, SentImage
 from qwen_vl.serving.engine import Engine, EngineRequest, EngineSettings, load
+from qwen_vl.serving.media import MediaPolicy, MediaReader
 from qwen_vl.serving.prompts import encode
 from qwen_vl.terminal import markdown_table
 
 CONFIGS = [Path(__file__).resolve().parents[1] / "configs/model" / name for name in ("tiny.json", "benchmark.json")]
 LIKE_PUBLISHED = {"seq_length": 2048, "max_position_embeddings": 8192}
 NUM_RANKS, NUM_QUERIES = 151_643, 256  # of the published models
-PARTS = ("clients", "turns", "memory")
-AIMS = {"clients": "at least 4", "turns": "at most 0.25", "memory": "at most 1.03"}
+PARTS = ("clients", "turns", "server", "memory")
+AIMS = {"clients": "at least 4", "turns": "at most 0.25", "server": "at most 1.10", "memory": "at most 1.03"}
 TURNS = 4
+# Clients in a process of their own: the bodies of their requests come as JSON, seconds and texts of answers go out.
+HTTP_CLIENTS = """
+import http.client, json, sys, threading, time
+address, bodies = json.load(sys.stdin)
+answers = [None] * len(bodies)
+def client(place):
+    connection = http.client.HTTPConnection(address)
+    connection.request("POST", "/v1/chat/completions", bodies[place], {"Content-Type": "application/json"})
+    answers[place] = connection.getresponse().read().decode()
+threads = [threading.Thread(target=client, args=(place,)) for place in range(len(bodies))]
+start = time.perf_counter()
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+json.dump([time.perf_counter() - start, answers], sys.stdout)
+"""
 NAME = "served"
 
 
@@ -184,6 +206,81 @@ def clients(engine: Engine, reference, folder: Path, size: Size) -> list[Result]
     return [Result("clients", what, statistics.median(ratios), detail)]
 
 
+@contextlib.contextmanager
+def serving(engine: Engine) -> Iterator[str]:
+    """Yield the address of a server of the engine, in threads of this process."""
+    settings = ServerSettings()
+    server = Server(create_app(engine, settings, reader=MediaReader(MediaPolicy())), engine, settings)
+    with listen("127.0.0.1", 0) as bound:
+        thread = threading.Thread(target=server.serve_on, args=(bound,))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield address_of(bound).removeprefix("http://")
+        finally:
+            server.stop()
+            thread.join()
+
+
+def text_of(answer: str, is_streamed: bool) -> str:
+    """Return the text of the answer of a server."""
+    if not is_streamed:
+        return json.loads(answer)["choices"][0]["message"]["content"]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in answer.splitlines() if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
+def body_of(content: bytes, text: str, tokens: int, *, is_streamed: bool = False) -> str:
+    """Return the body of a request about an image file."""
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(content).decode()}"}}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+    return json.dumps(
+        {"model": NAME, "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": is_streamed}
+    )
+
+
+def post_at_once(address: str, bodies: Sequence[str]) -> tuple[float, list[str]]:
+    """Return how long it takes until clients in another process have all their answers, and the answers."""
+    command = [sys.executable, "-S", "-c", HTTP_CLIENTS]
+    done = subprocess.run(command, input=json.dumps([address, bodies]), capture_output=True, text=True, check=True)
+    seconds, answers = json.loads(done.stdout)
+    return seconds, answers
+
+
+def http_seconds(address: str, asked: Clients, tokens: int, is_streamed: bool) -> float:
+    """Return how long it takes until all clients have their answers from a server, and keep what was said."""
+    bodies = [body_of(one.read_bytes(), asked.question(one), tokens, is_streamed=is_streamed) for one in asked.paths]
+    seconds, answers = post_at_once(address, bodies)
+    asked.said = {path: text_of(answer, is_streamed) for path, answer in zip(asked.paths, answers, strict=True)}
+    return seconds
+
+
+def server(engine: Engine, folder: Path, size: Size) -> list[Result]:
+    """Compare answers over HTTP, whole and streamed, with the engine alone. Raise RuntimeError if one differs."""
+    results = []
+    with serving(engine) as address:
+        for is_streamed in (False, True):
+            ratios, took = [], []
+            for number in range(size.rounds + 1):
+                first = 30_000_000 + (number + is_streamed * 1000) * 1000
+                alone, over_http = (Clients(folder, first + 500 * part, size.clients) for part in range(2))
+                ours = seconds_of(lambda asked=alone: asked.engine(engine, size.tokens))
+                theirs = http_seconds(address, over_http, size.tokens, is_streamed)
+                said = dict(over_http.said)
+                over_http.engine(engine, size.tokens)
+                if said != over_http.said:
+                    raise RuntimeError("answers over HTTP differ from those of the engine")
+                if number:
+                    ratios.append(theirs / ours)
+                    took.append(theirs)
+            how = "streamed" if is_streamed else "whole"
+            what = f"{how} answers over HTTP against the engine alone, time"
+            detail = f"{statistics.median(took):.2f} s for {size.clients} answers"
+            results.append(Result("server", what, statistics.median(ratios), detail))
+    return results
+
+
 def turns(engine: Engine, size: Size) -> list[Result]:
     """Compare the fourth turn about an image with the first: prompt tokens computed, and time to the first token."""
     computed, waits = [], []
@@ -214,19 +311,18 @@ def turns(engine: Engine, size: Size) -> list[Result]:
 
 
 def memory(engine: Engine, size: Size) -> list[Result]:
-    """Compare the memory of this process after few and after many requests with different images."""
+    """Compare the memory of a server after few and after many requests with different images."""
     process, used = psutil.Process(), []
-
-    def client(number: int) -> None:
-        message = Message("user", (sent(image_bytes(20_000_000 + number)), "What is it?"))
-        ask(engine, [message], 2)
-
-    with ThreadPoolExecutor(min(16, size.clients)) as pool:
+    with serving(engine) as address:
         for start, end in ((0, size.first), (size.first, size.last)):
-            list(pool.map(client, range(start, end)))
+            for first in range(start, end, size.clients):
+                numbers = range(first, min(first + size.clients, end))
+                bodies = [body_of(image_bytes(20_000_000 + number), f"What is in {number}?", 2) for number in numbers]
+                for answer in post_at_once(address, bodies)[1]:
+                    text_of(answer, is_streamed=False)  # fails for an error
             used.append(process.memory_info().rss)
     detail = f"{used[1] / 2**20:.0f} MiB after {size.last}, {used[0] / 2**20:.0f} after {size.first}"
-    return [Result("memory", "memory after many requests against few", used[1] / used[0], detail)]
+    return [Result("memory", "memory of a server after many requests against few", used[1] / used[0], detail)]
 
 
 def table(results: Sequence[Result]) -> str:
@@ -263,6 +359,8 @@ def measure(path: str | Path, folder: Path, parts: Sequence[str], size: Size, de
             results += clients(engine, reference, folder, size)
         if "turns" in parts:
             results += turns(engine, size)
+        if "server" in parts:
+            results += server(engine, folder, size)
         if "memory" in parts:
             results += memory(engine, size)
     model = reference[0]

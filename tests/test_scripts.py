@@ -24,6 +24,18 @@ def test_benchmark_data(make_checkpoint, tmp_path, capsys):
     assert (ROOT / "configs/model/benchmark.json").is_file()
 
 
+def test_benchmark_serving(make_checkpoint, tmp_path, capsys):
+    """scripts/benchmark_serving.py; without --model it builds models of configs/model."""
+    benchmark = script("benchmark_serving")
+    benchmark.main(["--model", str(make_checkpoint()), "--quick", "--out", str(tmp_path / "table.md")])
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(lines) == 6 and all("at least" in line or "at most" in line for line in lines)
+    assert "all 3 answers equal" in lines[0] and "MiB after 8" in lines[5]
+    assert all(config.is_file() for config in benchmark.CONFIGS)
+
+
 def test_measure_streaming(capsys):
     """scripts/measure_streaming.py"""
     script("measure_streaming").main(["--records", "300", "--read", "100"])

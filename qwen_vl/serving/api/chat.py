@@ -105,7 +105,7 @@ class ChatRoute:
                     return await reply.whole(answers)
                 await sender.send_all(reply.chunks(answers))
         finally:
-            note(scope, model=entry.id, reply=reply.id, images=len(images), **reply.counts())
+            note(scope, completion=reply.id, model=entry.id, images=len(images), **reply.counts())
         return None
 
     def _prepare(self, request: ChatRequest, images: Sequence[SentImage], entry: ModelEntry) -> Reply:

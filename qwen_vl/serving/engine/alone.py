@@ -1,4 +1,4 @@
-"""Requests that run alone: their prompts end beyond the trained length, so positions scale with each prompt.
+"""Requests that run alone: they are beyond the trained length, where positions and queries scale with each prompt.
 
 Their forward passes take turns with those of the lanes, which wait for one pass at a time.
 """
@@ -13,34 +13,36 @@ from transformers import GenerationConfig
 from qwen_vl.model.chat_qwen import Cancelled, TokenStreamer
 from qwen_vl.model.image_loading_qwen import refuse_images
 
-from .values import EngineRequest
+from .values import Sampling
 from .view import ModelView
 
 
 @torch.no_grad()
 def answer(
     view: ModelView,
-    request: EngineRequest,
+    ids: Sequence[int],
     pixels: torch.Tensor | None,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
     ends: Sequence[int],
     on_token: Callable[[int | None], None],
     closed: threading.Event,
 ) -> None:
-    """Generate the answer of a request by the model's own `generate`, and pass its ids, end token included, then None.
+    """Continue `ids` by the model's own `generate`, and pass the new ids, end token included, then None.
 
-    pixels: [images, 3, size, size], or None.
+    pixels: [images, 3, size, size] of the spans in `ids`, or None.
     """
-    sampling = request.sampling
     config = GenerationConfig(  # what is unset here would come from the model's own settings
-        do_sample=False, max_new_tokens=request.max_new_tokens, eos_token_id=list(ends), pad_token_id=ends[0]
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     if sampling.temperature > 0:
         config.update(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or 0)
-    ids = torch.tensor([request.prompt.ids], device=view.device)
+    inputs = torch.tensor([ids], device=view.device)
     images: dict[str, Any] = {} if pixels is None else {"pixel_values": pixels.to(view.device)}
     view.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
+        inputs,
+        attention_mask=torch.ones_like(inputs),
         generation_config=config,
         streamer=TokenStreamer(on_token),
         stopping_criteria=[Cancelled(closed)],

@@ -49,7 +49,8 @@ class Engine:
     """A model, and adapters on it, that answer many requests at once.
 
     Each model name has a lane. Forward passes of lanes, the vision tower and requests that run alone take turns.
-    A prompt whose answer may end beyond the trained length runs alone, with the positions of `generate`.
+    A prompt beyond the trained length runs alone, with the positions of `generate`, and so does the part of an answer
+    that is beyond it.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class Engine:
         return lambda: opened.close("cancelled")
 
     def _check(self, request: EngineRequest) -> bool:
-        """Return whether a request has to run alone. Raise an error if it cannot run at all."""
+        """Return whether a request has to run alone from the start. Raise an error if it cannot run at all."""
         entry = next((entry for entry in self.model_names if entry.id == request.model), None)
         if entry is None:
             raise UnknownModel(f"{request.model}: no model of this name; there are {', '.join(self.lanes)}")
@@ -217,7 +218,8 @@ class Engine:
             )
         if total > self.config.seq_length and request.logprobs:
             raise ValueError(f"logprobs exist up to {self.config.seq_length} tokens; this request may have {total}")
-        return total > self.config.seq_length or len(set(images)) > self.settings.num_images
+        has_room = len(ids) < self.config.seq_length or total <= self.config.seq_length
+        return not has_room or len(set(images)) > self.settings.num_images
 
     def stream(self, request: EngineRequest) -> Iterator[Event]:
         """Return an iterator over the events of a request; closing it cancels the request. Errors: `submit`."""
@@ -265,25 +267,37 @@ class Engine:
         """Hand a request to its lane, its first id replaced by the salt of its sharing key."""
         salted = [self.table.ranges.salt_of(opened.request.sharing_key), *ids[1:]]
         lane, request = self.lanes[opened.request.model], opened.request
-        if not lane.add(opened.name, salted, request.sampling, request.max_new_tokens, self.ends):
+        num_new = min(request.max_new_tokens, self.config.seq_length - len(ids))
+        if not lane.add(opened.name, salted, request.sampling, num_new, self.ends):
             opened.close("error", "the engine has stopped")
         elif opened.closed.is_set():  # cancelled meanwhile, before its lane knew it
             lane.drop(opened.name)
 
     def _run_alone(self, opened: OpenRequest) -> None:
-        """Run a request by `generate`."""
-        request, ids = opened.request, itertools.count(1)
+        """Run a request by `generate`, from its start or from where its lane has left it.
+
+        The two agree: `generate` scales positions by the length of the prompt, and not at all up to the trained length.
+        """
+        request, ids = opened.request, [*opened.request.prompt.ids, *opened.ids]
 
         def on_token(token: int | None) -> None:
             if token is None:  # the end; the last token has said so
                 return
-            number = next(ids)
             with self.lock:
                 self.num_generated_tokens += 1
-            opened.push([token], is_last=token in self.ends or number == request.max_new_tokens)
+            opened.push([token])
 
         images = self._pixels(request.prompt.images) if request.prompt.images else None
-        alone.answer(self.lanes[request.model].view, request, images, self.ends, on_token, opened.closed)
+        alone.answer(
+            self.lanes[request.model].view,
+            ids,
+            images,
+            request.sampling,
+            max_new_tokens=request.max_new_tokens - opened.num_tokens,
+            ends=self.ends,
+            on_token=on_token,
+            closed=opened.closed,
+        )
         opened.close("error", "the answer ended early")
 
     def _on_output(self, output: GenerationOutput) -> None:
@@ -300,7 +314,10 @@ class Engine:
         new = output.generated_tokens[known:]
         with self.lock:
             self.num_generated_tokens += len(new)
-        opened.push(new, output.logprobs[known:], is_last=output.is_finished())
+        opened.push(new, output.logprobs[known:])
+        if output.is_finished() and not opened.closed.is_set():  # at the trained length
+            lane.drop(opened.name)
+            self.to_run_alone.put(opened)
 
     def _on_close(self, opened: OpenRequest) -> None:
         """Forget a request. Its rows are free again: pages of a cancelled one are known by ids that never come back."""

@@ -30,22 +30,26 @@ class OpenRequest:
         self.name, self.request, self.on_event, self.on_close, self.ends = name, request, on_event, on_close, ends
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.ranges: list[ImageRange] = []
-        self.num_tokens = self.num_cached = 0
+        self.ids: list[int] = []  # of the answer, its end token included
+        self.num_cached = 0
         self.device_failed = False  # in its work, after which the device of this process does nothing more
         self.closed = threading.Event()
         self.lock = threading.RLock()
 
-    def push(self, ids: list[int], logprobs: list[float] | None = None, *, is_last: bool) -> None:
-        """Send new ids. is_last: these were the last ones, by an end token, which is left out, or by their number."""
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens the answer has."""
+        return len(self.ids)
+
+    def push(self, ids: list[int], logprobs: list[float] | None = None) -> None:
+        """Send new ids. They are the last ones after an end token, which is left out, or by their number."""
         with self.lock:
             if self.closed.is_set():
                 return
-            self.num_tokens += len(ids)
-            finish: Finish | None = None
-            if is_last:
-                finish = "length"
-                if ids and ids[-1] in self.ends:
-                    finish, ids, logprobs = "stop", ids[:-1], logprobs and logprobs[:-1]
+            self.ids += ids
+            finish: Finish | None = "length" if self.num_tokens >= self.request.max_new_tokens else None
+            if ids and ids[-1] in self.ends:
+                finish, ids, logprobs = "stop", ids[:-1], logprobs and logprobs[:-1]
             wanted = logprobs if self.request.logprobs else None
             if finish:
                 self.close(finish, ids=ids, logprobs=wanted)

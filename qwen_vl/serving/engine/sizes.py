@@ -5,6 +5,7 @@ import torch
 
 from qwen_vl.model import QWenLMHeadModel
 
+from . import attention
 from .values import EngineSettings
 
 FREE_SHARE = {"cuda": 0.8, "cpu": 0.3}  # of the free memory; a computer needs its memory for more than keys and values
@@ -13,7 +14,7 @@ FREE_SHARE = {"cuda": 0.8, "cpu": 0.3}  # of the free memory; a computer needs i
 def kv_tokens(model: QWenLMHeadModel, settings: EngineSettings, num_lanes: int) -> int:
     """Return the tokens that each of `num_lanes` holds. Raise ValueError if they are fewer than one request may have.
 
-    A token takes its keys and values, and a column of the mask of a pass.
+    A token takes its keys and values, and a column of the mask of a pass if the attention has one.
     """
     config, page = model.config, settings.page_size
     limit = settings.max_running * config.seq_length
@@ -21,7 +22,8 @@ def kv_tokens(model: QWenLMHeadModel, settings: EngineSettings, num_lanes: int) 
         tokens = settings.kv_tokens
     else:
         width = config.kv_channels * config.num_attention_heads
-        size = (2 * config.num_hidden_layers * width + settings.max_batch_tokens) * model.dtype.itemsize
+        column = 0 if attention.is_used_for(model) else settings.max_batch_tokens
+        size = (2 * config.num_hidden_layers * width + column) * model.dtype.itemsize
         tokens = min(int(_free_bytes(model.device) / size / num_lanes), limit)
     tokens = tokens // page * page
     least = config.seq_length + 2 * page

@@ -1,15 +1,14 @@
 """The engine: answers of `generate` for requests that run together, and what it does when something goes wrong."""
 
 import asyncio
-import threading
 import time
 
 import pytest
 import torch
-from PIL import Image
+from helpers.engines import NEW_TOKENS, answer, answer_all, generated, image, request
 
 from qwen_vl.model.chat_qwen import decode_answer
-from qwen_vl.serving.conversation import Message, SentImage
+from qwen_vl.serving.conversation import Message
 from qwen_vl.serving.engine import (
     Engine,
     EngineRequest,
@@ -19,12 +18,12 @@ from qwen_vl.serving.engine import (
     QueueFull,
     Sampling,
     UnknownModel,
+    alone,
 )
 from qwen_vl.serving.engine.loading import load
-from qwen_vl.serving.prompts import encode
+from qwen_vl.serving.prompts import EncodedPrompt, encode
 
 SETTINGS = EngineSettings(max_running=16, max_batch_tokens=48, page_size=16, kv_tokens=4096, num_images=8)
-NEW_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
@@ -38,44 +37,6 @@ def engine(make_checkpoint):
         yield engine
 
 
-def image(number):
-    noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
-    return SentImage.of(Image.fromarray(noise.numpy()))
-
-
-def request(engine, *parts, new=NEW_TOKENS, **options):
-    prompt = encode(engine.tokenizer, [Message("user", parts)])
-    return EngineRequest("r", options.pop("model", "tiny"), prompt, new, **options)
-
-
-def answer(engine, one):
-    """Return (ids, last event) of a request."""
-    events = list(engine.stream(one))
-    assert events[-1].error is None, events[-1].error
-    return [i for event in events for i in event.ids], events[-1]
-
-
-def generated(model, tokenizer, one):
-    """Return the greedy ids of `generate`, up to the end token."""
-    from qwen_vl.model.image_processing_qwen import pixels
-
-    ends = [tokenizer.eod_id, tokenizer.im_end_id, tokenizer.im_start_id]
-    size = model.config.visual["image_size"]
-    images = [pixels(sent.image, size) for sent in one.prompt.images]
-    options = {"pixel_values": torch.stack(images)} if images else {}
-    output = model.generate(
-        torch.tensor([one.prompt.ids]),
-        do_sample=False,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=one.max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=ends[0],
-        **options,
-    )[0, len(one.prompt.ids) :].tolist()
-    return output[:-1] if output[-1] in ends else output
-
-
 def test_requests_of_all_kinds_together_get_the_tokens_of_generate(engine, reference):
     model, tokenizer = reference
     requests = [
@@ -85,16 +46,7 @@ def test_requests_of_all_kinds_together_get_the_tokens_of_generate(engine, refer
         request(engine, "x " * 120),
         *[request(engine, image(number), f"Question {number}") for number in range(3, 11)],
     ]
-    found = [None] * len(requests)
-
-    def run(place):
-        found[place] = answer(engine, requests[place])[0]
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = answer_all(engine, requests)
     assert found == [generated(model, tokenizer, one) for one in requests]
     assert len({tuple(ids) for ids in found}) >= 8, found
     assert engine.stats().running == engine.stats().images_used == 0
@@ -114,6 +66,32 @@ def test_a_prompt_beyond_the_trained_length_runs_alone(engine, reference):
     events = engine.stream(long)
     assert answer(engine, short)[0] == generated(model, tokenizer, short)
     assert [i for event in events for i in event.ids] == generated(model, tokenizer, long)
+
+
+def test_an_answer_that_outgrows_the_trained_length_goes_on_alone(engine, reference, monkeypatch):
+    model, tokenizer = reference
+    length, went_on, run = model.config.seq_length, [], alone.answer
+
+    def counted(view, ids, *args, **options):
+        went_on.append(len(ids))
+        run(view, ids, *args, **options)
+
+    monkeypatch.setattr(alone, "answer", counted)
+    words = (length - len(request(engine, image(1), "?").prompt.ids)) // 2 - 4
+    long = request(engine, image(1), "word " * words + "?", new=40)
+    assert length - 30 < len(long.prompt.ids) < length
+    ids, last = answer(engine, long)
+    assert (ids, last.finish, len(ids)) == (generated(model, tokenizer, long), "length", 40)
+    assert went_on == [length]
+    short = request(engine, "Hello", new=length)  # it may outgrow the length, but does not
+    events = engine.stream(short)
+    assert next(events).ids and went_on == [length]
+    events.close()
+    for size in (length - 1, length, length + 1):
+        ids = (long.prompt.ids[:1] + request(engine, "a" * 2000).prompt.ids[1:])[:size]
+        exact = EngineRequest("r", "tiny", EncodedPrompt(ids, ()), 3)
+        assert answer(engine, exact)[0] == generated(model, tokenizer, exact), size
+    assert went_on == [length, length, length, length + 1]
 
 
 def test_an_image_is_encoded_once_and_its_pages_are_shared(engine, monkeypatch):

@@ -5,7 +5,9 @@ Each attack gets one clear error in OpenAI's form, nothing is read, and the serv
 
 import io
 import time
+from collections import Counter
 
+import numpy as np
 import pytest
 from helpers.attacks import (
     BODIES,
@@ -20,16 +22,22 @@ from helpers.attacks import (
     PORTS,
     SCHEMES,
     SECONDS,
+    SETTINGS,
+    WHERE,
+    answers,
     asking,
     check_refused,
     data_url,
     no_private_host,
+    serving,
     to,
 )
 from helpers.images import encoded, noise
 from helpers.media_server import PUBLIC
-from helpers.serving import send
+from helpers.serving import refused, send
 from PIL import Image
+
+from qwen_vl.serving.media import MediaPolicy, MediaReader
 
 
 @pytest.mark.parametrize("name", HOSTS + NUMBERS)
@@ -127,3 +135,60 @@ def test_every_format_that_pillow_writes(server):
             assert status == 200, (kind, content)
         else:
             check_refused(server, data_url(stream.getvalue()), "format")
+
+
+@pytest.mark.parametrize(
+    "options, source, reason",
+    [
+        ({"media_urls": "off"}, "http://images.example/good.png", "urls_off"),
+        ({"allowed_domains": ("*.example.org",)}, "http://images.example/good.png", "domain"),
+        ({"allowed_domains": ("images.example",)}, to("http://other.example/good.png"), "domain"),
+        ({}, "/etc/passwd", "files_off"),
+        ({}, "file:///etc/passwd", "files_off"),
+    ],
+)
+def test_a_policy_narrows_what_is_read(engine, host, web, options, source, reason):
+    reader = MediaReader(MediaPolicy(**options), resolve=web.resolve, connect=web.connect)
+    with serving(engine, SETTINGS, reader) as server:
+        check_refused(server, source, reason)
+    no_private_host(host, web)
+
+
+@pytest.mark.slow
+def test_every_host_in_every_way(server, host, web):
+    """Check each host directly and behind redirects and names, with both schemes."""
+    count = 0
+    for name in HOSTS + NUMBERS:
+        for scheme in ("http", "https"):
+            address = f"{scheme}://{name}/good.png"
+            for source in [address] + [to(address), to(to(address))] * name.isascii():
+                check_refused(server, source, "address")
+                count += 1
+        for around in ([], [PUBLIC], ["2606:4700::1111", PUBLIC]):
+            web.names["inside.example"] = [*around, name.strip("[]")]
+            for source in ("http://inside.example/good.png", to("https://inside.example/good.png")):
+                check_refused(server, source, "address")
+                count += 1
+    no_private_host(host, web)
+    assert count > 400
+
+
+@pytest.mark.slow
+def test_damaged_images_of_every_kind(server):
+    """Check that 360 cut and 600 changed files give an answer or an error in OpenAI's form, never a failure."""
+    random, statuses = np.random.default_rng(0), Counter()
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        content = encoded(noise(30, 20), kind)
+        files = [content[: int(length)] for length in np.linspace(1, len(content) * 0.95, 60)]
+        for _ in range(100):
+            changed = bytearray(content)
+            for place in random.integers(0, len(content), 4):
+                changed[place] = random.integers(0, 256)
+            files.append(bytes(changed))
+        for file in files:
+            answer = send(server, CHAT, asking(data_url(file)))
+            statuses[answer[0]] += 1
+            if answer[0] != 200:
+                assert refused(answer) == (400, "invalid_image", WHERE)
+        answers(server)
+    assert statuses.total() == 960 and statuses[200] > 100 and statuses[400] > 360, statuses
