@@ -96,7 +96,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether the server ends now; called ten times a second."""
-        await super().on_tick(counter)
+        if await super().on_tick(counter):
+            return True
         now = time.monotonic()
         if self.failure is None and not self.engine.alive:
             self._fail(now)
