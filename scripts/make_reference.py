@@ -16,6 +16,7 @@ import transformers
 
 from qwen_vl.cli import data
 from qwen_vl.cli import main as cli_main
+from qwen_vl.terminal import markdown_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/reference.md"
 HEAD = """# Every command and flag
@@ -42,17 +43,12 @@ def parser_of(words):
     return found[-1]
 
 
-def cell(text):
-    """Return a text as it may stand in a table of Markdown."""
-    return re.sub(r"([|<*])", r"\\\1", " ".join(text.split()))
-
-
 def name_of(action):
     """Return how an argument is written, as code."""
     values = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
     values = " ".join(values) if isinstance(values, tuple) else values
     if action.choices and action.metavar is None:
-        values = "\\|".join(str(choice) for choice in action.choices)
+        values = "|".join(str(choice) for choice in action.choices)
     if not action.option_strings:
         return f"`{action.metavar or action.dest}`"
     more = " .." if action.nargs in ("+", "*") else ""
@@ -62,7 +58,7 @@ def name_of(action):
 
 
 def row(action, parser, *, short=False):
-    """Return the line of a table for one argument. short: the first sentence of its help alone."""
+    """Return the cells of one argument. short: the first sentence of its help alone."""
     text = action.help or ""
     if "%(" in text:
         text = parser._get_formatter()._expand_help(action)
@@ -71,13 +67,13 @@ def row(action, parser, *, short=False):
         text = re.split(r"(?<=[a-z)`])\.(?: |$)", text)[0]
     elif action.default not in (None, argparse.SUPPRESS, False, "") and action.option_strings and "default" not in text:
         text = f"{text} (default: {action.default})"
-    return f"| {name_of(action)} | {cell(text)} |"
+    return name_of(action), re.sub(r"([<*])", r"\\\1", text)
 
 
 def table(actions, parser, *, short=False):
     """Return a table of arguments; empty if there are none."""
     rows = [row(action, parser, short=short) for action in actions]
-    return "\n".join(["| argument | meaning |", "|---|---|", *rows, ""]) if rows else ""
+    return markdown_table(["argument", "meaning"], rows) + "\n" if rows else ""
 
 
 def section(words):

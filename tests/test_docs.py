@@ -18,6 +18,7 @@ from helpers.runs import script
 from transformers import GenerationConfig
 
 import openai_api
+import web_demo_mm
 from qwen_vl.cli import main as cli_main
 from qwen_vl.cli.evaluate import COMPARE
 from qwen_vl.data import conversations
@@ -85,7 +86,8 @@ def known_flags():
     """Return {words of a command: its flags} for every command."""
     reference = script("make_reference")
     known = {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
-    return {**known, "openai_api": flags_of(help_of(openai_api.main, "--help"))}
+    known |= {"web_demo_mm.py": known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))}
+    return known | {"openai_api.py": flags_of(help_of(openai_api.main, "--help"))}
 
 
 def help_of(main, *argv):
@@ -254,9 +256,8 @@ def check_command(line, known_flags):
         assert flags_of(line) <= known_flags[" ".join(words[:2])], line
         return
     script = " ".join([program, *words[:1]])
-    named = words[0] if program == "qwen-vl" and words[0] in known_flags else None
+    named = words[0] if program in ("qwen-vl", "python") and words[0] in known_flags else None
     other = "evaluate" if "evaluate" in script else "train"
-    named = "openai_api" if words[:1] == ["openai_api.py"] else named
     verb = named or ("chat" if script.endswith("chat") else "merge" if "merge" in script else other)
     if not program.startswith(".venv") and program != "sbatch":
         assert flags_of(line) <= known_flags[verb], line

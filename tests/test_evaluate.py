@@ -125,6 +125,10 @@ def test_scoring_and_reporting_need_no_model(evaluated, data_dir, tmp_path, caps
     run("--stage", "score", *flags)
     assert scores_of(results) == before
     run("--stage", "report", "--output_dir", results)
+    for number in (0, 2, 12):
+        run("--stage", "score", "--worst", number, *flags)
+        worst = json.loads(next(results.glob("*/docvqa_val/worst.json")).read_text())
+        assert len(worst["samples"]) == min(number, 9)
 
 
 def test_own_data_that_has_moved_is_scored_where_it_is_given(evaluated, data_dir, tmp_path):
@@ -178,6 +182,7 @@ def test_errors_come_at_once_and_before_any_model(data_dir, tmp_path, monkeypatc
         (("m", "--benchmarks", "x", "--rank", "--generate"), "choose one"),
         (("m", "--benchmarks", "x"), "'x' is not known"),
         (("m", "--benchmarks", "x", "--shots", "-1"), "--shots -1: use a number from 0"),
+        (("m", "--benchmarks", "x", "--worst", "-1"), "--worst -1: use a number from 0"),
         (("a", "b", "--label", "c", "--benchmarks", "x"), "one model"),
     )
     for words, reason in wrong:

@@ -82,7 +82,7 @@ def installed(built, tmp_path_factory):
 def test_an_installed_wheel_works_away_from_the_source(installed):
     command = str(installed / "venv/bin/qwen-vl")
     assert run(command, "--version", cwd=installed) == f"qwen-vl {VERSION}\n"
-    where = run(str(installed / "venv/bin/python"), "-c", "import qwen_vl; print(qwen_vl.__path__[0])", cwd=installed)
+    where = run(str(installed / "venv/bin/python"), "-c", "import finetune; print(finetune.__file__)", cwd=installed)
     assert where.startswith(str(installed))
     assert "GB" in run(command, "plan", "--gpu_memory", "24", cwd=installed)
     shutil.copytree(ROOT / "data/examples", installed / "examples")

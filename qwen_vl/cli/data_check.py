@@ -13,8 +13,8 @@ from qwen_vl.data.check.check import Check, load_tokenizer, open_report, printab
 from qwen_vl.data.check.cleaning import write_cleaned
 from qwen_vl.data.check.summary import FileSummary
 from qwen_vl.data.conversations import convert_hint, search_dirs
+from qwen_vl.data.sources.locating import is_among
 from qwen_vl.data.sources.opening import plain_name
-from qwen_vl.data.sources.readers import is_among
 from qwen_vl.data.validation import ERRORS, WARNINGS, DataError, Problem
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import Bars

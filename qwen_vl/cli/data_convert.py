@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from qwen_vl.data.check.check import printable
 from qwen_vl.data.convert.convert import FORMATS, _json, convert
+from qwen_vl.data.sources.locating import is_among
 from qwen_vl.data.sources.opening import plain_name
-from qwen_vl.data.sources.readers import is_among
 from qwen_vl.files import whole_file
 
 from .parsers import Parser

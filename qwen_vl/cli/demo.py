@@ -26,7 +26,9 @@ def make_parser() -> Parser:
     parser.add_argument("--lang", default="en", choices=["en", "zh"], help="language at first (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="ask gradio for a public address: its servers relay all")
     parser.add_argument("--inbrowser", action="store_true", help="open the page in a browser")
-    parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters to choose from, too")
+    parser.add_argument(
+        "--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters on the page (default: none)"
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
     parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")

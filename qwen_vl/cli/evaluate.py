@@ -26,6 +26,7 @@ from qwen_vl.evaluation.runner import ModelSource
 from qwen_vl.evaluation.scoring import OFFICIAL, VARIANTS
 from qwen_vl.evaluation.suite import Request
 from qwen_vl.evaluation.tasks import Overrides, Subset, changed
+from qwen_vl.evaluation.worst import NUM_WORST
 from qwen_vl.terminal import text_table
 
 from . import evaluate_compare
@@ -77,8 +78,8 @@ def score_and_report(args: argparse.Namespace, stages: Sequence[str], folders: S
     results_dir = Path(args.output_dir)
     if "score" in stages:
         judge = make_judge(args, results_dir)
-        scored = suite.score_all(results_dir, make_request(args), folders=folders, variant=args.variant, judge=judge)
-        for scores in scored:
+        options = {"variant": args.variant, "judge": judge, "num_worst": args.worst}
+        for scores in suite.score_all(results_dir, make_request(args), folders=folders, **options):
             print(score_line(scores), flush=True)
     if "report" in stages:
         for path in report.write(results_dir):
@@ -207,7 +208,7 @@ def check_flags(args: argparse.Namespace) -> None:
         wrong.append("--rank and --generate: choose one")
     if args.label and len(args.models) > 1:
         wrong.append("--label: goes with one model")
-    for flag in ("offset", "shots", "min_new_tokens"):
+    for flag in ("offset", "shots", "min_new_tokens", "worst"):
         if (getattr(args, flag) or 0) < 0:
             wrong.append(f"--{flag} {getattr(args, flag)}: use a number from 0")
     if wrong:
@@ -231,6 +232,8 @@ def make_parser() -> Parser:
     add("--output_dir", default="results", help="folder of answers, scores and report (default %(default)s)")
     add("--stage", choices=STAGES, help="only this one; score and report need no model (default: all three)")
     add("--list", action="store_true", help="show all benchmarks and what each needs")
+    worst_help = "worst samples of each run that the report shows; chosen when answers are scored (default %(default)s)"
+    add("--worst", type=int, default=NUM_WORST, metavar="N", help=worst_help)
     add("--check", action="store_true", help="say which files are missing or malformed, and how to obtain them")
     add_what_is_asked(parser)
     add_model_and_services(parser)

@@ -37,6 +37,9 @@ def make_parser() -> Parser:
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
     add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
     add("--optim", default="adamw_torch_fused", help="optimizer, as in training (default: %(default)s)")
+    add("--eval_generate", action="store_true", help="answers held-out questions as well, at each evaluation")
+    add("--eval_generate_batch_size", type=positive, default=8, help="answers at a time (default: %(default)s)")
+    add("--eval_generate_max_new_tokens", type=positive, default=256, help="of an answer (default: %(default)s)")
     add("--cpu", action="store_true", help="training on the CPU in float32: memory of the process")
     add("--probe", action="store_true", help="measure the machine at hand for some seconds instead of assuming an A100")
     add_hub(parser)
@@ -67,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         gpus=args.gpus,
         offload=args.offload,
         on_cpu=args.cpu,
+        answers=args.eval_generate_batch_size if args.eval_generate else 0,
+        new_tokens=args.eval_generate_max_new_tokens,
     )
     check(asked)
     base_model = args.base_model or (args.model is not None and is_base(args.model))

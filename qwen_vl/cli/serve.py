@@ -1,9 +1,11 @@
 """`qwen-vl serve MODEL`: a server with OpenAI's protocol."""
 
 import argparse
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qwen_vl.adapters.adapter import Adapter
@@ -19,6 +21,7 @@ from .bounds import add_bounds, bounds_of
 from .parsers import Parser, add_hub, by_name, name_models
 
 KEY = "QWEN_VL_API_KEY"
+STOP_SECONDS = 30  # that the threads of the engine may take to end
 
 
 def make_parser() -> Parser:
@@ -97,10 +100,15 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     route = OriginalRoute if as_original else ChatRoute
     app = create_app(engine, settings, reader=MediaReader(policy), limits=limits, route=route)
     log_to_stderr()
-    with engine, bound:
+    engine.start()
+    try:
         bound.listen()  # so that clients who come now wait, and are not refused
         print(f"serving {', '.join(entry.id for entry in engine.model_names)} at {address_of(bound)}/v1", flush=True)
         failure = Server(app, engine, settings).serve_on(bound)
+    finally:
+        bound.close()
+        with within(STOP_SECONDS):
+            engine.stop()
     if failure:
         raise SystemExit(f"error: {failure}")
 
@@ -143,6 +151,18 @@ def name_of(model: str) -> str:
     """Return the name by which requests ask for a model: the last part of its folder or hub name."""
     name = None if os.path.exists(model) else names.parse(model)
     return name.repo.rpartition("/")[2] if name else os.path.basename(os.path.abspath(model))
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End the process if the block takes longer. One that hangs would never be started again by its supervisor."""
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def port_number(text: str) -> int:

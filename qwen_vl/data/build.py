@@ -9,7 +9,8 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from qwen_vl.data.sources.readers import StreamedFile, data_files, open_files
+from qwen_vl.data.sources.locating import data_files
+from qwen_vl.data.sources.readers import StreamedFile, open_files
 from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions
 from qwen_vl.data.sources.tokenized_cache import CachedDataset, cached, default_folder
 from qwen_vl.model.tokenization_qwen import QWenTokenizer

@@ -9,8 +9,9 @@ from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
 from qwen_vl.model.chat_qwen import SYSTEM
-from qwen_vl.model.image_loading_qwen import find_image, is_local
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
+
+from . import image_files
 
 IGNORE_INDEX = -100  # the label of a position that is no target
 ROLES = ("user", "assistant")
@@ -80,7 +81,9 @@ class Sample(UserDict[str, Any]):
         """
         folders, images = list(search_dirs), self.images
         if folders:
-            images = [find_image(image, folders) or image if is_local(image) else image for image in images]
+            images = [
+                image_files.find(image, folders) or image if image_files.is_local(image) else image for image in images
+            ]
         return Sample({**self.data, "id": name, "images": images})
 
 

@@ -8,11 +8,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qwen_vl.model.download_qwen import ImageError
 from qwen_vl.model.image_embedding_qwen import image_spans
-from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.loss_qwen import target_index
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
+from . import image_files
 from .chatml import IGNORE_INDEX, Sample
 
 HOST_KEYS = ("ids", "lengths", "image_keys")  # lists of a batch for messages and meters; the model does not take them
@@ -159,7 +159,7 @@ class ConversationCollator:
     def _open(self, reference: str, name: str | int) -> torch.Tensor:
         """Return the pixels of an image. Raise ImageError with the name of its sample."""
         try:
-            return pixels(read_image(reference, search_dirs=self.search_dirs), self.image_size)
+            return pixels(image_files.read(reference, self.search_dirs), self.image_size)
         except ImageError as error:
             raise ImageError(f"sample {name!r}: {error}") from error
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen_vl.data.sources.locating import base_of
 from qwen_vl.data.sources.readers import DataFile, open_whole
-from qwen_vl.model.image_loading_qwen import find_image
 
-from . import path_hints
+from . import image_files, path_hints
 from .markup import ImageCount, convertible, images_of
 from .skip_manifests import SkipManifest, own_id
 from .validation import DataError, Exists, Problem, check_record
@@ -28,10 +28,9 @@ FOREIGN_KINDS = ("wrong key", "wrong role", "wrong type")  # errors that records
 def search_dirs(path: str | os.PathLike, image_folder: str | None = None) -> list[str]:
     """Return the folders of relative images, in order: that of the data file, `image_folder`, the working directory.
 
-    If `path` is a folder of data files, it is the first itself.
+    If `path` is a folder of data files, it is the first itself; of data from a hub, it is where they are kept.
     """
-    beside = os.path.abspath(path) if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
-    folders = [beside, image_folder and os.path.abspath(image_folder), os.getcwd()]
+    folders = [base_of(path), image_folder and os.path.abspath(image_folder), os.getcwd()]
     return list(dict.fromkeys(folder for folder in folders if folder))
 
 
@@ -52,7 +51,7 @@ def read(
     """
     check_folder(image_folder)
     folders = search_dirs(path, image_folder)
-    exists = functools.cache(lambda reference: find_image(reference, folders) is not None)
+    exists = functools.cache(lambda reference: image_files.find(reference, folders) is not None)
     skips = SkipManifest(skip_manifest, path) if skip_manifest else None
     problems, images = _Problems(path, folders), ImageCount()
     seen: set[str | int] = set()
@@ -119,7 +118,7 @@ def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[
     for file in open_whole(path):
         if is_ours:
             check_columns(file)
-        for place, record in file.records():
+        for place, record in file.records(is_ours=is_ours):
             is_empty, place = False, file.prefix + place
             yield place, record._replace(place=place) if isinstance(record, Problem) else record
     if is_empty:
@@ -131,11 +130,17 @@ def check_columns(file: DataFile) -> None:
     twice = [name for name, count in Counter(file.columns or ()).items() if count > 1]
     if twice:
         raise DataError(f"{file.path}: two columns {twice[0]!r}; rename or remove one")
+    if file.columns is not None and file.recipe.columns is not None:
+        file.recipe.columns.check(file.path, file.columns)
+        return
     if file.columns is None or "conversations" in file.columns:
         return
     names = ", ".join(file.columns[:MAX_SHOWN]) or "none"
     convert = f"; for another format see `qwen-vl data convert {file.path} OUT.json --from FORMAT`"
-    raise DataError(f"{file.path}: no column 'conversations', only {names}; add or rename it{convert}")
+    raise DataError(
+        f"{file.path}: no column 'conversations', only {names}; add or rename it, or map the columns "
+        f"(docs/data.md){convert}"
+    )
 
 
 # ---- the problems ---------------------------------------------------------------------------------------------------
@@ -161,11 +166,13 @@ class _Problems:
         self.counts: Counter[str] = Counter()  # by kind, like the next one
         self.not_shown: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()  # by message
+        self.first: dict[str, str] = {}  # place of the first record with that message
         self.foreign: dict[str, str] = {}  # place of a record that seems to be of another format: that format
 
     def add(self, problem: Problem, record: object = None) -> None:
         if not problem.is_error:
             self.warnings[problem.message] += 1
+            self.first.setdefault(problem.message, problem.place)
             return
         form = convertible(record) if problem.kind in FOREIGN_KINDS else None
         if form and problem.place not in self.foreign:
@@ -193,4 +200,5 @@ class _Problems:
 
     def log_warnings(self) -> None:
         for message, count in self.warnings.most_common(MAX_SHOWN):
-            logger.warning("%s: %s (%d times)", self.path, message, count)
+            place = f"{self.name}{self.first[message]}"
+            logger.warning("%s: %s (%d times), first at %s", self.path, message, count, place)

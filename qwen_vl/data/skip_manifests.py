@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.data.sources.readers import data_files
+from qwen_vl.data.sources.locating import locate
 from qwen_vl.files import whole_file
 
 from .validation import DataError, shown
@@ -109,11 +109,17 @@ def _load(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Return the hex SHA-256 of a file's bytes; for a folder or pattern, that of its files' names and digests."""
-    files = data_files(path)
+    """Return the hex SHA-256 of a file's bytes; else that of the names and digests of its files."""
+    files, _, _, inputs = locate(path)
     if [(Path(path), "")] != files:
-        lines = [f"{prefix} {sha256(file)}\n" for file, prefix in files]
+        lines = [f"{prefix} {file_digest(file)}\n" for file, prefix in files]
+        lines += [f"{file_digest(file)}\n" for file in inputs]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return file_digest(path)
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Return the hex SHA-256 of the bytes of one file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

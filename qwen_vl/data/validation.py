@@ -15,6 +15,7 @@ from qwen_vl.model.image_loading_qwen import is_local
 
 from . import markup, path_hints
 
+CELL_SCHEME = "table://"  # of an image in a table, see `images`
 GRID = 1000  # coordinates are whole numbers in [0, GRID)
 ROLES = ("user", "assistant")
 # Kinds of problems. An error stops a run, a warning does not.
@@ -314,7 +315,7 @@ def _image(reference: str, exists: Exists | None) -> Iterator[Finding]:
     """Check the reference of an image."""
     if not reference.strip():
         yield "bad image", "<img></img> is empty; put a path, an http(s) address or a data: URI between"
-    elif not is_local(reference):
+    elif not is_local(reference) and not reference.startswith(CELL_SCHEME):
         if not is_address(reference):
             cure = "use a path, http(s)://host/.. or data:image/png;base64,.."
             yield "bad image", f"image {shown(reference)}: {cure}"

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from qwen_vl.data import image_files
 from qwen_vl.data.chatml import Record
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenLMHeadModel
 from qwen_vl.model.chat_qwen import SYSTEM, History, decode_answer, make_context
-from qwen_vl.model.image_loading_qwen import SearchDirs, read_image
+from qwen_vl.model.image_loading_qwen import SearchDirs
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.logits_qwen import LogitsError
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -66,7 +67,7 @@ def answer(
         rows = order[start : start + batch_size]
         for reference in (reference for row in rows for reference in prompts[row].references):
             if reference not in opened:
-                opened[reference] = pixels(read_image(reference, search_dirs=search_dirs), size)
+                opened[reference] = pixels(image_files.read(reference, search_dirs), size)
         images = [opened[reference] for row in rows for reference in prompts[row].references]
         inputs: dict[str, Any] = pad_left([prompts[row].ids for row in rows], tokenizer.eod_id)
         if images:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from qwen_vl.data import conversations
+from qwen_vl.data import conversations, image_files
 from qwen_vl.data.chatml import Record
 from qwen_vl.files import data_uri
 from qwen_vl.model.chat_qwen import make_context
-from qwen_vl.model.image_loading_qwen import SearchDirs, read_image
+from qwen_vl.model.image_loading_qwen import SearchDirs
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
@@ -68,6 +68,6 @@ def inputs_of(
     prompt = make_context(tokenizer, query, history)
     inputs = {"input_ids": torch.tensor([prompt.ids])}
     if prompt.references:
-        opened = [read_image(reference, search_dirs=search_dirs) for reference in prompt.references]
+        opened = [image_files.read(reference, search_dirs) for reference in prompt.references]
         inputs["pixel_values"] = torch.stack([pixels(image, image_size) for image in opened])  # [images, 3, size, size]
     return inputs

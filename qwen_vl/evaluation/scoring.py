@@ -22,12 +22,18 @@ AS_PUBLISHED = "{} as published"  # name of the figure of the other variant
 
 
 def score(
-    task: Task, folder: Path, *, variant: str = OFFICIAL, ask: Ask | None = None, judge: str | None = None
+    task: Task,
+    folder: Path,
+    *,
+    variant: str = OFFICIAL,
+    ask: Ask | None = None,
+    judge: str | None = None,
+    num_worst: int = worst.NUM_WORST,
 ) -> dict[str, Any]:
     """Score the answers in the folder of a run; write samples.jsonl, scores.json and, if complete, submission files.
 
-    ask: passes messages to a judge, for a metric that needs one; judge: its name, for the report. Return the content
-    of scores.json.
+    ask: passes messages to a judge, for a metric that needs one; judge: its name, for the report. num_worst: samples
+    that reports show. Return the content of scores.json.
     Raise ValueError if the answers are not of these records, and OSError if the judge refuses.
     """
     settings = results.read_json(folder / results.SETTINGS)
@@ -46,31 +52,35 @@ def score(
         raise ValueError(f"{folder}: none of {len(by_id)} records has an answer{first}")
     result = _with_variant(_result(task, pairs, ask), variant)
     _write_samples(folder / results.SAMPLES, pairs, result, answers, by_id)
-    worst.keep(folder, task.records, has_scores=bool(result.headline))
+    worst.keep(folder, task.records, has_scores=bool(result.headline), num_worst=num_worst)
     is_complete = len(pairs) == len(by_id) and task.subset.is_all
     notes = list(result.notes)
     if task.benchmark.submission is not None and is_complete:
         task.benchmark.submission(folder, pairs)
     elif task.benchmark.submission is not None:
         notes.append("no submission file: not every record of the benchmark has an answer")
-    counts = {
-        "records": len(by_id),
-        "answered": len(pairs),
-        "unanswered": len(by_id) - len(pairs),
-        "unmatched": sum(sample.unmatched for sample in result.samples),
-        "unreadable_images": sum(answer.error is not None for answer in answers.values()),
-    }
     content = scores_of(
         task.benchmark,
         replace(result, notes=tuple(notes)),
         run=folder.name,
         model=results.read_json(folder.parent / results.MODEL)["label"],
-        counts=counts,
+        counts=_counts(len(by_id), result, answers),
         is_subset=not task.subset.is_all,
         settings={**settings, "variant": variant, "judge": judge if task.benchmark.metric.needs_judge else None},
     )
     results.write_json(folder / results.SCORES, content)
     return content
+
+
+def _counts(num_records: int, result: Result, answers: Mapping[str, Answer]) -> dict[str, int]:
+    """Return the counts of a run; its samples are the records that are answered."""
+    return {
+        "records": num_records,
+        "answered": len(result.samples),
+        "unanswered": num_records - len(result.samples),
+        "unmatched": sum(sample.unmatched for sample in result.samples),
+        "unreadable_images": sum(answer.error is not None for answer in answers.values()),
+    }
 
 
 def _result(task: Task, pairs: Sequence[Pair], ask: Ask | None) -> Result:
@@ -79,6 +89,8 @@ def _result(task: Task, pairs: Sequence[Pair], ask: Ask | None) -> Result:
     if not task.benchmark.has_answers:
         samples = [SampleScore(pair.record.id, 0.0, pair.answer.text or "") for pair in pairs]
         return Result("", {}, samples, ("a test split: its right answers are not public; send the submission file",))
+    if metric.needs_whole:
+        return metric.score(pairs, task.whole)
     return metric.score(pairs, ask) if metric.needs_judge else metric.score(pairs)
 
 

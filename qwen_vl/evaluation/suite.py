@@ -13,6 +13,7 @@ from qwen_vl.evaluation.judge import Judge
 from qwen_vl.evaluation.processes import Processes
 from qwen_vl.evaluation.runner import ModelSource
 from qwen_vl.evaluation.tasks import Overrides, Subset, Task, changed, restored, run_name
+from qwen_vl.evaluation.worst import NUM_WORST
 
 Report = Callable[[str], None]
 
@@ -91,6 +92,7 @@ def _task(benchmark: Benchmark, request: Request) -> Task:
         files=loading.files_used(benchmark, request.data_dir),
         num_frames=request.num_frames,
         own_data=own_paths(benchmark) if is_own else None,
+        whole=records,
     )
     if not task.records:
         raise ValueError(
@@ -160,13 +162,14 @@ def score_all(
     folders: Sequence[Path] | None = None,
     variant: str = scoring.OFFICIAL,
     judge: Judge | None = None,
+    num_worst: int = NUM_WORST,
 ) -> Iterator[dict[str, Any]]:
     """Score the runs in a results folder, and yield what scores.json has, means of benchmarks last.
 
     folders: those of the runs, by default all; the names of `request` limit them, if it has any. A conversation file
-    of `request` is read in place of the one of that name that was answered, which may have moved. A benchmark that
-    needs a judge comes after the others. Raise ValueError if there is nothing to score and, once the others are scored,
-    for runs that cannot be; OSError at once if the judge refuses.
+    of `request` is read in place of the one of that name that was answered, which may have moved. num_worst: samples
+    of each run that reports show. A benchmark that needs a judge comes after the others. Raise ValueError if there is
+    nothing to score and, once the others are scored, for runs that cannot be; OSError at once if the judge refuses.
     """
     wanted = {benchmark.name for benchmark in request.benchmarks()}
     chosen = [
@@ -189,7 +192,7 @@ def score_all(
             raise ValueError(judge_problem(task.benchmark.name))
         ask, name = (judge.ask, judge.model) if judge else (None, None)
         try:
-            scores[folder] = scoring.score(task, folder, variant=variant, ask=ask, judge=name)
+            scores[folder] = scoring.score(task, folder, variant=variant, ask=ask, judge=name, num_worst=num_worst)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -225,6 +228,7 @@ def _restored_task(folder: Path, settings: dict[str, Any], request: Request) -> 
         subset=subset,
         num_frames=num_frames,
         own_data=own_paths(benchmark) if own else None,
+        whole=records,
     )
 
 

@@ -77,6 +77,7 @@ class Task:
     files: Mapping[str, str] = field(default_factory=dict)  # {role: path} of what the records were read from
     num_frames: int | None = None  # of each clip; None: as many as the benchmark says
     own_data: Mapping[str, str] | None = None  # {role: path} of a conversation file and its image folder
+    whole: Sequence[Record] = ()  # all records of the files, of which `records` may be a subset
 
     @property
     def template(self) -> str:

@@ -174,6 +174,11 @@ def scores(config: QWenConfig, run: BlockRun) -> int:
     return config.num_attention_heads * run.batch * run.length**2
 
 
+def cache_bytes(config: QWenConfig, width: int) -> int:
+    """Return the bytes of the keys and values of one token, in all blocks; width: bytes of a number."""
+    return 2 * config.num_hidden_layers * heads_width(config) * width
+
+
 def vision_bytes(config: QWenConfig, *, images: int, width: int, eager: bool, trained: Collection[str]) -> float:
     """Return the peak bytes of the vision tower: of its graph if a part of it trains, else of one block.
 

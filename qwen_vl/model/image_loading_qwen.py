@@ -68,6 +68,11 @@ def read_image(
     return _decode(io.BytesIO(content), origin, max_pixels)
 
 
+def decode(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the RGB image of an encoded file's bytes, as `read_image` does. Raise ImageError, which says `name`."""
+    return _decode(io.BytesIO(content), _shown(name), max_pixels)
+
+
 def image_opener(open_image: OpenImage | None) -> OpenImage:
     """Return the function that opens the images a prompt names: `open_image`, by default `read_image`.
 

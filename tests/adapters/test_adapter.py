@@ -22,9 +22,10 @@ def test_an_opened_adapter_says_what_it_is(adapter_dir, make_checkpoint):
     adapter = Adapter.open(adapter_dir)
     assert Adapter.open(adapter) is adapter and Adapter.open(str(adapter_dir)) == adapter
     assert adapter.config.r == 4 and adapter.start is False and adapter.quantization == "nf4"
-    assert str(adapter.find_base()) == str(make_checkpoint())
+    base = adapter.find_base()
+    assert str(base) == str(make_checkpoint())
     assert {shape[0] for name, shape in adapter.shapes().items() if "lora_A" in name} == {4}
-    assert adapter.load_tokenizer(make_checkpoint()).vocab_size == loading.load_tokenizer(make_checkpoint()).vocab_size
+    assert adapter.load_tokenizer(base).vocab_size == loading.load_tokenizer(make_checkpoint()).vocab_size
     (adapter_dir / "base.json").unlink()
     alone = Adapter.open(adapter_dir)
     assert alone.base is None and alone.quantization is None

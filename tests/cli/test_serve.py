@@ -148,6 +148,17 @@ def test_the_flags_of_the_original(words, expected, monkeypatch):
     serve.make_parser().parse_args(expected.split())
 
 
+def test_a_process_that_cannot_end_is_ended(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: code == 1 and ended.set())
+    with serve.within(0.01):
+        assert ended.wait(5)
+    ended.clear()
+    with serve.within(0.2):
+        pass
+    assert not ended.wait(0.4)
+
+
 @contextmanager
 def process(*words, log):
     """Yield a real server process on a free port and its address; it is killed if it is still there at the end."""

@@ -123,7 +123,7 @@ def test_text_about_markup_is_text(text, write, caplog):
 @pytest.mark.parametrize("text", MENTIONS)
 def test_a_mention_is_no_error(text, write, caplog):
     assert "is plain text here" in log_of(caplog, read, write([talk(text)]))
-    assert "(8 times)" in log_of(caplog, read, write([talk(text)] * 8))
+    assert "(8 times), first at data.json[0]" in log_of(caplog, read, write([talk(text)] * 8))
 
 
 def test_what_is_often_text_counts_by_its_share(write):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import easy_vqa
@@ -156,6 +157,12 @@ def test_captions_of_coco_in_the_form_of_nocaps(golden, tmp_path):
     request = suite.Request(names=("nocaps",), data_dir=tmp_path)
     scores = figures_of(request, tmp_path / "results", lambda record: said[int(record.fields["image_id"])])["nocaps"]
     assert value(scores) == pytest.approx(100 * recorded["cider"], abs=1e-6)
+    limited = replace(request, subset=suite.Subset(9))
+    figures_of(limited, tmp_path / "limited", lambda record: said[int(record.fields["image_id"])])
+    expected = {str(int(one["id"])): one["cider"] for one in recorded["pictures"]}
+    (samples,) = tmp_path.glob("limited/*/nocaps+limit9/samples.jsonl")
+    found = {row["id"]: row["score"] for row in map(json.loads, samples.read_text().splitlines())}
+    assert len(found) == 9 and found == pytest.approx({id: expected[id] for id in found}, abs=1e-9)
     (submission,) = tmp_path.glob("results/*/nocaps/captions.json")
     assert {row["image_id"]: row["caption"] for row in json.loads(submission.read_text())} == said
 

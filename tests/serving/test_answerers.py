@@ -7,6 +7,7 @@ import threading
 import pytest
 from helpers.adapters import write_adapter
 from helpers.openai_server import serving
+from helpers.serving import running_server
 from PIL import Image
 
 from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
@@ -66,6 +67,19 @@ def test_sessions_of_an_engine_answer_together_as_chat_does(engine, tmp_path):
         for end in (1, 2):
             assert turns[end - 1].answer == chat_answer(models[name], engine.tokenizer, turns[:end])
     assert found["red", "tiny"][0].answer != found["red", "tuned"][0].answer
+
+
+def test_the_server_gives_a_page_the_answers_of_its_engine(engine):
+    engine, _ = engine
+    turns = [Turn("What <ref>is</ref> it?", (RED,))]
+    *_, expected = EngineAnswerer(engine).answer(turns, system="Be brief.", model="tuned")
+    with running_server(engine) as server:
+        answerer = ServerAnswerer(server.url)
+        assert list(answerer.models) == ["tiny", "tuned"]
+        *_, found = answerer.answer(turns, system="Be brief.", model="tuned")
+        assert found == expected != ""
+        with pytest.raises(OSError, match="other"):
+            list(answerer.answer(turns, system="", model="other"))
 
 
 def test_a_stop_reaches_an_engine_before_its_first_token(engine, monkeypatch):

@@ -10,6 +10,7 @@ from qwen_vl.data.chatml import EncodeOptions
 from qwen_vl.data.conversations import check_folder, entries, is_repeated, search_dirs
 from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.data.validation import DataError, Problem
+from qwen_vl.hubs import download
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import summary
@@ -122,6 +123,12 @@ def load_tokenizer(path: str | os.PathLike) -> QWenTokenizer:
     """Return the QWenTokenizer of a folder or hub name. Raise FileNotFoundError if a folder has no vocabulary."""
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "qwen.tiktoken")):
         raise FileNotFoundError(f"{path}: has no qwen.tiktoken; copy it from the published checkpoint")
+    if not os.path.isdir(path):
+        download.find_file(path, "tokenizer_config.json")
+        folder = download.folder_of(path, "qwen.tiktoken")
+        if folder is None:
+            raise FileNotFoundError(f"{path}: has no qwen.tiktoken; give a Qwen-VL checkpoint")
+        return QWenTokenizer.from_pretrained(folder)
     return QWenTokenizer.from_pretrained(path)
 
 

@@ -10,8 +10,9 @@ from pyarrow import parquet
 
 from qwen_vl.data.sources.json_files import LINE_SUFFIXES
 from qwen_vl.data.sources.json_lists import skip_space
+from qwen_vl.data.sources.locating import locate
 from qwen_vl.data.sources.opening import form_of, open_bytes, packed, plain_name
-from qwen_vl.data.sources.readers import data_files, open_whole
+from qwen_vl.data.sources.readers import open_whole
 from qwen_vl.data.validation import DataError
 from qwen_vl.files import whole_file
 
@@ -25,8 +26,9 @@ def write_cleaned(data_path: str | os.PathLike, out: str | os.PathLike, places: 
     its columns if OUT ends with .parquet, JSON Lines if it ends with .jsonl, and a JSON list otherwise.
     Raise DataError if OUT cannot hold the format of the file.
     """
-    files, suffix = data_files(data_path), plain_name(out).suffix.lower()
-    is_text = len(files) == 1 and form_of(files[0][0]) == "text"
+    found, suffix = locate(data_path), plain_name(out).suffix.lower()
+    files = found.files
+    is_text = len(files) == 1 and form_of(files[0][0]) == "text" and found.columns is None
     if suffix == ".arrow" or (is_text and suffix == ".parquet"):
         kinds = "JSON: name it .json or .jsonl" if is_text else "JSON or Parquet: name it .json, .jsonl or .parquet"
         raise DataError(f"--fix {out}: writes {kinds}")

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from qwen_vl.data import image_files
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Record, fit
 from qwen_vl.data.conversations import FOREIGN_KINDS, check_entry, named
 from qwen_vl.data.markup import Images, convertible, images_of
 from qwen_vl.data.skip_manifests import own_id
 from qwen_vl.data.validation import Finding, Problem, is_address
 from qwen_vl.model.download_qwen import ImageError
-from qwen_vl.model.image_loading_qwen import SCALED, find_image, is_local, read_image
+from qwen_vl.model.image_loading_qwen import SCALED
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
@@ -112,7 +113,7 @@ class Inspector:
     def _find(self, reference: str) -> str | None:
         """Return the path of a local image, or None."""
         if reference not in self._found:
-            self._found[reference] = find_image(reference, self.folders)
+            self._found[reference] = image_files.find(reference, self.folders)
         return self._found[reference]
 
     def _uses(self, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -130,7 +131,7 @@ class Inspector:
 
     def _key(self, reference: str) -> str | None:
         """Return the key of an image, the same in all processes: its path, its address, a digest of its data: URI."""
-        if is_local(reference):
+        if image_files.is_local(reference):
             return self._find(reference) if reference.strip() else None
         if not is_address(reference) or reference[:5].lower() != "data:":
             return reference if is_address(reference) else None
@@ -145,7 +146,7 @@ def look_at(reference: str) -> SeenImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
         try:
-            image = read_image(reference)
+            image = image_files.read(reference)
         except ImageError as error:
             return SeenImage(None, (("broken image", str(error)),))
         return SeenImage(image.size, tuple(_oddities(image)))

@@ -8,14 +8,14 @@ from typing import Any
 
 from PIL import Image
 
+from qwen_vl.data import image_files
 from qwen_vl.data.boxes import box_text, numbers, segments, to_grid, to_pixels
 from qwen_vl.data.conversations import entries
 from qwen_vl.data.sources.json_files import is_named_lines, read_json
+from qwen_vl.data.sources.locating import data_files
 from qwen_vl.data.sources.opening import form_of, open_bytes
-from qwen_vl.data.sources.readers import data_files
 from qwen_vl.data.validation import DataError, FieldError, Problem, kind_of, shown
 from qwen_vl.model.download_qwen import ImageError
-from qwen_vl.model.image_loading_qwen import find_image, is_local, read_image
 
 PROMPTS = {"coco": "Draw a box around every {phrase}.", "refcoco": "Draw a box around {phrase}."}
 NAME_KEYS = ("file_name", "image", "img_name", "image_path")
@@ -35,9 +35,9 @@ class Sizes:
 
     def _of(self, reference: str) -> tuple[int, int]:
         try:
-            path = find_image(reference, self.folders) if is_local(reference) else None
+            path = image_files.find(reference, self.folders) if image_files.is_local(reference) else None
             if path is None:
-                return read_image(reference, search_dirs=self.folders).size  # or raise the ImageError of this reference
+                return image_files.read(reference, self.folders).size  # or raise the ImageError of this reference
             with Image.open(path) as image:
                 return image.size
         except (ImageError, OSError, Image.DecompressionBombError) as error:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.data import markup
+from qwen_vl.data import image_files, markup
 from qwen_vl.data.conversations import MAX_SHOWN, check_entry, check_folder, entries, search_dirs
 from qwen_vl.data.skip_manifests import own_id
 from qwen_vl.data.sources.opening import packed, plain_name
 from qwen_vl.data.validation import DataError, FieldError, Problem
 from qwen_vl.files import whole_file
-from qwen_vl.model.image_loading_qwen import find_image
 
 from . import box_formats, chat_formats
 
@@ -56,7 +55,7 @@ def convert(
     check_folder(image_folder)
     result, folders = Converted(), search_dirs(out, image_folder)
     sizes = box_formats.Sizes(folders)
-    exists = functools.cache(lambda reference: find_image(reference, folders) is not None)
+    exists = functools.cache(lambda reference: image_files.find(reference, folders) is not None)
     records = []
     for place, record in _read(source, source_format, sizes, result.notes, prompt, box_format):
         result.num_read += 1

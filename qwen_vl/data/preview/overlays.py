@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
+from qwen_vl.data import image_files
 from qwen_vl.data.boxes import numbers, segments
 from qwen_vl.data.validation import GRID, SHAPES
 from qwen_vl.model.box_drawing_qwen import COLORS, draw_boxes, draw_label, load_font
 from qwen_vl.model.download_qwen import ImageError
-from qwen_vl.model.image_loading_qwen import read_image
 
 LONGEST_SIDE = 480  # pixels of an image on a page
 SHORTEST_LONG_SIDE = 320  # images smaller than this are enlarged, or lines and labels would cover them
@@ -81,7 +81,7 @@ class _Colors:
 def draw_on(reference: str, shapes: Sequence[Shape], folders: Sequence[str]) -> Image.Image | str:
     """Return the image with its boxes, at the size of the page, or the error as text if it cannot be opened."""
     try:
-        image = read_image(reference, search_dirs=folders)
+        image = image_files.read(reference, folders)
     except ImageError as error:
         return str(error)
     longest = max(image.size)

@@ -5,6 +5,7 @@ The name decides only if the bytes do not: a file named .json may be packed, and
 
 import codecs
 import gzip
+import hashlib
 import io
 import os
 import re
@@ -19,6 +20,7 @@ import pyarrow as pa
 from qwen_vl.data.validation import DataError
 
 HEAD_BYTES = 512
+NUM_PIECES, PIECE_BYTES = 16, 2**16  # of a file, for a digest of it
 PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 PACKED_SUFFIXES = (".gz", ".zst")
 FORMS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}  # the last one begins a stream of Arrow
@@ -63,6 +65,17 @@ def form_of(path: str | os.PathLike) -> str:
 
 def _packing(head: bytes) -> str | None:
     return next((packing for magic, packing in PACKINGS.items() if head.startswith(magic)), None)
+
+
+def sampled_digest(path: str | os.PathLike) -> str:
+    """Return a digest of a file's size and of pieces of it, evenly spaced, so that 100 GB take no longer than 1 MB."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for index in range(NUM_PIECES):
+            file.seek(max(0, size - PIECE_BYTES) * index // (NUM_PIECES - 1))
+            digest.update(file.read(PIECE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def is_packed(path: str | os.PathLike) -> bool:

@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from qwen_vl.data import image_files
 from qwen_vl.data.chatml import EncodeOptions, Overlength, OverlengthError, Sample, check_choice, fit
 from qwen_vl.data.conversations import check_columns, check_entry, check_folder, named, search_dirs
 from qwen_vl.data.mixing import MIXES, Source
 from qwen_vl.data.packing import PackOptions, packed_stream
 from qwen_vl.data.skip_manifests import SkipManifest
 from qwen_vl.data.validation import DataError
-from qwen_vl.model.image_loading_qwen import find_image
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
+from .opening import sampled_digest
 from .readers import Block, StreamedFile, open_files
+from .table_files import Table
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class StreamingDataset(IterableDataset):
     @property
     def fingerprint(self) -> str:
         """Return a digest of everything but the seed that the order depends on: data and options."""
-        files = [[(file.path.name, file.blocks(1)[-1:]) for file in files] for files in self._files]
+        files = [[_identity(file) for file in files] for files in self._files]
         weights = [source.weight for source in self._sources]
         packing = self._options.packing and asdict(self._options.packing)
         seen = [files, weights, self._options.mix, self._options.buffer_size, asdict(self._encoding), packing]
@@ -258,8 +260,17 @@ def _check(
             )
 
 
+def _identity(file: StreamedFile) -> list[Any]:
+    """Return what tells one content of a file from another: its size, and of columns and images, what is in them."""
+    found: list[Any] = [file.path.name, file.blocks(1)[-1:]]
+    columns = file.recipe.columns
+    if columns is None and not (isinstance(file, Table) and file.wanted_images):
+        return found
+    return [*found, sampled_digest(file.path), columns and [dict(columns.columns), columns.format]]
+
+
 def _is_there(dirs: Sequence[str], reference: str) -> bool:
-    return find_image(reference, dirs) is not None
+    return image_files.find(reference, dirs) is not None
 
 
 def report(path: str | Path) -> dict[str, int]:

@@ -19,20 +19,19 @@ import pyarrow as pa
 from filelock import FileLock
 from torch.utils.data import Dataset
 
-from qwen_vl.data import chatml, conversations, dataset, skip_manifests, validation
+from qwen_vl.data import chatml, conversations, dataset, image_files, skip_manifests, validation
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Overlength, Record, Sample
 from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.model import chat_qwen, tokenization_qwen
-from qwen_vl.model.image_loading_qwen import find_image, is_local
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 from qwen_vl.startup import usable_cores
 from qwen_vl.terminal import progress
 
-from . import json_files, opening, readers, tidying
+from . import columns, json_files, opening, readers, table_files, tidying
 
 logger = logging.getLogger(__name__)
 
-READING = (opening, json_files, tidying, readers, validation, skip_manifests, conversations)
+READING = (opening, json_files, tidying, columns, table_files, readers, validation, skip_manifests, conversations)
 CODE = (tokenization_qwen, chat_qwen, *READING, chatml, dataset)  # what makes a sample
 CHUNK = 1000  # samples of a record batch, and of one call to a worker
 SCHEMA = pa.schema(
@@ -142,7 +141,7 @@ class CachedDataset(Dataset):
     def has_all_images(self) -> bool:
         """Return whether every local image still exists."""
         references = {image for batch in self._batches for image in batch["images"].flatten().unique().to_pylist()}
-        return all(find_image(image, self.search_dirs) for image in references if is_local(image))
+        return image_files.found_all(references, self.search_dirs)
 
     def _sizes(self, key: str) -> list[int]:
         """Return how many values each sample has under a key."""

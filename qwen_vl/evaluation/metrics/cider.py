@@ -1,4 +1,4 @@
-"""CIDEr-D: agreement of captions with reference captions in n-grams that are rare among the scored images."""
+"""CIDEr-D: agreement of captions with reference captions in n-grams that are rare among all images of a data set."""
 
 import math
 from collections import Counter
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from qwen_vl.evaluation.metrics.breakdown import answers_of, mean_of, means_by, text_of
 from qwen_vl.evaluation.metrics.ptb import tokenize
 from qwen_vl.evaluation.metrics.result import Metric, Pair, Result, SampleScore
+from qwen_vl.evaluation.records import Record
 
 MAX_N = 4
 SIGMA = 6.0  # of the penalty for another length
@@ -31,17 +32,21 @@ class _Vector:
         self.norms = [math.sqrt(sum(weight * weight for weight in weights.values())) for weights in self.weights]
 
 
-def cider(predictions: Captions, references: References) -> tuple[float, list[float]]:
+def cider(
+    predictions: Captions, references: References, *, corpus: Sequence[Sequence[str]] | None = None
+) -> tuple[float, list[float]]:
     """Return the mean CIDEr-D of the images, and that of each, in the original tool's unit: 1.2 is reported as 120.
 
     Both arguments are lists in the same order, or mappings from the same ids, whose order in `predictions` counts.
-    Captions are tokenized as by the original Java tool. The document frequencies are those of all `references` given,
-    so the score of a subset cannot be compared with that of the whole, and one image alone scores 0.
+    Captions are tokenized as by the original Java tool. corpus: the references of each image of the whole data set,
+    whose document frequencies weight the words; by default those of `references`. Without it, the score of a subset
+    cannot be compared with that of the whole, and one image alone scores 0.
     Raise ValueError if numbers or ids differ, if there is no image, or one has no reference.
     """
     said, accepted = _aligned(predictions, references)
-    tokens = [_tokens_of_references(captions) for captions in accepted]
-    return _cider([_grams(tokenize(caption)) for caption in said], [[_grams(words) for words in one] for one in tokens])
+    grams = [_grams_of_references(captions) for captions in accepted]
+    whole = grams if corpus is None else [_grams_of_references(captions) for captions in corpus]
+    return _cider([_grams(tokenize(caption)) for caption in said], grams, whole)
 
 
 def _aligned(predictions: Captions, references: References) -> tuple[list[str], list[Sequence[str]]]:
@@ -67,9 +72,9 @@ def _aligned(predictions: Captions, references: References) -> tuple[list[str], 
     return said, accepted
 
 
-def _tokens_of_references(captions: Sequence[str]) -> list[list[str]]:
+def _grams_of_references(captions: Sequence[str]) -> list[Counter[Gram]]:
     following = [*captions[1:], "A"]
-    return [tokenize(caption, after) for caption, after in zip(captions, following, strict=True)]
+    return [_grams(tokenize(caption, after)) for caption, after in zip(captions, following, strict=True)]
 
 
 def _grams(tokens: Sequence[str]) -> Counter[Gram]:
@@ -77,11 +82,13 @@ def _grams(tokens: Sequence[str]) -> Counter[Gram]:
 
 
 def _cider(
-    predictions: Sequence[Counter[Gram]], references: Sequence[Sequence[Counter[Gram]]]
+    predictions: Sequence[Counter[Gram]],
+    references: Sequence[Sequence[Counter[Gram]]],
+    corpus: Sequence[Sequence[Counter[Gram]]],
 ) -> tuple[float, list[float]]:
     """Return the mean score and the score of each image, of n-gram counts."""
-    frequency = Counter(gram for image in references for gram in set().union(*image))
-    largest = math.log(len(references))  # of an n-gram that is in no reference
+    frequency = Counter(gram for image in corpus for gram in set().union(*image))
+    largest = math.log(len(corpus))  # of an n-gram that is in no reference
     idf = {gram: largest - math.log(images) for gram, images in frequency.items()}
     scores = []
     for prediction, image in zip(predictions, references, strict=True):
@@ -103,9 +110,11 @@ def _similarity(prediction: _Vector, reference: _Vector) -> float:
     return total / MAX_N * math.exp(-((prediction.length - reference.length) ** 2) / (2 * SIGMA**2))
 
 
-def _score(pairs: Sequence[Pair]) -> Result:
+def _score(pairs: Sequence[Pair], whole: Sequence[Record] | None = None) -> Result:
+    whole = [pair.record for pair in pairs] if whole is None else whole
     texts, accepted = [text_of(pair) for pair in pairs], [answers_of(pair) for pair in pairs]
-    scores = cider(texts, accepted)[1] if pairs else []
+    corpus = None if len(whole) == len(pairs) else [record.answers for record in whole]
+    scores = cider(texts, accepted, corpus=corpus)[1] if pairs else []
     samples = [
         SampleScore(pair.record.id, score, " ".join(tokenize(text)))
         for pair, score, text in zip(pairs, scores, texts, strict=True)
@@ -116,10 +125,10 @@ def _score(pairs: Sequence[Pair]) -> Result:
         for name, figure in means_by(pairs, points, "domain", first=DOMAINS, unit="points").items()
     }
     notes = (
-        f"CIDEr: document frequencies are those of the references of the {len(pairs)} scored images, also for domains; "
-        "a subset's score cannot be compared with that of the whole. The standard error takes them as fixed.",
+        f"CIDEr: document frequencies are those of the references of all {len(whole)} images of the data files, also "
+        "for subsets and domains. The standard error takes them as fixed.",
     )
     return Result("CIDEr", figures, samples, notes)
 
 
-CAPTION_CIDER = Metric("CIDEr", _score)
+CAPTION_CIDER = Metric("CIDEr", _score, needs_whole=True)

@@ -46,8 +46,13 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     return float(_rouge_scorer().score_multi(list(references), prediction)["rougeL"].fmeasure)
 
 
-def score_texts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> TextScores:
-    """Return BLEU and CIDEr of answers, each with one or more references. Raise ValueError as `rouge_l` does."""
+def score_texts(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, corpus: Sequence[Sequence[str]] | None = None
+) -> TextScores:
+    """Return BLEU and CIDEr of answers, each with one or more references; corpus: as for `cider`.
+
+    Raise ValueError as `rouge_l` does.
+    """
     require_libraries()
     from sacrebleu.metrics import BLEU
 
@@ -55,9 +60,9 @@ def score_texts(predictions: Sequence[str], references: Sequence[Sequence[str]])
     streams: list[list[Any]] = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
     measure = BLEU(tokenize="zh")
     bleu = measure.corpus_score(list(predictions), streams).score
-    _, scores = cider(
-        [_apart(text) for text in predictions], [[_apart(text) for text in texts] for texts in references]
-    )
+    whole = None if corpus is None else [[_apart(text) for text in texts] for texts in corpus]
+    accepted = [[_apart(text) for text in texts] for texts in references]
+    _, scores = cider([_apart(text) for text in predictions], accepted, corpus=whole)
     return TextScores(bleu, str(measure.get_signature()), [FACTOR * score for score in scores])
 
 

@@ -70,8 +70,11 @@ def score_sample(record: Record, text: str) -> SampleScore:
     return TASKS[task_of(record)].sample(record, text)
 
 
-def score_records(records: Sequence[Record], texts: Sequence[str]) -> Result:
-    """Return the figures and samples of answers, one text a record. Raise ValueError as `check_records` does."""
+def score_records(records: Sequence[Record], texts: Sequence[str], *, whole: Sequence[Record] | None = None) -> Result:
+    """Return the figures and samples of answers, one text a record.
+
+    whole: all records of the file, by default `records`. Raise ValueError as `check_records` does.
+    """
     if not records:
         raise ValueError("no answered records to score; answer at least one")
     samples = [score_sample(record, text) for record, text in zip(records, texts, strict=True)]
@@ -82,16 +85,17 @@ def score_records(records: Sequence[Record], texts: Sequence[str]) -> Result:
     for name, task in TASKS.items():
         rows = [row for row, sample in enumerate(samples) if sample.extra["task"] == name]
         if rows:
-            of_task, said = task.figures([records[row] for row in rows], [samples[row] for row in rows])
+            asked = [record for record in (records if whole is None else whole) if task_of(record) == name]
+            of_task, said = task.figures([records[row] for row in rows], [samples[row] for row in rows], asked)
             figures |= {f"{name}_{part}": figure for part, figure in of_task.items()}
             headlines.append(f"{name}_{task.main}")
             notes += said
     return Result(headlines[0] if len(headlines) == 1 else "score", figures, samples, tuple(notes))
 
 
-def _score(pairs: Sequence[Pair]) -> Result:
+def _score(pairs: Sequence[Pair], whole: Sequence[Record] | None = None) -> Result:
     require_answers(pairs, title="Own data")
-    result = score_records([pair.record for pair in pairs], [text_of(pair) for pair in pairs])
+    result = score_records([pair.record for pair in pairs], [text_of(pair) for pair in pairs], whole=whole)
     return Result(result.headline, {**result.figures, **_by_category(pairs, result)}, result.samples, result.notes)
 
 
@@ -105,4 +109,4 @@ def _by_category(pairs: Sequence[Pair], result: Result) -> dict[str, Figure]:
     return figures
 
 
-OWN_DATA = Metric("by the right answer of each record", _score)
+OWN_DATA = Metric("by the right answer of each record", _score, needs_whole=True)

@@ -31,11 +31,14 @@ Figures = tuple[dict[str, Figure], list[str]]  # figures without the task's name
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of right answer. `main` is the figure that speaks for the others."""
+    """A kind of right answer. `main` is the figure that speaks for the others.
+
+    `figures` gets records, their samples and all records of the task in the file, answered or not.
+    """
 
     main: str
     sample: Callable[[Record, str], SampleScore]
-    figures: Callable[[Sequence[Record], Sequence[SampleScore]], Figures]
+    figures: Callable[[Sequence[Record], Sequence[SampleScore], Sequence[Record]], Figures]
 
 
 def short_agree(prediction: str, answers: Sequence[str]) -> float:
@@ -75,7 +78,7 @@ def _boxes_sample(record: Record, text: str) -> SampleScore:
     return SampleScore(record.id, score, text, unmatched=bool(right) and not said, extra=extra)
 
 
-def _boxes_figures(records: Sequence[Record], samples: Sequence[SampleScore]) -> Figures:
+def _boxes_figures(records: Sequence[Record], samples: Sequence[SampleScore], _: Sequence[Record]) -> Figures:
     """Return the figures of boxes. Shares and the mean IoU are over right boxes, so at_0.5 is the recall."""
     clusters = _clusters(records)
     ious = [sample.extra["ious"] for sample in samples]
@@ -112,7 +115,7 @@ def _yes_no_sample(record: Record, text: str) -> SampleScore:
     return SampleScore(record.id, float(said == truth), said, unmatched=said == "unknown", extra=extra)
 
 
-def _yes_no_figures(records: Sequence[Record], samples: Sequence[SampleScore]) -> Figures:
+def _yes_no_figures(records: Sequence[Record], samples: Sequence[SampleScore], _: Sequence[Record]) -> Figures:
     clusters = _clusters(records)
     said = [sample.scored == "yes" for sample in samples]
     right = [sample.extra["right"] == "yes" for sample in samples]
@@ -130,7 +133,7 @@ def _short_sample(record: Record, text: str) -> SampleScore:
     return SampleScore(record.id, scores[named], text.strip(), extra=extra)
 
 
-def _short_figures(records: Sequence[Record], samples: Sequence[SampleScore]) -> Figures:
+def _short_figures(records: Sequence[Record], samples: Sequence[SampleScore], _: Sequence[Record]) -> Figures:
     names, clusters = [*SHORT_RULES, "agree"], _clusters(records)
     return {name: mean_figure([sample.extra[name] for sample in samples], clusters) for name in names}, []
 
@@ -140,9 +143,10 @@ def _text_sample(record: Record, text: str) -> SampleScore:
     return SampleScore(record.id, rouge_l(text, record.answers), text.strip(), extra=extra)
 
 
-def _text_figures(records: Sequence[Record], samples: Sequence[SampleScore]) -> Figures:
+def _text_figures(records: Sequence[Record], samples: Sequence[SampleScore], whole: Sequence[Record]) -> Figures:
     clusters = _clusters(records)
-    scores = score_texts([sample.scored for sample in samples], [record.answers for record in records])
+    corpus = None if len(whole) == len(records) else [record.answers for record in whole]
+    scores = score_texts([sample.scored for sample in samples], [record.answers for record in records], corpus=corpus)
     figures = {
         "rouge_l": mean_figure([sample.score for sample in samples], clusters),
         "bleu": Figure(scores.bleu, len(samples), unit="points"),
@@ -150,7 +154,7 @@ def _text_figures(records: Sequence[Record], samples: Sequence[SampleScore]) -> 
     }
     return figures, [
         f"text_bleu: sacrebleu {scores.signature}; text_rouge_l: F1 of the same tokens, best reference",
-        "text_cider: its idf comes from these records, so it compares runs on the same records alone",
+        f"text_cider: its idf comes from all {len(whole)} long answers of the file, also for a subset",
     ]
 
 

@@ -43,8 +43,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Metric:
-    """A rule of scoring. `score` gets the answered records in the order of the benchmark, and an Ask if it needs it."""
+    """A rule of scoring. `score` gets the answered records in the order of the benchmark, and an Ask if it needs it.
+
+    needs_whole: it also gets all records of the data files, answered or not, and of no subset.
+    """
 
     name: str
     score: Callable[..., Result]
     needs_judge: bool = False
+    needs_whole: bool = False

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.data import conversations
+from qwen_vl.data import conversations, image_files
 from qwen_vl.evaluation.generation import split
 from qwen_vl.evaluation.records import ImageSource, Record
 from qwen_vl.model.download_qwen import ImageError, download
-from qwen_vl.model.image_loading_qwen import find_image, is_local
 
 from .encoded_images import from_base64
 from .problems import Problems
@@ -112,12 +111,20 @@ class _Images:
             except ValueError as error:
                 raise ValueError(f"{name}: image {reference:.40}..: {error}; encode the image again") from error
             return ImageSource.from_bytes(f"data:{hashlib.sha256(content).hexdigest()[:16]}", content)
-        if not is_local(reference):
+        if not image_files.is_local(reference):
             return ImageSource(reference, functools.partial(_download, reference))
-        path = find_image(reference, self.folders)
+        path = image_files.find(reference, self.folders)
         if path is None:
             raise ValueError(f"{name}: image {reference!r}: no such file; correct the path or give the image folder")
-        return ImageSource(reference, Path(path).read_bytes)
+        return ImageSource(reference, functools.partial(_content, path))
+
+
+def _content(reference: str) -> bytes:
+    """Return the bytes of a local image; raise OSError if they cannot be had."""
+    try:
+        return image_files.content(reference)
+    except ImageError as error:
+        raise OSError(str(error)) from error
 
 
 def _download(address: str) -> bytes:

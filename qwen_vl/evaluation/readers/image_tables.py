@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
+from qwen_vl.data.sources import cells as tables
+from qwen_vl.data.sources.locating import data_files
 from qwen_vl.data.sources.opening import form_of
-from qwen_vl.data.sources.readers import data_files
 from qwen_vl.evaluation.records import ImageSource
 
 from .encoded_images import check_image
@@ -24,7 +25,6 @@ SHARD = re.compile(r"-([0-9]+)-of-([0-9]+)")  # in the name of a file
 SAME_SPLIT = {"valid": "validation", "val": "validation"}
 SUFFIXES = (".parquet", ".arrow")
 ROWS_WITH_IMAGES, ROWS = 16, 4096  # that become Python objects at a time
-MAX_GROUP = 128 * 2**20  # bytes of a row group that is kept; of a larger one, the rows are read up to the one asked
 
 
 class TableRow(NamedTuple):
@@ -49,7 +49,7 @@ class ImageTables:
         self.path = path
         self.files = files_of(path, split=split, config=config)
         self.schema = _schema(self.files[0])
-        self.columns = [name for name in self.schema.names if not _is_image(self.schema.field(name).type)]
+        self.columns = [name for name in self.schema.names if not tables.is_image(self.schema.field(name).type)]
         self.image_columns = [name for name in self.schema.names if name not in self.columns]
 
     def rows(self) -> Iterator[TableRow]:
@@ -73,7 +73,7 @@ class ImageTables:
     ) -> Iterator[tuple[ImageSource, tuple[int, int] | None]]:
         """Yield the source and the size of each image of a row; images with the same bytes have one source."""
         for column, value in images.items():
-            for part, content in enumerate(_contents(value, file, column)):
+            for part, content in enumerate(tables.contents(value, file, column)):
                 try:
                     size = check_image(content)
                 except ValueError as error:
@@ -156,35 +156,12 @@ def _split_of(file: Path, root: Path, split: str | None) -> str:
 # ---- one file -------------------------------------------------------------------------------------------------------
 
 
-def _is_image(kind: Any) -> bool:
-    """Return whether a column holds encoded images: bytes, {"bytes", "path"}, or lists of them."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_image(kind.value_type)
-    if pa.types.is_struct(kind):
-        return {"bytes", "path"} <= {kind.field(number).name for number in range(kind.num_fields)}
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _contents(value: Any, file: Path, column: str) -> Iterator[bytes]:
-    """Yield the encoded images of a cell; raise ValueError if one is missing, OSError if its file is."""
-    for image in value if isinstance(value, list) else [] if value is None else [value]:
-        content = image.get("bytes") if isinstance(image, dict) else image
-        if content is None:
-            name = image.get("path") if isinstance(image, dict) else None
-            if not name or not (file.parent / name).is_file():
-                raise ValueError(
-                    f"{column}: no bytes, and {name!r} is no file beside the table; get the complete data set"
-                )
-            content = (file.parent / name).read_bytes()
-        yield content
-
-
 def _image_bytes(file: Path, row: int, column: str, part: int) -> bytes:
     """Return an image; raise OSError if the file was changed since it was read first."""
     try:
         return next(
             content
-            for number, content in enumerate(_contents(_cell(file, row, column), file, column))
+            for number, content in enumerate(tables.contents(tables.cell(file, row, column), file, column))
             if number == part
         )
     except (ValueError, IndexError, KeyError, StopIteration, pa.ArrowException) as error:
@@ -193,7 +170,9 @@ def _image_bytes(file: Path, row: int, column: str, part: int) -> bytes:
 
 def _schema(file: Path) -> Any:
     try:
-        return parquet.read_schema(file) if form_of(file) == "parquet" else _arrow(file, _stamp(file)).schema
+        if form_of(file) == "parquet":
+            return parquet.read_schema(file)
+        return tables.arrow_table(file, tables.stamp(file)).schema
     except pa.ArrowException as error:
         raise _damaged(file, error) from error
 
@@ -204,7 +183,7 @@ def _batches(file: Path, num_rows: int) -> Iterator[Any]:
             with parquet.ParquetFile(file) as opened:
                 yield from opened.iter_batches(batch_size=num_rows)
         else:
-            yield from _arrow(file, _stamp(file)).to_batches(max_chunksize=num_rows)
+            yield from tables.arrow_table(file, tables.stamp(file)).to_batches(max_chunksize=num_rows)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
 
@@ -212,44 +191,6 @@ def _batches(file: Path, num_rows: int) -> Iterator[Any]:
 def _damaged(file: Path, error: Exception) -> ValueError:
     reason = (str(error).splitlines() or [""])[0]
     return ValueError(f"{file}: damaged, or neither Parquet nor Arrow ({reason:.200}); get the file again")
-
-
-def _cell(file: Path, row: int, column: str) -> Any:
-    """Return a cell of a file; of a Parquet file, only the row group that has it is read."""
-    if form_of(file) != "parquet":
-        return _arrow(file, _stamp(file)).column(column)[row].as_py()
-    with parquet.ParquetFile(file) as opened:
-        group = 0
-        while row >= opened.metadata.row_group(group).num_rows:
-            row, group = row - opened.metadata.row_group(group).num_rows, group + 1
-        if opened.metadata.row_group(group).total_byte_size > MAX_GROUP:
-            batches = opened.iter_batches(ROWS_WITH_IMAGES, row_groups=[group], columns=[column])
-            batch = next(batch for number, batch in enumerate(batches) if number == row // ROWS_WITH_IMAGES)
-            return batch.column(0)[row % ROWS_WITH_IMAGES].as_py()
-    return _group(file, _stamp(file), group, column)[row].as_py()
-
-
-@functools.lru_cache(maxsize=2)
-def _group(file: Path, stamp: tuple[int, int], group: int, column: str) -> Any:
-    with parquet.ParquetFile(file) as opened:
-        return opened.read_row_group(group, columns=[column]).column(0)
-
-
-@functools.lru_cache(maxsize=256)
-def _arrow(file: Path, stamp: tuple[int, int]) -> Any:
-    """Return the table of an Arrow file, which is mapped into memory and not read."""
-    mapped = pa.memory_map(str(file))
-    try:
-        return pa.ipc.open_stream(mapped).read_all()
-    except pa.ArrowInvalid:
-        mapped.seek(0)
-        return pa.ipc.open_file(mapped).read_all()
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Return what changes when a file is written again."""
-    state = file.stat()
-    return state.st_mtime_ns, state.st_size
 
 
 def column_names(columns: Sequence[str]) -> str:

@@ -17,7 +17,14 @@ except ImportError as error:
 
 from qwen_vl.files import data_uri
 from qwen_vl.serving.demo.scripts import CLICKS, CSS, DOWNLOAD, DRAWING
-from qwen_vl.serving.demo.transcript import board_html, error_html, examples_html, growing_html, transcript_html
+from qwen_vl.serving.demo.transcript import (
+    board_html,
+    error_html,
+    examples_html,
+    growing_html,
+    question_html,
+    transcript_html,
+)
 from qwen_vl.serving.demo.words import EXAMPLES, LANGUAGES, WORDS, language_of
 from qwen_vl.serving.media.decode import decode
 from qwen_vl.serving.media.policy import MediaPolicy
@@ -81,30 +88,39 @@ class Page:
         self.folder = tempfile.TemporaryDirectory(prefix="qwen_vl_examples_")
         self.examples = example_files(self.folder.name)
 
-    def answering(self, talk: Conversation, turn: Turn, kept: int, stream: Iterator[str], words: dict[str, str]) -> Any:
-        """Yield (transcript, live) while an answer grows; the first `kept` turns stay."""
-        before = talk.session.turns[:kept]
+    def answering(
+        self, talk: Conversation, turn: Turn, kept: int, stream: Iterator[str], words: dict[str, str], *opening: Any
+    ) -> Iterator[Any]:
+        """Yield (transcript, live, board, text field) while an answer grows; the first `kept` turns stay.
+
+        opening: the board and the text field at first. Afterwards only the answer is sent, without the images, and what
+        is typed in the meantime stays.
+        """
+        session, shown_at = talk.session, 0.0
+        before = session.turns[:kept]
         images = [image for one in before for image in one.images]
-        past, shown_at = transcript_html(before, words, editable=False) if before else "", 0.0
-        yield past, growing_html(turn, images, "", words)
+        past = transcript_html(before, words, editable=False) if before else ""
+        yield past + question_html(turn, images, words, None), growing_html("", words), *opening
         for text in stream:
             if time.monotonic() - shown_at > SECONDS_BETWEEN_UPDATES:
                 shown_at = time.monotonic()
-                yield gr.skip(), growing_html(turn, images, text, words)
-        yield transcript_html(talk.session.turns, words), ""
+                yield gr.skip(), growing_html(text, words), gr.skip(), gr.skip()
+        yield transcript_html(session.turns, words), "", self.board(talk, words), idle(words)
+
+    def board(self, talk: Conversation, words: dict[str, str]) -> str:
+        """Return the images of a conversation, to draw on."""
+        return board_html(talk.session.images, words, len(talk.session.turns))
 
     def ask(self, talk: Conversation, message: dict[str, Any], model: str, language: str) -> Iterator[Any]:
         """Ask what the text field holds. Yield (transcript, live, board, text field)."""
         words, session = WORDS[language], talk.session
         try:
             talk.attach(message["files"])
-            board = board_html(session.images, words, len(session.turns))
             turn = Turn(message["text"], tuple(session.waiting))
             stream = session.ask(message["text"], model=self.named(model))
-            for past, live in self.answering(talk, turn, len(session.turns), stream, words):
-                yield past, live, board, busy(words)
+            opening = self.board(talk, words), busy(words)
+            yield from self.answering(talk, turn, len(session.turns), stream, words, *opening)
             talk.files = {}
-            yield gr.skip(), gr.skip(), board_html(session.images, words, len(session.turns)), idle(words)
         except (ValueError, OSError) as error:
             yield self.failed(talk, error, words, message)
 
@@ -123,9 +139,8 @@ class Page:
             stream = session.ask_again(index, text, model=self.named(model))
             turn = session.turns[index] if 0 <= index < len(session.turns) else Turn("")
             turn = Turn(text if text is not None else turn.text, turn.images)
-            for past, live in self.answering(talk, turn, max(index, 0), stream, words):
-                yield past, live, gr.skip(), busy(words, empty=False)
-            yield gr.skip(), gr.skip(), board_html(session.images, words, len(session.turns)), idle(words)
+            opening = gr.skip(), busy(words, empty=False)
+            yield from self.answering(talk, turn, max(index, 0), stream, words, *opening)
         except (ValueError, OSError) as error:
             yield self.failed(talk, error, words, None)
 
@@ -144,7 +159,7 @@ class Page:
             talk.attach(message["files"])
         except (ValueError, OSError) as error:
             return gr.skip(), error_html(str(error), WORDS[language])
-        return board_html(talk.session.images, WORDS[language], len(talk.session.turns)), ""
+        return self.board(talk, WORDS[language]), ""
 
     def draw(self, talk: Conversation, message: dict[str, Any], event: gr.EventData) -> dict[str, Any]:
         """Return the text field with the box that the user drew."""
@@ -202,7 +217,7 @@ class Page:
         return [
             gr.Markdown(f"## {words['title']}\n{words['intro']}"),
             gr.skip() if session.is_busy else transcript_html(session.turns, words),
-            board_html(session.images, words, len(session.turns)),
+            self.board(talk, words),
             gr.MultimodalTextbox(placeholder=words["ask"]),
             *buttons,
             examples_html(self.examples, language),

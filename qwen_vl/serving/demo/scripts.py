@@ -8,7 +8,8 @@ footer { display: none !important; }
 .qv-hint { margin-bottom: 8px; }
 .qv-you, .qv-it { position: relative; width: fit-content; max-width: 88%; margin: 10px 0; padding: 10px 34px 10px 14px;
   border-radius: 14px; background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
-.qv-you { margin-left: auto; background: var(--primary-50, #eef2ff); color: #1d2430; }
+.qv-you { margin-left: auto;
+  background: color-mix(in srgb, var(--primary-500) 12%, var(--background-fill-secondary)); }
 .qv-text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; }
 .qv-strip { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 8px; }
 .qv-strip .qv-boxes { margin: 0; } .qv-strip .qv-boxes > img { width: auto; max-height: 170px; }
@@ -45,7 +46,7 @@ footer { display: none !important; }
 .qv-example img { width: 42px; height: 42px; object-fit: cover; border-radius: 6px; }
 .qv-name { margin-bottom: 4px; font-size: 12px; opacity: .7; }
 #qv-top { align-items: center; } #qv-note { font-size: 13px; opacity: .8; }
-#qv-live:not(:has(.qv-text, .qv-error)) { display: none; }
+#qv-live:not(:has(.qv-it)):not(:has(.qv-error)) { display: none; }
 @media (max-width: 640px) {
   .qv-you, .qv-it { max-width: 96%; } .gradio-container { padding: 8px !important; }
   #qv-top { flex-direction: column; align-items: flex-start; gap: 6px; }

@@ -3,8 +3,8 @@
 import io
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from html import escape
+from weakref import WeakKeyDictionary
 
 from PIL import Image
 
@@ -21,16 +21,21 @@ TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 SHAPES = re.compile(r"</?ref>|<(box|quad)>.*?(?:</\1>|$)", re.DOTALL)
 
 
-@lru_cache(maxsize=64)
+_shown: WeakKeyDictionary[SentImage, str] = WeakKeyDictionary()  # as long as a conversation has the image
+
+
 def shown(image: SentImage) -> str:
     """Return the address of an image for the page: a JPEG of its size there, as a data URI."""
+    if (known := _shown.get(image)) is not None:
+        return known
     longer = max(image.image.size)
     scale = min(max(longer, LEAST_SIDE), SHOWN_SIDE) / longer
     width, height = (max(1, round(side * scale)) for side in image.image.size)
     small = image.image.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
-    return data_uri(file.getvalue(), "image/jpeg")
+    address = _shown[image] = data_uri(file.getvalue(), "image/jpeg")
+    return address
 
 
 def growing(text: str) -> str:
@@ -158,12 +163,11 @@ def _figure(image: AskedImage, number: int, drawn: Sequence[tuple[Tag, str]]) ->
     return f'<div>{boxes}<div class="qv-caption">Picture {number}</div></div>'
 
 
-def growing_html(turn: Turn, earlier: Sequence[AskedImage], text: str, words: dict[str, str]) -> str:
-    """Return a question and the answer that is being written to it. earlier: as in `question_html`."""
+def growing_html(text: str, words: dict[str, str]) -> str:
+    """Return an answer that is being written."""
     visible = growing(text)
     said = escape(visible) if visible else f'<i class="qv-wait">{escape(words["thinking"])}</i>'
-    answer = f'<div class="qv-it qv-live"><div class="qv-text">{said}</div></div>'
-    return question_html(turn, earlier, words, None) + answer
+    return f'<div class="qv-it qv-live"><div class="qv-text">{said}</div></div>'
 
 
 def error_html(message: str, words: dict[str, str]) -> str:

@@ -48,7 +48,8 @@ class DataArguments:
 
     # None is not in the type of a required flag: `checks.check` rejects a command line without it.
     data_path: list[str] = option(  # noqa: RUF009
-        None, "Conversation files (JSON, Parquet, .. or a folder: docs/data.md), each PATH or PATH:WEIGHT."
+        None,
+        "Conversation files (JSON, Parquet, a folder, hf:NAME:SPLIT ..: docs/data.md), each PATH or PATH:WEIGHT.",
     )
     mix: str = option(
         "concat", "Several files: concat (all samples, times the weight) or interleave (shares by weight)."

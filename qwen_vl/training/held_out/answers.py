@@ -70,7 +70,7 @@ class Asker(TrainerCallback):
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()  # blocks of odd sizes, which training would not use
         records = self._questions.records
-        result = score(records, answers)
+        result = score(records, answers, self._questions.whole)
         if Processes.current().is_first:
             if self._last_step is None or step <= self._last_step:
                 answer_log.keep(self._path, lambda earlier: earlier < step)

@@ -30,6 +30,7 @@ class Questions(NamedTuple):
     decoding: Decoding
     batch_size: int
     figures: tuple[str, ...]  # the names that the answers' figures will have
+    whole: Sequence[Record]  # all records of the file
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -59,27 +60,28 @@ def read(path: str, *, image_folder: str | None, limit: int, max_new_tokens: int
     benchmark = own_data(path, image_folder)
     files = {role: Path(file.path) for role, file in benchmark.files.items()}
     try:
-        records = Subset(limit).of(benchmark.reader(files))
+        whole = benchmark.reader(files)
+        records = Subset(limit).of(whole)
         if not records:
             raise ValueError(f"{path}: has no records; give a file with some")
         asked = [prompts.build(one, template=benchmark.template, style=benchmark.style) for one in records]
-        unsaid = score(records, {record.id: Answer(record.id, "", text="") for record in records})
+        unsaid = score(records, {record.id: Answer(record.id, "", text="") for record in records}, whole)
     except ValueError as error:
         raise ValueError(f"--eval_generate: {error}; or leave the flag out") from error
     assert isinstance(benchmark.decoding, Decoding), "the model writes its answers to a user's own questions"
     decoding = replace(benchmark.decoding, max_new_tokens=max_new_tokens)
-    return Questions(records, asked, decoding, batch_size, tuple(unsaid.figures))
+    return Questions(records, asked, decoding, batch_size, tuple(unsaid.figures), whole)
 
 
-def score(records: Sequence[Record], answers: Mapping[str, Answer]) -> Result:
+def score(records: Sequence[Record], answers: Mapping[str, Answer], whole: Sequence[Record]) -> Result:
     """Return the figures and samples of the answered records, by the metric of `qwen-vl evaluate --data`.
 
-    answers: by the id of the record. Raise ValueError if none is answered.
+    answers: by the id of the record; whole: all records of the file. Raise ValueError if none is answered.
     """
     pairs = [Pair(record, answers[record.id]) for record in records if answers[record.id].error is None]
     if not pairs:
         raise ValueError(f"none of {len(records)} records could be answered: {answers[records[0].id].error}")
-    return OWN_DATA.score(pairs)
+    return OWN_DATA.score(pairs, whole)
 
 
 def check_metric(questions: Questions, metric: str | None) -> None:

@@ -13,7 +13,8 @@ from qwen_vl.adapters.adapter import WEIGHTS_FILE
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.mixing import parse_sources
 from qwen_vl.data.skip_manifests import sha256
-from qwen_vl.data.sources.readers import data_files
+from qwen_vl.data.sources.hub_data import is_hub_name
+from qwen_vl.data.sources.locating import data_files
 from qwen_vl.files import read_entries
 
 from .callbacks import METRICS_FILE
@@ -79,6 +80,8 @@ def is_newer(output_dir: str | os.PathLike[str], moment: float) -> bool:
 
 def hashed(path: str | os.PathLike) -> list[dict[str, str]]:
     """Return [{"name", "sha256"}, ..] of a data file, or of the data files of a folder or a pattern."""
+    if is_hub_name(path):
+        return [{"name": str(path), "sha256": sha256(path)}]
     return [{"name": file.name, "sha256": sha256(file)} for file, _ in data_files(path)]
 
 

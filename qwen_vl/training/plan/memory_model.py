@@ -25,7 +25,8 @@ PROCESS = 0.65e9  # of a CPU process that has imported everything and holds no m
 COMMUNICATOR = 0.3e9  # of NCCL, where torch.distributed runs
 FRAGMENTATION = 0.15  # of temporary memory: what the caching allocator holds and cannot use
 HEAP = 0.25  # the same for the C library on a CPU, which keeps freed memory (`host_memory`)
-PASSING = ("vision tower", "activations", "logits", "optimizer step")  # temporary parts
+KEYS = "keys and values of answers"
+PASSING = ("vision tower", "activations", "logits", "optimizer step", KEYS, "answering")  # temporary parts
 OVERLAP = 4.5  # times both buckets, for `overlap_comm`, by DeepSpeed's documentation
 GPTQ_BITS, GPTQ_GROUP = 4, 128
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight; a byte scales 64, and a float32 256 of those bytes
@@ -64,6 +65,8 @@ class Setup(NamedTuple):
     gpus: int = 1
     offload: bool = False
     on_cpu: bool = False
+    answers: int = 0  # that --eval_generate generates at a time; 0 without it
+    new_tokens: int = 256  # most tokens of an answer
 
 
 def weigh(
@@ -170,6 +173,9 @@ def phases(config: QWenConfig, weights: Weights, setup: Setup) -> dict[str, dict
     }
     if first and not setup.checkpointing:
         stages["loss"]["gradients"] = weights.largest * 4.0
+    if setup.answers:
+        freed = fixed if setup.zero is not None else fixed | {"gradients": 0.0}  # an evaluation follows a step
+        stages["answering of held-out questions"] = freed | answering(config, weights, setup)
     return {name: with_overhead(parts, setup) for name, parts in stages.items()}
 
 
@@ -239,12 +245,16 @@ def activations(config: QWenConfig, weights: Weights, setup: Setup) -> tuple[flo
     saved = costs.block_bytes(config, run) * (1.0 if setup.checkpointing else layers)
     moving = costs.moving_bytes(config, run)
     if setup.method == "qlora":
-        # The block's linears unpacked in half precision, kept for its backward pass; one of them also as integers.
-        moving += 2 * costs.block_weights(config) + 7 * costs.largest_linear(config)
+        moving += unpacked_bytes(config)
     copies = 2 * (weights.matrices + weights.adapters) if autocasts(setup) else 0  # kept by autocast
     if setup.checkpointing:
         return tokens * config.hidden_size * residual * layers + copies, saved + moving
     return saved + copies, moving
+
+
+def unpacked_bytes(config: QWenConfig) -> int:
+    """Return the bytes of a block's linears, unpacked in half precision, one of them also as integers."""
+    return 2 * costs.block_weights(config) + 7 * costs.largest_linear(config)
 
 
 def autocasts(setup: Setup) -> bool:
@@ -264,6 +274,19 @@ def block_run(setup: Setup, width: int, residual: int) -> costs.BlockRun:
         autocast=autocasts(setup),
         on_cpu=setup.on_cpu,
     )
+
+
+def answering(config: QWenConfig, weights: Weights, setup: Setup) -> dict[str, float]:
+    """Return {part: bytes} at the peak of --eval_generate: all prompts of a batch as long as a sample, then answers."""
+    width = 2 if setup.half else 4
+    prompts = setup._replace(batch=setup.answers)
+    block = costs.moving_bytes(config, block_run(prompts, width, width))
+    block += unpacked_bytes(config) if setup.method == "qlora" else 0
+    tower = vision_bytes(config, weights._replace(parts=()), prompts)
+    copies = 2.0 * (weights.matrices + weights.adapters) if autocasts(setup) else 0.0
+    logits = 4.0 * setup.answers * config.vocab_size
+    tokens = setup.answers * (setup.length + setup.new_tokens)
+    return {KEYS: float(tokens * costs.cache_bytes(config, width)), "answering": max(block, tower) + copies + logits}
 
 
 def vision_bytes(config: QWenConfig, weights: Weights, setup: Setup) -> float:

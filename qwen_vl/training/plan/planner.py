@@ -111,6 +111,9 @@ def zero_name(setup: Setup) -> str:
 def alternatives(asked: Setup) -> Iterator[Setup]:
     """Yield Setups that need less memory than `asked`, the smallest change first."""
     yield asked
+    if asked.answers > 1:
+        asked = asked._replace(answers=1)
+        yield asked
     if not asked.checkpointing:
         asked = asked._replace(checkpointing=True)
         yield asked
@@ -150,6 +153,10 @@ def command(setup: Setup, model: str | None) -> str:
     ):
         if value != usual:
             words += [f"--{flag}", str(value)]
+    if setup.answers:
+        words += ["--eval_data_path", "held_out.json", "--eval_strategy", "epoch", "--eval_generate", "True"]
+        words += ["--eval_generate_batch_size", str(setup.answers)]
+        words += ["--eval_generate_max_new_tokens", str(setup.new_tokens)]
     return shlex.join(words)
 
 

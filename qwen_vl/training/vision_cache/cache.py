@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_vl.checkpoint import loading
+from qwen_vl.data import image_files
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
 from qwen_vl.files import replacing
-from qwen_vl.model.image_loading_qwen import find_image, is_local
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +60,16 @@ class VisionCache:
 
     def key(self, reference: str, search_dirs: Sequence[str | Path] = ()) -> str | None:
         """Return the key of an image, the hash of its bytes; None if it may change or is missing."""
-        if not is_local(reference):
+        if not image_files.is_local(reference):
             return sha256(reference.encode()).hexdigest() if reference.startswith("data:") else None
-        path = find_image(reference, search_dirs)
+        path = image_files.find(reference, search_dirs)
         if path is None:
             return None
-        stat = os.stat(path)
+        stat = os.stat(image_files.file_of(path))
         version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         known = self._keys.get(path)
         if known is None or known[0] != version:
-            known = self._keys[path] = (version, sha256(Path(path).read_bytes()).hexdigest())
+            known = self._keys[path] = (version, sha256(image_files.content(path)).hexdigest())
         return known[1]
 
     def get(self, key: str) -> torch.Tensor | None:

@@ -13,11 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qwen_vl.checkpoint import loading
-from qwen_vl.data import conversations
+from qwen_vl.data import conversations, image_files
 from qwen_vl.data.check.inspect_record import IMAGE
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT
-from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.model.image_processing_qwen import pixels
 from qwen_vl.terminal import progress
 
@@ -39,7 +38,7 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[str | None, torch.Tensor]:
         reference, dirs = self._references[index], self._search_dirs
-        return self._cache.key(reference, dirs), pixels(read_image(reference, search_dirs=dirs), self._image_size)
+        return self._cache.key(reference, dirs), pixels(image_files.read(reference, dirs), self._image_size)
 
 
 def fill(

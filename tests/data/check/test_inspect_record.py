@@ -13,8 +13,8 @@ from qwen_vl.data.check import inspect_record
 def test_each_image_is_opened_once(write, images, tmp_path, monkeypatch, capsys):
     """Open an image once over records, turns and files, a data: URI once a file; none with `--images exist`."""
     opened = []
-    really_open = inspect_record.read_image
-    monkeypatch.setattr(inspect_record, "read_image", lambda name: opened.append(name) or really_open(name))
+    really_open = inspect_record.image_files.read
+    monkeypatch.setattr(inspect_record.image_files, "read", lambda name: opened.append(name) or really_open(name))
     uri = "data:image/png;base64," + base64.b64encode((images / "good.png").read_bytes()).decode()
     text = f"<img>good.png</img><img>turned.jpg</img><img>{uri}</img>"
     first = write([record("a", text), record("b", text)], "pics/a.json")

@@ -244,7 +244,7 @@ def test_a_resumed_stream_tokenizes_again_and_looks_for_no_image(stream, lines, 
     path = lines([talk(f"r{index}", f"<img>{index}.png</img>") for index in range(60)])
     tokenized, looked_for = [], []
     monkeypatch.setattr(streaming, "fit", lambda *args: tokenized.append(1) or chatml.fit(*args))
-    monkeypatch.setattr(streaming, "find_image", lambda image, dirs: looked_for.append(image) or image)
+    monkeypatch.setattr(streaming, "_is_there", lambda dirs, image: looked_for.append(image) or True)
     rest = list(stream(path, num_seen=50))
     assert len(rest) == 10 and len(tokenized) == 60
     assert sorted(looked_for) == sorted(image for sample in rest for image in sample["images"])

@@ -50,6 +50,18 @@ def test_one_image_alone_scores_nothing():
     assert metrics.cider(["a red car"], [["a red car"]]) == (0.0, [0.0])
 
 
+def test_the_words_of_a_subset_weigh_what_they_do_in_the_whole(coco):
+    images = coco["pictures"]
+    pairs = [pair(image["prediction"], image["references"], id=image["id"]) for image in images]
+    records = [one.record for one in pairs]
+    for chosen in (pairs[7:12], pairs[3:4]):
+        samples = CAPTION_CIDER.score(chosen, records).samples
+        expected = {image["id"]: image["cider"] for image in images}
+        assert [sample.score for sample in samples] == pytest.approx([expected[sample.id] for sample in samples])
+    alone = CAPTION_CIDER.score(pairs[7:12])
+    assert alone.samples[0].score != pytest.approx(images[7]["cider"], rel=1e-3)
+
+
 def test_an_empty_caption_scores_nothing_and_shifts_nothing(coco):
     images = coco["pictures"][:9]
     said, accepted = [image["prediction"] for image in images], [image["references"] for image in images]
@@ -82,7 +94,7 @@ def test_the_order_of_records_changes_nothing(coco):
     assert list(result.figures) == ["CIDEr", "CIDEr/in", "CIDEr/near", "CIDEr/out"]
     parts = [result.figures[f"CIDEr/{name}"] for name in ("in", "near", "out")]
     assert sum(part.value * part.count for part in parts) / 80 == pytest.approx(result.figures["CIDEr"].value)
-    assert "80 scored images" in result.notes[0] and "subset" in result.notes[0]
+    assert "all 80 images of the data files" in result.notes[0] and "subset" in result.notes[0]
     assert result.samples[0].scored == images[0]["prediction_tokens"]
 
 

@@ -6,6 +6,7 @@ import pytest
 from helpers.answered import pair
 
 from qwen_vl.evaluation.metrics import score_sample, short_agree, task_of
+from qwen_vl.evaluation.metrics.free_text import score_texts
 from qwen_vl.evaluation.metrics.own_data import OWN_DATA, check_records, score_records
 from qwen_vl.evaluation.metrics.own_tasks import yes_or_no
 from qwen_vl.evaluation.records import Record
@@ -178,3 +179,15 @@ def test_all_records_that_cannot_be_scored_are_told_at_once():
 
     with pytest.raises(ValueError, match=r"^record 'x': metric is 'accuracy'.*\nrecord 'z': metric is yes_no, but"):
         check_records([of("x", metric="accuracy"), of("y"), of("z", metric="yes_no")])
+
+
+def test_long_answers_of_a_subset_weigh_words_as_the_whole_file_does():
+    texts = [f"a small {color} circle is on the left side of a large square {n}" for n, color in enumerate("rgbrgb")]
+    pairs = [pair(text.replace("small", "tiny"), [text], id=str(n)) for n, text in enumerate(texts)]
+    pairs += [pair("yes", ["yes"], id="short")]
+    whole = [one.record for one in pairs]
+    complete, part = OWN_DATA.score(pairs, whole), OWN_DATA.score(pairs[:1], whole)
+    everything = score_texts([one.answer.text for one in pairs[:6]], [[text] for text in texts]).ciders
+    assert values_of(complete)["text_cider"] == pytest.approx(sum(everything) / 6)
+    assert values_of(part)["text_cider"] == pytest.approx(everything[0]) and everything[0] > 0
+    assert "all 6 long answers" in part.notes[-1]

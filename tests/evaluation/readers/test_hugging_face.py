@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from pyarrow import parquet
 
-from qwen_vl.evaluation.readers import hugging_face, image_tables
+from qwen_vl.data.sources import cells
+from qwen_vl.evaluation.readers import hugging_face
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -88,10 +89,10 @@ def test_large_row_groups_are_read_up_to_the_image(tmp_path, monkeypatch):
     rows = [{**VQA[0], "question_id": number, "image": image(number % 5)} for number in range(40)]
     path = tmp_path / "validation.parquet"
     table(rows).to_parquet(path, batch_size=25)
-    monkeypatch.setattr(image_tables, "MAX_GROUP", 0)
+    monkeypatch.setattr(cells, "MAX_GROUP", 0)
     records = hugging_face.vqa({"records": path})
     assert [record.images[0].read() for record in records] == [png(number % 5) for number in range(40)]
-    assert image_tables._cell(path, 39, "image")["bytes"] == png(4)
+    assert cells.cell(path, 39, "image")["bytes"] == png(4)
 
 
 def test_vqa_answers_as_objects_and_docvqa_configs(tmp_path):

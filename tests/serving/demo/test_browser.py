@@ -176,8 +176,10 @@ def test_stop_regenerate_clear_and_a_closed_tab(visit, served, tmp_path):
     page.wait_for_selector(".qv-live")
     page.wait_for_timeout(600)
     page.screenshot(path=tmp_path / "growing.png", full_page=True)
+    page.type("#qv-field textarea", "the next question", delay=40)
     page.click("#qv-field .stop-button")
     answered(page)
+    assert value(page) == "the next question"
     stopped = page.inner_text(".qv-it")
     assert 0 < len(stopped) < 1500 and answerer.open == 0
     page.click("text=Regenerate")

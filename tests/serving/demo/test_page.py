@@ -1,19 +1,25 @@
 """The page without a browser: its handlers, uploads, drawn boxes, and the commands that start it."""
 
 import json
+import re
+import shlex
 import socket
 import threading
 from html import escape
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from helpers.adapters import write_adapter
 from helpers.commands import exit_code
+from helpers.openai_server import serving
+from helpers.runs import ROOT
 from PIL import Image
 
 import web_demo_mm
+from qwen_vl.cli import demo as cli_demo
 from qwen_vl.data.validation import check_record
-from qwen_vl.serving.answerers import EngineAnswerer
+from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
 from qwen_vl.serving.demo import page as demo
 from qwen_vl.serving.engine import Engine, EngineSettings, load
 
@@ -35,8 +41,10 @@ def visit(tmp_path):
 def test_a_question_with_an_image_becomes_a_drawn_answer_and_a_valid_record(visit):
     page, talk, path = visit
     updates = list(page.ask(talk, {"text": "Where?", "files": [path]}, "base", "en"))
-    assert any("qv-live" in str(live) for _, live, _, _ in updates)
-    assert "qv-shape" in updates[-2][0] and talk.files == {}
+    assert all("qv-live" in live and "<img" not in live for _, live, _, _ in updates[:-1])
+    assert "data:image" in updates[0][0] and updates[0][3].value == {"text": "", "files": []}
+    assert len(updates) > 2 and all(update[0] == update[3] == gr.skip() for update in updates[1:-1])
+    assert "qv-shape" in updates[-1][0] and talk.files == {}
     content, _ = page.record(talk, "en")
     (record,) = json.loads(content)["records"]
     assert not check_record("here", record) and "<" not in content
@@ -94,7 +102,7 @@ def started(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "launch", launch)
-    monkeypatch.setattr("qwen_vl.cli.demo.check_free", lambda host, port: None)  # others may use these ports
+    monkeypatch.setattr(cli_demo, "check_free", lambda host, port: None)  # others may use these ports
     yield found
     assert engines and not any(engine.alive for engine in engines)
     assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
@@ -120,6 +128,29 @@ def test_adapters_are_chosen_by_name_and_the_engine_ends_with_the_page(make_chec
     assert "start it with its adapters" in capsys.readouterr().err
 
 
+def test_the_commands_of_the_document_work(make_checkpoint, tmp_path, monkeypatch):
+    section = (ROOT / "docs/serving.md").read_text(encoding="utf-8").partition("## The web page\n")[2]
+    commands = re.search(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[1].splitlines()
+    engines, launched = [], []
+
+    class Made:
+        model_names = (SimpleNamespace(id="merged"),)
+        __enter__ = __exit__ = lambda self, *_: None
+
+    monkeypatch.setattr(cli_demo.Engine, "load", lambda path, **options: engines.append((path, options)) or Made())
+    monkeypatch.setattr(demo, "launch", lambda answerer, **options: launched.append((type(answerer), options)))
+    monkeypatch.setattr(cli_demo, "check_free", lambda host, port: None)
+    with serving(lambda path, body: (200, {"data": [{"id": "merged"}]})) as (address, _):
+        for command in commands:
+            program, *words = shlex.split(command.replace("http://127.0.0.1:8000/v1", address))
+            assert {"qwen-vl": words[0] == "demo", "python": words[0] == "web_demo_mm.py"}[program]
+            assert (exit_code(words) if program == "qwen-vl" else web_demo_mm.main(words[1:])) in (0, None)
+    assert [kind for kind, _ in launched] == [EngineAnswerer, EngineAnswerer, ServerAnswerer, EngineAnswerer]
+    assert [path for path, _ in engines] == ["output/merged", "Qwen/Qwen-VL-Chat", "output/merged"]
+    assert engines[1][1]["adapters"] == {"cats": "output/lora", "dogs": "output/lora2"}
+    assert [options["port"] for _, options in launched] == [8000, 8000, 8001, 8080]
+
+
 def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -137,5 +168,5 @@ def test_a_greedy_answer_on_the_page_is_that_of_chat(make_checkpoint, visit):
         engine.generation_config.update(**greedy)
         answerer = EngineAnswerer(engine)
         page, talk = demo.Page(answerer, "en"), demo.Conversation(answerer)
-        *_, (past, _, _, _), _ = page.ask(talk, {"text": "What is it?", "files": [path]}, "tiny", "en")
+        *_, (past, _, _, _) = page.ask(talk, {"text": "What is it?", "files": [path]}, "tiny", "en")
     assert talk.session.turns[0].answer == expected != "" and escape(expected) in past

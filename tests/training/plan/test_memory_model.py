@@ -65,3 +65,17 @@ def test_a_block_keeps_what_is_counted(dtype):
 def test_the_loss_does_not_grow_with_positions_without_a_target():
     config, setup = QWenConfig(), memory_model.Setup(targets=0.01)
     assert memory_model.loss_bytes(config, setup._replace(length=8192)) <= 1.5 * memory_model.CHUNK_BYTES
+
+
+def test_answers_during_training_keep_the_keys_and_values_of_a_real_cache(make_checkpoint):
+    model = loading.load_model(make_checkpoint(), dtype=torch.float32)
+    with torch.no_grad():
+        cache = model(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True).past_key_values
+    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    setup = memory_model.Setup(half=False, on_cpu=True, length=5, answers=3, new_tokens=2)
+    weights = memory_model.weigh(model.config, setup, lora=planner.LORA)
+    parts = memory_model.phases(model.config, weights, setup)["answering of held-out questions"]
+    assert parts[memory_model.KEYS] == real and parts["gradients"] == 0 < parts["answering"]
+    assert "answering" not in str(memory_model.phases(model.config, weights, setup._replace(answers=0)))
+    per_token = v1_costs.cache_bytes(QWenConfig(), 2)
+    assert per_token == 512 * 1024  # the 0.5 MB of docs/evaluation.md

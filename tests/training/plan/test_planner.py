@@ -80,6 +80,10 @@ def test_what_must_cost_more_does():
         ("--method full --gpus 4 --gpu_memory 24", "zero3_offload.json"),
         ("--method full --gpu_memory 20", "finetune_qlora_single_gpu.sh -m Qwen/Qwen-VL-Chat-Int4"),
         ("--method full --gpu_memory 2", "Nothing here does"),
+        (
+            "--gpu_memory 24 --eval_generate",
+            "--eval_generate True --eval_generate_batch_size 1",
+        ),
         ("--gpu_memory 16 --zero 2 --gpus 8", "NPROC=8 sh finetune/finetune_lora_ds.sh"),
     ],
 )
