@@ -86,8 +86,9 @@ def known_flags():
     """Return {words of a command: its flags} for every command."""
     reference = script("make_reference")
     known = {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
-    known |= {"web_demo_mm.py": known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))}
-    return known | {"openai_api.py": flags_of(help_of(openai_api.main, "--help"))}
+    known["openai_api.py"] = flags_of(help_of(openai_api.main, "--help"))
+    known["web_demo_mm.py"] = known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))
+    return known
 
 
 def help_of(main, *argv):
@@ -302,11 +303,12 @@ def test_the_python_samples_run(page, make_checkpoint, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out
 
 
-def test_the_benchmarks_in_the_document_are_those_of_the_registry():
+@pytest.mark.parametrize("page", ["evaluation.md", "evaluation.zh.md"])
+def test_the_benchmarks_in_the_document_are_those_of_the_registry(page):
     """`python scripts/benchmark_table.py` prints the three parts."""
-    text, tables = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), script("benchmark_table")
+    text, tables = (ROOT / "docs" / page).read_text(encoding="utf-8"), script("benchmark_table")
     for part in (tables.settings_table(), tables.prompts_block(), tables.files_list()):
-        assert part in text, f"docs/evaluation.md lacks what the registry has:\n{part}"
+        assert part in text, f"docs/{page} lacks what the registry has:\n{part}"
     assert text.count("\n| `") >= len(BENCHMARKS) >= 40
 
 

@@ -1,6 +1,9 @@
 """The engine at its limits: its end under load, pages and ids that run out, and the memory that it takes by itself."""
 
 import queue
+import random
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -73,6 +76,30 @@ def test_answers_stay_right_when_pages_run_out(make_checkpoint, reference, monke
         assert any(lost) and engine.alive and engine.stats()[:2] == (0, 0)
         again = request(engine, "Hello")
         assert answer(engine, again)[0] == generated(*reference, again)
+
+
+def test_answers_stay_right_when_others_are_cancelled(make_checkpoint, reference):
+    """Cancel two of three requests at random moments, with fewer rows than images: rows never get another image."""
+    with engine_of(make_checkpoint(), num_images=3) as engine:
+        rng, expected, open_requests = random.Random(0), {}, []
+        for number in range(60):
+            one = request(engine, image(number % 8), "What is it?", new=8, sharing_key=str(number % 2))
+            events = queue.Queue()
+            cancel = engine.submit(one, events.put)
+            if number % 3:
+                threading.Timer(rng.random() / 4, cancel).start()
+            else:
+                open_requests.append((number % 8, one, events))
+            time.sleep(rng.random() / 50)
+        for name, one, events in open_requests:
+            ids = []
+            while (event := events.get(timeout=30)).finish is None:
+                ids += event.ids
+            if name not in expected:
+                expected[name] = generated(*reference, one)
+            assert (ids + event.ids, event.error) == (expected[name], None)
+        assert len({tuple(ids) for ids in expected.values()}) > 3 and len(open_requests) == 20
+    assert engine.stats()[:2] == (0, 0) and engine.stats().images_used == 0
 
 
 def test_answers_stay_right_when_ids_begin_again(make_checkpoint, reference):
