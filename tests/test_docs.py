@@ -86,8 +86,9 @@ def known_flags():
     """Return {words of a command: its flags} for every command."""
     reference = script("make_reference")
     known = {" ".join(words): flags_of(reference.parser_of(words).format_help()) for words in reference.commands()}
-    known |= {"web_demo_mm.py": known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))}
-    return known | {"openai_api.py": flags_of(help_of(openai_api.main, "--help"))}
+    known["openai_api.py"] = flags_of(help_of(openai_api.main, "--help"))
+    known["web_demo_mm.py"] = known["demo"] | flags_of(help_of(web_demo_mm.main, "--help"))
+    return known
 
 
 def help_of(main, *argv):

@@ -131,6 +131,18 @@ def test_scoring_and_reporting_need_no_model(evaluated, data_dir, tmp_path, caps
         assert len(worst["samples"]) == min(number, 9)
 
 
+def test_an_interrupted_run_says_how_to_go_on(make_checkpoint, data_dir, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.LocalModel, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_checkpoint(), "--data", data_dir / "held_out.json", "--output_dir", tmp_path, "--device", "cpu")
+    assert (
+        f"{tmp_path} keeps the answers of all finished batches; run the same command again" in capsys.readouterr().err
+    )
+
+
 def test_own_data_that_has_moved_is_scored_where_it_is_given(evaluated, data_dir, tmp_path):
     results, moved = tmp_path / "results", tmp_path / "moved" / "held_out.json"
     shutil.copytree(evaluated, results)

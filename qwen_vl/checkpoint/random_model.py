@@ -19,7 +19,7 @@ from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.model.tokenization_qwen import SPECIAL_TOKENS, QWenTokenizer
 
-from . import shard_writer
+from . import saving, shard_writer
 
 SEED = 7
 PLAIN_STD = 0.22  # of random embeddings of a plain patch; those of a patch with edges have about 1
@@ -48,6 +48,7 @@ def build(config_path: str | os.PathLike[str], out: str | os.PathLike[str]) -> t
     )
     model.save_pretrained(out)
     shard_writer.write_processor(out, model, tokenizer)
+    saving.let_read(Path(out))
     return model, tokenizer
 
 

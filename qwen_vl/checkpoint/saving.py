@@ -59,8 +59,15 @@ def naming(target: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(f"{target}: could not be written ({error}); free some space or give another folder") from error
 
 
+def let_read(folder: Path) -> None:
+    """Let everyone read the weight files of a folder who may read the folder; safetensors writes them for one user."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(folder.stat().st_mode & 0o666)
+
+
 def put_in_place(folder: Path, target: Path) -> None:
     """Rename a complete, staged folder to `target`, and replace one that exists there."""
+    let_read(folder)
     if target.exists():
         os.replace(target, folder.with_name("replaced"))  # removed with the staging folder
     os.replace(folder, target)

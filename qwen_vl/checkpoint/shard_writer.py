@@ -38,6 +38,7 @@ def complete(output_dir: str | os.PathLike[str]) -> Iterator[Path]:
         yield staging
         if output_dir.exists():
             output_dir.rmdir()
+        saving.let_read(staging)
         os.replace(staging, output_dir)
 
 

@@ -69,7 +69,11 @@ def evaluate(args: argparse.Namespace) -> None:
     if "answer" in stages:
         tasks = processes.together(lambda: suite.tasks_of(request, problems_of(args, request, stages)))
         models = [partial(find_model, path, args) for path in args.models]
-        folders = suite.answer_all(tasks, models, results_dir, batch_size=args.batch_size, report=say)
+        try:
+            folders = suite.answer_all(tasks, models, results_dir, batch_size=args.batch_size, report=say)
+        except KeyboardInterrupt:
+            say(f"{results_dir} keeps the answers of all finished batches; run the same command again to go on")
+            raise
     processes.together(partial(score_and_report, args, stages, folders), first_only=True)
 
 

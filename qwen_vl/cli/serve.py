@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from qwen_vl.adapters.adapter import Adapter
@@ -21,6 +22,7 @@ from .bounds import add_bounds, bounds_of
 from .parsers import Parser, add_hub, by_name, name_models
 
 KEY = "QWEN_VL_API_KEY"
+LIBRARIES = ("fastapi", "prometheus_client", "uvicorn")
 STOP_SECONDS = 30  # that the threads of the engine may take to end
 
 
@@ -74,10 +76,11 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     args = make_parser().parse_args(argv)
     name = args.served_model_name or name_of(args.model)
     name_models(args, "model", "base")
+    check_libraries()
     from qwen_vl.serving.api.app import create_app
     from qwen_vl.serving.api.chat import ChatRoute
     from qwen_vl.serving.api.original import OriginalRoute
-    from qwen_vl.serving.api.server import Server, address_of, listen  # the extra "serve"
+    from qwen_vl.serving.api.server import Server, address_of, listen
 
     settings, policy, limits = server_settings(args), media_policy(args), Limits(**bounds_of(args, Limits))
     adapters = by_name("--adapters", args.adapters)
@@ -111,6 +114,13 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
             engine.stop()
     if failure:
         raise SystemExit(f"error: {failure}")
+
+
+def check_libraries() -> None:
+    """Raise ImportError if a library of the extra "serve" is missing."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"the server needs {', '.join(missing)}; install it with: pip install 'qwen-vl[serve]'")
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:

@@ -51,7 +51,7 @@ def read(
     """
     check_folder(image_folder)
     folders = search_dirs(path, image_folder)
-    exists = functools.cache(lambda reference: image_files.find(reference, folders) is not None)
+    exists = functools.cache(lambda reference: image_files.exists(reference, folders))
     skips = SkipManifest(skip_manifest, path) if skip_manifest else None
     problems, images = _Problems(path, folders), ImageCount()
     seen: set[str | int] = set()

@@ -58,6 +58,18 @@ def find(reference: str, search_dirs: SearchDirs = ()) -> str | None:
     return str(cell._replace(file=os.path.abspath(file))) if there and file else None
 
 
+def exists(reference: str, search_dirs: SearchDirs = ()) -> bool:
+    """Return whether a local image exists: a file, or a cell with bytes or the path of a file."""
+    found = find(reference, search_dirs)
+    cell = found and parse(found)
+    if not cell:
+        return found is not None
+    try:
+        return cells.has_image(Path(cell.file), cell.row, cell.column, cell.part)
+    except (OSError, LookupError, ValueError, pa.ArrowException):
+        return False
+
+
 def file_of(reference: str) -> str:
     """Return the path of the file that holds the image of a local reference."""
     cell = parse(reference)

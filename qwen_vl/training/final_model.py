@@ -91,6 +91,7 @@ def save_final(
             convert.make_plain(staging, start)
         names = sorted(file.name for file in staging.iterdir())
         (staging / FILES).write_text(json.dumps(names) + "\n", encoding="utf-8")
+        saving.let_read(staging)
         os.replace(staging, output_dir / COMPLETE)
     put_in_place(output_dir)
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from qwen_vl.checkpoint import saving
@@ -33,6 +34,15 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
             (folder / f"file-{number}").touch()
             saving.put_in_place(folder, tmp_path / "out")
         assert [path.name for path in (tmp_path / "out").iterdir()] == [f"file-{number}"]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o2775])
+def test_weights_are_read_by_whoever_may_read_their_folder(tmp_path, mode):
+    with saving.staged(tmp_path / ".staging" / "x", tmp_path / "out") as folder:
+        folder.chmod(mode)
+        save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+        saving.put_in_place(folder, tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == mode & 0o666
 
 
 def test_only_the_owner_makes_and_removes_the_folder(tmp_path):

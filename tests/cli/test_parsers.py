@@ -17,6 +17,7 @@ DEBUG_AT = {  # words of every verb that end in an error of the user; MISSING is
     "checkpoint show": ["MISSING"],
     "checkpoint export": ["MISSING", "OUT"],
     "chat": ["MISSING", "--query", "hi"],
+    "push": ["MISSING", "owner/name"],
     "demo": ["MISSING"],
     "serve": ["MISSING"],
     "evaluate": ["MISSING", "--data", "MISSING"],

@@ -15,6 +15,7 @@ import pytest
 from helpers.adapters import write_adapter
 from helpers.commands import exit_code
 from helpers.runs import ROOT
+from starlette.testclient import TestClient
 
 import openai_api
 from qwen_vl.cli import serve
@@ -121,12 +122,11 @@ def test_a_taken_port_is_told(make_checkpoint, capsys, unread):
     assert "Address already in use; choose another --port" in capsys.readouterr().err
 
 
-def test_a_missing_library_is_told(make_checkpoint, capsys, monkeypatch, unread):
-    for name in [name for name in sys.modules if name.startswith(("qwen_vl.serving.api.", "uvicorn"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+@pytest.mark.parametrize("library", serve.LIBRARIES)
+def test_a_missing_library_is_told(library, make_checkpoint, capsys, monkeypatch, unread):
+    monkeypatch.setitem(sys.modules, library, None)
     assert exit_code(["serve", make_checkpoint()]) == 1
-    assert "the server needs uvicorn; install it with: pip install 'qwen-vl[serve]'" in capsys.readouterr().err
+    assert f"the server needs {library}; install it with: pip install 'qwen-vl[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -256,3 +256,16 @@ def test_an_engine_that_dies_ends_the_command(make_checkpoint, monkeypatch):
         serve.main([str(make_checkpoint()), "--served_model_name", "tiny", "--port", "0", "--device", "cpu"])
     assert end.value.code == "error: the engine has died; see the log above"
     assert answers[0].code == 503 and b"the engine has" in answers[0].read()
+
+
+def test_openai_api_serves_with_the_rules_of_the_original(make_checkpoint, monkeypatch, capsys):
+    def serve_on(self, bound):
+        client = TestClient(self.config.app, address_of(bound))
+        answers.append(client.post("/v1/chat/completions", json=question("any name", functions=[{}], max_tokens=1)))
+
+    answers = []
+    monkeypatch.setattr(Server, "serve_on", serve_on)
+    openai_api.main(["-c", str(make_checkpoint()), "--cpu-only", "--server-port", "0"])
+    assert answers[0].status_code == 200 and answers[0].headers["x-request-id"].startswith("req-")
+    assert answers[0].json()["model"] == "any name" and answers[0].json()["usage"]["completion_tokens"] > 1
+    assert capsys.readouterr().out.startswith("serving gpt-3.5-turbo at http://127.0.0.1:")

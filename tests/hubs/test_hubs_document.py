@@ -63,6 +63,8 @@ def test_the_commands_of_the_page_run(hub, tmp_path, capsys):
     assert json.loads(files["base.json"])["name"] == "ms:qwen/Qwen-VL-Chat"
     assert "base_model: ms:qwen/Qwen-VL-Chat" in files["README.md"].decode()
     assert capsys.readouterr().out.count("uploaded to") == 2
+    sent = [*files.values(), *hub.repos["model", "my-name/my-qwen-vl"].revisions["main"].values()]
+    assert not [content for content in sent if str(tmp_path).encode() in content], "no path of this machine"
 
 
 @pytest.mark.slow  # another process, which imports everything

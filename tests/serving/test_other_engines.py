@@ -116,7 +116,7 @@ def asked(folder, tmp_path_factory):
         cases.append({"part": {"type": "text", "text": question}, "images": paths, "ids": ids})
     assert len({tuple(case["ids"]) for case in cases}) == len(cases)
     path = images / "asked.json"
-    text = DOCUMENT.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8").partition("\n## Exports in vLLM")[2]
     (sample,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     commands = [shlex.split(words) for words in re.findall(r"^vllm serve (.*)$", text, flags=re.MULTILINE)]
     assert len(commands) == 3

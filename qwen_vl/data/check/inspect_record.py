@@ -77,7 +77,7 @@ class Inspector:
         return [look_at(key) for key in keys]
 
     def _record(self, place: str, record: Any) -> Inspected:
-        problems = check_entry(place, record, lambda reference: self._find(reference) is not None)
+        problems = check_entry(place, record, self._exists)
         is_good = not any(problem.is_error for problem in problems)
         length, num_targets = None, None
         if is_good and self.tokenizer:
@@ -115,6 +115,10 @@ class Inspector:
         if reference not in self._found:
             self._found[reference] = image_files.find(reference, self.folders)
         return self._found[reference]
+
+    def _exists(self, reference: str) -> bool:
+        """Return whether a local image exists; one that is opened later only has to be found."""
+        return self._find(reference) is not None and (self.opens or image_files.exists(reference, self.folders))
 
     def _uses(self, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield (field, key) of every image that can be opened."""

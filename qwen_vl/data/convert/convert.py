@@ -55,7 +55,7 @@ def convert(
     check_folder(image_folder)
     result, folders = Converted(), search_dirs(out, image_folder)
     sizes = box_formats.Sizes(folders)
-    exists = functools.cache(lambda reference: image_files.find(reference, folders) is not None)
+    exists = functools.cache(lambda reference: image_files.exists(reference, folders))
     records = []
     for place, record in _read(source, source_format, sizes, result.notes, prompt, box_format):
         result.num_read += 1

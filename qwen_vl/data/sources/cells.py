@@ -39,10 +39,30 @@ def content_of(image: Any, file: Path, column: str) -> bytes:
     content = image.get("bytes") if isinstance(image, dict) else image
     if content is None:
         name = image.get("path") if isinstance(image, dict) else None
-        if not name or not (file.parent / name).is_file():
+        if name is None or not is_beside(name, file):
             raise ValueError(f"{column}: no bytes, and {name!r} is no file beside the table; get the complete data set")
         content = (file.parent / name).read_bytes()
     return content
+
+
+def is_beside(name: str | None, file: Path) -> bool:
+    """Return whether the path of an image without bytes names a file, counted from the folder of its table."""
+    return bool(name) and (file.parent / str(name)).is_file()
+
+
+def has_image(file: Path, row: int, column: str, part: int) -> bool:
+    """Return whether a cell that is not empty has the bytes of an image, or the path of a file. None is read whole."""
+    if form_of(file) == "parquet":
+        group, row = _place(_metadata(file, stamp(file)), row)
+        if not _lacks_bytes(file, stamp(file), column)[group]:
+            return True
+        value = _group(file, stamp(file), group, column)[row]
+    else:
+        value = arrow_table(file, stamp(file)).column(column)[row]
+    image = value[part] if isinstance(value, pa.ListScalar | pa.LargeListScalar) else value
+    if not isinstance(image, pa.StructScalar):
+        return image.is_valid
+    return image["bytes"].is_valid or is_beside(image["path"].as_py(), file)
 
 
 def num_rows(file: Path) -> int:
@@ -54,15 +74,44 @@ def cell(file: Path, row: int, column: str) -> Any:
     """Return a cell of a file; of a Parquet file, only the row group that has it is read."""
     if form_of(file) != "parquet":
         return arrow_table(file, stamp(file)).column(column)[row].as_py()
-    with parquet.ParquetFile(file) as opened:
-        group = 0
-        while row >= opened.metadata.row_group(group).num_rows:
-            row, group = row - opened.metadata.row_group(group).num_rows, group + 1
-        if opened.metadata.row_group(group).total_byte_size > MAX_GROUP:
-            batches = opened.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=[column])
-            batch = next(batch for number, batch in enumerate(batches) if number == row // ROWS_AT_A_TIME)
-            return batch.column(0)[row % ROWS_AT_A_TIME].as_py()
-    return _group(file, stamp(file), group, column)[row].as_py()
+    metadata = _metadata(file, stamp(file))
+    group, row = _place(metadata, row)
+    if metadata.row_group(group).total_byte_size <= MAX_GROUP:
+        return _group(file, stamp(file), group, column)[row].as_py()
+    with parquet.ParquetFile(file, metadata=metadata) as opened:
+        batches = opened.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=[column])
+        batch = next(batch for number, batch in enumerate(batches) if number == row // ROWS_AT_A_TIME)
+        return batch.column(0)[row % ROWS_AT_A_TIME].as_py()
+
+
+def _place(metadata: parquet.FileMetaData, row: int) -> tuple[int, int]:
+    """Return (row group, row in it) of a row; raise IndexError if there is none."""
+    for group in range(metadata.num_row_groups):
+        count = metadata.row_group(group).num_rows
+        if row < count:
+            return group, row
+        row -= count
+    raise IndexError("no such row")
+
+
+@functools.lru_cache(maxsize=256)
+def _metadata(file: Path, stamp: tuple[int, int]) -> parquet.FileMetaData:
+    return parquet.read_metadata(file)
+
+
+@functools.lru_cache(maxsize=256)
+def _lacks_bytes(file: Path, stamp: tuple[int, int], column: str) -> list[bool]:
+    """Return, for each row group, whether some image of a column may have no bytes, as far as its statistics say."""
+    found, metadata = [], _metadata(file, stamp)
+    for group in range(metadata.num_row_groups):
+        parts = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+        counts = [
+            part.statistics.null_count if part.is_stats_set and part.statistics.has_null_count else None
+            for part in parts
+            if part.path_in_schema.startswith(f"{column}.") and part.path_in_schema.endswith(".bytes")
+        ]
+        found.append(counts != [0])
+    return found
 
 
 @functools.lru_cache(maxsize=2)
@@ -74,7 +123,7 @@ def _group(file: Path, stamp: tuple[int, int], group: int, column: str) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _num_rows(file: Path, stamp: tuple[int, int]) -> int:
     if form_of(file) == "parquet":
-        return parquet.read_metadata(file).num_rows
+        return _metadata(file, stamp).num_rows
     return arrow_table(file, stamp).num_rows
 
 

@@ -4,7 +4,7 @@
     columns:
       id: question_id
       images: image                # a column, or a list of them; each holds an image or a list of images
-      user: question               # a column, or a text with {column} in it
+      user: question               # a column, a text with {column} in it, or {text: ".."} for a fixed one
       assistant: answer
 
 Such a file is given wherever data are. docs/data.md describes its keys.
@@ -54,8 +54,8 @@ class ColumnMap:
         for key, value in self.columns.items():
             if key == "images":
                 yield from ((key, column) for column in self.images)
-            elif key in TEXTS and "{" in value:
-                yield from ((key, column) for column in PLACE.findall(value))
+            elif key in TEXTS and (text := template(value)) is not None:
+                yield from ((key, column) for column in PLACE.findall(text))
             else:
                 yield key, value
 
@@ -65,6 +65,7 @@ class ColumnMap:
             if column not in columns:
                 raise DataError(
                     f"{self.path}: columns.{key}: no column {column!r} in {file}, only {', '.join(columns)}; correct it"
+                    + (f', or write a fixed text as {{text: "{column}"}}' if key in TEXTS else "")
                 )
 
     def mapped(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +90,8 @@ class ColumnMap:
     def _text(self, key: str, row: Mapping[str, Any]) -> str:
         """Return the text of a role in a row."""
         value = self.columns[key]
-        if "{" in value:
-            return PLACE.sub(lambda match: str(self._cell(key, row, match[1])), value)
+        if (text := template(value)) is not None:
+            return PLACE.sub(lambda match: str(self._cell(key, row, match[1])), text)
         found = self._cell(key, row, value)
         if not isinstance(found, str):
             raise FieldError(value, f"a {kind_of(found)}; columns.{key} needs a column of texts")
@@ -104,6 +105,13 @@ class ColumnMap:
                 column, f"empty; columns.{key} of {self.path} needs it, so fill it in or leave the row out"
             )
         return "" if found is None else found
+
+
+def template(value: Any) -> str | None:
+    """Return the text, perhaps with columns in it, that a key of a map gives; None if it names a column."""
+    if isinstance(value, dict):
+        return value["text"]
+    return value if "{" in value else None
 
 
 def finished(record: object, columns: ColumnMap | None, image_columns: Sequence[str] = ()) -> object:
@@ -213,6 +221,8 @@ def _problems(content: Any) -> Iterator[str]:
         texts = isinstance(value, list) and key == "images" and all(isinstance(one, str) for one in value)
         if key not in (*SINGLE, "images"):
             yield f"columns.{key}: unknown; use {', '.join((*SINGLE, 'images'))}"
+        elif key in TEXTS and isinstance(value, dict) and value.keys() == {"text"} and isinstance(value["text"], str):
+            continue
         elif not isinstance(value, str) and not texts:
             yield f"columns.{key}: a {kind_of(value)}; use the name of a column"
     has_turns, texts = "conversations" in columns, {"user", "assistant"} & columns.keys()

@@ -270,7 +270,7 @@ def _identity(file: StreamedFile) -> list[Any]:
 
 
 def _is_there(dirs: Sequence[str], reference: str) -> bool:
-    return image_files.find(reference, dirs) is not None
+    return image_files.exists(reference, dirs)
 
 
 def report(path: str | Path) -> dict[str, int]:

@@ -7,12 +7,8 @@ import time
 from types import FrameType
 from typing import Any
 
-try:
-    import fastapi
-    import prometheus_client  # noqa: F401  checked here as well
-    import uvicorn
-except ImportError as error:
-    raise ImportError(f"the server needs {error.name}; install it with: pip install 'qwen-vl[serve]'") from error
+import uvicorn
+from fastapi import FastAPI
 
 from qwen_vl.serving.api.access_log import AccessLog
 from qwen_vl.serving.api.connections import bounded_by
@@ -62,7 +58,7 @@ class Server(uvicorn.Server):
     those that are left with an error. A second signal ends them at once.
     """
 
-    def __init__(self, app: fastapi.FastAPI, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, app: FastAPI, engine: Engine, settings: ServerSettings) -> None:
         """Prepare a server of the app of `create_app`. The engine belongs to the caller, who has started it."""
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
         super().__init__(
@@ -100,7 +96,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether the server ends now; called ten times a second."""
-        await super().on_tick(counter)
+        if await super().on_tick(counter):
+            return True
         now = time.monotonic()
         if self.failure is None and not self.engine.alive:
             self._fail(now)

@@ -34,7 +34,7 @@ def shown(image: SentImage) -> str:
     small = image.image.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
-    address = _shown[image] = data_uri(file.getvalue(), "image/jpeg")
+    _shown[image] = address = data_uri(file.getvalue(), "image/jpeg")
     return address
 
 

@@ -146,6 +146,27 @@ def test_check_preview_and_evaluation_read_the_same_images(tables, make_checkpoi
     assert "not an image that Pillow reads" in said and "/train-00000-of-00002.parquet[2]" in said
 
 
+@pytest.mark.parametrize("write", ["to_parquet", "save_to_disk"])
+def test_an_image_without_bytes_is_a_file_beside_the_table_or_missing_before_a_run(tmp_path, write):
+    """As `datasets` stores images that were given by path, if it does not embed them."""
+    found = [{"number": 0, "color": "red", "hint": "", "picture": {"bytes": None, "path": "red.png"}}, *rows()[1:3]]
+    found[2]["picture"] = {"bytes": None, "path": "gone.png"}
+    table = datasets.Dataset.from_list(found)
+    getattr(table, write)(tmp_path / "t.parquet")
+    beside = tmp_path if write == "to_parquet" else tmp_path / "t.parquet"
+    (beside / "red.png").write_bytes(png("red"))
+    (tmp_path / "map.yaml").write_text(
+        MAP.format(data="t.parquet").replace('"What is this? {hint}"', '{text: "What is this?"}')
+    )
+    message = error_of(conversations.read, tmp_path / "map.yaml")
+    assert "1 problem in 3 records" in message and "#2/picture/0" in message and "no such file" in message
+    first, second, _ = conversations.read(tmp_path / "map.yaml", check_images=False)
+    folders = conversations.search_dirs(tmp_path / "map.yaml")
+    for record, color in ((first, (255, 0, 0)), (second, (0, 128, 0))):
+        reference = record["conversations"][0]["value"].split("<img>")[1].split("</img>")[0]
+        assert image_files.read(reference, folders).getpixel((0, 0)) == color
+
+
 def test_caches_and_manifests_see_changes_of_data_and_map(tables, make_checkpoint):
     path = str(tables / "map.yaml")
 
@@ -176,6 +197,7 @@ def test_caches_and_manifests_see_changes_of_data_and_map(tables, make_checkpoin
         ("data: [", "not YAML"),
         (MAP.format(data="shards").replace("color", "paint"), "columns.assistant: no column 'paint' in"),
         (MAP.format(data="shards").replace("{hint}", "{hints}"), "columns.user: no column 'hints' in"),
+        ("data: shards\ncolumns: {user: Say it., assistant: color}", 'or write a fixed text as {text: "Say it."}'),
         (MAP.format(data="shards").replace("assistant: color", "assistant: number"), "a number; columns.assistant"),
     ],
 )  # fmt: skip

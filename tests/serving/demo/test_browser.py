@@ -102,7 +102,7 @@ def value(page):
     return page.input_value("#qv-field textarea")
 
 
-def test_boxes_of_an_answer_and_a_box_that_is_drawn(visit, tmp_path):
+def test_boxes_of_an_answer_and_a_box_that_is_drawn(visit, served, tmp_path):
     page = visit()
     page.click(".qv-example >> nth=0")
     page.wait_for_selector(".qv-canvas")
@@ -125,8 +125,12 @@ def test_boxes_of_an_answer_and_a_box_that_is_drawn(visit, tmp_path):
     page.click("#qv-field textarea")
     page.keyboard.press("End")
     page.keyboard.type(" What is it?")
+    page.click("#qv-model input")
+    page.click("[role=option]:has-text('tuned')")
     page.press("#qv-field textarea", "Enter")
     answered(page, 2)
+    assert [model for _, model, _ in served[0].asked[-2:]] == ["base", "tuned"]
+    assert [one.inner_text() for one in page.locator(".qv-name").all()] == ["base", "tuned"]
     assert page.locator(".qv-you >> nth=1").locator(".qv-shape").count() == 1
     page.wait_for_selector(".qv-rubber", state="detached")
     page.screenshot(path=tmp_path / "answer.png", full_page=True)

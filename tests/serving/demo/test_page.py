@@ -92,7 +92,7 @@ def test_examples_are_left_out_where_their_images_are_missing(monkeypatch, tmp_p
 @pytest.fixture
 def started(monkeypatch):
     """Return what the commands started: (its models, options of `launch`). At the end no engine may run."""
-    found, engines = [], []
+    found, engines, before = [], [], set(threading.enumerate())  # other tests have engines as well
 
     def launch(answerer, **options):
         assert answerer.engine.alive
@@ -105,7 +105,7 @@ def started(monkeypatch):
     monkeypatch.setattr(cli_demo, "check_free", lambda host, port: None)  # others may use these ports
     yield found
     assert engines and not any(engine.alive for engine in engines)
-    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
 
 
 def test_the_flags_of_the_original_start_the_page(make_checkpoint, started):
