@@ -128,6 +128,7 @@ def test_a_model_of_modelscope_loads_if_neither_of_its_sites_can_be_reached(hub,
     download.find_file("ms:owner/tiny", "config.json")
     hub_server.new_process(monkeypatch)
     monkeypatch.delenv("MODELSCOPE_ENDPOINT")  # without it, the client asks which site has the model
+    monkeypatch.setattr("modelscope_hub._openapi.API_MAX_RETRIES", 1)
     for name in ("DEFAULT_ENDPOINT", "DEFAULT_INTL_ENDPOINT"):
         monkeypatch.setattr(f"modelscope_hub.constants.{name}", "http://127.0.0.1:9")
     assert Path(download.find_file("ms:owner/tiny", "config.json")).read_text() == "{}"
