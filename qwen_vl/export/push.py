@@ -12,6 +12,7 @@ from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapt
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs import names, upload
+from qwen_vl.training import final_model
 from qwen_vl.training.monitor import run_record
 
 from . import card, parts
@@ -48,6 +49,11 @@ def check(folder: Path) -> None:
     """Raise FileNotFoundError or ValueError if a folder holds no complete model or adapter."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give that of a model or an adapter")
+    if (folder / final_model.COMPLETE).is_dir():
+        raise ValueError(
+            f"{folder}: a run was killed while it replaced the model there; start the same command again, which "
+            "completes it"
+        )
     if not any((folder / file).is_file() for file in ("config.json", CONFIG_FILE)):
         raise FileNotFoundError(f"{folder}: has no config.json, so it is no model, or was not written to its end")
     opened = ModelFolder.open(folder)

@@ -43,10 +43,10 @@ def dataset_folder(name: RepoName, cache_dir: str | None) -> str:
     return fetched(name, "dataset", list(entries.values()), cache_dir)
 
 
+@cache
 def client(name: RepoName, kind: str) -> Any:
     """Return the client for the site of ModelScope that has a repository, with the settings of the environment."""
-    api = plain_client(name)
-    return api if is_offline() else plain_client(name, api.resolve_endpoint_for_read(name.repo, repo_type=kind))
+    return plain_client(name, plain_client(name).resolve_endpoint_for_read(name.repo, repo_type=kind))
 
 
 def plain_client(name: RepoName, endpoint: str | None = None) -> Any:
@@ -74,16 +74,18 @@ def listing(name: RepoName, kind: str) -> dict[str, Entry] | None:
     if is_offline():
         return None
     with clear_errors(name, kind):
-        api = client(name, kind)
+        plain_client(name)  # raises if the package is missing
         from modelscope_hub.errors import NetworkError, NotExistError, ServerError
 
+        api = None
         try:
+            api = client(name, kind)
             found = api.list_repo_files(name.repo, kind, revision=name.revision or DEFAULT_REVISION)
         except (NetworkError, ServerError) as error:
             logger.warning("%s: ModelScope cannot be reached (%s); taking what was downloaded", name, said(error))
             return None
         except NotExistError as error:
-            if name.revision and api.repo_exists(name.repo, kind):
+            if name.revision and api and api.repo_exists(name.repo, kind):
                 raise errors.no_revision(name) from error
             raise
     files = [file for file in found if not file.is_dir]
@@ -110,7 +112,7 @@ def fetched(name: RepoName, kind: str, entries: list[Entry], cache_dir: str | No
 def cached_folder(name: RepoName, kind: str, cache_dir: str | None, revision: str | None = None) -> str:
     """Return the folder of a repository in the cache. Raise FileNotFoundError if there is none."""
     with clear_errors(name, kind):
-        api = client(name, kind)
+        api = plain_client(name)
         from modelscope_hub.errors import CacheNotFound
 
         try:
@@ -141,7 +143,7 @@ def note_of(folder: str, entry: Entry) -> Path:
 def note(folder: str, entry: Entry) -> str:
     """Return what the note on a file says. Raise OSError if there is no file."""
     stat = Path(folder, entry["Path"]).stat()
-    return f"{entry['Sha256']} {stat.st_mtime_ns} {stat.st_size}"
+    return f"{entry['Sha256']} {entry['Size']} {stat.st_mtime_ns} {stat.st_size}"
 
 
 def said(error: BaseException) -> str:

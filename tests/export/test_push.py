@@ -96,6 +96,7 @@ def test_what_a_hub_refuses_is_one_clear_line(hub, model, monkeypatch, tmp_path,
         (lambda folder: (folder / "qwen.tiktoken").unlink(), r"has no qwen\.tiktoken"),
         (lambda folder: cut(folder / "model.safetensors"), "the weights cannot be read"),
         (lambda folder: resize(folder / "config.json"), "num_hidden_layers|missing|not in the files"),
+        (lambda folder: (folder / ".complete").mkdir(), "a run was killed while it replaced the model there"),
         (shutil.rmtree, "no such folder; give that of a model or an adapter"),
     ],
 )

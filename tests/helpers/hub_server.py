@@ -366,3 +366,4 @@ def new_process(monkeypatch, *, is_online=True):
     hugging_face_client.COMMITS.clear()
     hugging_face_client.UNREACHABLE.clear()
     model_scope_client.listing.cache_clear()
+    model_scope_client.client.cache_clear()

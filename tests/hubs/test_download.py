@@ -123,6 +123,18 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line_but_a_cached_model_loads
         download.find_file(f"{prefix}:owner/other", "config.json")
 
 
+def test_a_model_of_modelscope_loads_if_neither_of_its_sites_can_be_reached(hub, monkeypatch):
+    hub.add("owner/tiny", {"config.json": "{}"})
+    download.find_file("ms:owner/tiny", "config.json")
+    hub_server.new_process(monkeypatch)
+    monkeypatch.delenv("MODELSCOPE_ENDPOINT")  # without it, the client asks which site has the model
+    monkeypatch.setattr("modelscope_hub._openapi.API_MAX_RETRIES", 1)
+    for name in ("DEFAULT_ENDPOINT", "DEFAULT_INTL_ENDPOINT"):
+        monkeypatch.setattr(f"modelscope_hub.constants.{name}", "http://127.0.0.1:9")
+    assert Path(download.find_file("ms:owner/tiny", "config.json")).read_text() == "{}"
+    assert download.find_file("ms:owner/tiny", "generation_config.json") is None
+
+
 @HUBS
 def test_a_data_set_is_downloaded_whole_and_stays_without_a_network(hub, monkeypatch, prefix):
     hub.add("owner/set", {"train.jsonl": "{}", "data/a.parquet": b"x"}, kind="dataset")
