@@ -54,9 +54,7 @@ def test_there_are_forty_questions_and_no_question_twice():
 def test_each_question_has_an_issue_and_something_to_do(page):
     for title, answer, commands, issues in page:
         links = ISSUE.findall(issues)
-        assert links and len(links) == issues.count("]("), (
-            f"{title}: an issue is linked as OWNER/NAME#N"
-        )
+        assert links and len(links) == issues.count("]("), f"{title}: an issue is linked as OWNER/NAME#N"
         assert all(link[:2] == link[2:] for link in links), f"{title}: text and address of an issue differ"
         assert commands or re.search(r"`--\w|\d", answer), f"{title}: no command, no flag and no number"
         assert len(answer.partition("```")[0].split()) <= 90, f"{title}: the answer is long"
