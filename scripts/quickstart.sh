@@ -1,7 +1,7 @@
 #!/bin/sh
 # sh scripts/quickstart.sh
 #
-# From nothing to a fine-tuned Qwen-VL on any machine with Python 3.10 or newer, no GPU needed: installs into .venv,
+# From nothing to a fine-tuned Qwen-VL on any machine with Python 3.11 or newer, no GPU needed: installs into .venv,
 # builds conversations about real images, trains a tiny model, LoRA-tunes it on another task, merges, chats, reports.
 # Writes only .venv and output/quickstart, which it empties first. PYTHON, VENV and TORCH_INDEX_URL: setup_venv.sh.
 set -eu

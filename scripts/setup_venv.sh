@@ -5,7 +5,7 @@
 # EXTRAS: extras of pyproject.toml, separated by commas, such as demo,test. A second call without changes is instant.
 #
 # From the environment:
-#   PYTHON            the Python (3.10 or newer) that creates the environment; default: the first one found
+#   PYTHON            the Python (3.11 or newer) that creates the environment; default: the first one found
 #   VENV              the folder of the environment, relative to the repository; default: .venv
 #   TORCH_INDEX_URL   package index for torch alone, such as https://download.pytorch.org/whl/cpu; default: pip's own
 set -eu
@@ -22,13 +22,13 @@ fail() {
 }
 
 find_python() {
-    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    fail "no Python 3.10 or newer found; install one, or name it: PYTHON=/path/to/python3 sh scripts/.."
+    fail "no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3 sh scripts/.."
 }
 
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$INPUTS" ]; then

@@ -117,9 +117,11 @@ def test_files_that_are_named_exist(documents):
 
 
 def anchors(text):
-    """Return the names by which headings of a Markdown text are linked, as GitHub makes them."""
+    """Return the names by which headings of a Markdown text are linked: `{#name}`, or as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", prose(text), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    given = [re.search(r" \{#([\w-]+)\}$", heading) for heading in headings]
+    made = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {name[1] if name else own for name, own in zip(given, made, strict=True)}
 
 
 def test_headings_that_are_linked_exist(documents):
@@ -301,11 +303,12 @@ def test_the_python_samples_run(page, make_checkpoint, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out
 
 
-def test_the_benchmarks_in_the_document_are_those_of_the_registry():
+@pytest.mark.parametrize("page", ["evaluation.md", "evaluation.zh.md"])
+def test_the_benchmarks_in_the_document_are_those_of_the_registry(page):
     """`python scripts/benchmark_table.py` prints the three parts."""
-    text, tables = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), script("benchmark_table")
+    text, tables = (ROOT / "docs" / page).read_text(encoding="utf-8"), script("benchmark_table")
     for part in (tables.settings_table(), tables.prompts_block(), tables.files_list()):
-        assert part in text, f"docs/evaluation.md lacks what the registry has:\n{part}"
+        assert part in text, f"docs/{page} lacks what the registry has:\n{part}"
     assert text.count("\n| `") >= len(BENCHMARKS) >= 40
 
 

@@ -53,7 +53,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
         head = archive.read(metadata).decode()
     assert wheel.name == f"qwen_vl-{VERSION}-py3-none-any.whl"
     assert names == files_of("qwen_vl") | {"finetune.py"}
-    assert f"\nVersion: {VERSION}\n" in head and "Requires-Python: >=3.10" in head
+    assert f"\nVersion: {VERSION}\n" in head and "Requires-Python: >=3.11" in head
 
 
 def test_the_source_distribution_is_the_whole_project(built):
@@ -100,7 +100,7 @@ def test_the_workflow_runs_the_tests_on_every_python_that_is_promised():
     workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
     (job,) = workflow["jobs"].values()
     promised = re.findall(r"Python :: (3\.\d+)", PROJECT)
-    assert job["strategy"]["matrix"]["python"] == promised == ["3.10", "3.11", "3.12", "3.13"]
+    assert job["strategy"]["matrix"]["python"] == promised == ["3.11", "3.12", "3.13"]
     assert job["steps"][-1] == {"run": ".ci/run"} and os.access(ROOT / ".ci/run", os.X_OK)
 
 

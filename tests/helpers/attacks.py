@@ -31,9 +31,9 @@ HEAD = (
 
 
 @contextlib.contextmanager
-def serving(engine, settings, reader):
-    """Yield the RunningServer of `qwen-vl serve`, in a thread."""
-    app = create_app(engine, settings, reader=reader)
+def serving(engine, settings, reader, **options):
+    """Yield the RunningServer of `qwen-vl serve`, in a thread. options: those of `create_app`."""
+    app = create_app(engine, settings, reader=reader, **options)
     server = Server(app, engine, settings)
     with listen("127.0.0.1", 0) as bound:
         thread = threading.Thread(target=server.serve_on, args=(bound,))

@@ -198,10 +198,10 @@ def test_clients_that_leave_stop_their_requests(server, client):
     next(iter(stream))
     server.wait_until(lambda stats: stats.running == 1)
     stream.close()
-    server.wait_until(lambda stats: stats.running == stats.waiting == stats.images_used == 0, seconds=2)
+    server.wait_until(lambda stats: stats.running == stats.waiting == stats.images_used == 0, seconds=5)
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5).chat.completions.create(n=2, **long)
-    server.wait_until(lambda stats: stats.running == stats.waiting == 0, seconds=2)
+        client.with_options(timeout=0.15).chat.completions.create(n=2, **long)
+    server.wait_until(lambda stats: stats.running == stats.waiting == 0, seconds=5)
     assert client.chat.completions.create(messages=user("Hello"), **GREEDY).choices
 
 

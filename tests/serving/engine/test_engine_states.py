@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.engines import answer, answer_all, generated, image, request
 
-from qwen_vl.serving.engine import Engine, EngineSettings, EngineStopped
+from qwen_vl.serving.engine import Engine, EngineSettings, EngineStopped, attention
 from qwen_vl.serving.engine.loading import load
 
 SETTINGS = EngineSettings(max_running=16, max_batch_tokens=48, page_size=16, kv_tokens=4096, num_images=8)
@@ -133,6 +133,19 @@ def test_the_default_settings_answer(make_checkpoint, reference):
     with Engine.load(make_checkpoint(), name="tiny", device="cpu") as engine:
         requests = different_requests(engine, 3)
         assert answer_all(engine, requests) == [generated(*reference, one) for one in requests]
+
+
+def test_the_masked_attention_of_other_devices_answers(make_checkpoint, reference, monkeypatch):
+    """Check what runs on a GPU: the attention of transformers, with a mask over all requests of a pass."""
+    monkeypatch.setattr(attention, "is_used_for", lambda model: False)
+    with engine_of(make_checkpoint(), kv_tokens=2048) as engine:
+        io = engine.lanes["tiny"].manager.batch_processor.inputs_and_outputs
+        assert io.attention_mask["full_attention"].shape[-2:] == (48, 2048 + 48)
+        requests = different_requests(engine, 6)
+        assert answer_all(engine, requests) == [generated(*reference, one) for one in requests]
+    monkeypatch.undo()
+    with engine_of(make_checkpoint()) as engine:
+        assert engine.lanes["tiny"].manager.batch_processor.inputs_and_outputs.attention_mask is None
 
 
 def test_a_model_in_int4_answers(make_int4_checkpoint):

@@ -37,6 +37,7 @@ from helpers.media_server import PUBLIC
 from helpers.serving import refused, send
 from PIL import Image
 
+from qwen_vl.serving.api.original import OriginalRoute
 from qwen_vl.serving.media import MediaPolicy, MediaReader
 
 
@@ -151,6 +152,23 @@ def test_a_policy_narrows_what_is_read(engine, host, web, options, source, reaso
     reader = MediaReader(MediaPolicy(**options), resolve=web.resolve, connect=web.connect)
     with serving(engine, SETTINGS, reader) as server:
         check_refused(server, source, reason)
+    no_private_host(host, web)
+
+
+def test_texts_of_openai_api_are_under_the_same_rules(engine, reader, host, web, folder):
+    """Check the addresses that its users write into texts."""
+    sources = [f"http://{name}/good.png" for name in EVERY_KIND] + [
+        to(f"http://{name}/good.png") for name in EVERY_KIND
+    ]
+    sources += [*PORTS, *SCHEMES, *(path.format(folder) for path in PATHS if "\0" not in path)]
+    with serving(engine, SETTINGS, reader, route=OriginalRoute) as server:
+        for source in sources:
+            content = f"Picture 1: <img>{source}</img>\nWhat is it?"
+            answer = send(server, CHAT, {"model": "any", "messages": [{"role": "user", "content": content}]})
+            assert refused(answer)[:2] == (400, "invalid_image"), source
+            assert b"secret" not in answer[2] and b"passwd" not in answer[2]
+        content = f"Picture 1: <img>{folder}/a.png</img>\nWhat is it?"
+        assert send(server, CHAT, {"model": "any", "messages": [{"role": "user", "content": content}]})[0] == 200
     no_private_host(host, web)
 
 
