@@ -61,6 +61,15 @@ class Adapter:
             raise ValueError(f"{folder}: {CONFIG_FILE} describes no adapter ({error}); get the folder again") from error
         return cls(Path(folder), config, base)
 
+    def misfit(self, error: Exception) -> ValueError:
+        """Return the error of weights that could not be put on a model, in one line of the first problem."""
+        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
+        problem = next((line for line in lines if line), type(error).__name__).removesuffix(".")
+        return ValueError(
+            f"{self.folder}: the adapter is damaged or does not fit the model: {problem}; "
+            "give the base that it was trained on, or get the folder again"
+        )
+
     @property
     def start(self) -> object:
         """Return PEFT's init_lora_weights: how the adapter was initialized."""

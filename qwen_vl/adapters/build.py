@@ -102,7 +102,7 @@ def load_adapters(
         else:
             adapted = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{adapter.folder}: the adapter is damaged or does not fit the model: {error}") from error
+        raise adapter.misfit(error) from error
     return settle(adapted) if trainable else adapted
 
 

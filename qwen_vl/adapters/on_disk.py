@@ -45,7 +45,7 @@ def adapt(disk: DiskModel, adapter: Adapter, *, dtype: torch.dtype = torch.float
     try:
         adapted = PeftModel.from_pretrained(disk.model, str(adapter.folder), low_cpu_mem_usage=True)
     except (RuntimeError, SafetensorError, KeyError) as error:
-        raise ValueError(f"{adapter.folder}: the adapter is damaged or does not fit the model: {error}") from error
+        raise adapter.misfit(error) from error
     for name, parameter in adapted.named_parameters():
         if parameter.device.type == "meta":
             raise ValueError(f"{adapter.folder}: the adapter is damaged: it has no {name}")

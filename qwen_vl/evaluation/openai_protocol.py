@@ -78,7 +78,8 @@ class Endpoint:
                 problem, is_temporary, wanted = _understand(error)
                 if not is_temporary or not tries_left:
                     tried = f" after {self.tries} tries" if is_temporary else ""
-                    raise OSError(f"{url}: {problem}{tried}; what has been answered is kept") from error
+                    kept = "" if body is None else "; what has been answered is kept"
+                    raise OSError(f"{url}: {problem}{tried}{kept}") from error
             time.sleep(min(max(pause, wanted), MAX_PAUSE))
             pause *= 2
         raise AssertionError("the last try returns or raises")

@@ -90,7 +90,8 @@ class GenerationInputs(Mixin):
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments of the next forward pass. Image features go only into the prefill."""
         if kwargs.get("past_key_values") is not None and not kwargs.get("is_first_iteration", False):
-            kwargs.pop("image_features", None)  # transformers drops only `pixel_values` after the prefill
+            for name in ("image_features", "image_spans"):  # transformers drops only `pixel_values` after the prefill
+                kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _expand_inputs_for_generation(

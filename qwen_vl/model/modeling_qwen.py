@@ -266,7 +266,7 @@ class QWenLMHeadModel(GenerationInputs, ChatMixin, CheckedGeneration, QWenPreTra
     image comes once, in any order. Without any of them, the images that the ids name are opened, from any path or
     address unless `open_image` is given (`image_loading_qwen.OpenImage`; `refuse_images` opens nothing).
     Training: `image_spans` [spans, 2] and `target_index` [targets] are the results of the functions of these names,
-    so a step on a GPU need not wait for them.
+    so a step on a GPU need not wait for them. `generate` takes `image_spans` too: an <img> elsewhere is a plain token.
     In training mode a call with `labels` returns the loss and no logits. With `per_target_loss`, in either mode, the
     loss is [targets], one value for each target in reading order instead of their mean.
     """

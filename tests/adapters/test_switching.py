@@ -54,6 +54,18 @@ def test_an_adapter_of_another_base_is_refused(two, make_checkpoint):
     AdapterSwitch(loading.load_model(folder), folder, two, trust_base=True)
 
 
+def test_an_adapter_of_other_shapes_is_one_line_with_its_first_tensor(two, make_checkpoint):
+    file = two["v2"] / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor[..., :-1].contiguous() for name, tensor in tensors.items()}, file)
+    model, base = loading.load_model(make_checkpoint()), ModelFolder.open(make_checkpoint())
+    with pytest.raises(
+        ValueError, match=r"does not fit the model: size mismatch for .*lora_A.*; give the base"
+    ) as error:
+        AdapterSwitch(model, base, two)
+    assert "\n" not in str(error.value) and str(two["v2"]) in str(error.value)
+
+
 def test_without_adapters_only_the_base_answers(make_checkpoint):
     switch = AdapterSwitch(loading.load_model(make_checkpoint()), ModelFolder.open(make_checkpoint()), {})
     switch.use(None)

@@ -15,12 +15,15 @@ DISCARD_SECONDS = 5  # how long the rest of a refused body is read, so that its 
 async def read_json(request: Request, *, max_bytes: int, seconds: float) -> dict[str, Any]:
     """Return the JSON object of a request's body.
 
-    Raise ApiError if it is not sent as JSON (415), is larger than max_bytes (413), takes longer than `seconds` (408)
-    or is not valid (400).
+    Raise ApiError if it is not sent as JSON, or compressed (415), is larger than max_bytes (413), takes longer than
+    `seconds` (408) or is not valid (400).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):  # a form of another web page can send other types
         raise ApiError(415, "send the header Content-Type: application/json", code="unsupported_media_type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        message = "the body is compressed; send it without Content-Encoding"
+        raise ApiError(415, message, code="unsupported_media_type")
     try:
         with anyio.fail_after(seconds):
             body, more = await _read(request, max_bytes)

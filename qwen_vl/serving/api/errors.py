@@ -12,6 +12,8 @@ from qwen_vl.serving.protocol.errors import ApiError
 
 INTERNAL = ApiError(500, "the server failed on this request; its log has the reason", kind="server_error")
 
+ROUTES = "POST /v1/chat/completions, and GET /v1/models, /health, /metrics and /version"
+
 
 def error_response(error: ApiError) -> JSONResponse:
     """Return the response of an error."""
@@ -50,7 +52,10 @@ def answer_errors(app: FastAPI) -> None:
 def from_router(error: HTTPException, *, method: str, path: str) -> ApiError:
     """Return what an error of the router says to a client."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return ApiError(404, f"there is no route {path[:100]!r}", code="not_found")
+        return ApiError(404, f"there is no route {path[:100]!r}; there are {ROUTES}", code="not_found")
+    allowed = (error.headers or {}).get("Allow")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return ApiError(405, f"{path[:100]} does not take {method}", code="method_not_allowed")
+        return ApiError(
+            405, f"{path[:100]} does not take {method}; use {allowed or 'another'}", code="method_not_allowed"
+        )
     return ApiError(error.status_code, str(error.detail))

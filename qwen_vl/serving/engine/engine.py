@@ -214,7 +214,7 @@ class Engine:
         if total > entry.max_model_len:
             raise PromptTooLong(
                 f"the prompt has {len(ids)} tokens and the answer up to {request.max_new_tokens}; together they may "
-                f"have {entry.max_model_len}"
+                f"have {entry.max_model_len}; shorten the prompt, or ask for a shorter answer"
             )
         if total > self.config.seq_length and request.logprobs:
             raise ValueError(f"logprobs exist up to {self.config.seq_length} tokens; this request may have {total}")
@@ -291,6 +291,7 @@ class Engine:
         alone.answer(
             self.lanes[request.model].view,
             ids,
+            len(request.prompt.ids),
             images,
             request.sampling,
             max_new_tokens=request.max_new_tokens - opened.num_tokens,

@@ -28,6 +28,8 @@ def kv_tokens(model: QWenLMHeadModel, settings: EngineSettings, num_lanes: int) 
     tokens = tokens // page * page
     least = config.seq_length + 2 * page
     if tokens < least:
+        if settings.kv_tokens is not None:
+            raise ValueError(f"kv_tokens is {settings.kv_tokens}; a model of this length needs at least {least}")
         raise ValueError(
             f"room for keys and values of {tokens} tokens in each of {num_lanes} models; a request takes up to "
             f"{config.seq_length}, so at least {least} are needed: free memory, serve fewer adapters, or quantize"

@@ -118,6 +118,8 @@ def parse(body: dict[str, Any], limits: Limits) -> ChatRequest:
     that would change the answer but are not obeyed. Other unknown fields are ignored.
     """
     _refuse_unsupported(body)
+    if body.get("model") is None:
+        raise invalid("model", "is missing; give one of GET /v1/models")
     model = checks.text(body.get("model"), "model")
     tools = parse_tools(body, limits)
     stream = checks.flag(body.get("stream"), "stream", False)

@@ -1,5 +1,6 @@
 """The app under uvicorn: its routes, its errors in OpenAI's form, and whom it answers."""
 
+import gzip
 import json
 
 import pytest
@@ -79,6 +80,18 @@ def test_errors_of_routes_methods_and_types(server):
     assert refused(send(server, CHAT)) == (405, "method_not_allowed", None)
     assert refused(send(server, "/v1/models", {})) == (405, "method_not_allowed", None)
     assert refused(send(server, "/v1/models/none/")) == (404, "model_not_found", "model")
+    for path, content, said in [
+        (
+            "/v1/completions",
+            HELLO,
+            "no route '/v1/completions'; there are POST /v1/chat/completions, and GET /v1/models",
+        ),
+        (CHAT, None, "does not take GET; use POST"),
+        (CHAT, {"messages": []}, "model: is missing; give one of GET /v1/models"),
+    ]:
+        assert said in json.loads(send(server, path, content)[2])["error"]["message"]
+    packed = send(server, CHAT, gzip.compress(json.dumps(HELLO).encode()), {"Content-Encoding": "gzip"})
+    assert refused(packed) == (415, "unsupported_media_type", None) and b"without Content-Encoding" in packed[2]
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):  # of forms on other pages
         assert refused(send(server, CHAT, HELLO, {"Content-Type": kind})) == (415, "unsupported_media_type", None)
     assert refused(send(server, "/docs"))[0] == refused(send(server, "/openapi.json"))[0] == 404

@@ -94,6 +94,28 @@ def test_an_answer_that_outgrows_the_trained_length_goes_on_alone(engine, refere
     assert went_on == [length, length, length, length + 1]
 
 
+@pytest.mark.parametrize("with_image", [True, False])
+def test_an_image_tag_that_the_model_wrote_is_a_token_beyond_the_trained_length_too(engine, reference, with_image):
+    model, tokenizer = reference
+    heads = [model.lm_head.weight, engine.model.lm_head.weight]
+    stored = heads[0].detach().clone()
+    column = torch.randn(stored.shape[1], generator=torch.Generator().manual_seed(0))
+    parts = (image(1), "?") if with_image else ("?",)
+    words = (model.config.seq_length - len(request(engine, *parts).prompt.ids)) // 2 - 8
+    one = request(engine, *parts[:-1], "word " * words + "?", new=50)
+    try:
+        for head in heads:  # one of the two tokens wins always
+            head.data.zero_()
+            head.data[tokenizer.img_start_id], head.data[65] = column, -column
+        ids, _ = answer(engine, one)
+        assert len(one.prompt.ids) + 50 > model.config.seq_length > len(one.prompt.ids)
+        assert tokenizer.img_start_id in ids[: model.config.seq_length - len(one.prompt.ids)]
+        assert ids == generated(model, tokenizer, one)
+    finally:
+        for head in heads:
+            head.data.copy_(stored)
+
+
 def test_an_image_is_encoded_once_and_its_pages_are_shared(engine, monkeypatch):
     encoded, features = [], engine.encoder.features
     monkeypatch.setattr(engine.encoder, "features", lambda *args: encoded.extend(args[0]) or features(*args))

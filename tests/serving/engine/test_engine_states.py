@@ -127,6 +127,8 @@ def test_the_room_for_keys_and_values_follows_the_free_memory(make_checkpoint, m
     assert with_free(2**20) == 64 * 512  # no more than all running requests can use
     with pytest.raises(ValueError, match=r"room for keys and values of 0 tokens in each of 1 models; .* at least 576"):
         with_free(0)
+    with pytest.raises(ValueError, match=r"kv_tokens is 575; .* at least 576"):
+        Engine.load(make_checkpoint(), settings=EngineSettings(kv_tokens=575), device="cpu")
 
 
 def test_the_default_settings_answer(make_checkpoint, reference):
