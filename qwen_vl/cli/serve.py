@@ -102,16 +102,17 @@ def main(argv: Sequence[str] | None = None, *, as_original: bool = False) -> Non
     )
     route = OriginalRoute if as_original else ChatRoute
     app = create_app(engine, settings, reader=MediaReader(policy), limits=limits, route=route)
-    log_to_stderr()
     engine.start()
-    try:
-        bound.listen()  # so that clients who come now wait, and are not refused
-        print(f"serving {', '.join(entry.id for entry in engine.model_names)} at {address_of(bound)}/v1", flush=True)
-        failure = Server(app, engine, settings).serve_on(bound)
-    finally:
-        bound.close()
-        with within(STOP_SECONDS):
-            engine.stop()
+    with logging_to_stderr():
+        try:
+            bound.listen()  # so that clients who come now wait, and are not refused
+            names = ", ".join(entry.id for entry in engine.model_names)
+            print(f"serving {names} at {address_of(bound)}/v1", flush=True)
+            failure = Server(app, engine, settings).serve_on(bound)
+        finally:
+            bound.close()
+            with within(STOP_SECONDS):
+                engine.stop()
     if failure:
         raise SystemExit(f"error: {failure}")
 
@@ -182,11 +183,18 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def log_to_stderr() -> None:
-    """Let this project's own log lines go to stderr, with their time."""
-    handler = logging.StreamHandler()
+@contextlib.contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Let this project's own log lines go to stderr, with their time, within this block."""
+    handler, logger = logging.StreamHandler(), logging.getLogger("qwen_vl")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("qwen_vl")
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

@@ -12,12 +12,13 @@ from pathlib import Path
 from qwen_vl.data.sources.locating import data_files
 from qwen_vl.data.sources.readers import StreamedFile, open_files
 from qwen_vl.data.sources.streaming import StreamingDataset, StreamOptions
-from qwen_vl.data.sources.tokenized_cache import CachedDataset, cached, default_folder
+from qwen_vl.data.sources.tokenized_cache import CachedDataset, cached
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
 from . import conversations
 from .chatml import EncodeOptions
 from .dataset import ConversationDataset
+from .digests import cache_folder
 from .markup import ImageCount, images_of
 from .mixing import MixedDataset, Source
 from .skip_manifests import SkipManifest, sha256
@@ -123,7 +124,7 @@ def load_file(
     if reading.cache is not None and reading.cache != "none":
         return from_cache(folder=reading.cache)
     if reading.cache is None and sum(file.stat().st_size for file, _ in data_files(path)) >= MIN_CACHED_BYTES:
-        folder = default_folder()
+        folder = cache_folder()
         try:
             return from_cache(folder=folder)
         except OSError as error:

@@ -17,6 +17,7 @@ from typing import Any
 from qwen_vl.data.sources.locating import locate
 from qwen_vl.files import whole_file
 
+from .digests import file_digest
 from .validation import DataError, shown
 
 logger = logging.getLogger(__name__)
@@ -116,15 +117,6 @@ def sha256(path: str | os.PathLike) -> str:
         lines += [f"{file_digest(file)}\n" for file in inputs]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     return file_digest(path)
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """Return the hex SHA-256 of the bytes of one file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- making them ----------------------------------------------------------------------------------------------------

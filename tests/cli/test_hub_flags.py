@@ -1,5 +1,7 @@
 """`--hub` and `--revision` of every verb that takes a model by name."""
 
+import socket
+
 import pytest
 from helpers.commands import exit_code
 
@@ -7,7 +9,8 @@ NAME = "owner/nowhere"
 VERBS = {
     "plan": ["plan", "--model", NAME],
     "chat": ["chat", NAME, "--query", "Hi"],
-    "demo": ["demo", NAME],
+    "demo": ["demo", NAME, "--port", "FREE"],
+    "serve": ["serve", NAME, "--port", "FREE"],
     "merge": ["merge", NAME, "out"],
     "export": ["export", NAME, "out"],
     "quantize": ["quantize", NAME, "out", "--method", "nf4"],
@@ -27,7 +30,10 @@ def test_a_verb_looks_for_a_model_on_the_hub_of_the_flag(verb, write, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     turns = [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Hello"}]
     write([{"id": "a", "conversations": turns}])
-    assert exit_code([*VERBS[verb], "--hub", "modelscope", "--revision", "v1"]) == 1
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    words = [port if word == "FREE" else word for word in VERBS[verb]]
+    assert exit_code([*words, "--hub", "modelscope", "--revision", "v1"]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "ms:owner/nowhere@v1: no folder here, not downloaded yet, and ModelScope cannot be reached" in last
 

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from qwen_vl.data import chatml, conversations, dataset, image_files, skip_manifests, validation
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions, Overlength, Record, Sample
+from qwen_vl.data.digests import bytes_digest
 from qwen_vl.data.process_map import chunked, process_map
 from qwen_vl.model import chat_qwen, tokenization_qwen
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -48,11 +49,6 @@ SAMPLES, INFO = "samples.arrow", "info.json"
 
 class CacheError(ValueError):
     """An error: an entry of the cache is damaged."""
-
-
-def default_folder() -> Path:
-    """Return the folder of caches when no flag names one: $QWEN_VL_CACHE, else ~/.cache/qwen-vl."""
-    return Path(os.environ.get("QWEN_VL_CACHE") or "~/.cache/qwen-vl").expanduser()
 
 
 def cached(
@@ -107,7 +103,7 @@ class CachedDataset(Dataset):
         self.entry, self.search_dirs = Path(entry), tuple(search_dirs)
         try:
             info = json.loads((self.entry / INFO).read_text(encoding="utf-8"))
-            if skip_manifests.sha256(self.entry / SAMPLES) != info["sha256"]:
+            if bytes_digest(self.entry / SAMPLES) != info["sha256"]:
                 raise CacheError(f"{self.entry / SAMPLES}: other bytes than were written")
             reader = pa.ipc.open_file(pa.memory_map(str(self.entry / SAMPLES)))
             self.overlength: list[Overlength] = info["overlength"]
@@ -213,7 +209,7 @@ def _make(
                 num_kept += batch.num_rows
                 advance(len(chunk))
         dataset.report(entries, num_kept, encoding)
-        info = {"sha256": skip_manifests.sha256(staging / SAMPLES), "overlength": entries, "made_from": inputs}
+        info = {"sha256": bytes_digest(staging / SAMPLES), "overlength": entries, "made_from": inputs}
         (staging / INFO).write_text(json.dumps(info), encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)  # a damaged one
         os.replace(staging, entry)
