@@ -89,7 +89,7 @@ def check(
 
 
 def warn_of_float32(training: TrainingArguments) -> None:
-    """Warn if a GPU computes in float32, which nobody asks for: it is what remains without --bf16 and --fp16."""
+    """Warn if a GPU computes in float32, which is what remains without --bf16 and --fp16."""
     if training.device.type == "cuda" and not (training.bf16 or training.fp16):
         logger.warning("training in float32, with twice the memory for frozen weights: --bf16 True changes that")
 
