@@ -45,6 +45,15 @@ def test_pages_in_two_languages_have_the_same_structure_and_commands(names):
     assert re.search(r"[\u4e00-\u9fff]", chinese)
 
 
+def test_the_map_of_files_is_the_same_in_both_languages():
+    """It is not translated: a test compares it with the folders."""
+    maps = [
+        re.findall(r"^```\n(.*?)^```$", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for name in ("how_it_works.md", "how_it_works.zh.md")
+    ]
+    assert len(maps[0]) == 1 and maps[0] == maps[1]
+
+
 @pytest.mark.parametrize("names", PAIRS, ids=lambda names: names[1])
 @pytest.mark.parametrize(
     "pattern", [r"https?://[\w./#-]+", r"`[\w./-]+`", r"\d[\d.]* GB|\d+%"], ids=["links", "code", "numbers"]

@@ -51,4 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.query is None:
         converse(session, args.out or BOX_FILE)
         return
-    session.draw(session.ask(args.query), Path(args.out) if args.out else free_path(BOX_FILE))
+    answer = session.ask(args.query)
+    if args.out and "<box>" not in answer:
+        session.note(f"this answer has no box, so {args.out} is not written")
+    session.draw(answer, Path(args.out) if args.out else free_path(BOX_FILE))

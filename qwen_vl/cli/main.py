@@ -30,7 +30,7 @@ def entry(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Do what the command line says. Exit with code 2 if its first word is not a verb."""
-    verbs = Verbs("qwen-vl", "Fine-tune, export, evaluate and chat with Qwen-VL checkpoints.", VERBS)
+    verbs = Verbs("qwen-vl", "Fine-tune, export, evaluate and serve Qwen-VL checkpoints.", VERBS)
     verbs.parser.usage = "qwen-vl [-h] [--version] VERB .."
     verbs.parser.add_argument("--version", action="version", version=f"qwen-vl {version()}")
     verbs.main(argv)

@@ -69,6 +69,7 @@ def check(
         data_position.check(recorded, data_position.described(data, training, batch))
     if not any(row.learning_rate for row in rows):
         logger.warning("every learning rate is 0, so no weight will change")
+    warn_of_float32(training)
     if isinstance(data, IterableDataset):
         data.probe()
         return
@@ -85,6 +86,12 @@ def check(
             f"nothing would be trained: only the {' and '.join(sorted(parts))} would, and no sample has an image; "
             "give data with images, or train other parts (--lora_target_modules, --fix_vit)"
         )
+
+
+def warn_of_float32(training: TrainingArguments) -> None:
+    """Warn if a GPU computes in float32, which is what remains without --bf16 and --fp16."""
+    if training.device.type == "cuda" and not (training.bf16 or training.fp16):
+        logger.warning("training in float32, with twice the memory for frozen weights: --bf16 True changes that")
 
 
 def check_questions(

@@ -1,11 +1,14 @@
 """Runs in which nothing would be trained: one error before the model is loaded, and no files left."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import runs
 
 from qwen_vl.cli import run as cli_run
+from qwen_vl.training import preflight
 from qwen_vl.training.resume import resumable_trainer
 
 VISION = ("--use_lora", "--lora_target_modules", "vision")
@@ -81,6 +84,16 @@ def test_a_stream_of_which_no_record_is_taken(refused, tmp_path):
 def test_rates_of_zero_are_said(make_checkpoint, tmp_path, caplog):
     out = runs.train(make_checkpoint(), tmp_path / "out", "--use_lora", learning_rate=0, max_steps=1)
     assert "every learning rate is 0, so no weight will change" in caplog.text and len(runs.losses(out)) == 1
+
+
+@pytest.mark.parametrize(
+    "device, precision, is_said", [("cuda", {}, True), ("cuda", {"bf16": True}, False), ("cuda", {"fp16": True}, False),
+                                   ("cpu", {}, False)]
+)  # fmt: skip
+def test_float32_on_a_gpu_is_said(caplog, device, precision, is_said):
+    flags = {"bf16": False, "fp16": False} | precision
+    preflight.warn_of_float32(SimpleNamespace(device=torch.device(device), **flags))
+    assert ("--bf16 True" in caplog.text) == is_said
 
 
 def test_data_that_give_no_batch_after_all(make_checkpoint, tmp_path, monkeypatch):
