@@ -312,6 +312,11 @@ def test_the_benchmarks_in_the_document_are_those_of_the_registry(page):
     assert text.count("\n| `") >= len(BENCHMARKS) >= 40
 
 
+def test_the_readmes_know_how_many_benchmarks_there_are():
+    for name, words in (("README.md", "{} benchmarks"), ("README_zh.md", "{} 个评测集")):
+        assert words.format(len(BENCHMARKS)) in (ROOT / name).read_text(encoding="utf-8")
+
+
 def test_the_values_in_the_document_are_what_the_metrics_give():
     (sample,) = blocks((ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), "python")
     first, _, calls = sample.partition("\n\n")

@@ -70,6 +70,18 @@ def test_both_readmes_link_to_the_same_documents():
     assert all((ROOT / name).exists() for name in [*english, *chinese])
 
 
+def test_chinese_pages_link_to_chinese_pages():
+    """Where there is one: on the site both names work, elsewhere the name decides."""
+    english, checked = [], 0
+    for path in sorted(ROOT.glob("docs/*.zh.md")):
+        for name in re.findall(r"\]\((\w+(?:\.zh)?)\.md[)#]", path.read_text(encoding="utf-8")):
+            checked += 1
+            has_both = not name.endswith(".zh") and (ROOT / f"docs/{name}.zh.md").exists()
+            english += [f"{path.name}: {name}.md"] * has_both
+    assert not english, "\n".join(english)
+    assert checked >= 30
+
+
 def test_the_readmes_are_short_and_have_commands():
     assert all(len(text.splitlines()) <= 150 for text in (ENGLISH, CHINESE))
     assert len(commands(ENGLISH)) >= 7 and len(structure(ENGLISH)) > 40
