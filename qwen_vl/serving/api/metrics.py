@@ -4,11 +4,22 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 PREFIX = "qwen_vl_"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+STATS = {
+    "running": "requests that have a token and are not done",
+    "waiting": "requests without a token yet",
+    "prompt_tokens": "tokens of prompts that the engine has taken",
+    "generated_tokens": "tokens that the engine has generated",
+    "images_used": "images whose vectors are kept",
+    "images": "images whose vectors there is room for",
+    "pages_used": "pages of keys and values in use",
+    "pages": "pages of keys and values in all",
+}
+TOTALS = frozenset({"prompt_tokens", "generated_tokens"})
 
 
 class Engine(Protocol):
@@ -59,8 +70,8 @@ class EngineCollector:
         self.engine = engine
 
     def collect(self) -> Iterable[Metric]:
-        """Yield a gauge for each number of the engine's stats."""
+        """Yield a counter for each total of the engine, and a gauge for each other number of its stats."""
         yield GaugeMetricFamily(f"{PREFIX}engine_alive", "1 while the engine can answer", value=self.engine.alive)
         for name, value in self.engine.stats()._asdict().items():
-            text = f"{name.replace('_', ' ')} of the engine"
-            yield GaugeMetricFamily(f"{PREFIX}engine_{name}", text, value=value)
+            kind = CounterMetricFamily if name in TOTALS else GaugeMetricFamily
+            yield kind(f"{PREFIX}engine_{name}", STATS[name], value=value)

@@ -7,8 +7,9 @@ import pytest
 from helpers.serving import ScriptedEngine, refused, running_server, send
 from prometheus_client.parser import text_string_to_metric_families
 
+from qwen_vl.serving.api import metrics
 from qwen_vl.serving.api.settings import ServerSettings
-from qwen_vl.serving.engine import load
+from qwen_vl.serving.engine import EngineStats, load
 from qwen_vl.serving.protocol.request import Limits
 
 CHAT = "/v1/chat/completions"
@@ -148,6 +149,8 @@ def test_metrics(server):
     assert grown("qwen_vl_prompt_tokens_total", "tiny") > 20
     assert grown("qwen_vl_images_refused_total", "format") == 1
     assert grown("qwen_vl_request_seconds_count") == grown("qwen_vl_time_to_first_token_seconds_count") == 2
+    assert metrics.STATS.keys() == set(EngineStats._fields)
+    assert {f"qwen_vl_engine_{name}_total" for name in metrics.TOTALS} < {name for name, _ in after}
     assert after["qwen_vl_engine_alive", frozenset()] == 1 and after["qwen_vl_engine_running", frozenset()] == 0
 
 
