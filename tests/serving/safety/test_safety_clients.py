@@ -63,7 +63,8 @@ def test_32_clients_with_keys_and_images_of_their_own(engine, reader, make_check
         own = [json.loads(send(server, CHAT, shared, keyed(number))[2]) for number in (0, 1, 0, 1)]
         assert len({reply["choices"][0]["message"]["content"] for reply in own}) == 1
         cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in own]
-        assert cached[0] == cached[1] <= 16 < min(cached[2:])  # a page of the system text was asked for before
+        # Of another key nothing; of the own key the page of the system text, unless the 32 clients needed its room.
+        assert max(cached[:2]) <= 16 < min(cached[2:])
         assert refused(send(server, CHAT, shared, {"Authorization": "Bearer key-number-99"})) == (
             401,
             "invalid_api_key",
