@@ -90,3 +90,18 @@ def by_name(flag: str, words: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{flag} {word}: the name {name} is given twice; use another")
         found[name] = folder
     return found
+
+
+def words_of_original(argv: Sequence[str], *, prog: str, verb: str, fixed: Sequence[str] = ()) -> list[str]:
+    """Return the words for `qwen-vl VERB` that do what the flags of a program of the original say.
+
+    Further flags are those of the verb, and stay; they win over the `fixed` ones of the program.
+    """
+    parser = Parser(prog=prog, allow_abbrev=False, epilog=f"Takes the flags of `qwen-vl {verb}` as well.")
+    parser.add_argument("-c", "--checkpoint-path", default="Qwen/Qwen-VL-Chat", help="folder or hub name of a model")
+    parser.add_argument("--cpu-only", action="store_true", help="run on the CPU")
+    parser.add_argument("--server-port", default="8000", help="port (default: %(default)s)")
+    parser.add_argument("--server-name", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    args, others = parser.parse_known_args(argv)
+    device = ["--device", "cpu"] if args.cpu_only else []
+    return [args.checkpoint_path, "--host", args.server_name, "--port", args.server_port, *fixed, *device, *others]
