@@ -265,13 +265,12 @@ def is_marked(settings: Mapping[str, Any]) -> bool:
     return "chat_format" in settings
 
 
-def is_chat(settings: Mapping[str, Any], *, unmarked: bool = True) -> bool:
+def is_chat(settings: Mapping[str, Any]) -> bool:
     """Return whether the settings of a generation_config.json are those of a chat model, and not of a base model.
 
-    unmarked: the result for settings that say nothing. Everywhere they count as those of a chat model, as in
-    `QWenLMHeadModel.chat`.
+    Settings that say nothing count as those of a chat model, as in `QWenLMHeadModel.chat`.
     """
-    return settings.get("chat_format", CHAT_FORMAT if unmarked else None) == CHAT_FORMAT
+    return settings.get("chat_format", CHAT_FORMAT) == CHAT_FORMAT
 
 
 def mark_as_chat(generation_config: GenerationConfig) -> None:

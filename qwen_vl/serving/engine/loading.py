@@ -24,7 +24,7 @@ def load(
     """
     model, tokenizer = inference.load(path, device=device, dtype=dtype, base=base, trust_base=trust_base)
     settings = model.generation_config.to_dict()
-    if not family.is_chat(settings, unmarked=True):
+    if not family.is_chat(settings):
         raise ValueError(
             f"{path}: a base model (chat_format {family.chat_format(settings)!r} in generation_config.json), which "
             "only continues texts; fine-tune it first, or take a chat model such as Qwen/Qwen-VL-Chat"
