@@ -29,6 +29,7 @@ from transformers import GenerationConfig
 
 from qwen_vl.adapters import build, on_disk
 from qwen_vl.adapters.adapter import BASE_FILE, Adapter
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.random_model import build_tokenizer
@@ -78,15 +79,15 @@ def write_base(folder, config):
 
 def write_adapter(folder, base):
     """Write an adapter with the default rank and targets and no zero weights."""
-    settings = {"r": 64, "alpha": 16, "dropout": 0.05, "bias": "none", "modules_to_save": None}
-    model = build.add_adapters(DiskModel(base).model, targets=family.DEFAULT_LORA_TARGETS, **settings)
+    options = LoraOptions()
+    model = build.add_adapters(DiskModel(base).model, options)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:  # zero in a new adapter
             parameter.data.normal_(0, 0.01)
     model.save_pretrained(folder)
     record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
     (folder / BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
-    return "rank 64 on " + ", ".join(family.DEFAULT_LORA_TARGETS)
+    return f"rank {options.r} on {', '.join(options.targets)}"
 
 
 def write_int4(folder, base):

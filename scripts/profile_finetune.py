@@ -98,7 +98,7 @@ def planned(config, way, length, share, args, on_cpu):
         checkpointing=not args.no_checkpointing,
         on_cpu=on_cpu,
     )
-    weights = memory_model.weigh(config, setup, base_model="base" in way, lora=planner.LORA)
+    weights = memory_model.weigh(config, setup, memory_model.Trained(base_model="base" in way))
     found = planner.need(config, setup, planner.assumed(on_cpu), weights)
     return found.total - (0 if on_cpu else found.parts["context"] + found.parts["fragmentation"])
 

@@ -48,7 +48,9 @@ def setup_of(row: str) -> Setup:
 
 def weigh(config: QWenConfig, row: str, setup: Setup) -> Weights:
     """Return the Weights of a row's model; copies of wte and lm_head train in bfloat16, only adapters in float32."""
-    model = memory_model.prepared(config, setup.method, half=True, base_model="base" in row, lora=planner.LORA)
+    model = memory_model.prepared(
+        config, setup.method, half=True, trained=memory_model.Trained(base_model="base" in row)
+    )
     return memory_model.weights_of(model, setup.method, setup.packing)
 
 

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from qwen_vl.adapters import build as adapters_build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.data import conversations
 from qwen_vl.data.chatml import EncodeOptions
@@ -30,8 +31,7 @@ def loaded(name, method, **options):
     model = loading.load_model(name, **options)
     if method == "full":
         return tuning.freeze_for_full(model, fix_vit=True).train()
-    lora = {"r": 64, "alpha": 16, "dropout": 0.0, "bias": "none", "modules_to_save": None}
-    return adapters_build.add_adapters(model, targets=family.DEFAULT_LORA_TARGETS, **lora).train()
+    return adapters_build.add_adapters(model, LoraOptions(dropout=0.0)).train()
 
 
 def dataset(path, tokenizer, length):

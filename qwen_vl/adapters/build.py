@@ -1,7 +1,7 @@
 """New adapters on a model, and adapters of a folder attached to it."""
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
@@ -13,6 +13,7 @@ from qwen_vl.model import QWenLMHeadModel
 
 from . import lora_targets
 from .adapter import Adapter
+from .options import LoraOptions
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,48 +39,32 @@ def whole_modules(model: QWenLMHeadModel, requested: Sequence[str] | None = None
     return None if family.is_chat(model.generation_config.to_dict()) else list(family.WHOLE_ON_A_BASE)
 
 
-def add_adapters(
-    model: QWenLMHeadModel,
-    *,
-    r: int,
-    alpha: int,
-    dropout: float,
-    targets: Sequence[str],
-    bias: Literal["none", "all", "lora_only"],
-    modules_to_save: Sequence[str] | None,
-    new_tokens: Iterable[int] = (),
-    use_rslora: bool = False,
-    use_dora: bool = False,
-    init_lora_weights: bool | str = True,
-) -> PeftModel:
-    """Return a PeftModel with new LoRA adapters. Raise ValueError for a target or module that is not in the model.
-
-    targets: names or words (`lora_targets.target_modules`). new_tokens: ids whose rows of the embeddings and of lm_head
-    train. The last three choose a variant of LoRA, as in PEFT's LoraConfig.
-    """
-    lora_targets.check_names(model, targets, modules_to_save or ())
-    rows = lora_targets.trained_rows(new_tokens, modules_to_save or ())
+def add_adapters(model: QWenLMHeadModel, options: LoraOptions) -> PeftModel:
+    """Return a PeftModel with new LoRA adapters. Raise ValueError for a target or module that is not in the model."""
+    whole = options.modules_to_save or ()
+    lora_targets.check_names(model, options.targets, whole)
+    rows = lora_targets.trained_rows(options.new_tokens, whole)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=lora_targets.target_modules(model, targets),
-        bias=bias,
-        modules_to_save=lora_targets.modules_to_save(model, modules_to_save),
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=lora_targets.target_modules(model, options.targets),
+        bias=options.bias,
+        modules_to_save=lora_targets.modules_to_save(model, options.modules_to_save),
         trainable_token_indices=rows or None,
-        use_rslora=use_rslora,
-        use_dora=use_dora,
-        init_lora_weights=init_lora_weights,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        init_lora_weights=options.init_lora_weights,
     )
     quiet_gptqmodel()  # which peft imports for any adapter
     try:
         return settle(get_peft_model(model, config))
     except NoMatchingPeftModuleError as error:
         raise ValueError(
-            f"--lora_target_modules {' '.join(targets)}: all of them lie in what trains whole (--modules_to_save "
-            f"{' '.join(modules_to_save or ())}), so that nothing is left for adapters; choose other targets, or train "
-            "without --use_lora"
+            f"--lora_target_modules {' '.join(options.targets)}: all of them lie in what trains whole "
+            f"(--modules_to_save {' '.join(whole)}), so that nothing is left for adapters; choose other targets, or "
+            "train without --use_lora"
         ) from error
 
 

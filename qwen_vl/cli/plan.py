@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading, quantization
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig
 from qwen_vl.training.plan import memory_model
-from qwen_vl.training.plan.planner import GIB, LORA, METHODS, assumed, check, default_zero, is_base, probed, report
+from qwen_vl.training.plan.planner import GIB, METHODS, assumed, check, default_zero, is_base, probed, report
 
 from .parsers import Parser, add_hub, name_models, positive
 
@@ -33,7 +34,7 @@ def make_parser() -> Parser:
     whole = " and ".join(family.WHOLE_ON_A_BASE)
     add("--base_model", action="store_true", help=f"LoRA also trains {whole}; known if --model is a folder")
     add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
-    add("--lora_r", type=positive, default=LORA["r"], help="LoRA rank (default: %(default)s)")
+    add("--lora_r", type=positive, default=LoraOptions().r, help="LoRA rank (default: %(default)s)")
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
     add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
     add("--optim", default="adamw_torch_fused", help="optimizer, as in training (default: %(default)s)")
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     check(asked)
     base_model = args.base_model or (args.model is not None and is_base(args.model))
-    options = {"base_model": base_model, "fix_vit": not args.train_vit, "lora": LORA | {"r": args.lora_r}}
+    trained = memory_model.Trained(base_model, not args.train_vit, LoraOptions(r=args.lora_r))
     machine = probed(config, asked.on_cpu) if args.probe else assumed(asked.on_cpu)
     budget = args.gpu_memory and args.gpu_memory * GIB
-    print(report(config, asked, machine, budget, args.model, options))
+    print(report(config, asked, machine, budget, args.model, trained))

@@ -5,9 +5,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -15,6 +14,7 @@ from transformers import set_seed
 
 from qwen_vl.adapters import build, convert, lora_targets
 from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.adapters.options import Bias, LoraOptions
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.checkpoint.folder import ModelFolder
@@ -45,8 +45,6 @@ from .vision_cache import cache
 
 logger = logging.getLogger(__name__)
 
-Bias = Literal["none", "all", "lora_only"]
-
 
 class Prepared(NamedTuple):
     """The facts about a run that are known before its data and weights are loaded."""
@@ -54,6 +52,7 @@ class Prepared(NamedTuple):
     folder: ModelFolder  # the model that is trained
     tokenizer: QWenTokenizer
     adapter: Adapter | None  # of --lora_weight_path
+    new_adapters: LoraOptions  # with --use_lora, if there is no adapter to continue
     quantization: str | None  # applied to the base's weights while they are loaded
     rates: param_groups.Rates
     base: dict[str, Any]  # "name", "fingerprint" and "quantization" of the base
@@ -109,7 +108,9 @@ def prepare(flags: TrainFlags) -> Prepared:
     )
     check_adapter_flags(kind, lora, training)
     loading.check_files(name, folder.cache_dir)
-    model = rehearse(loading.skeleton(name, config, folder.cache_dir), kind, adapter, lora, training)
+    skeleton = loading.skeleton(name, config, folder.cache_dir)
+    new_adapters = lora_options(lora, skeleton, tokenizer.convert_tokens_to_ids(training.new_special_tokens or []))
+    model = rehearse(skeleton, kind, adapter, new_adapters, flags)
     rows = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
     cache.check_frozen(flags.data.vision_cache, model, is_sharded=engines.is_sharded(training))
     preflight.check_optimizer(training, model)
@@ -120,7 +121,8 @@ def prepare(flags: TrainFlags) -> Prepared:
     if checkpoint:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
         resume_settings.check(checkpoint, model, dtype=dtype, base=base)
-    return Prepared(folder, tokenizer, adapter, kind, rates, base, rows, checkpoint, settled, arguments.changed(*flags))
+    settings = arguments.changed(*flags)
+    return Prepared(folder, tokenizer, adapter, new_adapters, kind, rates, base, rows, checkpoint, settled, settings)
 
 
 def load_tokenizer(folder: ModelFolder, adapter: Adapter | None, training: TrainingArguments) -> QWenTokenizer:
@@ -144,27 +146,45 @@ def check_adapter_flags(kind: str | None, lora: LoraArguments, training: Trainin
     )
 
 
+def lora_options(lora: LoraArguments, model: QWenLMHeadModel, new_tokens: list[int]) -> LoraOptions:
+    """Return the settings of new adapters on a model, on the meta device or not, as the flags say."""
+    return LoraOptions(
+        r=lora.lora_r,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        targets=lora.lora_target_modules,
+        bias=cast(Bias, lora.lora_bias),  # `adapter_checks` refuses other words
+        modules_to_save=build.whole_modules(model, lora.modules_to_save),
+        new_tokens=new_tokens,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
+    )
+
+
 def rehearse(
-    model: QWenLMHeadModel, kind: str | None, adapter: Adapter | None, lora: LoraArguments, training: TrainingArguments
+    model: QWenLMHeadModel, kind: str | None, adapter: Adapter | None, new_adapters: LoraOptions, flags: TrainFlags
 ) -> QWenLMHeadModel | PeftModel:
     """Return a model on the meta device, prepared for training like the real one, without loading weights.
 
     Raise ValueError or OSError if the flags do not fit the model or the adapter folder.
     """
+    lora, training = flags.lora, flags.training
     with torch.device("meta"):
         if adapter:
             asked = None if lora.lora_r == LoraArguments.lora_r else lora.lora_r
             return lora_targets.rehearsed(adapter, model, r=asked)
         if not training.use_lora:
             return tuning.freeze_for_full(model, fix_vit=training.fix_vit)
-        whole = build.whole_modules(model, lora.modules_to_save) or ()
         if not lora.modules_to_save and not family.is_marked(model.generation_config.to_dict()):
             logger.warning(
                 "generation_config.json has no chat_format, so this counts as a chat model; for a base model give "
                 "--modules_to_save %s, so that it learns the markers of turns", " ".join(family.WHOLE_ON_A_BASE)
             )  # fmt: skip
+        whole = new_adapters.modules_to_save or ()
         lora_targets.check_whole(model, whole, kind)
-        model = add_adapters(model, replace(lora, init_lora_weights="default"), None)  # other starts need the weights
+        # Other starts need the weights, and rows are checked below with a better message.
+        model = build.add_adapters(model, new_adapters._replace(init_lora_weights=True, new_tokens=()))
         lora_targets.check_rows(lora_targets.trained_rows(training.new_special_tokens or (), whole), model)
         return model
 
@@ -260,7 +280,7 @@ def num_samples_seen(checkpoint: str | None, training: TrainingArguments) -> int
 
 def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
     """Return the loaded model with its trainable parameters set up, and print the table of what trains."""
-    lora, training = flags.lora, flags.training
+    training = flags.training
     set_seed(training.seed)
     dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
     model = loading.load_model(
@@ -273,8 +293,10 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
     )
     start = None
     if training.use_lora:
-        new_tokens = prepared.tokenizer.convert_tokens_to_ids(training.new_special_tokens or [])
-        model = add_adapters(model, lora, prepared.adapter, new_tokens)
+        if prepared.adapter:
+            model = build.load_adapters(model, prepared.adapter, trainable=True)
+        else:
+            model = build.add_adapters(model, prepared.new_adapters)
         if training.activation_checkpointing:
             model.enable_input_require_grads()
         start = convert.starting_point(model)
@@ -286,30 +308,6 @@ def load_model(prepared: Prepared, flags: TrainFlags) -> Loaded:
     if training.process_index == 0:
         print(param_groups.table(rows), file=sys.stderr)
     return Loaded(model, dtype, start, rows)
-
-
-def add_adapters(
-    model: QWenLMHeadModel,
-    lora: LoraArguments,
-    adapter: Adapter | None,
-    new_tokens: list[int] | tuple[int, ...] = (),
-) -> PeftModel:
-    """Return the model with the adapter of --lora_weight_path, or with new adapters if there is none."""
-    if adapter:
-        return build.load_adapters(model, adapter, trainable=True)
-    return build.add_adapters(
-        model,
-        r=lora.lora_r,
-        alpha=lora.lora_alpha,
-        dropout=lora.lora_dropout,
-        targets=lora.lora_target_modules,
-        bias=cast(Bias, lora.lora_bias),  # `adapter_checks` refuses other words
-        modules_to_save=build.whole_modules(model, lora.modules_to_save),
-        new_tokens=new_tokens,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
-    )
 
 
 def make_trainer(prepared: Prepared, flags: TrainFlags, data: RunData, loaded: Loaded) -> QWenTrainer:

@@ -4,6 +4,7 @@ import pytest
 from peft import get_peft_model_state_dict
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 
 WAYS = {
@@ -18,15 +19,8 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_everything_that_trains_is_saved(make_checkpoint, way):
-    settings = {
-        "r": 2,
-        "alpha": 4,
-        "dropout": 0.0,
-        "targets": ["c_attn", "w1"],
-        "bias": "none",
-        "modules_to_save": None,
-    }
-    model = build.add_adapters(loading.load_model(make_checkpoint()), **(settings | WAYS[way]))
+    options = LoraOptions(r=2, alpha=4, dropout=0.0, targets=["c_attn", "w1"])._replace(**WAYS[way])
+    model = build.add_adapters(loading.load_model(make_checkpoint()), options)
     saved = {tensor.data_ptr() for tensor in get_peft_model_state_dict(model).values()}
     trained = {name: one.data_ptr() for name, one in model.named_parameters() if one.requires_grad}
     assert trained and not [name for name, place in trained.items() if place not in saved]

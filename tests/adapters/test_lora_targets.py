@@ -9,9 +9,8 @@ from helpers import runs
 from safetensors.torch import save_file
 
 from qwen_vl.adapters import build, lora_targets
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
-
-SETTINGS = {"r": 4, "alpha": 8, "dropout": 0.0, "bias": "none", "modules_to_save": None}
 
 
 @pytest.mark.parametrize("kind", [None, "nf4"])
@@ -52,7 +51,7 @@ PLACES["vision"] = {
 def test_words_mean_the_linears_of_a_part(make_checkpoint, make_int4_checkpoint, targets, places, int4):
     folder = make_int4_checkpoint() if int4 else make_checkpoint()
     model = loading.skeleton(folder, loading.load_config(folder))
-    adapted = build.add_adapters(model, **SETTINGS, targets=targets)
+    adapted = build.add_adapters(model, LoraOptions(r=4, alpha=8, dropout=0.0, targets=targets))
     found = {name.split(".lora_A")[0] for name, _ in adapted.named_modules() if name.endswith(".lora_A")}
     assert {name.removeprefix("base_model.model.transformer.") for name in found} == places
 

@@ -12,13 +12,14 @@ from peft.optimizers import create_loraplus_optimizer
 from qwen_vl.adapters import build, lora_targets
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.adapters.attach import load_adapted
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.training import param_groups, trainer
 from qwen_vl.training.flags.arguments import TrainingArguments
 
 IDS = torch.arange(40).reshape(2, 20)
-SETTINGS = {"r": 4, "alpha": 8, "dropout": 0.0, "bias": "none", "modules_to_save": None}
+OPTIONS = LoraOptions(r=4, alpha=8, dropout=0.0)
 VARIANTS = {
     "rsLoRA": ("--use_rslora",),
     "DoRA": ("--use_dora",),
@@ -73,7 +74,8 @@ def test_rows_of_new_tokens_cannot_train_under_zero3(make_checkpoint, tmp_path, 
 
 
 def test_rslora_scales_by_the_root_of_the_rank(make_checkpoint):
-    model = build.add_adapters(loading.load_model(make_checkpoint()), **SETTINGS, targets=["c_attn"], use_rslora=True)
+    options = OPTIONS._replace(targets=["c_attn"], use_rslora=True)
+    model = build.add_adapters(loading.load_model(make_checkpoint()), options)
     assert model.transformer.h[0].attn.c_attn.scaling["default"] == 8 / 4**0.5
 
 
@@ -81,9 +83,8 @@ def test_groups_of_the_optimizer_are_the_lines_of_the_table(make_checkpoint, tmp
     """Check parts with their own rates and a faster B side; the rate of a part precedes that of adapters."""
     rates = param_groups.Rates(1e-3, vision=2e-3, resampler=3e-3, lora=4e-3, loraplus_ratio=8)
     model = loading.load_model(make_checkpoint())
-    model = build.add_adapters(
-        model, **SETTINGS | {"modules_to_save": ["attn_pool", "wte"]}, targets=["c_attn", "vision"], use_dora=True
-    )
+    options = OPTIONS._replace(modules_to_save=["attn_pool", "wte"], targets=["c_attn", "vision"], use_dora=True)
+    model = build.add_adapters(model, options)
     lines = {}
     for line in param_groups.rows(model, rates=rates, weight_decay=0.1):
         if line.trainable:
@@ -103,7 +104,8 @@ def test_groups_of_the_optimizer_are_the_lines_of_the_table(make_checkpoint, tmp
 
 
 def test_lora_plus_gives_the_rates_that_peft_does(make_checkpoint):
-    model = build.add_adapters(loading.load_model(make_checkpoint()), **SETTINGS, targets=["mlp"], use_dora=True)
+    options = OPTIONS._replace(targets=["mlp"], use_dora=True)
+    model = build.add_adapters(loading.load_model(make_checkpoint()), options)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
     expected = {names[id(p)]: group["lr"] for group in theirs.param_groups for p in group["params"]}

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import GenerationConfig
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1
 from qwen_vl.model import QWenConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-ADAPTERS = {"r": 4, "alpha": 8, "dropout": 0.0, "bias": "none", "modules_to_save": None}
+ADAPTERS = LoraOptions(r=4, alpha=8, dropout=0.0, targets=["c_attn"])
 
 
 @pytest.fixture
@@ -163,13 +164,13 @@ def test_block_classes_are_those_that_are_wrapped(model):
 
 def test_modules_are_found_below_adapters(model):
     inner, tower = v1.inner_model(model), v1.tower(model)
-    adapted = build.add_adapters(model, **ADAPTERS, targets=["c_attn"])
+    adapted = build.add_adapters(model, ADAPTERS)
     assert v1.inner_model(adapted) is inner and v1.tower(adapted) is tower
     assert len(v1.decoder_blocks(adapted)) == 2 and v1.model_dtype(adapted) == torch.float32
 
 
 def test_a_tower_that_trains_whole_is_the_one_that_runs(model):
-    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["visual"]}, targets=["c_attn"])
+    adapted = build.add_adapters(model, ADAPTERS._replace(modules_to_save=["visual"]))
     assert v1.tower(adapted).vit_trains()
     assert any(parameter.requires_grad for parameter in v1.resampler(adapted).parameters())
 
@@ -178,7 +179,7 @@ def test_the_dtype_of_a_model_is_that_of_what_nothing_stores_otherwise(make_chec
     model = loading.load_model(make_checkpoint(), dtype=torch.bfloat16)
     model.lm_head.float()
     assert v1.model_dtype(model) == torch.bfloat16
-    whole = build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["ln_f"]}, targets=["c_attn"])
+    whole = build.add_adapters(model, ADAPTERS._replace(modules_to_save=["ln_f"]))
     assert v1.model_dtype(whole) == torch.bfloat16
 
 

@@ -6,6 +6,7 @@ from helpers import runs
 from torch.utils.data import DataLoader
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.data.chatml import IGNORE_INDEX, EncodeOptions
 from qwen_vl.data.collator import HOST_KEYS, ConversationCollator
@@ -58,7 +59,7 @@ def test_packed_equals_unpacked(method, kind, attention, make_checkpoint, in_gol
     else:
         targets = ["c_attn", "attn.c_proj", "w1", "w2"]
         model = build.add_adapters(
-            model, r=4, alpha=8, dropout=0.0, targets=targets, bias="none", modules_to_save=["wte", "lm_head"]
+            model, LoraOptions(r=4, alpha=8, dropout=0.0, targets=targets, modules_to_save=["wte", "lm_head"])
         )
         for name, parameter in model.named_parameters():  # a fresh adapter has a zero half and teaches nothing
             if "lora_B" in name:

@@ -9,6 +9,7 @@ from helpers import runs
 
 from qwen_vl.adapters import build
 from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.training import final_model
 
@@ -47,9 +48,7 @@ def make(kind, make_checkpoint, value):
     model = loading.load_model(make_checkpoint())
     if kind == "adapter":
         model.requires_grad_(False)
-        model = build.add_adapters(
-            model, r=2, alpha=2, dropout=0.0, targets=["c_attn"], bias="none", modules_to_save=None
-        )
+        model = build.add_adapters(model, LoraOptions(r=2, alpha=2, dropout=0.0, targets=["c_attn"]))
     with torch.no_grad():
         for parameter in model.parameters():
             if kind != "adapter" or parameter.requires_grad:

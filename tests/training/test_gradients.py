@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen_vl.adapters import build as adapters_build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.data.chatml import encode
 from qwen_vl.model import QWenConfig, QWenLMHeadModel, QWenTokenizer
 from qwen_vl.model.image_loading_qwen import read_image
@@ -60,13 +61,7 @@ def build(golden):
         else:
             model.generation_config.chat_format = "chatml" if "chat" in mode else "raw"
             model = adapters_build.add_adapters(
-                model,
-                r=64,
-                alpha=16,
-                dropout=0.0,
-                targets=["c_attn", "attn.c_proj", "w1", "w2"],
-                bias="none",
-                modules_to_save=adapters_build.whole_modules(model),
+                model, LoraOptions(dropout=0.0, modules_to_save=adapters_build.whole_modules(model))
             )
             for name, parameter in model.named_parameters():
                 if ".lora_" in name:

@@ -4,18 +4,12 @@ import pytest
 import torch
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.training import param_groups, trainer, tuning
 from qwen_vl.training.flags.arguments import TrainingArguments
 
-ADAPTERS = {
-    "r": 4,
-    "alpha": 8,
-    "dropout": 0.0,
-    "targets": ["c_attn", "attn.c_proj", "w1", "w2"],
-    "bias": "none",
-    "modules_to_save": None,
-}
+ADAPTERS = LoraOptions(r=4, alpha=8, dropout=0.0)
 
 
 @pytest.fixture
@@ -29,7 +23,7 @@ def test_norms_biases_queries_and_tables_do_not_decay(model):
     exempt |= {name for name in names if name.split(".")[-2].startswith("ln_")}
     assert set(param_groups.decayed_names(model)) == names - exempt
 
-    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["attn_pool", "ln_f", "wte"]})
+    adapted = build.add_adapters(model, ADAPTERS._replace(modules_to_save=["attn_pool", "ln_f", "wte"]))
     decays = {name: param_groups.decays(name, parameter) for name, parameter in adapted.named_parameters()}
     assert all(decays[name] for name in decays if ".lora_" in name or ".wte." in name)
     assert not any(decays[name] for name in decays if name.endswith(("query", "bias")) or ".ln_" in name)
@@ -39,7 +33,7 @@ def test_the_table_counts_every_parameter_once(make_checkpoint):
     model = loading.load_model(make_checkpoint("raw"))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     whole = build.whole_modules(model)
-    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
+    adapted = build.add_adapters(model, ADAPTERS._replace(modules_to_save=whole))
     lines = param_groups.rows(adapted, rates=param_groups.Rates(1e-4), weight_decay=0.1)
     rank_rows = 2 * 4 * (64 + 192 + 64 + 64 + 2 * (64 + 64))  # layers, rank, inputs and outputs of the four targets
     found = {(line.part, line.group): (line.trainable, line.total, line.weight_decay) for line in lines}

@@ -5,17 +5,11 @@ import torch
 from peft.utils import get_peft_model_state_dict
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.training import tuning
 
-ADAPTERS = {
-    "r": 4,
-    "alpha": 8,
-    "dropout": 0.0,
-    "targets": ["c_attn", "attn.c_proj", "w1", "w2"],
-    "bias": "none",
-    "modules_to_save": None,
-}
+ADAPTERS = LoraOptions(r=4, alpha=8, dropout=0.0)
 TABLE = "visual.attn_pool.pos_embed"
 
 
@@ -48,7 +42,7 @@ def test_chat_and_base_models_differ_in_what_trains_whole(make_checkpoint):
 def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
     # Not the resampler's in_proj_bias, which PEFT would not save.
     every_bias = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
-    names = trainable(build.add_adapters(model, **ADAPTERS | {"bias": bias}))
+    names = trainable(build.add_adapters(model, ADAPTERS._replace(bias=bias)))
     lora = {name for name in names if ".lora_" in name}
     assert len(lora) == 2 * 4 * 2 and all(".transformer.h." in name for name in lora)
     of_targets = {name for name in every_bias if "c_attn" in name}
@@ -72,7 +66,7 @@ def test_adapters_sit_on_the_decoder_and_biases_train_as_asked(model, bias):
 def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, inside):
     """Check that only modules with the name train whole, and that all that trains is saved."""
     expected = {name for name, _ in model.named_parameters() if any(part in name for part in inside)}
-    adapted = build.add_adapters(model, **ADAPTERS | {"modules_to_save": whole})
+    adapted = build.add_adapters(model, ADAPTERS._replace(modules_to_save=whole))
     found = {build.without_wrappers(name) for name in trainable(adapted) if ".lora_" not in name}
     assert found == expected - {f"transformer.{TABLE}"}
     saved = {build.without_wrappers(name) for name in get_peft_model_state_dict(adapted) if ".lora_" not in name}
@@ -93,7 +87,7 @@ def test_modules_to_save_train_whole_but_never_the_position_table(model, whole, 
 )
 def test_modules_that_cannot_train_whole_as_asked_are_refused(model, changes, said):
     with pytest.raises(ValueError, match=said):
-        build.add_adapters(model, **ADAPTERS | changes)
+        build.add_adapters(model, ADAPTERS._replace(**changes))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +101,12 @@ def test_modules_that_cannot_train_whole_as_asked_are_refused(model, changes, sa
 )
 def test_a_name_that_matches_nothing_is_an_error(model, changes, flag):
     with pytest.raises(ValueError, match=f"{flag}: matches nothing in the model"):
-        build.add_adapters(model, **ADAPTERS | changes)
+        build.add_adapters(model, ADAPTERS._replace(**changes))
 
 
 def test_weights_that_train_are_kept_in_float32(make_checkpoint):
     model = loading.load_model(make_checkpoint("raw"), dtype=torch.bfloat16)
-    adapted = tuning.train_in_float32(build.add_adapters(model, **ADAPTERS | {"modules_to_save": ["wte"]}))
+    adapted = tuning.train_in_float32(build.add_adapters(model, ADAPTERS._replace(modules_to_save=["wte"])))
     kept = {parameter.dtype for parameter in adapted.parameters() if parameter.requires_grad}
     assert kept == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
 from qwen_vl.model.modeling_qwen import QWenModel
@@ -161,8 +162,8 @@ def without_check(add_callback):
 
 def test_the_tower_that_runs_is_the_one_that_is_looked_at(make_checkpoint):
     """Check that a copy which trains is compared, not the frozen original next to it."""
-    settings = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["c_attn"], "bias": "none"}
-    model = build.add_adapters(loading.load_model(make_checkpoint()), **settings, modules_to_save=["visual"])
+    options = LoraOptions(r=4, alpha=8, dropout=0.0, targets=["c_attn"], modules_to_save=["visual"])
+    model = build.add_adapters(loading.load_model(make_checkpoint()), options)
     tower = family.tower(model)
     assert tower.vit_trains() and isinstance(model.get_base_model().transformer, QWenModel)
     assert tower is model.get_base_model().transformer.visual.modules_to_save["default"]

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from qwen_vl.families.v1 import DEFAULT_LORA_TARGETS
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.hubs import names
 from qwen_vl.training.distributed import engines
 from qwen_vl.training.monitor import selection
@@ -79,19 +79,22 @@ class DataArguments:
     allow_control_tokens: bool = option(False, "Read markers such as <|im_end|> inside texts as control tokens.")
 
 
+NEW_ADAPTERS = LoraOptions()  # the defaults
+
+
 @dataclass
 class LoraArguments:
     """The adapter, with --use_lora."""
 
-    lora_r: int = option(64, "LoRA rank.")
-    lora_alpha: int = option(16, "LoRA scaling is lora_alpha / lora_r.")
-    lora_dropout: float = option(0.05, "Dropout before the adapters.")
+    lora_r: int = option(NEW_ADAPTERS.r, "LoRA rank.")
+    lora_alpha: int = option(NEW_ADAPTERS.alpha, "LoRA scaling is lora_alpha / lora_r.")
+    lora_dropout: float = option(NEW_ADAPTERS.dropout, "Dropout before the adapters.")
     lora_target_modules: list[str] = option(  # noqa: RUF009
-        DEFAULT_LORA_TARGETS,
+        NEW_ADAPTERS.targets,
         "Modules that get adapters: names (ends of module paths), or attention, mlp, resampler, vision, all-linear.",
     )
     lora_weight_path: str | None = option(None, "Adapter folder to continue; its own rank, scaling and targets apply.")
-    lora_bias: str = option("none", "Biases that train with the adapters: none, all or lora_only.")
+    lora_bias: str = option(NEW_ADAPTERS.bias, "Biases that train with the adapters: none, all or lora_only.")
     modules_to_save: list[str] | None = option(  # noqa: RUF009
         None, "Modules that train whole next to the adapters; default wte and lm_head on a base model; 'none' for none."
     )

@@ -99,10 +99,18 @@ def summary(entries: Entries) -> list[list[Any]]:
             lines.append([name, text.format(sum(values) / len(values))])
     if any("memory_gib" in entry for entry in steps):
         lines.append(["peak memory", f"{max(entry.get('memory_gib', 0) for entry in steps):.2f} GiB"])
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}"
     versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES]
-    return [*lines, ["device", device],
+    return [*lines, ["device", device_name()],
             ["versions", ", ".join([f"Python {platform.python_version()}", *versions])]]  # fmt: skip
+
+
+def device_name() -> str:
+    """Return the name of the accelerator, or the number of threads without one."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return f"CPU, threads: {torch.get_num_threads()}"
+    module = torch.get_device_module(device)
+    return module.get_device_name() if hasattr(module, "get_device_name") else device.type  # that of Apple has no name
 
 
 def curves(entries: Entries, keys: Sequence[str]) -> dict[str, Line]:

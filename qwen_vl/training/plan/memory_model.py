@@ -7,13 +7,13 @@ with measurements. GB are 10**9 bytes.
 """
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
@@ -69,50 +69,38 @@ class Setup(NamedTuple):
     new_tokens: int = 256  # most tokens of an answer
 
 
-def weigh(
-    config: QWenConfig,
-    setup: Setup,
-    *,
-    base_model: bool = False,
-    fix_vit: bool = True,
-    lora: Mapping[str, Any] | None = None,
-) -> Weights:
-    """Return the Weights of a model with this config, prepared as in a run.
+class Trained(NamedTuple):
+    """What trains, apart from the method."""
 
-    base_model: LoRA trains copies of embeddings and head. lora: {"r", "alpha", "dropout", "targets", "bias"} of
-    adapters.
-    """
-    kind = (setup.method, setup.packing, setup.half)
-    return _weighed(config.to_json_string(), *kind, base_model, fix_vit, tuple((lora or {}).items()))
+    base_model: bool = False  # LoRA trains copies of embeddings and head
+    fix_vit: bool = True
+    lora: LoraOptions = LoraOptions()
+
+
+DEFAULT = Trained()
+
+
+def weigh(config: QWenConfig, setup: Setup, trained: Trained = DEFAULT) -> Weights:
+    """Return the Weights of a model with this config, prepared as in a run."""
+    return _weighed(config.to_json_string(), setup.method, setup.packing, setup.half, trained)
 
 
 @lru_cache(maxsize=32)
-def _weighed(
-    settings: str,
-    method: str,
-    packing: str,
-    half: bool,
-    base_model: bool,
-    fix_vit: bool,
-    lora: tuple[tuple[str, Any], ...],
-) -> Weights:
+def _weighed(settings: str, method: str, packing: str, half: bool, trained: Trained) -> Weights:
     """Return the result of `weigh`, by hashable values."""
-    config = QWenConfig(**json.loads(settings))
-    model = prepared(config, method, half=half, base_model=base_model, fix_vit=fix_vit, lora=dict(lora))
+    model = prepared(QWenConfig(**json.loads(settings)), method, half=half, trained=trained)
     return weights_of(tuning.train_in_float32(model), method, packing)
 
 
-def prepared(
-    config: QWenConfig, method: str, *, half: bool, base_model: bool, lora: dict[str, Any], fix_vit: bool = True
-) -> torch.nn.Module:
+def prepared(config: QWenConfig, method: str, *, half: bool, trained: Trained = DEFAULT) -> torch.nn.Module:
     """Return a model on the meta device, frozen and with adapters as in a run, in the dtype of frozen weights."""
     dtype = (torch.float16 if method == "qlora" else torch.bfloat16) if half else torch.float32
     with torch.device("meta"):
         model = QWenLMHeadModel(config).to(dtype)
         if method == "full":
-            return tuning.freeze_for_full(model, fix_vit=fix_vit)
-        whole = list(family.WHOLE_ON_A_BASE) if base_model and method == "lora" else None
-        return build.add_adapters(model, **lora, modules_to_save=whole)
+            return tuning.freeze_for_full(model, fix_vit=trained.fix_vit)
+        whole = family.WHOLE_ON_A_BASE if trained.base_model and method == "lora" else None
+        return build.add_adapters(model, trained.lora._replace(modules_to_save=whole))
 
 
 def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:

@@ -2,8 +2,8 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1 as family
@@ -12,7 +12,7 @@ from qwen_vl.model import QWenConfig
 from qwen_vl.terminal import markdown_table
 
 from . import memory_model
-from .memory_model import Setup, Weights
+from .memory_model import Setup, Trained, Weights
 
 METHODS = ("full", "lora", "qlora")
 LENGTHS = (384, 512, 1024, 2048)
@@ -20,7 +20,6 @@ PUBLISHED_NAME = "Qwen/Qwen-VL-Chat"
 GB, GIB = 1e9, 2**30  # results are in GB, like published ones; the memory of a card is in GiB, like vendors'
 GPU_FLOPS = 120e12  # half precision: about the published profile of an A100 at 2048 tokens
 GPU_BANDWIDTH = 1.5e12  # bytes a second, of an A100
-LORA: dict[str, Any] = {"r": 64, "alpha": 16, "dropout": 0.05, "targets": family.DEFAULT_LORA_TARGETS, "bias": "none"}
 
 
 class Machine(NamedTuple):
@@ -69,15 +68,13 @@ def parts_table(found: Need) -> str:
     return markdown_table((f"at the peak: {found.phase}", "GB"), [*rows, ("all", f"{found.total / GB:.2f}")])
 
 
-def lengths_table(
-    config: QWenConfig, asked: Setup, machine: Machine, budget: float | None, options: Mapping[str, Any]
-) -> str:
+def lengths_table(config: QWenConfig, asked: Setup, machine: Machine, budget: float | None, trained: Trained) -> str:
     """Return a Markdown table of memory and seconds a step by method and length, marked where beyond the budget."""
     lengths = sorted({*LENGTHS, asked.length})
     rows = []
     for method in METHODS[:2] if asked.on_cpu else METHODS:
         setup, cells = with_method(asked, method), []
-        weights = memory_model.weigh(config, setup, **options)
+        weights = memory_model.weigh(config, setup, trained)
         for length in lengths:
             found = need(config, setup._replace(length=length), machine, weights)
             mark = ", too large" if budget and found.total > budget else ""
@@ -166,10 +163,10 @@ def report(
     machine: Machine,
     budget: float | None,
     model: str | None,
-    options: Mapping[str, Any],
+    trained: Trained,
 ) -> str:
-    """Return the plan as Markdown. budget: bytes of a GPU. options: those of `memory_model.weigh`."""
-    found = need(config, asked, machine, memory_model.weigh(config, asked, **options))
+    """Return the plan as Markdown. budget: bytes of a GPU."""
+    found = need(config, asked, machine, memory_model.weigh(config, asked, trained))
     where = "process" if asked.on_cpu else "GPU"
     lines = [
         f"{model or PUBLISHED_NAME}, {asked.method}{zero_name(asked)}, {asked.length} tokens, "
@@ -179,7 +176,7 @@ def report(
         "",
         parts_table(found),
         "",
-        lengths_table(config, asked, machine, budget, options),
+        lengths_table(config, asked, machine, budget, trained),
         "",
     ]
     if budget is None or found.total <= budget:
@@ -187,7 +184,7 @@ def report(
         return "\n".join([*lines, f"{fits}The command:", "", f"    {command(asked, model)}"])
     lines.append(f"It does not fit {budget / GIB:g} GiB ({budget / GB:.1f} GB).")
     for other in alternatives(asked):
-        smaller = need(config, other, machine, memory_model.weigh(config, other, **options))
+        smaller = need(config, other, machine, memory_model.weigh(config, other, trained))
         if smaller.total <= budget:
             lines += [f"This does, in {smaller.total / GB:.1f} GB:", "", f"    {command(other, model)}"]
             return "\n".join(lines)

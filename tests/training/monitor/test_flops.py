@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1_costs
 from qwen_vl.model import QWenConfig
@@ -14,10 +15,7 @@ from qwen_vl.training.monitor import flops
 WAYS = {  # name: what trains
     "full": lambda model: tuning.freeze_for_full(model, fix_vit=True),
     "full with the ViT": lambda model: tuning.freeze_for_full(model, fix_vit=False),
-    "lora": lambda model: build.add_adapters(
-        model, r=8, alpha=16, dropout=0.0, targets=("c_attn", "attn.c_proj", "w1", "w2"), bias="none",
-        modules_to_save=None,
-    ),
+    "lora": lambda model: build.add_adapters(model, LoraOptions(r=8, dropout=0.0)),
 }  # fmt: skip
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from qwen_vl.adapters import build
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import loading
 from qwen_vl.families import v1_costs
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.decoder_qwen import QWenBlock, rotary_tables
 from qwen_vl.training import tuning
-from qwen_vl.training.plan import memory_model, planner
+from qwen_vl.training.plan import memory_model
 
 PUBLISHED_PARAMETERS = 9_656_935_168
 
@@ -18,24 +19,21 @@ def test_weights_are_those_of_the_real_model(make_checkpoint):
     """Compare the counts on the meta device with the model that a run prepares, part by part."""
     config = loading.load_config(make_checkpoint())
     for method in ("full", "lora"):
-        found = memory_model.weigh(
-            config, memory_model.Setup(method=method, half=False), base_model=True, lora=planner.LORA
-        )
+        trained = memory_model.Trained(base_model=True)
+        found = memory_model.weigh(config, memory_model.Setup(method=method, half=False), trained)
         model = loading.load_model(make_checkpoint())
         if method == "full":
             model = tuning.freeze_for_full(model, fix_vit=True)
         else:
-            model = build.add_adapters(model, **planner.LORA, modules_to_save=["wte", "lm_head"])
+            model = build.add_adapters(model, LoraOptions(modules_to_save=["wte", "lm_head"]))
         trained = [p for p in model.parameters() if p.requires_grad]
         assert found.parameters == sum(p.numel() for p in trained)
         assert found.trained == sum(p.nbytes for p in trained)
         assert found.frozen == sum(p.nbytes for p in model.parameters()) - found.trained
-    published = memory_model.weigh(QWenConfig(), memory_model.Setup(method="lora"), lora=planner.LORA)
+    published = memory_model.weigh(QWenConfig(), memory_model.Setup(method="lora"))
     assert published.frozen == 2 * PUBLISHED_PARAMETERS and published.adapters == 112_197_632
     # The Int4 checkpoint as published: 9,731,786,240 bytes, one of which counts 32 blocks' packed linears.
-    assert (
-        memory_model.weigh(QWenConfig(), memory_model.Setup(method="qlora"), lora=planner.LORA).frozen == 9_731_786_240
-    )
+    assert memory_model.weigh(QWenConfig(), memory_model.Setup(method="qlora")).frozen == 9_731_786_240
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -73,7 +71,7 @@ def test_answers_during_training_keep_the_keys_and_values_of_a_real_cache(make_c
         cache = model(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True).past_key_values
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     setup = memory_model.Setup(half=False, on_cpu=True, length=5, answers=3, new_tokens=2)
-    weights = memory_model.weigh(model.config, setup, lora=planner.LORA)
+    weights = memory_model.weigh(model.config, setup)
     parts = memory_model.phases(model.config, weights, setup)["answering of held-out questions"]
     assert parts[memory_model.KEYS] == real and parts["gradients"] == 0 < parts["answering"]
     assert "answering" not in str(memory_model.phases(model.config, weights, setup._replace(answers=0)))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def planned(setup, config=None, **options):
     config = config or QWenConfig()
-    weights = memory_model.weigh(config, setup, **{"lora": planner.LORA, **options})
+    weights = memory_model.weigh(config, setup, memory_model.Trained(**options))
     return planner.need(config, setup, planner.Machine(), weights)
 
 
