@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -86,13 +87,24 @@ def modules_in_strings(text):
     return found
 
 
+def resolved(path, module, level):
+    """Return the parts of an imported module's name; dots are resolved against the file's own package."""
+    parts = module.split(".") if module else []
+    folder = path.parent.relative_to(ROOT).parts
+    return [*folder[: len(folder) - level + 1], *parts] if level else parts
+
+
+def imported_files(path):
+    """Return the files of the package that a file imports, packages' own files left out."""
+    found = [(resolved(path, module, level), names) for _, module, level, names in imports(path)]
+    places = {ROOT.joinpath(*parts, name).with_suffix(".py") for parts, names in found for name in ("", *names)}
+    return {file for file in places if file.is_file() and PACKAGE in file.parents}
+
+
 def imported_rooms(path):
     """Yield (line number, room) for every import of this project by a file; `finetune` counts as a room."""
     for line, module, level, names in imports(path):
-        parts = module.split(".")
-        if level:  # resolve the dots against the file's own package
-            folder = path.parent.relative_to(ROOT).parts
-            parts = [*folder[: len(folder) - level + 1], *(parts if module else [])]
+        parts = resolved(path, module, level)
         if parts[0] == "finetune":
             yield line, "finetune"
         if parts[0] == "qwen_vl":
@@ -101,6 +113,13 @@ def imported_rooms(path):
         room = module.removeprefix("qwen_vl.").split(".")[0]
         if room in {"?", "finetune"} or (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file():
             yield line, room
+
+
+def test_no_files_import_each_other():
+    """Check that there is no circle, imports inside functions and for types included."""
+    graph = {path: imported_files(path) for path in PACKAGE.rglob("*.py")}
+    assert sum(map(len, graph.values())) > len(graph)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
 def test_imports_point_downward():

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
+from qwen_vl.checkpoint.dtypes import dtype_or_auto
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.image_loading_qwen import read_image
 from qwen_vl.serving.engine import load
 from qwen_vl.serving.terminal_chat import BOX_FILE, Session, converse, free_path, local_path
 
-from .parsers import Parser, add_hub, name_models
+from .parsers import Parser, add_hub, add_loading, name_models
 
 
 def make_parser() -> Parser:
@@ -26,10 +26,7 @@ def make_parser() -> Parser:
         "but for one --query with --out",
     )
     parser.add_argument("--system", default=SYSTEM, help="the system message (default: %(default)s)")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
-    parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
-    parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
-    parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_loading(parser)
     add_hub(parser)
     return parser
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from qwen_vl.data.chatml import LOSS_ON, EncodeOptions
 from qwen_vl.data.check.check import printable
-from qwen_vl.data.preview.preview import WRITERS, preview
+from qwen_vl.data.preview import html_page, png_page
+from qwen_vl.data.preview.preview import preview
 from qwen_vl.files import whole_file
 
 from .parsers import Parser, add_hub, name_models, positive
+
+WRITERS = {"html": html_page.render, "png": png_page.render}  # format: (page) -> bytes
 
 
 def main(argv: Sequence[str]) -> None:

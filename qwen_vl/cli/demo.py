@@ -5,11 +5,11 @@ import os
 import socket
 from collections.abc import Sequence
 
-from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
+from qwen_vl.checkpoint.dtypes import dtype_or_auto
 from qwen_vl.serving.answerers import EngineAnswerer, ServerAnswerer
 from qwen_vl.serving.engine import Engine
 
-from .parsers import Parser, add_hub, by_name, name_models, positive
+from .parsers import Parser, add_hub, add_loading, by_name, name_models, positive
 
 KEY = "OPENAI_API_KEY"
 CHATTY = ("ContinuousBatchingLogger", "httpx")  # loggers that say much at the level INFO
@@ -29,10 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters on the page (default: none)"
     )
-    parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
-    parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
-    parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
-    parser.add_argument("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_loading(parser)
     add_hub(parser)
     return parser
 

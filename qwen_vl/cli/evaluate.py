@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from qwen_vl.adapters import inference
-from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.evaluation import report, server, suite
 from qwen_vl.evaluation.answering import LocalModel, identify
 from qwen_vl.evaluation.benchmarks import BENCHMARKS
@@ -30,7 +29,7 @@ from qwen_vl.evaluation.worst import NUM_WORST
 from qwen_vl.terminal import text_table
 
 from . import evaluate_compare
-from .parsers import DEBUG, Parser, add_hub, name_models, positive
+from .parsers import DEBUG, Parser, add_hub, add_loading, name_models, positive
 
 STAGES = ("answer", "score", "report")
 COMPARE = "compare"  # the verb below this one
@@ -269,10 +268,7 @@ def add_model_and_services(parser: Parser) -> None:
     group = parser.add_argument_group("model, server, judge")
     add = group.add_argument
     add("--batch_size", type=positive, default=32, help="answers in one batch, or requests at a time (%(default)s)")
-    add("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
-    add("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
-    add("--base", help="folder or hub name of an adapter's base, if it has moved since training")
-    add("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+    add_loading(group)
     add("--label", help="what the model is called in the results (default: its folder's name)")
     add("--api_key", help="key of a server that is evaluated")
     add("--server_model", help="model of a server that has several")

@@ -71,6 +71,17 @@ def name_models(args: argparse.Namespace, model: str, *others: str) -> None:
         raise ValueError(f"--revision {args.revision}: goes with the name of a model on a hub; give one")
 
 
+def add_loading(parser: argparse._ActionsContainer) -> None:
+    """Add the flags of how a model or an adapter is loaded."""
+    from qwen_vl.checkpoint.dtypes import CHOICES  # imports torch, which this module does not
+
+    add = parser.add_argument
+    add("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
+    add("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
+    add("--base", help="folder or hub name of an adapter's base, if it has moved since training")
+    add("--trust_base", action="store_true", help="use an adapter whose base cannot be identified")
+
+
 def positive(text: str) -> int:
     """Return a whole number above 0, for argparse."""
     number = int(text)

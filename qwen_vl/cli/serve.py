@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qwen_vl.adapters.adapter import Adapter
-from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
+from qwen_vl.checkpoint.dtypes import dtype_or_auto
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs import names
 from qwen_vl.serving.api.settings import ServerSettings
@@ -19,7 +19,7 @@ from qwen_vl.serving.media import MediaPolicy, MediaReader
 from qwen_vl.serving.protocol.request import Limits
 
 from .bounds import add_bounds, bounds_of
-from .parsers import Parser, add_hub, by_name, name_models
+from .parsers import Parser, add_hub, add_loading, by_name, name_models
 
 KEY = "QWEN_VL_API_KEY"
 LIBRARIES = ("fastapi", "prometheus_client", "uvicorn")
@@ -32,10 +32,7 @@ def make_parser() -> Parser:
     parser.add_argument("model", help="folder of a checkpoint or an adapter, or a hub name")
     parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="adapters on the model")
     parser.add_argument("--served_model_name", metavar="NAME", help="name of the model (default: that of its folder)")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu, .. (default: the GPU where there is one)")
-    parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the weights (default: the file's)")
-    parser.add_argument("--base", help="folder or hub name of an adapter's base, if it has moved since training")
-    parser.add_argument("--trust_base", action="store_true", help="use adapters whose base cannot be identified")
+    add_loading(parser)
     add_hub(parser)
     access = parser.add_argument_group("who may ask")
     access.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")

@@ -118,14 +118,6 @@ class Session:
             self._check_idle()
             self.turns[index] = replace(self._turn(index), answer=answer.strip())
 
-    def undo(self) -> Turn:
-        """Take the last turn out of the conversation and return it; its images wait for the next question."""
-        with self.lock:
-            self._check_idle()
-            turn = self._turn(len(self.turns) - 1)
-            self.turns, self.waiting = self.turns[:-1], [*turn.images, *self.waiting]
-        return turn
-
     def record(self) -> dict[str, Any]:
         """Return the conversation as a record of the training format.
 

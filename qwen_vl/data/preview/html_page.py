@@ -4,15 +4,13 @@ import io
 from collections.abc import Sequence
 from html import escape
 from string import Template
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from qwen_vl.files import data_uri
 
-if TYPE_CHECKING:  # preview.py imports this module
-    from PIL import Image
-
-    from .overlays import Mark
-    from .preview import Page, Preview, Token
+from .overlays import Mark
+from .preview import Page, Preview, Token
 
 SHOWN_REFERENCE = 60  # characters of an image reference on the page; a data URI has thousands
 
@@ -85,7 +83,7 @@ LEGEND = (
 )
 
 
-def render(page: "Page") -> bytes:
+def render(page: Page) -> bytes:
     """Return the page as HTML in UTF-8."""
     totals = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(number)}</dd></div>" for what, number in page.totals())
     text = PAGE.substitute(
@@ -115,7 +113,7 @@ def shortened(reference: str) -> str:
     return reference if more <= 0 else f"{reference[:SHOWN_REFERENCE]}.. ({more} more characters)"
 
 
-def badges(sample: "Preview") -> list[tuple[str, str]]:
+def badges(sample: Preview) -> list[tuple[str, str]]:
     """Return [(text, kind), ..]: the badges next to the name of a sample."""
     length = f"{sample.length:,} tokens"
     if sample.status == "trimmed":
@@ -125,7 +123,7 @@ def badges(sample: "Preview") -> list[tuple[str, str]]:
     return found + [(sample.status, sample.status)] * (sample.status != "whole")
 
 
-def _sample(sample: "Preview") -> str:
+def _sample(sample: Preview) -> str:
     marks = "".join(f'<span class="badge {kind}">{escape(text)}</span>' for text, kind in badges(sample))
     references = [mark.text for _, marks_ in sample.turns for mark in marks_ if mark.kind == "img"]
     images = "".join(
@@ -141,7 +139,7 @@ def _sample(sample: "Preview") -> str:
     )
 
 
-def _image(number: int, image: "Image.Image | str", reference: str) -> str:
+def _image(number: int, image: Image.Image | str, reference: str) -> str:
     """Return an image with its caption; image: the image, or the text of the error if it cannot be opened."""
     caption = f"<figcaption>Picture {number}: {clean(shortened(reference))}</figcaption>"
     if isinstance(image, str):
@@ -150,7 +148,7 @@ def _image(number: int, image: "Image.Image | str", reference: str) -> str:
     return f'<figure><img src="{_smaller_uri(image)}" {size} alt="Picture {number}">{caption}</figure>'
 
 
-def _smaller_uri(image: "Image.Image") -> str:
+def _smaller_uri(image: Image.Image) -> str:
     """Return the image as a data: URI, in JPEG or PNG, whichever is smaller."""
     candidates = []
     for form, options in (("jpeg", {"quality": 88}), ("png", {})):
@@ -161,12 +159,12 @@ def _smaller_uri(image: "Image.Image") -> str:
     return data_uri(content, f"image/{form}")
 
 
-def _turn(role: str, marks: "Sequence[Mark]") -> str:
+def _turn(role: str, marks: Sequence[Mark]) -> str:
     text = "".join(_mark(mark) for mark in marks)
     return f'<div class="turn {role}"><span class="role">{role}</span>{text}</div>'
 
 
-def _mark(mark: "Mark") -> str:
+def _mark(mark: Mark) -> str:
     if mark.kind == "text":
         return clean(mark.text)
     if mark.kind == "img":
@@ -176,7 +174,7 @@ def _mark(mark: "Mark") -> str:
     return f'<span class="shape {mark.kind}" style="color: {color}">{clean(mark.text)}</span>'
 
 
-def _token(token: "Token") -> str:
+def _token(token: Token) -> str:
     classes = ["t"]
     classes += ["y"] * (token.num_targets > 0 and token.kind != "image")
     classes += {"special": ["s"], "image": ["p"], "text": []}[token.kind]

@@ -5,17 +5,15 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from qwen_vl.model.box_drawing_qwen import FIRST_CJK, load_font, warn_of_missing_characters
 
 from .html_page import badges, shortened, visible
-
-if TYPE_CHECKING:  # preview.py imports this module
-    from .overlays import Mark
-    from .preview import Page, Preview, Token
+from .overlays import Mark
+from .preview import Page, Preview, Token
 
 WIDTH, MARGIN, PADDING = 1200, 32, 20
 IMAGE_WIDTH = 480
@@ -30,7 +28,7 @@ PARTS = re.compile(r"\n|[\u2e80-\uffff]|[^\s\u2e80-\uffff]+|[^\S\n]+")
 Operation = Callable[[Image.Image, ImageDraw.ImageDraw], None]  # draws on the finished sheet
 
 
-def render(page: "Page") -> bytes:
+def render(page: Page) -> bytes:
     """Return the page as a PNG. Raise ValueError if it would be too high to draw."""
     _warn(page)
     sheet = _Sheet()
@@ -49,7 +47,7 @@ def render(page: "Page") -> bytes:
     return stream.getvalue()
 
 
-def _warn(page: "Page") -> None:
+def _warn(page: Page) -> None:
     """Warn once if no font of the system has the characters of the turns."""
     texts = (mark.text for sample in page.samples for _, marks in sample.turns for mark in marks)
     foreign = next((text for text in texts if any(character >= FIRST_CJK for character in text)), "")
@@ -145,7 +143,7 @@ class _Sheet:
         self._operations.append(draw_piece)
 
 
-def _sample(sheet: _Sheet, sample: "Preview") -> None:
+def _sample(sheet: _Sheet, sample: Preview) -> None:
     """Draw a card with the name, images on the left, turns next to them, and all tokens below."""
     left, right = MARGIN + PADDING, WIDTH - MARGIN - PADDING
     with sheet.card(MARGIN, WIDTH - MARGIN, PAPER, RED if sample.status == "dropped" else LINE):
@@ -180,7 +178,7 @@ def _image(sheet: _Sheet, number: int, image: Image.Image | str, reference: str,
     sheet.y += 8
 
 
-def _mark(mark: "Mark") -> _Run:
+def _mark(mark: Mark) -> _Run:
     if mark.kind == "img":
         return _Run(visible(f" {shortened(mark.text)} "), INK, LINE, whole=True)
     if mark.kind == "text":
@@ -188,7 +186,7 @@ def _mark(mark: "Mark") -> _Run:
     return _Run(visible(f"[{mark.text}]"), mark.color or QUIET)
 
 
-def _token(token: "Token") -> _Run:
+def _token(token: Token) -> _Run:
     text = visible(token.text).replace("\n", "\u21b5\n")
     if token.kind == "image":
         return _Run(f" {text} \u00d7 {token.num_positions} ", INK, LINE, cut=not token.kept, whole=True)

@@ -15,10 +15,8 @@ from qwen_vl.data.validation import DataError
 from qwen_vl.model.chat_qwen import SYSTEM
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from . import html_page, png_page
 from .overlays import MarkedTurn, draw_on, mark
 
-WRITERS = {"html": html_page.render, "png": png_page.render}  # format: (page) -> bytes
 ENCODING = EncodeOptions()
 
 

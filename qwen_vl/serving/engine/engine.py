@@ -1,12 +1,11 @@
 """The engine: requests in, events out."""
 
-import asyncio
 import itertools
 import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -235,22 +234,6 @@ class Engine:
                 cancel()
 
         return iterate()
-
-    async def astream(self, request: EngineRequest) -> AsyncIterator[Event]:
-        """Iterate over the events of a request; closing or cancelling the iterator cancels the request."""
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def on_event(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        cancel = self.submit(request, on_event)
-        try:
-            while (event := await events.get()).finish is None:
-                yield event
-            yield event
-        finally:
-            cancel()
 
     @torch.no_grad()
     def _features(self, images: list[SentImage], model: str) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The engine: answers of `generate` for requests that run together, and what it does when something goes wrong."""
 
-import asyncio
 import time
 
 import pytest
@@ -222,14 +221,3 @@ def test_sampling_and_logprobs(engine):
     assert len({tuple(ids) for ids in answers}) == 4
     narrow = request(engine, "Hello", sampling=Sampling(temperature=2.0, top_k=1))
     assert answer(engine, narrow)[0] == answer(engine, greedy)[0]
-
-
-def test_events_reach_an_event_loop(engine, reference):
-    async def collect(one):
-        return [i async for event in engine.astream(one) for i in event.ids]
-
-    async def both():
-        return await asyncio.gather(collect(first), collect(second))
-
-    first, second = request(engine, image(1), "What?"), request(engine, "Hello")
-    assert asyncio.run(both()) == [generated(*reference, first), generated(*reference, second)]

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers.attacks import OTHERS
 from helpers.images import encoded, noise
 from PIL import Image
 
@@ -85,21 +86,6 @@ def test_tiff_with_a_large_parser_inside(compression):
     content = file_of(Image.new("RGB", (64, 64)), "TIFF", compression="tiff_lzw")
     number = {"lzma": 34925, "zstd": 50000, "webp": 50001, "tiff_jpeg": 6}[compression]
     assert reason_of(with_tag(content, 259, 3, 1, number)) == "format"
-
-
-OTHERS = {
-    "text": b"just text",
-    "nothing": b"",
-    "page": b"<html><body>please log in</body></html>",
-    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "fits": b"SIMPLE  =                    T",
-    "big tiff": b"II+\0\x08\0\0\0" + b"\0" * 40,
-    "hdf5": b"\x89HDF\r\n\x1a\n" + b"\0" * 40,
-    "photoshop": b"8BPS\0\1" + b"\0" * 40,
-    "sound": b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40,
-    "script": b"#!/bin/sh\nexit\n",
-}
 
 
 @pytest.mark.parametrize("name", OTHERS)
