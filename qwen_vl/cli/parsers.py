@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from qwen_vl.hubs import names
+from qwen_vl.training.flags.spelling import unknown_arguments
 
 DEBUG = "--debug"  # read by `run`, which shows the traceback
 
@@ -17,6 +18,17 @@ class Parser(argparse.ArgumentParser):
         """Build it. The arguments are those of ArgumentParser."""
         super().__init__(*args, **options)
         self.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Return the parsed arguments. Exit with code 2, naming the closest flags, if one is unknown."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(unknown_arguments(unknown, self._option_string_actions))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and the message alone: the usage of a verb with many flags would hide it."""
+        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` lists the options\n")
 
 
 class Verbs:

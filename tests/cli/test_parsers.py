@@ -73,3 +73,22 @@ def test_folders_are_given_by_name():
     for words, message in ((["cats"], "use name=folder"), (["=x"], "use name"), (["a=x", "a=y"], "given twice")):
         with pytest.raises(ValueError, match=rf"--adapters .*{message}"):
             parsers.by_name("--adapters", words)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("serve MODEL --prot 3", "unknown argument --prot (did you mean --port?), 3"),
+        ("evaluate MODEL --max-new-tokens=3", "unknown argument --max-new-tokens=3 (write --max_new_tokens)"),
+        ("merge A B C", "unknown argument C"),
+        ("checkpoint show A --all", "unknown argument --all"),
+        ("chat", "the following arguments are required: model"),
+        ("quantize A B --method q5", "argument --method: invalid choice: 'q5'"),
+        ("fly", "argument VERB: invalid choice: 'fly'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words, said, capsys):
+    """Check that the usage of a verb with many flags does not hide what is wrong."""
+    assert exit_code(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.endswith("--help` lists the options")

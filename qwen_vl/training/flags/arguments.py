@@ -20,7 +20,7 @@ from qwen_vl.training.distributed import engines
 from qwen_vl.training.monitor import selection
 
 from . import adapter_checks, checks, optimizers
-from .spelling import is_flag, suggestion
+from .spelling import suggestion, unknown_arguments
 
 
 def option(default: Any, text: str) -> Any:
@@ -285,8 +285,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
         parser.set_defaults(**read_yaml(argv.pop(0), parser))
     settings, unknown = parser.parse_known_args(argv)
     if unknown:
-        meant = [suggestion(word, parser, mark="--") if is_flag(word) else "" for word in unknown]
-        parser.error("unknown argument " + ", ".join(map(str.__add__, unknown, meant)))
+        parser.error(unknown_arguments(unknown, parser._option_string_actions))
     settings.use_lora = settings.use_lora or settings.q_lora
     problems = name_models(settings) + checks.check(settings)
     if problems and engines.is_launched():  # before the rendezvous; one rank a machine prints it
@@ -338,7 +337,11 @@ def read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     if not isinstance(settings, dict):
         parser.error(f"{path}: holds a {type(settings).__name__}; write one `flag: value` a line, without dashes")
     known = {f.name for kind in parser.dataclass_types for f in fields(kind) if f.init}
-    problems = [f"{path}: unknown key {key}{suggestion(str(key), parser)}" for key in settings if key not in known]
+    problems = [
+        f"{path}: unknown key {key}{suggestion(str(key), parser._option_string_actions)}"
+        for key in settings
+        if key not in known
+    ]
     flags = {action.dest: action for action in reversed(parser._actions)}  # --flag comes before its --no_flag
     values = {}
     for key in known & settings.keys():

@@ -15,7 +15,7 @@ from qwen_vl.training.flags import arguments, spelling
     ],
 )
 def test_suggestions(word, expected):
-    assert spelling.suggestion(word, arguments.make_parser(), mark="--") == expected
+    assert spelling.suggestion(word, arguments.make_parser()._option_string_actions, mark="--") == expected
 
 
 @pytest.mark.parametrize(("word", "expected"), [("--x", True), ("\u2013x", True), ("x=1", True), ("x", False)])
