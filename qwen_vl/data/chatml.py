@@ -81,9 +81,7 @@ class Sample(UserDict[str, Any]):
         """
         folders, images = list(search_dirs), self.images
         if folders:
-            images = [
-                image_files.find(image, folders) or image if image_files.is_local(image) else image for image in images
-            ]
+            images = [image_files.located(image, folders) for image in images]
         return Sample({**self.data, "id": name, "images": images})
 
 

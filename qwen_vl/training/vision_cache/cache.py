@@ -58,11 +58,11 @@ class VisionCache:
         """Return the number of cached images."""
         return len(self._places)
 
-    def key(self, reference: str, search_dirs: Sequence[str | Path] = ()) -> str | None:
+    def key(self, reference: str) -> str | None:
         """Return the key of an image, the hash of its bytes; None if it may change or is missing."""
         if not image_files.is_local(reference):
             return sha256(reference.encode()).hexdigest() if reference.startswith("data:") else None
-        path = image_files.find(reference, search_dirs)
+        path = image_files.find(reference)
         if path is None:
             return None
         stat = os.stat(image_files.file_of(path))
