@@ -46,8 +46,8 @@ class ChatMemory:
     function. None opens any path or address.
     """
 
-    def __init__(self, max_images: int = 64, open_image: OpenImage | None = None) -> None:
-        self.max_images, self.open_image = max_images, open_image
+    def __init__(self, open_image: OpenImage | None = None) -> None:
+        self.max_images, self.open_image = 64, open_image
         # Features [n_queries, hidden] by the digest of pixels and model.
         self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.forget_turns()

@@ -75,15 +75,13 @@ def fill(
     return len(missing), len(keys) - len(missing), unstable
 
 
-def load_tower(
-    name: str, *, dtype: torch.dtype, attn_implementation: str = "sdpa", cache_dir: str | None = None
-) -> torch.nn.Module:
+def load_tower(name: str, *, dtype: torch.dtype) -> torch.nn.Module:
     """Return the vision tower of a model folder in eval mode, without the rest of the model."""
-    config = loading.load_config(name, cache_dir)
-    config._attn_implementation = attn_implementation
+    config = loading.load_config(name)
+    config._attn_implementation = "sdpa"
     tower = family.build_tower(config).to(dtype)
     try:
-        tower.load_state_dict(dict(vision_cache_cache.tower_weights(name, cache_dir)))
+        tower.load_state_dict(dict(vision_cache_cache.tower_weights(name)))
     except RuntimeError as error:
         raise ValueError(f"{name}: the vision tower does not fit config.json: {error}") from error
     return tower.eval()
