@@ -9,13 +9,13 @@ import pytest
 
 from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
 from qwen_vl.model.chat_qwen import SYSTEM
-from qwen_vl.model.tokenization_qwen import CONTROL_TOKENS, QWenTokenizer
+from qwen_vl.model.tokenization_qwen import IMAGE_TAGS, SPECIAL_TOKENS, QWenTokenizer
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
 
 
 def holds_marker(conversation):
-    return any(token in turn["value"] for turn in conversation for token in CONTROL_TOKENS)
+    return any(token in turn["value"] for turn in conversation for token in {*SPECIAL_TOKENS} - IMAGE_TAGS)
 
 
 def without_paths(expected, tokenizer):
