@@ -27,17 +27,18 @@ if __name__ == "__main__":
 import torch
 from transformers import GenerationConfig
 
-from qwen_vl.adapters import build, on_disk
+from qwen_vl.adapters import build, inference, on_disk
 from qwen_vl.adapters.adapter import BASE_FILE, Adapter
 from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.checkpoint.random_model import build_tokenizer
 from qwen_vl.cli.run import run
 from qwen_vl.evaluation import generation, probe_prompts
 from qwen_vl.export import model_folder
 from qwen_vl.export.quantize import quantize
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison, verify
 from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig, QWenLMHeadModel
 from qwen_vl.terminal import markdown_table
@@ -135,18 +136,21 @@ def merge_adapter(base, adapter, merged):
 
 def compare(base, adapter, merged):
     """Compare the logits of base + adapter and of the merged model, one after the other, on a prompt with an image."""
-    prompt = [verify.image_prompt(loading.load_tokenizer(base), loading.load_config(base))]
+    prompt = [comparison.image_prompt(loading.load_tokenizer(base), loading.load_config(base))]
     options = {"dtype": torch.bfloat16}
-    adapted = verify.logits_from_disk(base, prompt, adapter=Adapter.open(adapter), **options)
-    difference = verify.compare(adapted, verify.logits_from_disk(merged, prompt, **options))
-    verify.check(difference, torch.bfloat16, "merged and base + adapter differ")
+    adapted = comparison.logits_from_disk(base, prompt, adapter=Adapter.open(adapter), **options)
+    difference = comparison.compare(adapted, comparison.logits_from_disk(merged, prompt, **options))
+    comparison.check(difference, torch.bfloat16, "merged and base + adapter differ")
     return str(difference)
 
 
 def answer(folder, *, from_disk):
     """Answer one question about an image."""
-    opened = verify.open_on_disk if from_disk else verify.open_in_memory
-    model, tokenizer, _ = opened(folder, "auto", "cpu")
+    folder = ModelFolder.open(folder)
+    if from_disk:
+        model, tokenizer, _ = verify.open_on_disk(folder, "auto", "cpu")
+    else:
+        model, tokenizer = inference.load(folder, device="cpu")
     start, records = time.monotonic(), probe_prompts.built_in()[:1]
     (said,) = generation.answer(model, tokenizer, records, max_new_tokens=NEW_TOKENS)
     tokens = probe_prompts.inputs_of(records[0], tokenizer, family.image_size(model.config))["input_ids"].shape[1]

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from qwen_vl.checkpoint.dtypes import CHOICES, dtype_or_auto
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.evaluation import probe_prompts
-from qwen_vl.export.verify.verify import QUANTIZED, compare, different_files, outcome, tolerance_for
+from qwen_vl.export.verify.comparison import compare
+from qwen_vl.export.verify.verify import QUANTIZED, different_files, outcome, tolerance_for
 
 from .parsers import Parser, add_hub, name_models
 
@@ -14,10 +16,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     name_models(args, "first", "second")
     records, search_dirs = probe_prompts.load(args.prompts, image_folder=args.image_folder, limit=args.max_prompts)
-    files = different_files(args.first, args.second)
+    folders = [ModelFolder.open(name) for name in (args.first, args.second)]
+    files = different_files(*folders)
     first, second = (
         outcome(
-            path,
+            folder,
             records,
             search_dirs=search_dirs,
             dtype=dtype_or_auto(args.dtype),
@@ -25,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             from_disk=args.from_disk,
             max_new_tokens=args.max_new_tokens,
         )
-        for path in (args.first, args.second)
+        for folder in folders
     )
     if first.ids != second.ids:
         raise ValueError(f"{args.first} and {args.second}: their tokenizers make different ids of the same prompts")

@@ -11,7 +11,7 @@ from qwen_vl.checkpoint import loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.evaluation import probe_prompts
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 from qwen_vl.families import v1 as family
 
 from . import card, model_folder
@@ -22,8 +22,8 @@ NUM_QUESTIONS = 16  # of a file, at most, on which a change of base is measured
 class Merged(NamedTuple):
     """What was measured while merging."""
 
-    difference: verify.Difference  # base + adapter against the merged model: rounding
-    change_of_base: verify.Difference | None  # the base of the training + adapter against the merged model
+    difference: comparison.Difference  # base + adapter against the merged model: rounding
+    change_of_base: comparison.Difference | None  # the base of the training + adapter against the merged model
 
 
 def merge(
@@ -52,24 +52,24 @@ def merge(
     trained_on = adapter.find_base(base, trust=trust_base)
     target = target_of(adapter, trained_on, onto, dequantize)
     tokenizer = adapter.load_tokenizer(target)
-    prompt = [verify.image_prompt(tokenizer, target.config)]
+    prompt = [comparison.image_prompt(tokenizer, target.config)]
     records, folders = probe_prompts.load(prompts_path, image_folder=image_folder, limit=NUM_QUESTIONS)
     size = family.image_size(target.config)
     questions = [probe_prompts.inputs_of(record, tokenizer, size, folders) for record in records]
     disk = DiskModel(target)
     dtypes = model_folder.dtypes_of(disk, dtype)
     computing = dtypes[family.HEAD_WEIGHT]
-    before = verify.logits_from_disk(target, prompt, dtype=computing, adapter=adapter)
+    before = comparison.logits_from_disk(target, prompt, dtype=computing, adapter=adapter)
     trained = logits_in_training(adapter, trained_on, target, questions, computing)
     on_disk.adapt(disk, adapter)
     family.mark_as_chat(disk.plain.generation_config)
     with shard_writer.complete(written) as staging:
         model_folder.write(staging, disk, tokenizer, dtypes=dtypes, max_shard_size=max_shard_size)
         # The merged model answers both sets of prompts, opened once.
-        after = verify.logits_from_disk(staging, prompt + (questions if trained else []), dtype=computing)
-        difference = verify.compare(before, after[:1])
-        verify.check(difference, computing, f"{output_dir}: merged and base + adapter differ")
-        change = verify.compare(trained, after[1:]) if trained else None
+        after = comparison.logits_from_disk(staging, prompt + (questions if trained else []), dtype=computing)
+        difference = comparison.compare(before, after[:1])
+        comparison.check(difference, computing, f"{output_dir}: merged and base + adapter differ")
+        change = comparison.compare(trained, after[1:]) if trained else None
         facts = step(trained_on, target, dequantize, difference, change)
         record = card.extended(card.read(adapter.folder), **facts)
         card.write(staging, record, title=written.name, base={"name": str(target)})
@@ -105,7 +105,7 @@ def logits_in_training(
     adapter: Adapter,
     trained_on: ModelFolder,
     target: ModelFolder,
-    questions: list[verify.ModelInputs],
+    questions: list[comparison.ModelInputs],
     dtype: torch.dtype,
 ) -> list[torch.Tensor] | None:
     """Return the logits of an adapter on the weights of its training, None if it is merged into these very weights.
@@ -113,21 +113,21 @@ def logits_in_training(
     If training quantized float weights while it loaded them, as base.json says, they are quantized again.
     """
     if target is not trained_on:
-        return verify.logits_from_disk(trained_on, questions, dtype=dtype, adapter=adapter)
+        return comparison.logits_from_disk(trained_on, questions, dtype=dtype, adapter=adapter)
     kind = adapter.quantization
     if kind in (None, "gptq") or trained_on.quantization:
         return None
     model = build.load_adapters(loading.load_model(trained_on, dtype=dtype, quantization=kind), adapter)
     with torch.no_grad():
-        return [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in questions]
+        return [comparison.logits(model, inputs, comparison.LAST_POSITIONS) for inputs in questions]
 
 
 def step(
     trained_on: ModelFolder,
     target: ModelFolder,
     dequantize: bool,
-    difference: verify.Difference,
-    change: verify.Difference | None,
+    difference: comparison.Difference,
+    change: comparison.Difference | None,
 ) -> dict[str, str]:
     """Return what the card says about a merge: a sentence under "step", and what was measured."""
     name = f"`{card.short(str(target))}`"

@@ -18,7 +18,7 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.cli import export, quantize, verify
 from qwen_vl.export.merge import merge
 from qwen_vl.export.quantize import quantize as quantize_quantize
-from qwen_vl.export.verify import verify as verify_verify
+from qwen_vl.export.verify import comparison
 
 TOKENS = ["<think>", "<done>"]
 NEW = ("--new_special_tokens", *TOKENS)
@@ -112,17 +112,17 @@ def test_what_trains_in_the_embeddings_is_merged_or_refused(
         trained_on = folder if "dequantize" in options else floats
         tolerance = 2e-3 if base == "Int4" else 1e-5
         adapted = logits(PeftModel.from_pretrained(loading.load_model(trained_on), adapter), folder)
-        assert verify_verify.compare(adapted, logits(loading.load_model(out), folder)).largest < tolerance
-        assert verify_verify.compare(adapted, logits(loading.load_model(trained_on), folder)).largest > 1e-2
+        assert comparison.compare(adapted, logits(loading.load_model(out), folder)).largest < tolerance
+        assert comparison.compare(adapted, logits(loading.load_model(trained_on), folder)).largest > 1e-2
         check_speaks(out, is_new, loading.load_tokenizer(folder))
 
 
 def logits(model, base):
     """Return logits for a question about an image, and for the two ids of the new tokens."""
     tokenizer = loading.load_tokenizer(base)
-    inputs = verify_verify.image_prompt(tokenizer, model.config)
+    inputs = comparison.image_prompt(tokenizer, model.config)
     new = torch.tensor([tokenizer.convert_tokens_to_ids(["<|extra_0|>", "<|extra_1|>"])])
-    return verify_verify.logits(model, inputs | {"input_ids": torch.cat([inputs["input_ids"], new], dim=1)})
+    return comparison.logits(model, inputs | {"input_ids": torch.cat([inputs["input_ids"], new], dim=1)})
 
 
 def check_speaks(folder, is_new, plain):
@@ -143,8 +143,7 @@ def test_variants_with_new_tokens_are_merged(make_checkpoint, tmp_path, variant)
     assert merge(adapter, output_dir=tmp_path / "merged").difference.largest < 1e-5
     adapted = logits(PeftModel.from_pretrained(loading.load_model(make_checkpoint()), adapter), make_checkpoint())
     assert (
-        verify_verify.compare(adapted, logits(loading.load_model(tmp_path / "merged"), make_checkpoint())).largest
-        < 1e-5
+        comparison.compare(adapted, logits(loading.load_model(tmp_path / "merged"), make_checkpoint())).largest < 1e-5
     )
 
 
@@ -158,7 +157,7 @@ def test_new_tokens_on_a_base_in_half_precision(make_checkpoint, tmp_path, dtype
     assert {tensor.dtype for tensor in runs.weights(tmp_path / "same").values()} == {dtype}
     merge(adapter, output_dir=tmp_path / "wide", dtype="float32")
     adapted = logits(PeftModel.from_pretrained(loading.load_model(base), adapter), base)
-    assert verify_verify.compare(adapted, logits(loading.load_model(tmp_path / "wide"), base)).largest < 1e-5
+    assert comparison.compare(adapted, logits(loading.load_model(tmp_path / "wide"), base)).largest < 1e-5
     check_speaks(tmp_path / "same", True, loading.load_tokenizer(base))
 
 

@@ -13,7 +13,7 @@ from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.export.merge import merge
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 
 IDS = torch.arange(20)[None]
 TARGETS = {"target_modules": ["c_attn", "lm_head"], "modules_to_save": ["attn_pool"]}
@@ -110,8 +110,8 @@ def test_a_model_on_disk_computes_what_it_does_in_memory(make_checkpoint):
     folder = make_checkpoint()
     disk = DiskModel(folder)
     model = disk.stream(dtype=torch.float32)
-    inputs = verify.image_prompt(loading.load_tokenizer(folder), model.config)
+    inputs = comparison.image_prompt(loading.load_tokenizer(folder), model.config)
     for _ in range(2):  # what was read is dropped, and read again
-        assert torch.equal(verify.logits(model, inputs), verify.logits(loading.load_model(folder), inputs))
+        assert torch.equal(comparison.logits(model, inputs), comparison.logits(loading.load_model(folder), inputs))
     held = {name for name in disk.places if disk.current(name) is not None}
     assert held == set(disk.blocks[None]) and "transformer.h.0.attn.c_attn.weight" not in held

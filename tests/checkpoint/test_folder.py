@@ -10,7 +10,7 @@ import torch
 from qwen_vl.checkpoint import folder as folder_module
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint.folder import ModelFolder
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 
 
 def test_a_folder_that_is_open_is_not_read_again(make_checkpoint, monkeypatch):
@@ -20,11 +20,11 @@ def test_a_folder_that_is_open_is_not_read_again(make_checkpoint, monkeypatch):
     monkeypatch.setattr(loading, "load_config", lambda *args: read.append("config") or load_config(*args))
     folder = ModelFolder.open(make_checkpoint())
     assert ModelFolder.open(folder) is folder and read == []
-    prompts = [verify.image_prompt(folder.tokenizer, folder.config)]
-    first, again = (verify.logits_from_disk(folder, prompts, dtype=torch.float32) for _ in range(2))
+    prompts = [comparison.image_prompt(folder.tokenizer, folder.config)]
+    first, again = (comparison.logits_from_disk(folder, prompts, dtype=torch.float32) for _ in range(2))
     assert sorted(read) == ["config", "weights"]
     assert torch.equal(first[0], again[0])
-    alone = verify.logits_from_disk(make_checkpoint(), prompts, dtype=torch.float32)
+    alone = comparison.logits_from_disk(make_checkpoint(), prompts, dtype=torch.float32)
     assert torch.equal(first[0], alone[0])
 
 

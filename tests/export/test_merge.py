@@ -18,7 +18,7 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.cli import merge as merging
 from qwen_vl.cli.run import run
 from qwen_vl.export.merge import merge
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 from qwen_vl.model import QWenLMHeadModel
 
 # What a user does in a process that has never heard of this project.
@@ -61,7 +61,7 @@ def adapters(make_checkpoint, tmp_path_factory):
 
 
 def inputs_for(folder):
-    return verify.image_prompt(loading.load_tokenizer(folder), loading.load_config(folder))
+    return comparison.image_prompt(loading.load_tokenizer(folder), loading.load_config(folder))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_the_merged_model_is_base_plus_adapter(make_checkpoint, adapters, tmp_pa
     difference = merge(adapter, output_dir=tmp_path / "merged").difference
     assert difference.largest < 1e-5
     inputs = inputs_for(base)
-    adapted = verify.logits(PeftModel.from_pretrained(loading.load_model(base), adapter), inputs)
-    merged = verify.logits(loading.load_model(tmp_path / "merged"), inputs)
-    assert verify.compare(adapted, merged).largest < 1e-5
-    assert verify.compare(adapted, verify.logits(loading.load_model(base), inputs)).largest > 1e-2
+    adapted = comparison.logits(PeftModel.from_pretrained(loading.load_model(base), adapter), inputs)
+    merged = comparison.logits(loading.load_model(tmp_path / "merged"), inputs)
+    assert comparison.compare(adapted, merged).largest < 1e-5
+    assert comparison.compare(adapted, comparison.logits(loading.load_model(base), inputs)).largest > 1e-2
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["chat_format"] == "chatml"
 
 
@@ -98,8 +98,8 @@ def test_exported_folders_stand_alone(make_checkpoint, adapters, tmp_path):
     assert done.stdout == "merged model in merged\n" and done.stderr.startswith("base + adapter and merged model agree")
     runs.python_elsewhere(tmp_path, "-c", ELSEWHERE, full, tmp_path / "merged")
     for folder in (full, tmp_path / "merged"):
-        ours = verify.logits(loading.load_model(folder), inputs)
-        assert verify.compare(ours, torch.load(tmp_path / f"{folder.name}.logits.pt")).largest < 1e-6
+        ours = comparison.logits(loading.load_model(folder), inputs)
+        assert comparison.compare(ours, torch.load(tmp_path / f"{folder.name}.logits.pt")).largest < 1e-6
 
 
 def test_an_adapter_of_a_base_model_chats_however_it_is_loaded(make_checkpoint, adapters, tmp_path):
@@ -220,7 +220,7 @@ def test_a_full_disk_leaves_nothing(adapters, tmp_path, capsys):
 
 
 def test_a_merge_that_differs_is_not_kept(adapters, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "compare", lambda first, second: verify.Difference(0.5, 0.1))
+    monkeypatch.setattr(comparison, "compare", lambda first, second: comparison.Difference(0.5, 0.1))
     with pytest.raises(ValueError, match=r"merged and base \+ adapter differ"):
         merge(adapters("chatml"), output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from qwen_vl.checkpoint import loading
 from qwen_vl.cli import merge
 from qwen_vl.cli.run import run
 from qwen_vl.export import merge as export_merge
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 
 
 def adapter_on(base, folder, **recorded):
@@ -40,9 +40,9 @@ def test_an_adapter_on_int4_goes_onto_the_float_model_or_into_dequantized_weight
     assert "It was trained on a quantized base" in card and "trained base + adapter against merged" in card
     merge.main([str(adapter), str(tmp_path / "deq"), "--dequantize", "--dtype", "float32"])
     assert "change of base" not in capsys.readouterr().out
-    inputs = verify.image_prompt(loading.load_tokenizer(tmp_path / "deq"), loading.load_config(tmp_path / "deq"))
-    adapted = verify.logits(PeftModel.from_pretrained(loading.load_model(make_int4_checkpoint()), adapter), inputs)
-    assert verify.compare(adapted, verify.logits(loading.load_model(tmp_path / "deq"), inputs)).largest < 1e-4
+    inputs = comparison.image_prompt(loading.load_tokenizer(tmp_path / "deq"), loading.load_config(tmp_path / "deq"))
+    adapted = comparison.logits(PeftModel.from_pretrained(loading.load_model(make_int4_checkpoint()), adapter), inputs)
+    assert comparison.compare(adapted, comparison.logits(loading.load_model(tmp_path / "deq"), inputs)).largest < 1e-4
     config = json.loads((tmp_path / "deq" / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "float32"
 

@@ -15,14 +15,15 @@ from qwen_vl.checkpoint.dtypes import DTYPES
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.data.collator import Batch
 from qwen_vl.export import card
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 from qwen_vl.families import v1 as family
 
 from . import gptq_decoder
 
 METHODS = ("gptq", "nf4")
 
-Differences = tuple[verify.Difference, verify.Difference]  # loaded against unpacked weights, float against quantized
+# Loaded against unpacked weights, and float against quantized ones.
+Differences = tuple[comparison.Difference, comparison.Difference]
 
 
 class Options(TypedDict):
@@ -74,7 +75,7 @@ def quantize_gptq(
         write_packed(disk, work, staging, DTYPES[dtype], max_shard_size=max_shard_size)
         computing = stored if stored == torch.float32 else DTYPES[dtype]  # exact if that costs no memory
         differences = check_written(folder, staging, stored, computing)
-        verify.check(differences[0], computing, f"{output_dir}: what was written and what is loaded differ")
+        comparison.check(differences[0], computing, f"{output_dir}: what was written and what is loaded differ")
         said = f"Quantized to {int4_layout.BITS} bits by GPTQ on {len(samples)} conversations."
         write_card(staging, path, output_dir, differences, said, options)
     shutil.rmtree(work)
@@ -139,12 +140,12 @@ def write_packed(disk: DiskModel, work: Path, folder: Path, dtype: torch.dtype, 
 
 def check_written(source: ModelFolder, written: Path, stored: torch.dtype, computing: torch.dtype) -> Differences:
     """Return two Differences on built-in prompts: loaded against unpacked weights, and before against after."""
-    prompt = [verify.image_prompt(source.tokenizer, source.config)]
-    unpacked = verify.logits_from_disk(written, prompt, dtype=computing)
+    prompt = [comparison.image_prompt(source.tokenizer, source.config)]
+    unpacked = comparison.logits_from_disk(written, prompt, dtype=computing)
     model = loading.load_model(written, dtype=computing)
-    loaded = [verify.logits(model, inputs, verify.LAST_POSITIONS) for inputs in prompt]
-    before = verify.logits_from_disk(source, prompt, dtype=stored)
-    return verify.compare(unpacked, loaded), verify.compare(before, unpacked)
+    loaded = [comparison.logits(model, inputs, comparison.LAST_POSITIONS) for inputs in prompt]
+    before = comparison.logits_from_disk(source, prompt, dtype=stored)
+    return comparison.compare(unpacked, loaded), comparison.compare(before, unpacked)
 
 
 def quantize_nf4(
@@ -167,7 +168,7 @@ def quantize_nf4(
         shard_writer.write_processor(staging, model, tokenizer)
         differences = check_written(folder, staging, stored, stored)
         # bitsandbytes computes in bfloat16 on a CPU that can.
-        verify.check(differences[0], torch.bfloat16, f"{output_dir}: what was written and what is loaded differ")
+        comparison.check(differences[0], torch.bfloat16, f"{output_dir}: what was written and what is loaded differ")
         write_card(staging, path, output_dir, differences, "Quantized to bitsandbytes nf4 without calibration.")
     return differences
 

@@ -14,7 +14,7 @@ from qwen_vl.cli.run import run
 from qwen_vl.evaluation import quality
 from qwen_vl.export.quantize import gptq_decoder
 from qwen_vl.export.quantize import quantize as quantize_quantize
-from qwen_vl.export.verify import verify
+from qwen_vl.export.verify import comparison
 
 GROUP = 32
 # Readers of AutoGPTQ's format that have never heard of this project: transformers with optimum, and gptqmodel's own.
@@ -72,23 +72,24 @@ def test_the_export_has_the_published_names_shapes_and_settings(int4, make_int4_
 
 
 def test_the_export_loads_and_is_near_the_float_model(int4, make_checkpoint, make_int4_checkpoint):
-    inputs = verify.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
-    before = verify.logits(loading.load_model(make_checkpoint()), inputs)
-    loaded = verify.logits(loading.load_model(int4), inputs)
-    assert verify.compare(loaded, verify.logits(DiskModel(int4).stream(dtype=torch.float32), inputs)).largest < 1e-4
-    rounded = verify.logits(loading.load_model(make_int4_checkpoint()), inputs)
-    assert verify.compare(before, loaded).mean < verify.compare(before, rounded).mean
+    inputs = comparison.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    before = comparison.logits(loading.load_model(make_checkpoint()), inputs)
+    loaded = comparison.logits(loading.load_model(int4), inputs)
+    streamed = comparison.logits(DiskModel(int4).stream(dtype=torch.float32), inputs)
+    assert comparison.compare(loaded, streamed).largest < 1e-4
+    rounded = comparison.logits(loading.load_model(make_int4_checkpoint()), inputs)
+    assert comparison.compare(before, loaded).mean < comparison.compare(before, rounded).mean
 
 
 @pytest.mark.slow
 def test_readers_of_others_load_the_export(int4, tmp_path):
     """Check the logits in a process without this project; a zero point off by one would move each weight by a step."""
-    inputs = verify.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
+    inputs = comparison.image_prompt(loading.load_tokenizer(int4), loading.load_config(int4))
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     runs.python_elsewhere(tmp_path, "-c", READERS, int4)
-    ours = verify.logits(loading.load_model(int4, dtype=torch.float32), inputs)
+    ours = comparison.logits(loading.load_model(int4, dtype=torch.float32), inputs)
     for name in ("transformers", "gptqmodel"):
-        difference = verify.compare(ours, torch.load(tmp_path / f"{name}.pt"))
+        difference = comparison.compare(ours, torch.load(tmp_path / f"{name}.pt"))
         print(name, difference)
         assert difference.largest < 1e-2, name
 

@@ -8,9 +8,12 @@ import torch
 from helpers import runs
 from safetensors.torch import load_file, save_file
 
+from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.cli import verify
 from qwen_vl.cli.run import run
 from qwen_vl.evaluation import probe_prompts
+from qwen_vl.export.verify import comparison
 from qwen_vl.export.verify import verify as verify_verify
 
 
@@ -49,15 +52,21 @@ def test_another_model_ends_with_exit_code_1(make_checkpoint, changed, tmp_path,
 
 
 def test_the_two_ways_to_read_agree(make_checkpoint):
-    records = probe_prompts.built_in()
-    memory, disk = (verify_verify.outcome(make_checkpoint(), records, from_disk=way) for way in (False, True))
+    folder, records = ModelFolder.open(make_checkpoint()), probe_prompts.built_in()
+    memory, disk = (verify_verify.outcome(folder, records, from_disk=way) for way in (False, True))
     assert memory.answers == disk.answers and memory.ids == disk.ids
-    assert verify_verify.compare(memory.logits, disk.logits).largest == 0
+    assert comparison.compare(memory.logits, disk.logits).largest == 0
     assert memory.dtype == disk.dtype == torch.float32
 
 
-def test_a_nan_is_no_agreement():
-    nan = torch.full((1, 2, 3), float("nan"))
-    difference = verify_verify.compare([torch.ones(1, 2, 3), torch.ones(1, 2, 3)], [torch.ones(1, 2, 3), nan])
-    with pytest.raises(ValueError, match="nan"):
-        verify_verify.check(difference, torch.float32, "x")
+def test_quantized_weights_go_onto_the_device_that_was_asked_for(make_int4_checkpoint, monkeypatch):
+    load, devices = loading.load_model, []
+
+    def spy(path, **options):
+        devices.append(options["device"])
+        return load(path, **options)
+
+    monkeypatch.setattr(loading, "load_model", spy)
+    records = probe_prompts.built_in()[:1]
+    assert verify_verify.outcome(ModelFolder.open(make_int4_checkpoint()), records, device="cpu").is_quantized
+    assert devices == [torch.device("cpu")]
