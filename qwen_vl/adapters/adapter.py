@@ -8,14 +8,15 @@ from typing import TypedDict, cast
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 
-from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint import files, loading
+from qwen_vl.checkpoint.files import ADAPTER_BASE as BASE_FILE
+from qwen_vl.checkpoint.files import ADAPTER_CONFIG as CONFIG_FILE
+from qwen_vl.checkpoint.files import is_adapter
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs.names import parse
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-CONFIG_FILE = "adapter_config.json"  # PEFT's settings; a folder that has one holds an adapter and not a model
 WEIGHTS_FILE = "adapter_model.safetensors"
-BASE_FILE = "base.json"  # the base that the adapter was trained on
 OF_BASE_WEIGHTS = ("pissa", "olora")  # initializations that use and change the float weights of the base
 KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # initializations that leave the base unchanged
 
@@ -26,11 +27,6 @@ class Base(TypedDict, total=False):
     name: str  # folder or hub name
     fingerprint: str  # `loading.fingerprint` of the weights
     quantization: str | None  # how they are stored, or were quantized while loading; absent in older folders
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Return whether a folder holds an adapter and not a model."""
-    return Path(path, CONFIG_FILE).is_file()
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,8 @@ class Adapter:
             folder = downloaded(str(folder))
         if not is_adapter(folder):
             raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; {_hint(Path(folder))}")
-        loading.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
-        base = cast("Base | None", loading.read_json(folder, BASE_FILE))  # written by our trainer alone
+        files.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
+        base = cast("Base | None", files.read_json(folder, BASE_FILE))  # written by our trainer alone
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (KeyError, TypeError, ValueError) as error:
@@ -155,8 +151,8 @@ class Adapter:
 def downloaded(name: str) -> str:
     """Return the local folder of an adapter on a hub, with all that an adapter can have."""
     for file in (CONFIG_FILE, BASE_FILE, WEIGHTS_FILE, "qwen.tiktoken", "tokenizer_config.json", "chat_template.jinja"):
-        loading.find_file(name, file)
-    return loading.local_folder(name)
+        files.find_file(name, file)
+    return files.local_folder(name)
 
 
 def _hint(folder: Path) -> str:

@@ -19,7 +19,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze_fixed_table(model: Model) -> Model:
-    """Freeze the resampler's position table, also in copies that adapters made of it, and return the model."""
+    """Freeze the resampler's position table, also in copies that adapters made of it, and return the model.
+
+    Where PEFT unfreezes it, that rule does not fit this model. Other parameters stay as PEFT leaves them: with
+    `bias="all"` the resampler's `in_proj_bias` is frozen, because it would not be saved.
+    """
     for name, parameter in model.named_parameters():
         if without_wrappers(name).endswith(family.FIXED_TABLE):
             parameter.requires_grad_(False)
@@ -59,7 +63,7 @@ def add_adapters(model: QWenLMHeadModel, options: LoraOptions) -> PeftModel:
     )
     quiet_gptqmodel()  # which peft imports for any adapter
     try:
-        return settle(get_peft_model(model, config))
+        return freeze_fixed_table(get_peft_model(model, config))
     except NoMatchingPeftModuleError as error:
         raise ValueError(
             f"--lora_target_modules {' '.join(options.targets)}: all of them lie in what trains whole "
@@ -88,15 +92,7 @@ def load_adapters(
             adapted = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, SafetensorError) as error:
         raise adapter.misfit(error) from error
-    return settle(adapted) if trainable else adapted
-
-
-def settle(model: PeftModel) -> PeftModel:
-    """Correct what trains where PEFT's rules do not fit this model, and return the PeftModel.
-
-    With `bias="all"` the resampler's `in_proj_bias` stays frozen as PEFT leaves it: it would not be saved.
-    """
-    return freeze_fixed_table(model)
+    return freeze_fixed_table(adapted) if trainable else adapted
 
 
 def without_wrappers(name: str) -> str:

@@ -184,7 +184,7 @@ def check_base(
         raise ValueError("\n  ".join(problems))
 
 
-def rehearsed(adapter: Adapter, model: QWenLMHeadModel, *, r: int | None = None) -> PeftModel:
+def rehearsed(adapter: Adapter, model: QWenLMHeadModel, *, r: int | None) -> PeftModel:
     """Return a model of `loading.skeleton` with the adapters of a folder. Raise ValueError if they do not fit it.
 
     r: the rank that the caller asked for, if any. Names and shapes are compared; no weights are read.

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from qwen_vl.files import read_object
 from qwen_vl.hubs import download
 
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's settings; a folder that has one holds an adapter and not a model
+ADAPTER_BASE = "base.json"  # the base that an adapter was trained on
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # each also in shards, listed in an index; first one wins
 
 Folder = str | os.PathLike[str]  # a model folder or a hub name
@@ -75,10 +77,10 @@ def local_folder(path: Folder, *, cache_dir: str | None = None) -> str:
     """
     if os.path.isdir(path):
         return os.fspath(path)
-    for name in ("config.json", "adapter_config.json"):
+    for name in ("config.json", ADAPTER_CONFIG):
         if folder := download.folder_of(path, name, cache_dir):
             return folder
-    raise FileNotFoundError(f"{path}: has neither config.json nor adapter_config.json; give a Qwen-VL model or adapter")
+    raise FileNotFoundError(f"{path}: has neither config.json nor {ADAPTER_CONFIG}; give a Qwen-VL model or adapter")
 
 
 def weight_files(path: Folder, cache_dir: str | None = None) -> list[str]:
@@ -103,10 +105,15 @@ def find_shard(path: Folder, shard: str, whole: str, cache_dir: str | None) -> s
     return file
 
 
+def is_adapter(path: Folder) -> bool:
+    """Return whether a local folder holds an adapter and not a model."""
+    return Path(path, ADAPTER_CONFIG).is_file()
+
+
 def refuse_adapter(path: Folder) -> None:
     """Raise ValueError for a folder that holds an adapter instead of a model."""
-    if Path(path, "adapter_config.json").is_file():
-        base = (read_json(path, "base.json") or {}).get("name", "MODEL")
+    if is_adapter(path):
+        base = (read_json(path, ADAPTER_BASE) or {}).get("name", "MODEL")
         raise ValueError(
             f"{path}: is an adapter: merge it first (qwen-vl merge {path} MERGED) and give the merged model. To train "
             f"it further, give it as --lora_weight_path with --use_lora, and its base: --model_name_or_path {base}"

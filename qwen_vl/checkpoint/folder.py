@@ -11,7 +11,7 @@ from qwen_vl.families import v1 as family
 from qwen_vl.model import QWenConfig
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
 
-from . import loading, quantization
+from . import files, loading, quantization
 from .tensors import Weights
 
 
@@ -33,7 +33,7 @@ class ModelFolder:
         """
         if isinstance(path, ModelFolder):
             return path
-        loading.local_folder(path, cache_dir=cache_dir)
+        files.local_folder(path, cache_dir=cache_dir)
         return cls(str(path), cache_dir)
 
     def __fspath__(self) -> str:
@@ -44,12 +44,12 @@ class ModelFolder:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return the content of a JSON file in the folder, None if there is none; raise ValueError if damaged."""
-        return loading.read_json(self.path, name, self.cache_dir)
+        return files.read_json(self.path, name, self.cache_dir)
 
     @cached_property
     def is_adapter(self) -> bool:
-        """Return whether the folder holds an adapter and not a whole model."""
-        return loading.find_file(self.path, "adapter_config.json", self.cache_dir) is not None
+        """Return whether the folder, which may be on a hub, holds an adapter and not a whole model."""
+        return files.find_file(self.path, files.ADAPTER_CONFIG, self.cache_dir) is not None
 
     @cached_property
     def config(self) -> QWenConfig:

@@ -159,7 +159,7 @@ def check_fit(path: Folder, config: QWenConfig, misfit: fit.Misfit, cache_dir: s
     fit.check(path, misfit)
 
 
-def read_tensors(path: Folder, names: Iterable[str], cache_dir: str | None = None) -> dict[str, torch.Tensor]:
+def read_tensors(path: Folder, names: Iterable[str], cache_dir: str | None) -> dict[str, torch.Tensor]:
     """Return some tensors of a checkpoint by name, as they are stored."""
     names = set(names)
     with reading_weights(path):

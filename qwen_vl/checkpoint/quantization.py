@@ -77,11 +77,7 @@ def check_packages(kind: str | None) -> None:
 
 
 def chosen_kind(
-    config: QWenConfig,
-    requested: str | None = None,
-    path: str | os.PathLike[str] = "the checkpoint",
-    *,
-    default: str | None = None,
+    config: QWenConfig, requested: str | None, path: str | os.PathLike[str], *, default: str | None = None
 ) -> str | None:
     """Return the kind to load: that of the stored weights, else the requested one ("nf4", "int8"), else `default`.
 
@@ -104,8 +100,8 @@ def loading_options(
     kind: str,
     *,
     dtype: LoadedDtype,
-    device: str | torch.device | None = None,
-    fast: bool = False,
+    device: str | torch.device | None,
+    fast: bool,
 ) -> tuple[QWenConfig, dict[str, Any]]:
     """Return (config, keyword arguments) for `from_pretrained` of weights of a kind. The given config is not changed.
 
@@ -152,7 +148,7 @@ def quiet_gptqmodel() -> None:
         log.setLevel(level)
 
 
-def settle(model: PreTrainedModel, *, fast: bool = False) -> PreTrainedModel:
+def settle(model: PreTrainedModel, *, fast: bool) -> PreTrainedModel:
     """Switch off what quantized layers do on CPUs alone, and return the loaded model; unless `fast`, it can be trained.
 
     GPTQ layers are not compiled, which would take minutes. bitsandbytes layers keep their layout: on a CPU with

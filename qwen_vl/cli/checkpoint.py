@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint.dtypes import DTYPES
+from qwen_vl.checkpoint.files import is_adapter
 from qwen_vl.export.checkpoint import export, show
 from qwen_vl.training.resume import checkpoints
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 
 from qwen_vl.checkpoint import loading
-from qwen_vl.data import conversations
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
 from qwen_vl.startup import usable_cores
@@ -57,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     dtype = tuning.compute_dtype(bf16=args.bf16, fp16=args.fp16)
-    references = {path: references_of(path, args.image_folder)[rank::world_size] for path in args.files}
+    references = [references_of(path, args.image_folder)[rank::world_size] for path in args.files]
     kind = TOWER_OUTPUT if args.use_lora else VIT_OUTPUT
     cache = vision_cache_cache.of_checkpoint(args.vision_cache, args.model, kind=kind, dtype=dtype)
     tower = load_tower(args.model, dtype=dtype)
@@ -65,11 +64,10 @@ def main(argv: Sequence[str]) -> None:
     if device is not None:
         tower.to(torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0))))
     image_size, started, counts = family.image_size(loading.load_config(args.model)), time.perf_counter(), [0, 0, 0]
-    for path, found in references.items():
+    for found in references:
         done = fill(
             cache,
             found,
-            conversations.search_dirs(path, args.image_folder),
             tower=tower,
             image_size=image_size,
             batch_size=args.batch_size,

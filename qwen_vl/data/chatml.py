@@ -81,9 +81,7 @@ class Sample(UserDict[str, Any]):
         """
         folders, images = list(search_dirs), self.images
         if folders:
-            images = [
-                image_files.find(image, folders) or image if image_files.is_local(image) else image for image in images
-            ]
+            images = [image_files.located(image, folders) for image in images]
         return Sample({**self.data, "id": name, "images": images})
 
 
@@ -133,15 +131,14 @@ def encode(
     tokenizer: QWenTokenizer,
     *,
     max_length: int | None = None,
-    system: str | None = None,
     control_tokens: bool = False,
     loss_on: str = "reference",
 ) -> Sample:
     """Return the Sample of a conversation, without "id" and with the references of its images as they are written.
 
     conversation: {"id", "conversations": [{"from", "value"}, ..]} or its turns alone; it is never changed. A leading
-    assistant turn is dropped. `system` replaces the default system message, and the record's own "system" replaces
-    both. "weight" is the record's, or 1.0.
+    assistant turn is dropped. The record's "system" replaces the default system message. "weight" is the record's, or
+    1.0.
     The targets of a system or user turn are <|im_start|>, <|im_end|> and the newline after it. Those of an assistant
     turn are <|im_start|>, the text, <|im_end|> and the newline, but never the ids between <img> and </img>. With
     `loss_on="answers"` the targets are the text, <|im_end|> and the newline of assistant turns, and nothing else. A
@@ -156,9 +153,8 @@ def encode(
     name, turns = record.get("id"), _turns_of(record)
     if turns[0]["from"] == "assistant":
         turns = turns[1:]
-    system = record.get("system", SYSTEM if system is None else system)
     encoded = []
-    for turn in [{"from": "system", "value": system}, *turns]:
+    for turn in [{"from": "system", "value": record.get("system", SYSTEM)}, *turns]:
         try:
             encoded.append(_encode_turn(turn, tokenizer, control_tokens, loss_on))
         except ValueError as error:

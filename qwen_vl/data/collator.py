@@ -1,6 +1,6 @@
 """The collator, which makes a batch of samples. It opens their images, in the data workers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypedDict, cast
 
 import torch
@@ -47,7 +47,7 @@ class FeatureCache(Protocol):
 
     kind: str
 
-    def key(self, reference: str, search_dirs: Sequence[str]) -> str | None: ...
+    def key(self, reference: str) -> str | None: ...
 
     def get(self, key: str) -> torch.Tensor | None: ...
 
@@ -66,16 +66,10 @@ class ConversationCollator:
     Raises ImageError with the id of the sample if an image cannot be opened.
     """
 
-    def __init__(
-        self,
-        tokenizer: QWenTokenizer,
-        image_size: int,
-        search_dirs: Iterable[str] = (),
-        vision_cache: FeatureCache | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: QWenTokenizer, image_size: int, *, vision_cache: FeatureCache | None = None) -> None:
         self.pad_id = tokenizer.pad_token_id
         self._span = tokenizer.img_start_id, tokenizer.image_span_tokens
-        self.image_size, self.search_dirs, self.vision_cache = image_size, tuple(search_dirs), vision_cache
+        self.image_size, self.vision_cache = image_size, vision_cache
 
     def __call__(self, samples: Sequence[Sample] | Sequence[list[Sample]]) -> Batch:
         if not samples:
@@ -145,7 +139,7 @@ class ConversationCollator:
             return {}
         found: Batch = {"image_index": torch.tensor(index)} if len(places) < len(index) else {}
         if self.vision_cache is not None:
-            keys = [self.vision_cache.key(reference, self.search_dirs) for reference in places]
+            keys = [self.vision_cache.key(reference) for reference in places]
             features = [None if key is None else self.vision_cache.get(key) for key in keys]
             known = [feature for feature in features if feature is not None]
             if len(known) == len(features):
@@ -159,7 +153,7 @@ class ConversationCollator:
     def _open(self, reference: str, name: str | int) -> torch.Tensor:
         """Return the pixels of an image. Raise ImageError with the name of its sample."""
         try:
-            return pixels(image_files.read(reference, self.search_dirs), self.image_size)
+            return pixels(image_files.read(reference), self.image_size)
         except ImageError as error:
             raise ImageError(f"sample {name!r}: {error}") from error
 

@@ -107,7 +107,7 @@ def is_repeated(name: str | int | None, seen: set[str | int]) -> bool:
 
 
 def entries(path: str | os.PathLike, *, is_ours: bool = True) -> Iterator[tuple[str, object]]:
-    """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`readers.data_files`).
+    """Yield (place, record) for each record of a path: a file of any kind, a folder, a pattern (`locating.data_files`).
 
     place is "[3]" for an element of a JSON list or a row of a table, ":4" for a line of JSON Lines. In a folder it
     begins with the file's name. A record that cannot be read is a Problem instead.

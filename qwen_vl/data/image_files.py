@@ -58,6 +58,11 @@ def find(reference: str, search_dirs: SearchDirs = ()) -> str | None:
     return str(cell._replace(file=os.path.abspath(file))) if there and file else None
 
 
+def located(reference: str, search_dirs: SearchDirs) -> str:
+    """Return a local reference with its path found in one of the folders; any other reference as it is."""
+    return (find(reference, search_dirs) if is_local(reference) else None) or reference
+
+
 def exists(reference: str, search_dirs: SearchDirs = ()) -> bool:
     """Return whether a local image exists: a file, or a cell with bytes or the path of a file."""
     found = find(reference, search_dirs)

@@ -147,9 +147,7 @@ def make_context(
     return chatml.joined([opening, *kept, question, answer_start])
 
 
-def decode_answer(
-    ids: Iterable[int], tokenizer: PreTrainedTokenizer, chat_format: str = "chatml", errors: str = "replace"
-) -> str:
+def decode_answer(ids: Iterable[int], tokenizer: PreTrainedTokenizer, chat_format: str = "chatml") -> str:
     """Return the text of generated `ids` (without the prompt) up to the first stop token, without outer white space.
 
     ChatML ends at <|im_end|> or <|im_start|>. In a raw answer every <|endoftext|> is dropped.
@@ -157,13 +155,13 @@ def decode_answer(
     ids = [int(i) for i in ids]
     if chat_format == "raw":
         ids = [i for i in ids if i != tokenizer.eod_id]
-        return tokenizer.decode(ids, errors=errors).strip()
+        return tokenizer.decode(ids, errors="replace").strip()
     stops = {tokenizer.im_start_id, tokenizer.im_end_id}
     end = next((n for n, i in enumerate(ids) if i in stops), len(ids))
     ids = ids[:end]
     while ids and ids[-1] == tokenizer.eod_id:
         ids.pop()
-    return tokenizer.decode(ids, errors=errors).strip()
+    return tokenizer.decode(ids, errors="replace").strip()
 
 
 def first_row(output: Any) -> list[int]:

@@ -44,12 +44,12 @@ class ImageEmbedding:
     training: bool
 
     def open_referenced(
-        self, input_ids: torch.Tensor, spans: torch.Tensor, open_image: OpenImage | None = None
+        self, input_ids: torch.Tensor, spans: torch.Tensor, open_image: OpenImage | None
     ) -> torch.Tensor:
         """Return the pixels of the images that the ids of `spans` name: [spans, 3, size, size].
 
-        It is called only if the caller passed neither `pixel_values` nor features. `open_image` opens each image, by
-        default `read_image`. Raise ValueError if a span names no image, ImageError if an image cannot be opened.
+        It is called only if the caller passed neither `pixel_values` nor features. `open_image` opens each image;
+        None means `read_image`. Raise ValueError if a span names no image, ImageError if an image cannot be opened.
         """
         pad_id, names = self.config.visual["image_start_id"] + 2, []
         for row, column in spans.tolist():

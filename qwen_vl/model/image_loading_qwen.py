@@ -68,9 +68,9 @@ def read_image(
     return _decode(io.BytesIO(content), origin, max_pixels)
 
 
-def decode(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(content: bytes, name: str) -> Image.Image:
     """Return the RGB image of an encoded file's bytes, as `read_image` does. Raise ImageError, which says `name`."""
-    return _decode(io.BytesIO(content), _shown(name), max_pixels)
+    return _decode(io.BytesIO(content), _shown(name), MAX_PIXELS)
 
 
 def image_opener(open_image: OpenImage | None) -> OpenImage:

@@ -33,12 +33,10 @@ def pixels(image: Image.Image, image_size: int = IMAGE_SIZE) -> torch.Tensor:
     return levels.contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def open_pixels(
-    references: Iterable[str], image_size: int, open_image: OpenImage | None = None
-) -> dict[str, torch.Tensor]:
+def open_pixels(references: Iterable[str], image_size: int, open_image: OpenImage | None) -> dict[str, torch.Tensor]:
     """Return {reference: pixels [3, image_size, image_size]}. Each reference is opened once, by `open_image`.
 
-    `open_image` is by default `read_image`. Raise ImageError if it cannot open an image, or refuses to.
+    None means `read_image`. Raise ImageError if it cannot open an image, or refuses to.
     """
     opener = image_opener(open_image)
     return {name: pixels(opener(name), image_size) for name in dict.fromkeys(references)}

@@ -46,8 +46,8 @@ class ChatMemory:
     function. None opens any path or address.
     """
 
-    def __init__(self, max_images: int = 64, open_image: OpenImage | None = None) -> None:
-        self.max_images, self.open_image = max_images, open_image
+    def __init__(self, open_image: OpenImage | None = None) -> None:
+        self.max_images, self.open_image = 64, open_image
         # Features [n_queries, hidden] by the digest of pixels and model.
         self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.forget_turns()
@@ -65,14 +65,14 @@ class ChatMemory:
         ids: list[int],
         references: list[str],
         *,
-        turns: bool = True,
-        open_image: OpenImage | None = None,
+        turns: bool,
+        open_image: OpenImage | None,
     ) -> Recall | None:
         """Return what the prompt `ids` can reuse: the features of its images and, with `turns`, a cache.
 
         The cache holds the tokens that both prompts begin with, and the features are those of the images after them.
         Return None if the model is in training mode or hides its weights, because then nothing can be reused.
-        `open_image` is by default that of the memory. Raise ImageError if an image cannot be opened.
+        If `open_image` is None, that of the memory opens them. Raise ImageError if an image cannot be opened.
         """
         weights = None if any(module.training for module in model.modules()) else weights_digest(model)
         if weights is None:
@@ -111,7 +111,7 @@ class ChatMemory:
 
     @torch.no_grad()
     def encode(
-        self, model: PreTrainedModel, references: list[str], state: str, open_image: OpenImage | None = None
+        self, model: PreTrainedModel, references: list[str], state: str, open_image: OpenImage | None
     ) -> tuple[torch.Tensor, list[str]]:
         """Return the features [images, n_queries, hidden] of the named images, and a digest of each one's content.
 

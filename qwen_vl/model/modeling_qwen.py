@@ -219,7 +219,7 @@ class QWenModel(ImageEmbedding, QWenPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
-        in_engine: bool = False,
+        in_engine: bool,
     ) -> tuple[Any, RotaryTables]:
         """Return the attention mask and the RotaryTables for embeddings [batch, length, hidden].
 

@@ -31,7 +31,6 @@ SPECIAL_TOKENS = (
     *BOX_TAGS,
     *(IMG_START, IMG_END, IMG_PAD),
 )
-CONTROL_TOKENS = frozenset(SPECIAL_TOKENS) - IMAGE_TAGS
 
 
 def read_vocabulary(path: str | os.PathLike) -> dict[bytes, int]:

@@ -8,8 +8,8 @@ from helpers import runs
 
 from qwen_vl.adapters import adapter as adapters
 from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.checkpoint import files, loading
 from qwen_vl.checkpoint import folder as folders
-from qwen_vl.checkpoint import loading
 from qwen_vl.export.merge import merge
 
 
@@ -48,7 +48,7 @@ def test_damaged_settings_are_one_clear_error(adapter_dir, content, said):
 def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
     """Count reads: base, adapter and merged model are opened once and passed on."""
     opened = []
-    really_open, really_read = folders.Weights, loading.read_json
+    really_open, really_read = folders.Weights, files.read_json
     monkeypatch.setattr(folders, "Weights", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest))
 
     def read_json(path, name, *rest):
@@ -56,7 +56,8 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
             opened.append(f"{path}/{name}")
         return really_read(path, name, *rest)
 
-    monkeypatch.setattr(loading, "read_json", read_json)
+    for module in (files, loading):
+        monkeypatch.setattr(module, "read_json", read_json)
     base = Adapter.open(adapter_dir).base["name"]
     record = json.loads((adapter_dir / "base.json").read_text())
     (adapter_dir / "base.json").write_text(json.dumps(record | {"quantization": None}))
@@ -66,16 +67,15 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
     assert sorted(opened) == sorted([*wanted, base, str(tmp_path / ".merged.partial")])
 
 
-SPELL_THEM_TOO = {"checkpoint/files.py", "checkpoint/folder.py"}  # layers below adapters
-
-
-def test_one_place_knows_the_files_of_an_adapter():
-    package, names = runs.ROOT / "qwen_vl", (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE, adapters.BASE_FILE)
-    wrong, checked = [], 0
-    for path in sorted(package.rglob("*.py")):
-        place, text = path.relative_to(package).as_posix(), path.read_text(encoding="utf-8")
-        spelled = [name for name in names if re.search(rf'"[^"\n]*\b{re.escape(name)}"', text)]
-        checked += bool(spelled)
-        if spelled and place not in SPELL_THEM_TOO | {"adapters/adapter.py"}:
-            wrong.append(f"{place} spells {', '.join(spelled)}")
-    assert checked and not wrong, "\n".join(wrong)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (adapters.CONFIG_FILE, "checkpoint/files.py"),
+        (adapters.BASE_FILE, "checkpoint/files.py"),
+        (adapters.WEIGHTS_FILE, "adapters/adapter.py"),
+    ],
+)
+def test_one_place_spells_each_file_of_an_adapter(name, place):
+    package, spelled = runs.ROOT / "qwen_vl", re.compile(rf'"[^"\n]*\b{re.escape(name)}"')
+    texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert [file for file, text in texts.items() for _ in spelled.findall(text)] == [place]

@@ -9,13 +9,13 @@ import pytest
 
 from qwen_vl.data.chatml import IGNORE_INDEX, OverlengthError, encode
 from qwen_vl.model.chat_qwen import SYSTEM
-from qwen_vl.model.tokenization_qwen import CONTROL_TOKENS, QWenTokenizer
+from qwen_vl.model.tokenization_qwen import IMAGE_TAGS, SPECIAL_TOKENS, QWenTokenizer
 
 Q, A = {"from": "user", "value": "What is it?"}, {"from": "assistant", "value": "A red box."}
 
 
 def holds_marker(conversation):
-    return any(token in turn["value"] for turn in conversation for token in CONTROL_TOKENS)
+    return any(token in turn["value"] for turn in conversation for token in {*SPECIAL_TOKENS} - IMAGE_TAGS)
 
 
 def without_paths(expected, tokenizer):
@@ -29,10 +29,11 @@ def without_paths(expected, tokenizer):
 
 
 def encode_case(case, tokenizer, **options):
-    system = case["kw"].get("system_message")
+    kw = case["kw"]
+    system = {"system": kw["system_message"]} if kw.get("system_message") is not None else {}
     markers = holds_marker(case["conversations"])  # the original reads them as tokens: a decided difference
     turns = [{key: turn[key] for key in ("from", "value")} for turn in case["conversations"]]  # it knew no other key
-    return encode(turns, tokenizer, system=system, control_tokens=markers, **options)
+    return encode({"conversations": turns, **system}, tokenizer, control_tokens=markers, **options)
 
 
 def test_ids_and_labels_are_those_of_the_original(golden, tokenizer):
@@ -184,10 +185,13 @@ def test_trimming_keeps_an_answer_that_is_learned(tokenizer):
 
 def test_the_system_message_and_weight_of_a_record(tokenizer):
     record = {"id": "a", "system": "Be brief.", "weight": 2, "conversations": [Q, A]}
-    sample = encode(record, tokenizer, system="Be kind.")
-    assert sample == encode([Q, A], tokenizer, system="Be brief.") | {"weight": 2.0}
-    assert isinstance(sample["weight"], float) and encode([Q, A], tokenizer)["weight"] == 1.0
-    assert encode({**record, "system": ""}, tokenizer)["input_ids"] == encode([Q, A], tokenizer, system="")["input_ids"]
+    sample, plain = encode(record, tokenizer), encode([Q, A], tokenizer)
+    assert isinstance(sample["weight"], float) and (sample["weight"], plain["weight"]) == (2.0, 1.0)
+    text = tokenizer.decode(plain["input_ids"])
+    for system in ("Be brief.", ""):
+        changed = encode({**record, "system": system}, tokenizer)
+        assert tokenizer.decode(changed["input_ids"]) == text.replace(SYSTEM, system) != text
+    assert encode({**record, "system": SYSTEM}, tokenizer) == plain | {"weight": 2.0}
 
 
 def test_a_smaller_vocabulary_and_a_short_span(published_vocab, tmp_path):
@@ -196,7 +200,7 @@ def test_a_smaller_vocabulary_and_a_short_span(published_vocab, tmp_path):
     vocab.write_bytes(b"".join(published_vocab.read_bytes().splitlines(keepends=True)[:300]))
     small = QWenTokenizer(vocab, image_span_tokens=16)
     question = {"from": "user", "value": "<img>a/very/long/path/to/a.png</img> 什么?"}
-    sample = encode([question, A], small, system="")
+    sample = encode({"system": "", "conversations": [question, A]}, small)
     ids, labels = sample["input_ids"], sample["labels"]
     start = ids.index(small.img_start_id)
     assert ids[start + 17] == small.img_end_id and sample["images"] == ["a/very/long/path/to/a.png"]

@@ -53,10 +53,10 @@ def test_it_gives_the_ids_of_training_and_of_chat(tokenizer, talk, image):
     system, turns = values_of(talk)
     messages = messages_of(talk, image)
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert tokenizer.encode(rendered) == chatml.encode(turns, tokenizer, system=system).input_ids
+    options = {} if system is None else {"system": system}
+    assert tokenizer.encode(rendered) == chatml.encode({"conversations": turns, **options}, tokenizer).input_ids
     if turns[-1]["from"] == "user":
         pairs = [(turns[i]["value"], turns[i + 1]["value"]) for i in range(0, len(turns) - 1, 2)]
-        options = {} if system is None else {"system": system}
         expected = make_context(tokenizer, turns[-1]["value"], pairs, **options).ids
         asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert asked == expected

@@ -41,7 +41,7 @@ class FileSummary:
             name = inspected.place if inspected.id is None else f"{inspected.place} (id {inspected.id!r})"
             self.longest = max(self.longest, (inspected.length, name), key=lambda pair: pair[0])
 
-    def add_problem(self, problem: Problem, own_id: str | int | None = None) -> None:
+    def add_problem(self, problem: Problem, own_id: str | int | None) -> None:
         """Count a problem and keep it as an example of its kind."""
         self.kinds[problem.kind] += 1
         if len(self.examples[problem.kind]) < MAX_EXAMPLES:

@@ -48,7 +48,7 @@ class Sizes:
 
 
 def from_coco(
-    path: str | os.PathLike, sizes: Sizes, notes: Counter[str], prompt: str | None = None
+    path: str | os.PathLike, sizes: Sizes, notes: Counter[str], prompt: str | None
 ) -> Iterator[tuple[str, dict[str, Any] | FieldError]]:
     """Yield (place, our record or FieldError): one conversation for each image and category in it.
 
@@ -84,11 +84,7 @@ def from_coco(
 
 
 def from_refcoco(
-    path: str | os.PathLike,
-    sizes: Sizes,
-    notes: Counter[str],
-    prompt: str | None = None,
-    box_format: str = "xywh",
+    path: str | os.PathLike, sizes: Sizes, prompt: str | None, box_format: str
 ) -> Iterator[tuple[str, dict[str, Any] | FieldError]]:
     """Yield (place, our record or FieldError): one conversation for each sentence.
 
@@ -318,7 +314,7 @@ def to_coco(records: Iterable[Placed], sizes: Sizes, notes: Counter[str]) -> tup
 
 
 def to_refcoco(
-    records: Iterable[Placed], sizes: Sizes, notes: Counter[str], box_format: str = "xywh"
+    records: Iterable[Placed], sizes: Sizes, notes: Counter[str], box_format: str
 ) -> tuple[list[dict[str, Any]], Errors]:
     """Return ([RefCOCO-style record, ..], [(place, FieldError), ..]): one record for each box, with all its phrases."""
     refs: dict[tuple[str, Box], dict[str, Any]] = {}  # by (reference, box on the grid)

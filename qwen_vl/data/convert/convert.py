@@ -89,7 +89,7 @@ def _read(
     if form == "coco":
         yield from box_formats.from_coco(source, sizes, notes, prompt)
     elif form == "refcoco":
-        yield from box_formats.from_refcoco(source, sizes, notes, prompt, box_format)
+        yield from box_formats.from_refcoco(source, sizes, prompt, box_format)
     else:
         for place, record in entries(source, is_ours=form == "ours"):
             if form != "ours" and not isinstance(record, Problem):

@@ -59,7 +59,6 @@ def cached(
     folder: str | Path,
     image_folder: str | None = None,
     skip_manifest: str | Path | None = None,
-    workers: int | None = None,
 ) -> "CachedDataset":
     """Return a CachedDataset of the conversations in a file. Write its entry to `folder` if there is none.
 
@@ -79,7 +78,7 @@ def cached(
             samples = _opened(entry, dirs)
             if samples is None:
                 records = conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest)
-                _make(entry, path, records, tokenizer, inputs, encoding, workers)
+                _make(entry, path, records, tokenizer, inputs, encoding)
                 return CachedDataset(entry, dirs)
     if not samples.has_all_images():
         conversations.read(path, image_folder=image_folder, skip_manifest=skip_manifest)  # names the missing ones
@@ -183,14 +182,13 @@ def _make(
     tokenizer: QWenTokenizer,
     inputs: dict[str, Any],
     encoding: EncodeOptions,
-    workers: int | None,
 ) -> None:
     """Encode the records into `entry`, a folder that appears only when it is complete."""
     started, staging = time.perf_counter(), entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
     for left_over in entry.parent.glob(f".{entry.name}.*.tmp"):  # of a process that was killed: this one holds the lock
         shutil.rmtree(left_over, ignore_errors=True)
     staging.mkdir()
-    workers = workers or (usable_cores() if len(records) > 2 * CHUNK else 1)
+    workers = usable_cores() if len(records) > 2 * CHUNK else 1
     encode = partial(_encode, tokenizer=tokenizer, encoding=encoding)
     entries: list[Overlength] = []
     num_kept = 0

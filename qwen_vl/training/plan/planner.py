@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint import files
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
 from qwen_vl.model import QWenConfig
@@ -207,8 +207,8 @@ def check(setup: Setup) -> None:
 
 
 def is_base(path: str) -> bool:
-    """Return whether LoRA on this checkpoint trains embeddings and head too; the rule of `tuning.whole_modules`."""
-    return not family.is_chat(loading.read_json(path, "generation_config.json") or {})
+    """Return whether LoRA on this checkpoint trains embeddings and head too; the rule of `build.whole_modules`."""
+    return not family.is_chat(files.read_json(path, "generation_config.json") or {})
 
 
 def assumed(on_cpu: bool) -> Machine:

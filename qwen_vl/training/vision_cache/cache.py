@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint import files, loading
 from qwen_vl.data import image_files
 from qwen_vl.families import v1 as family
 from qwen_vl.families.v1 import TOWER_OUTPUT, VIT_OUTPUT
@@ -58,11 +58,11 @@ class VisionCache:
         """Return the number of cached images."""
         return len(self._places)
 
-    def key(self, reference: str, search_dirs: Sequence[str | Path] = ()) -> str | None:
+    def key(self, reference: str) -> str | None:
         """Return the key of an image, the hash of its bytes; None if it may change or is missing."""
         if not image_files.is_local(reference):
             return sha256(reference.encode()).hexdigest() if reference.startswith("data:") else None
-        path = image_files.find(reference, search_dirs)
+        path = image_files.find(reference)
         if path is None:
             return None
         stat = os.stat(image_files.file_of(path))
@@ -246,9 +246,9 @@ def tower_digest(name: str, *, kind: str, cache_dir: str | None = None) -> str:
 
 def tower_weights(name: str, cache_dir: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name within the tower, tensor) of a model folder's vision tower; other weights are not read."""
-    with loading.reading_weights(name):
-        for file in loading.weight_files(name, cache_dir):
-            for key, tensor in loading.open_tensors(file):
+    with files.reading_weights(name):
+        for file in files.weight_files(name, cache_dir):
+            for key, tensor in files.open_tensors(file):
                 if key.startswith(TOWER):
                     yield key.removeprefix(TOWER), tensor[...]
 

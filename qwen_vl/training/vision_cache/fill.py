@@ -6,7 +6,6 @@ and several processes (torchrun) or machines can share the work.
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,24 +26,20 @@ from .cache import VisionCache
 class Images(Dataset):
     """Images as (key of a VisionCache, pixels [3, size, size])."""
 
-    def __init__(
-        self, references: Sequence[str], search_dirs: Sequence[str | Path], cache: VisionCache, image_size: int
-    ) -> None:
-        self._references, self._search_dirs = references, search_dirs
-        self._cache, self._image_size = cache, image_size
+    def __init__(self, references: Sequence[str], cache: VisionCache, image_size: int) -> None:
+        self._references, self._cache, self._image_size = references, cache, image_size
 
     def __len__(self) -> int:
         return len(self._references)
 
     def __getitem__(self, index: int) -> tuple[str | None, torch.Tensor]:
-        reference, dirs = self._references[index], self._search_dirs
-        return self._cache.key(reference, dirs), pixels(image_files.read(reference, dirs), self._image_size)
+        reference = self._references[index]
+        return self._cache.key(reference), pixels(image_files.read(reference), self._image_size)
 
 
 def fill(
     cache: VisionCache,
     references: Iterable[str],
-    search_dirs: Sequence[str | Path],
     *,
     tower: Any,
     image_size: int,
@@ -54,14 +49,14 @@ def fill(
 ) -> tuple[int, int, int]:
     """Encode all images that the cache lacks; return the numbers of (new, present, not cacheable) images.
 
-    references: of images, each searched for in `search_dirs`. tower: that of `families.v1`. autocast: the dtype that
-    training computes in, or None.
+    references: of images, see `references_of`. tower: that of `families.v1`. autocast: the dtype that training computes
+    in, or None.
     Raise ImageError if an image cannot be opened.
     """
     keys: dict[str, str] = {}  # by key: the first reference with it
     unstable = 0
     for reference in dict.fromkeys(references):
-        key = cache.key(reference, search_dirs)
+        key = cache.key(reference)
         if key is None:
             unstable += 1
         else:
@@ -69,9 +64,8 @@ def fill(
     missing = [reference for key, reference in keys.items() if cache.get(key) is None]
     device = next(tower.parameters()).device
     context = torch.autocast(device.type, autocast) if autocast else nullcontext()
-    loader = DataLoader(
-        Images(missing, search_dirs, cache, image_size), batch_size=batch_size, num_workers=workers if missing else 0
-    )
+    images = Images(missing, cache, image_size)
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers if missing else 0)
     with torch.no_grad(), context, progress("encoding images", len(missing)) as advance:
         for names, batch in loader:
             batch = batch.to(device)
@@ -81,21 +75,21 @@ def fill(
     return len(missing), len(keys) - len(missing), unstable
 
 
-def load_tower(
-    name: str, *, dtype: torch.dtype, attn_implementation: str = "sdpa", cache_dir: str | None = None
-) -> torch.nn.Module:
+def load_tower(name: str, *, dtype: torch.dtype) -> torch.nn.Module:
     """Return the vision tower of a model folder in eval mode, without the rest of the model."""
-    config = loading.load_config(name, cache_dir)
-    config._attn_implementation = attn_implementation
+    config = loading.load_config(name)
+    config._attn_implementation = "sdpa"
     tower = family.build_tower(config).to(dtype)
     try:
-        tower.load_state_dict(dict(vision_cache_cache.tower_weights(name, cache_dir)))
+        tower.load_state_dict(dict(vision_cache_cache.tower_weights(name)))
     except RuntimeError as error:
         raise ValueError(f"{name}: the vision tower does not fit config.json: {error}") from error
     return tower.eval()
 
 
 def references_of(path: str, image_folder: str | None) -> list[str]:
-    """Return all references to images in a conversation file, in order."""
+    """Return all references to images in a conversation file, in order, with paths for its local images."""
     records = conversations.read(path, image_folder=image_folder)
-    return [found for record in records for turn in record["conversations"] for found in IMAGE.findall(turn["value"])]
+    folders = conversations.search_dirs(path, image_folder)
+    turns = (turn for record in records for turn in record["conversations"])
+    return [image_files.located(name, folders) for turn in turns for name in IMAGE.findall(turn["value"])]

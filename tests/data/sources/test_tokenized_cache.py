@@ -23,9 +23,10 @@ def make(data, tokenizer, tmp_path, monkeypatch):
     """Return a function that opens the cache as training does; `make.tokenized` counts how often it was written."""
 
     def start(path=data, tokenizer=tokenizer, skip_manifest=None, **options):
-        where = {"folder": tmp_path / "cache", "skip_manifest": skip_manifest, "workers": 1}
+        where = {"folder": tmp_path / "cache", "skip_manifest": skip_manifest}
         return tokenized_cache.cached(path, tokenizer, replace(ENCODING, **options), **where)
 
+    monkeypatch.setattr(tokenized_cache, "usable_cores", lambda: 1)
     original, start.tokenized = tokenized_cache._encode, []
     monkeypatch.setattr(
         tokenized_cache, "_encode", lambda *args, **kw: start.tokenized.append(1) or original(*args, **kw)
