@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.files import read_json
 from qwen_vl.terminal import markdown_table
 from qwen_vl.training.monitor import run_record
 
@@ -68,7 +68,7 @@ def read(folder: str | Path) -> Record:
     """Return what the run.json of a model or adapter says, or an empty record if there is none."""
     if not Path(folder).is_dir():  # a hub name
         return {}
-    return loading.read_json(folder, run_record.FILE) or loading.read_json(Path(folder).parent, run_record.FILE) or {}
+    return read_json(folder, run_record.FILE) or read_json(Path(folder).parent, run_record.FILE) or {}
 
 
 def extended(found: Record, step: str, **facts: object) -> Record:

@@ -10,9 +10,9 @@ from peft import get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, is_adapter
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from qwen_vl.checkpoint import loading, quantization, shard_writer
-from qwen_vl.checkpoint.files import read_json_or_none
+from qwen_vl.checkpoint.files import is_adapter, read_json_or_none
 from qwen_vl.training.resume import checkpoints
 
 from . import export as exporting

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from qwen_vl.checkpoint import loading
+from qwen_vl.checkpoint.files import is_adapter, weight_files
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs import names, upload
 from qwen_vl.training import final_model
@@ -80,8 +81,7 @@ def files_of(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def weights_and_companions(folder: Path) -> Iterator[Path]:
     """Yield the files of a model or adapter folder that others need."""
-    is_adapter = (folder / CONFIG_FILE).is_file()
-    yield from [folder / WEIGHTS_FILE] if is_adapter else map(Path, loading.weight_files(folder))
+    yield from [folder / WEIGHTS_FILE] if is_adapter(folder) else map(Path, weight_files(folder))
     for file in sorted(folder.iterdir()):
         is_wanted = file.suffix in SUFFIXES or file.name in TERMS
         if file.is_file() and is_wanted and not file.name.startswith(".") and file.name not in OF_A_RUN:

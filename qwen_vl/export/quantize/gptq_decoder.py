@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qwen_vl.checkpoint import int4_layout, loading
+from qwen_vl.checkpoint import int4_layout
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.files import read_json
 from qwen_vl.data.collator import Batch
 from qwen_vl.families import v1 as family
 from qwen_vl.files import replacing
@@ -43,7 +44,7 @@ def open_work(folder: str | Path, settings: dict[str, Any]) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = loading.read_json(folder, SETTINGS)
+    found = read_json(folder, SETTINGS)
     if found is not None and found != settings:
         different = ", ".join(
             sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
