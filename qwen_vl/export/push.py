@@ -104,7 +104,7 @@ def card_of(folder: Path, repo: str) -> str:
     if TEMPLATE not in text:
         return text.replace(f'from_pretrained("{folder.resolve().name}"', f'from_pretrained("{repo}"')
     record = card.read(folder)
-    if (folder / CONFIG_FILE).is_file():
+    if is_adapter(folder):
         base = (Adapter.open(folder).base or {}).get("name") or Adapter.open(folder).config.base_model_name_or_path
         return card.adapter_text({"base": {"name": base or "unknown"}} | record, repo)
     return card.text({"base": {"name": "unknown"}} | record, repo)
