@@ -50,7 +50,7 @@ svg { font: 11px system-ui, sans-serif; max-width: 100%; height: auto; margin: 0
 def write(output_dir: str | Path, *, settings: Mapping[str, Any], trained: Sequence[Any]) -> Path:
     """Write report.html into an output folder, from the metrics.jsonl there; return its path.
 
-    settings: {flag: value} of the run. trained: the rows of `tuning.rows`.
+    settings: {flag: value} of the run. trained: the rows of `param_groups.rows`.
     """
     output_dir = Path(output_dir)
     entries = read_entries(output_dir / METRICS_FILE)
