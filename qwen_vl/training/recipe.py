@@ -95,7 +95,7 @@ def prepare(flags: TrainFlags) -> Prepared:
     preflight.check_steps(training.max_steps)
     saving.check_writable(training.output_dir)
     if training.process_index == 0:
-        final_model.put_in_place(training.output_dir)  # of a run that was killed while it replaced its model
+        final_model.finish_saving(training.output_dir)  # of a run that was killed while it replaced its model
     checkpoint = checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
     settled = resume_settings.settle(checkpoint, flags, anew=training.ignore_data_skip)
     folder = ModelFolder.open(name, training.cache_dir)

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 
 from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint.files import read_json_or_none
+from qwen_vl.checkpoint.saving import STAGING
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
 TRAINER_STATE = "trainer_state.json"
-STAGING = ".saving"  # in the output folder, while a checkpoint is written
 HASHING_THREADS = 4  # more threads read a disk hardly faster
 
 

@@ -278,7 +278,7 @@ class ResumableTrainer(HookedTrainer):
         hint = "Free some space; then the same command with --resume auto resumes" + (
             f" from {before[0]}, which is as it was" if before else ", from the beginning"
         )
-        with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main, hint=hint) as staging:
+        with saving.staged(final.with_name(saving.STAGING), final, owner=main, hint=hint) as staging:
             everyone()  # the folder exists before a rank writes, and is renamed after all have written
             self._staging_dir = str(staging)
             try:
