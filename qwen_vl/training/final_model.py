@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from qwen_vl.adapters import convert
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, Base
 from qwen_vl.checkpoint import saving, shard_writer
 from qwen_vl.families import v1 as family
 from qwen_vl.model.engine_qwen import with_chat_ends
@@ -27,12 +27,12 @@ def write_folder(
     tokenizer: PreTrainedTokenizer,
     folder: str | Path,
     *,
-    base: dict | None = None,
+    base: Base | None = None,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model into `folder` with its configs, tokenizer, processor and code, or an adapter with base.json.
 
-    base: {"name", "fingerprint"} of the base of an adapter. state_dict: weights to write instead of the model's.
+    base: that of an adapter. state_dict: weights to write instead of the model's.
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=state_dict)
@@ -45,7 +45,7 @@ def write_folder(
 
 
 def write_configs(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: dict | None = None
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: Base | None = None
 ) -> None:
     """Write configs, tokenizer and processor into `folder`, where an engine has written weights in parts.
 
@@ -67,7 +67,7 @@ def save_final(
     output_dir: str | Path,
     *,
     dtype: torch.dtype,
-    base: dict | None = None,
+    base: Base | None = None,
     weights: dict[str, torch.Tensor] | None = None,
     start: dict | None = None,
 ) -> None:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import set_seed
 
 from qwen_vl.adapters import build, convert, lora_targets
-from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.adapters.adapter import Adapter, Base
 from qwen_vl.adapters.options import Bias, LoraOptions
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.checkpoint.files import read_json_or_none
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
     new_adapters: LoraOptions  # with --use_lora, if there is no adapter to continue
     quantization: str | None  # applied to the base's weights while they are loaded
     rates: param_groups.Rates
-    base: dict[str, Any]  # "name", "fingerprint" and "quantization" of the base
+    base: Base  # the weights before training
     rows: list[param_groups.Row]  # what trains and how
     checkpoint: str | None  # from which the run resumes
     settled: resume_settings.Settled
@@ -114,10 +114,9 @@ def prepare(flags: TrainFlags) -> Prepared:
     rows = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
     cache.check_frozen(flags.data.vision_cache, model, is_sharded=engines.is_sharded(training))
     preflight.check_optimizer(training, model)
-    base: dict[str, Any] = {"name": name, "fingerprint": folder.fingerprint}
     if adapter:
-        adapter.check_base(**base)
-    base["quantization"] = kind
+        adapter.check_base(name, folder.fingerprint)
+    base = Base(name=name, fingerprint=folder.fingerprint, quantization=kind)
     if checkpoint:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
         resume_settings.check(checkpoint, model, dtype=dtype, base=base)
@@ -363,7 +362,7 @@ def write_results(prepared: Prepared, flags: TrainFlags, loaded: Loaded, trainer
             start=loaded.start,
         )
         write_records(
-            prepared, flags.data, output_dir, base=base or {"name": prepared.folder.path}, trained=loaded.rows
+            prepared, flags.data, output_dir, base=base or Base(name=prepared.folder.path), trained=loaded.rows
         )
     trainer.push_result()
     print(f"saved to {output_dir}", file=sys.stderr)
@@ -374,7 +373,7 @@ def write_records(
     data: DataArguments,
     output_dir: str,
     *,
-    base: dict[str, Any],
+    base: Base,
     trained: list[param_groups.Row],
 ) -> None:
     """Write report.html, then run.json, which marks the run as finished."""

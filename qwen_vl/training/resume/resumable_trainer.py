@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from qwen_vl.adapters.adapter import Base
 from qwen_vl.checkpoint import saving
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.dataset import SampleDataset
@@ -46,7 +47,7 @@ class ResumableTrainer(HookedTrainer):
         self,
         *,
         tokenizer: QWenTokenizer,
-        base: dict[str, Any] | None = None,
+        base: Base | None = None,
         made_with: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

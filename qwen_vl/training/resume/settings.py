@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, Base
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.training.monitor import run_record
 
@@ -161,11 +161,11 @@ def refuse(checkpoint: str | None, problems: list[str]) -> None:
         )
 
 
-def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[str, Any]) -> None:
+def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: Base) -> None:
     """Raise ValueError if base, adapters or precision of a checkpoint differ from those of this run.
 
-    model: on the meta device, from `recipe.rehearse`. dtype: in which this run computes. base: {"name", "fingerprint",
-    "quantization"}. Entries that a checkpoint of an older version lacks are not compared.
+    model: on the meta device, from `recipe.rehearse`. dtype: in which this run computes. Entries that a
+    checkpoint of an older version lacks are not compared.
     """
     state, problems = checkpoints.run_state(checkpoint), []
     theirs = read_json_or_none(checkpoint, CONFIG_FILE)
