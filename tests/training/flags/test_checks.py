@@ -89,7 +89,7 @@ def test_each_impossible_number_is_one_line(capsys, value, wanted):
         assert any(line.startswith(f"--{flag} {value}: use {what}") for line in lines), message
 
 
-def test_numbers_that_mean_off_or_without_limit_are_accepted(make_checkpoint):
+def test_numbers_that_mean_off_or_without_limit_are_accepted():
     flags = arguments.parse([*NEEDED, "--use_lora", "--lora_lr", "0", "--vision_lr", "0", "--max_grad_norm", "inf"])
     assert (flags.lora.lora_lr, flags.training.vision_lr, flags.training.max_grad_norm) == (0, 0, float("inf"))
 
