@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     loaded = recipe.load_model(prepared, flags)
     trainer = recipe.make_trainer(prepared, flags, data, loaded)
-    trainer.train(resume_from_checkpoint=prepared.checkpoint)
+    trainer.train(resume_from_checkpoint=prepared.checkpoint and prepared.checkpoint.path)
     trainer.exit_if_stopped()
     recipe.write_results(prepared, flags, loaded, trainer)
     trainer.check_trained()

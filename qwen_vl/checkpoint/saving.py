@@ -10,6 +10,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
 
+STAGING = ".saving"  # in an output folder, while a checkpoint or the final model is written
+
 
 def check_writable(output_dir: str | os.PathLike[str]) -> None:
     """Raise OSError if nothing can be written under `output_dir`. Nothing is created or changed."""

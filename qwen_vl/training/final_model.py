@@ -10,9 +10,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from qwen_vl.adapters import convert
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, Base
 from qwen_vl.checkpoint import saving, shard_writer
-from qwen_vl.checkpoint.saving import staged
 from qwen_vl.families import v1 as family
 from qwen_vl.model.engine_qwen import with_chat_ends
 
@@ -28,12 +27,12 @@ def write_folder(
     tokenizer: PreTrainedTokenizer,
     folder: str | Path,
     *,
-    base: dict | None = None,
+    base: Base | None = None,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model into `folder` with its configs, tokenizer, processor and code, or an adapter with base.json.
 
-    base: {"name", "fingerprint"} of the base of an adapter. state_dict: weights to write instead of the model's.
+    base: that of an adapter. state_dict: weights to write instead of the model's.
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=state_dict)
@@ -46,7 +45,7 @@ def write_folder(
 
 
 def write_configs(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: dict | None = None
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer, folder: str | Path, *, base: Base | None = None
 ) -> None:
     """Write configs, tokenizer and processor into `folder`, where an engine has written weights in parts.
 
@@ -68,24 +67,24 @@ def save_final(
     output_dir: str | Path,
     *,
     dtype: torch.dtype,
-    base: dict | None = None,
+    base: Base | None = None,
     weights: dict[str, torch.Tensor] | None = None,
     start: dict | None = None,
 ) -> None:
     """Write the trained model in `dtype`, or the adapter unchanged, into `output_dir`; other files there stay.
 
-    Replace the model of an earlier run (see `put_in_place`). Raise OSError if the folder cannot be written.
+    Replace the model of an earlier run (see `finish_saving`). Raise OSError if the folder cannot be written.
 
     weights: all weights of the model by name, if each rank holds a part of them (`engines.whole_weights`).
     start: the `convert.starting_point` to remove from the adapter.
     """
     output_dir = Path(output_dir)
-    put_in_place(output_dir)  # left by a run that was killed here
+    finish_saving(output_dir)  # left by a run that was killed here
     if not base and weights is None:
         model = model.to(dtype)
     elif not base and weights is not None:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    with staged(output_dir / ".saving", output_dir) as staging:
+    with saving.staged(output_dir / saving.STAGING, output_dir) as staging:
         write_folder(model, tokenizer, staging, base=base, state_dict=weights)
         if start:
             convert.make_plain(staging, start)
@@ -93,10 +92,10 @@ def save_final(
         (staging / FILES).write_text(json.dumps(names) + "\n", encoding="utf-8")
         saving.let_read(staging)
         os.replace(staging, output_dir / COMPLETE)
-    put_in_place(output_dir)
+    finish_saving(output_dir)
 
 
-def put_in_place(output_dir: str | Path) -> None:
+def finish_saving(output_dir: str | Path) -> None:
     """Replace the model in `output_dir` by the one that `save_final` completed; do nothing if there is none.
 
     It can be interrupted and called again. In between the folder has no config and does not load, since the old config

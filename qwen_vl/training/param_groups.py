@@ -35,17 +35,17 @@ class Rates(NamedTuple):
 
     def of(self, name: str, parameter: torch.Tensor) -> float:
         """Return the rate of a trainable parameter; the rate of its part precedes that of its kind."""
-        rate = {family.VIT_PART: self.vision, family.RESAMPLER_PART: self.resampler}.get(place_of(name))
+        rate = {family.VIT_PART: self.vision, family.RESAMPLER_PART: self.resampler}.get(part_of(name))
         if rate is None:
             rate = self.everything if self.lora is None or ".lora_" not in name else self.lora
         return rate * self.loraplus_ratio if self.loraplus_ratio and is_b_side(name, parameter) else rate
 
     def unused(self, names: list[str]) -> list[str]:
         """Return the flags whose rate applies to no parameter among `names`."""
-        places, kinds = {place_of(name) for name in names}, {".lora_" in name for name in names}
+        parts, kinds = {part_of(name) for name in names}, {".lora_" in name for name in names}
         flags = {
-            "--vision_lr": (self.vision, family.VIT_PART in places),
-            "--resampler_lr": (self.resampler, family.RESAMPLER_PART in places),
+            "--vision_lr": (self.vision, family.VIT_PART in parts),
+            "--resampler_lr": (self.resampler, family.RESAMPLER_PART in parts),
         }
         flags["--lora_lr"] = (self.lora, True in kinds)
         return [flag for flag, (rate, is_used) in flags.items() if rate is not None and not is_used]
@@ -57,14 +57,14 @@ def is_b_side(name: str, parameter: torch.Tensor) -> bool:
 
 
 def part_of(name: str) -> str:
-    """Return the name in the table of the part of the model that a parameter belongs to."""
-    kind = "lora on " if ".lora_" in name else "new rows of " if ".trainable_tokens_" in name else ""
-    return kind + place_of(name)
-
-
-def place_of(name: str) -> str:
     """Return the part of the model that a parameter belongs to; an adapter belongs to the part it changes."""
     return family.part_of(without_wrappers(name))
+
+
+def label_of(name: str) -> str:
+    """Return the label of a parameter's row in the table: its part, after "lora on" or "new rows of" for an adapter."""
+    kind = "lora on " if ".lora_" in name else "new rows of " if ".trainable_tokens_" in name else ""
+    return kind + part_of(name)
 
 
 def shape_of(parameter: torch.Tensor) -> torch.Size:
@@ -89,14 +89,14 @@ def rows(model: nn.Module, *, rates: Rates, weight_decay: float) -> list[Row]:
     """
     counted: dict[tuple[str, float | None, str], int] = {}
     for name, parameter, count in weights(model):
-        key: tuple[str, float | None, str] = (part_of(name), None, "frozen")
+        key: tuple[str, float | None, str] = (label_of(name), None, "frozen")
         if parameter.requires_grad:
-            key = (part_of(name), rates.of(name, parameter), "decay" if decays(name, parameter) else "no decay")
+            key = (label_of(name), rates.of(name, parameter), "decay" if decays(name, parameter) else "no decay")
         counted[key] = counted.get(key, 0) + count
     lines = []
-    for (part, rate, group), count in counted.items():
+    for (label, rate, group), count in counted.items():
         decay = None if rate is None else weight_decay if group == "decay" else 0.0
-        lines.append(Row(part, 0 if rate is None else count, count, rate, decay, group))
+        lines.append(Row(label, 0 if rate is None else count, count, rate, decay, group))
     if not any(line.trainable for line in lines):
         raise ValueError("nothing trains: every parameter is frozen; check --fix_vit and --lora_target_modules")
     unused = rates.unused([name for name, parameter, _ in weights(model) if parameter.requires_grad])

@@ -14,7 +14,8 @@ from qwen_vl.training.distributed import engines
 from qwen_vl.training.flags.arguments import TrainingArguments
 from qwen_vl.training.held_out import questions
 from qwen_vl.training.param_groups import Row
-from qwen_vl.training.resume import checkpoints, data_position
+from qwen_vl.training.resume import data_position
+from qwen_vl.training.resume.checkpoints import RunCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,18 @@ def check_optimizer(training: TrainingArguments, model: nn.Module) -> None:
 
 
 def check(
-    data: data_position.TrainData, training: TrainingArguments, rows: list[Row], *, checkpoint: str | None = None
+    data: data_position.TrainData,
+    training: TrainingArguments,
+    rows: list[Row],
+    *,
+    checkpoint: RunCheckpoint | None = None,
 ) -> None:
     """Raise ValueError if nothing would be trained, or if the data differ from those of the checkpoint.
 
     data: for training. rows: what trains, from `param_groups.rows`.
     """
     batch = training.train_batch_size * training.world_size
-    recorded = checkpoints.run_state(checkpoint).get("data") if checkpoint else None
+    recorded = checkpoint.state.get("data") if checkpoint else None
     if recorded and not training.ignore_data_skip:
         data_position.check(recorded, data_position.described(data, training, batch))
     if not any(row.learning_rate for row in rows):

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import set_seed
 
 from qwen_vl.adapters import build, convert, lora_targets
-from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.adapters.adapter import Adapter, Base
 from qwen_vl.adapters.options import Bias, LoraOptions
 from qwen_vl.checkpoint import loading, quantization, saving
 from qwen_vl.checkpoint.files import read_json_or_none
@@ -39,6 +39,7 @@ from .held_out.questions import Questions
 from .monitor import html_report, run_record
 from .resume import checkpoints
 from .resume import settings as resume_settings
+from .resume.checkpoints import RunCheckpoint
 from .resume.data_position import TrainData
 from .trainer import QWenTrainer
 from .vision_cache import cache
@@ -55,11 +56,11 @@ class Prepared(NamedTuple):
     new_adapters: LoraOptions  # with --use_lora, if there is no adapter to continue
     quantization: str | None  # applied to the base's weights while they are loaded
     rates: param_groups.Rates
-    base: dict[str, Any]  # "name", "fingerprint" and "quantization" of the base
+    base: Base  # the weights before training
     rows: list[param_groups.Row]  # what trains and how
-    checkpoint: str | None  # from which the run resumes
+    checkpoint: RunCheckpoint | None  # from which the run resumes
     settled: resume_settings.Settled
-    settings: dict[str, Any]  # flags that are not the default
+    changed_flags: dict[str, Any]  # those that are not the default
 
 
 class RunData(NamedTuple):
@@ -95,16 +96,20 @@ def prepare(flags: TrainFlags) -> Prepared:
     preflight.check_steps(training.max_steps)
     saving.check_writable(training.output_dir)
     if training.process_index == 0:
-        final_model.put_in_place(training.output_dir)  # of a run that was killed while it replaced its model
+        final_model.finish_saving(training.output_dir)  # of a run that was killed while it replaced its model
     checkpoint = checkpoints.to_resume(training.output_dir, training.resume_from_checkpoint)
-    settled = resume_settings.settle(checkpoint, flags, anew=training.ignore_data_skip)
+    settled = resume_settings.restore_kept_flags(flags, checkpoint, anew=training.ignore_data_skip)
     folder = ModelFolder.open(name, training.cache_dir)
     config = folder.config
     adapter = Adapter.open(lora.lora_weight_path) if lora.lora_weight_path else None
     tokenizer = load_tokenizer(folder, adapter, training)
     kind = quantization.chosen_kind(config, lora.quantization, name, default="nf4" if lora.q_lora else None)
-    rates = param_groups.Rates(
-        training.learning_rate, training.vision_lr, training.resampler_lr, lora.lora_lr, lora.loraplus_lr_ratio
+    rates = param_groups.Rates(  # after `restore_kept_flags`, since a checkpoint's rates are kept
+        everything=training.learning_rate,
+        vision=training.vision_lr,
+        resampler=training.resampler_lr,
+        lora=lora.lora_lr,
+        loraplus_ratio=lora.loraplus_lr_ratio,
     )
     check_adapter_flags(kind, lora, training)
     loading.check_files(name, folder.cache_dir)
@@ -114,15 +119,14 @@ def prepare(flags: TrainFlags) -> Prepared:
     rows = param_groups.rows(model, rates=rates, weight_decay=training.weight_decay)
     cache.check_frozen(flags.data.vision_cache, model, is_sharded=engines.is_sharded(training))
     preflight.check_optimizer(training, model)
-    base: dict[str, Any] = {"name": name, "fingerprint": folder.fingerprint}
     if adapter:
-        adapter.check_base(**base)
-    base["quantization"] = kind
+        adapter.check_base(name, folder.fingerprint)
+    base = Base(name=name, fingerprint=folder.fingerprint, quantization=kind)
     if checkpoint:
         dtype = tuning.compute_dtype(bf16=training.bf16, fp16=training.fp16)
         resume_settings.check(checkpoint, model, dtype=dtype, base=base)
-    settings = arguments.changed(*flags)
-    return Prepared(folder, tokenizer, adapter, new_adapters, kind, rates, base, rows, checkpoint, settled, settings)
+    changed = arguments.changed(*flags)
+    return Prepared(folder, tokenizer, adapter, new_adapters, kind, rates, base, rows, checkpoint, settled, changed)
 
 
 def load_tokenizer(folder: ModelFolder, adapter: Adapter | None, training: TrainingArguments) -> QWenTokenizer:
@@ -191,20 +195,21 @@ def rehearse(
 
 def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
     """Return whether the run of the checkpoint already has its result; if so, print that."""
-    newest, checkpoint = checkpoints.is_automatic(training.resume_from_checkpoint), prepared.checkpoint
-    last = checkpoint or next(iter(checkpoints.found(training.output_dir) if newest else ()), None)
+    newest, last = checkpoints.is_automatic(training.resume_from_checkpoint), prepared.checkpoint
+    if last is None and newest and (found := checkpoints.found(training.output_dir)):
+        last = RunCheckpoint.open(found[0])
     if last is None or not resume_settings.is_finished(
         training.output_dir,
         last,
-        prepared.settings,
+        prepared.changed_flags,
         max_steps=training.max_steps,
         num_train_epochs=training.num_train_epochs,
         newest=newest,
-        resumable=checkpoint is not None,
+        resumable=prepared.checkpoint is not None,
     ):
         return False
     if training.process_index == 0:
-        state = read_json_or_none(last, checkpoints.TRAINER_STATE) or {}
+        state = read_json_or_none(last.path, checkpoints.TRAINER_STATE) or {}
         print(
             f"already finished (step {state.get('global_step')} of {state.get('max_steps')}); nothing trained, and "
             f"{training.output_dir} is as it was; more --num_train_epochs or --max_steps make the run longer, "
@@ -216,7 +221,7 @@ def is_finished(prepared: Prepared, training: TrainingArguments) -> bool:
 
 
 def load_data(
-    data: DataArguments, training: TrainingArguments, tokenizer: QWenTokenizer, checkpoint: str | None
+    data: DataArguments, training: TrainingArguments, tokenizer: QWenTokenizer, checkpoint: RunCheckpoint | None
 ) -> RunData:
     """Return the training data and the evaluation data; a stream resumes from the position in the checkpoint.
 
@@ -269,11 +274,11 @@ def write_overlength(entries: Sequence[Overlength], path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def num_samples_seen(checkpoint: str | None, training: TrainingArguments) -> int:
+def num_samples_seen(checkpoint: RunCheckpoint | None, training: TrainingArguments) -> int:
     """Return how many samples (or packed rows) all ranks read from a stream before a checkpoint; 0 without one."""
     if checkpoint is None:
         return 0
-    state = checkpoints.run_state(checkpoint)
+    state = checkpoint.state
     per_step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     return state["data"]["seen"] if "data" in state else state["step"] * per_step
 
@@ -363,7 +368,7 @@ def write_results(prepared: Prepared, flags: TrainFlags, loaded: Loaded, trainer
             start=loaded.start,
         )
         write_records(
-            prepared, flags.data, output_dir, base=base or {"name": prepared.folder.path}, trained=loaded.rows
+            prepared, flags.data, output_dir, base=base or Base(name=prepared.folder.path), trained=loaded.rows
         )
     trainer.push_result()
     print(f"saved to {output_dir}", file=sys.stderr)
@@ -374,17 +379,17 @@ def write_records(
     data: DataArguments,
     output_dir: str,
     *,
-    base: dict[str, Any],
+    base: Base,
     trained: list[param_groups.Row],
 ) -> None:
     """Write report.html, then run.json, which marks the run as finished."""
-    settings, resumed = prepared.settings, prepared.settled.resumed
+    changed_flags, resumed = prepared.changed_flags, prepared.settled.resumed
     if data.streaming:
         streaming.report(Path(output_dir, "overlength.jsonl"))
-    html_report.write(output_dir, settings=settings | run_record.earlier({"resumed": resumed}), trained=trained)
+    html_report.write(output_dir, settings=changed_flags | run_record.earlier({"resumed": resumed}), trained=trained)
     run_record.write(
         output_dir,
-        settings=settings,
+        settings=changed_flags,
         base=base,
         data_path=data.data_path,
         eval_data_path=data.eval_data_path,

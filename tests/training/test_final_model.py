@@ -84,7 +84,7 @@ def test_a_kill_leaves_the_old_model_the_new_one_or_none(make_checkpoint, tmp_pa
     (out / "notes.txt").write_text("of the user")
     model, base = make(new, make_checkpoint, 0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(final_model, "put_in_place", lambda folder: None)
+        patch.setattr(final_model, "finish_saving", lambda folder: None)
         final_model.save_final(model, tokenizer, out, dtype=torch.float32, base=base)
     assert found(out, make_checkpoint) == 0.25
     seen, step, done = [], 0, False
@@ -93,13 +93,13 @@ def test_a_kill_leaves_the_old_model_the_new_one_or_none(make_checkpoint, tmp_pa
         with monkeypatch.context():
             killed_at(step)
             try:
-                final_model.put_in_place(copy)
+                final_model.finish_saving(copy)
                 done = True
             except Killed:
                 pass
             monkeypatch.undo()
         seen.append(found(copy, make_checkpoint))
-        final_model.put_in_place(copy)
+        final_model.finish_saving(copy)
         assert found(copy, make_checkpoint) == 0.5, step
         assert not list(copy.glob(".*")) and (copy / "notes.txt").exists(), step
         shutil.rmtree(copy)

@@ -7,7 +7,6 @@ LORA_STARTS = ("default", "gaussian", "pissa", "olora")
 QUANTIZATIONS = ("nf4", "int8")
 OF_NEW_ADAPTERS = ("use_rslora", "use_dora")  # flags that an adapter folder decides
 OF_ADAPTERS = (*OF_NEW_ADAPTERS, "lora_weight_path", "modules_to_save", "lora_lr", "loraplus_lr_ratio")
-RATES = ("lora_lr", "vision_lr", "resampler_lr")
 
 
 def check(settings: Namespace) -> list[str]:
@@ -39,11 +38,7 @@ def check(settings: Namespace) -> list[str]:
 
 def check_values(settings: Namespace) -> list[str]:
     """Return a line for each value of these flags that no run can use."""
-    problems = [
-        f"--{flag} {getattr(settings, flag)}: use a number of 0 or more"
-        for flag in RATES
-        if (getattr(settings, flag) or 0) < 0
-    ]
+    problems = []
     start = settings.init_lora_weights
     if start.startswith("pissa_niter"):
         problems.append(
@@ -56,6 +51,4 @@ def check_values(settings: Namespace) -> list[str]:
         problems.append(f"--lora_bias {settings.lora_bias}: use one of {', '.join(LORA_BIASES)}")
     if settings.quantization not in (None, *QUANTIZATIONS):
         problems.append(f"--quantization {settings.quantization}: use one of {', '.join(QUANTIZATIONS)}")
-    if settings.loraplus_lr_ratio is not None and settings.loraplus_lr_ratio < 1:
-        problems.append(f"--loraplus_lr_ratio {settings.loraplus_lr_ratio}: use a number of 1 or more, such as 16")
     return problems

@@ -108,7 +108,11 @@ class LoraArguments:
     use_dora: bool = option(False, "DoRA: train the magnitudes of weight columns as well; slower.")
     init_lora_weights: str = option("default", f"How adapters start: {', '.join(adapter_checks.LORA_STARTS)}.")
     loraplus_lr_ratio: float | None = option(None, "LoRA+: how many times faster the B matrices train; 16 is usual.")
-    lora_lr: float | None = option(None, "Learning rate of the adapters; --learning_rate then applies to the rest.")
+    lora_lr: float | None = option(
+        None,
+        "Learning rate of the adapters; --learning_rate then applies to the rest. --loraplus_lr_ratio multiplies it "
+        "for their B matrices.",
+    )
 
 
 @dataclass
@@ -119,8 +123,16 @@ class TrainingArguments(HfTrainingArguments):
     model_max_length: int = option(2048, "Most tokens of a sample, image spans included; longer samples are trimmed.")
     fix_vit: bool = option(True, "Freeze the vision tower except its resampler's cross-attention (visual.attn_pool).")
     use_lora: bool = option(False, "Train low-rank adapters instead of the weights; --q_lora implies it.")
-    vision_lr: float | None = option(None, "Learning rate of trainable parts of the ViT, adapters there included.")
-    resampler_lr: float | None = option(None, "Learning rate of trainable parts of the resampler (visual.attn_pool).")
+    vision_lr: float | None = option(
+        None,
+        "Learning rate of trainable parts of the ViT, adapters there included; --loraplus_lr_ratio multiplies it for "
+        "their B matrices.",
+    )
+    resampler_lr: float | None = option(
+        None,
+        "Learning rate of trainable parts of the resampler (visual.attn_pool), adapters there included; "
+        "--loraplus_lr_ratio multiplies it for their B matrices.",
+    )
     new_special_tokens: list[str] | None = option(  # noqa: RUF009
         None, "Names for <|extra_0|>, <|extra_1|> ..: one token each in texts; with adapters only their rows train."
     )
@@ -294,6 +306,8 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
         parsed = parser.parse_dict(vars(settings))
     except (ValueError, TypeError, ImportError) as error:  # rejected by transformers
         problems.append(" ".join(str(error).split()))
+    except OverflowError:
+        assert problems, "`checks` names a flag that is infinite"
     if problems:
         parser.error("\n  ".join(problems))
     return TrainFlags(*parsed)

@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from math import inf
+from math import inf, isfinite, isnan
 
 import torch
 
@@ -30,7 +30,15 @@ POSITIVE = (  # flags that make no sense at 0
     "eval_generate_max_new_tokens",
     "eval_generate_batch_size",
 )
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "sample_phases_every", "dataloader_num_workers")
+NOT_NEGATIVE = (
+    *("learning_rate", "vision_lr", "resampler_lr", "lora_lr", "weight_decay"),
+    *("sample_phases_every", "dataloader_num_workers"),
+)
+FINITE = (  # flags whose sign transformers checks or uses
+    *("warmup_steps", "warmup_ratio", "neftune_noise_alpha"),
+    *("logging_steps", "eval_steps", "save_steps"),
+)
+MAY_BE_INFINITE = ("max_grad_norm", "eval_delay")  # then they clip nothing, and evaluate never
 
 
 def check(settings: Namespace) -> list[str]:
@@ -96,8 +104,16 @@ def out_of_range(settings: Namespace) -> Iterator[tuple[str, str, object]]:
     if not 0 <= settings.lora_dropout < 1:
         yield "lora_dropout", "a number from 0 up to, but not including, 1", settings.lora_dropout
     for name in NOT_NEGATIVE:
-        if not 0 <= getattr(settings, name) < inf:
-            yield name, "0 or more", getattr(settings, name)
+        if not 0 <= (getattr(settings, name) or 0) < inf:
+            yield name, "a number of 0 or more", getattr(settings, name)
+    for name in FINITE:
+        if not isfinite(getattr(settings, name) or 0):
+            yield name, "a finite number", getattr(settings, name)
+    for name in MAY_BE_INFINITE:
+        if isnan(getattr(settings, name)):
+            yield name, "a number", getattr(settings, name)
+    if settings.loraplus_lr_ratio is not None and not 1 <= settings.loraplus_lr_ratio < inf:
+        yield "loraplus_lr_ratio", "a number of 1 or more, such as 16", settings.loraplus_lr_ratio
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:
             yield name, f"one of {', '.join(choices)}", getattr(settings, name)

@@ -4,6 +4,7 @@ import json
 import re
 from argparse import Namespace
 from importlib.util import find_spec
+from math import inf
 
 import torch
 from transformers import SchedulerType, get_scheduler
@@ -55,7 +56,7 @@ def check_schedule(settings: Namespace) -> list[str]:
         return []  # the message lists transformers' own names
     try:
         betas = settings.adam_beta1, settings.adam_beta2
-        rate = abs(settings.learning_rate) or 1.0
+        rate = settings.learning_rate if 0 < settings.learning_rate < inf else 1.0  # `checks` names a wrong one
         one_weight = torch.optim.AdamW([torch.zeros(1)], rate, betas, settings.adam_epsilon)
     except ValueError as error:
         return [f"--adam_beta1, --adam_beta2, --adam_epsilon: {error}"]

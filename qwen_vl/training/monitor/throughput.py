@@ -30,7 +30,7 @@ class SpeedMeter:
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._config: Any = model.config
         self._device, self._dtype = torch.device(device), dtype
-        self._trained = {param_groups.part_of(name) for name in names}
+        self._trained = {param_groups.label_of(name) for name in names}
         self._adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad)
         self._seconds = 0.0
         self._started: float | None = None

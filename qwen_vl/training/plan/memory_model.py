@@ -115,7 +115,7 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
     by_dtype: dict[torch.dtype, int] = {}
     for p in trained.values():
         by_dtype[p.dtype] = by_dtype.get(p.dtype, 0) + p.nbytes
-    parts = {param_groups.part_of(name) for name in trained}
+    labels = {param_groups.label_of(name) for name in trained}
     return Weights(
         frozen=frozen,
         trained=sum(p.nbytes for p in trained.values()),
@@ -125,11 +125,11 @@ def weights_of(model: torch.nn.Module, method: str, packing: str) -> Weights:
         matrices=sum(
             p.numel()
             for name, p in trained.items()
-            if p.dtype == torch.float32 and p.dim() == 2 and param_groups.part_of(name) in AUTOCAST_PARTS
+            if p.dtype == torch.float32 and p.dim() == 2 and param_groups.label_of(name) in AUTOCAST_PARTS
         ),
         one_dtype=max(by_dtype.values()),
         adapters=sum(p.numel() for name, p in trained.items() if ".lora_" in name),
-        parts=tuple(sorted(part for part in parts if not part.startswith("lora on "))),
+        parts=tuple(sorted(label for label in labels if not label.startswith("lora on "))),
     )
 
 

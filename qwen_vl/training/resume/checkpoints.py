@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from safetensors import SafetensorError
 
 from qwen_vl.adapters.adapter import is_adapter
 from qwen_vl.checkpoint.files import read_json_or_none
+from qwen_vl.checkpoint.saving import STAGING
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
 TRAINER_STATE = "trainer_state.json"
-STAGING = ".saving"  # in the output folder, while a checkpoint is written
 HASHING_THREADS = 4  # more threads read a disk hardly faster
 
 
@@ -73,6 +73,18 @@ def run_state(folder: str | Path) -> dict[str, Any]:
     return read_json_or_none(folder, RUN_STATE) or {
         "step": (read_json_or_none(folder, TRAINER_STATE) or {}).get("global_step", 0)
     }
+
+
+class RunCheckpoint(NamedTuple):
+    """A checkpoint to resume from, opened once."""
+
+    path: str  # as it was given
+    state: dict[str, Any]  # its `run_state`
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "RunCheckpoint":
+        """Return the checkpoint in a folder, whose files are not checked."""
+        return cls(str(folder), run_state(folder))
 
 
 def damage(folder: str | Path, *, resumable: bool = True) -> list[str]:
@@ -151,18 +163,24 @@ def rescue(output_dir: str | Path) -> None:
             os.replace(folder, final)
 
 
-def to_resume(output_dir: str | Path, requested: str | None) -> str | None:
-    """Return the checkpoint folder to resume from, or None; `requested` is a path, "auto" for the newest, or None.
+def to_resume(output_dir: str | Path, requested: str | None) -> RunCheckpoint | None:
+    """Return the checkpoint to resume from, or None; `requested` is a path, "auto" for the newest, or None.
 
     With "auto", damaged or incomplete checkpoints are skipped and logged. All ranks return the answer of rank 0.
     Raise FileNotFoundError if a path holds no checkpoint, ValueError if the checkpoint is damaged.
     """
+    folder = _agreed(output_dir, requested)
+    return RunCheckpoint.open(folder) if folder else None
+
+
+def _agreed(output_dir: str | Path, requested: str | None) -> str | None:
+    """Return the folder that rank 0 has chosen, or raise its error, on all ranks."""
     if not (dist.is_available() and dist.is_initialized()):
-        return _to_resume(output_dir, requested)
+        return _chosen(output_dir, requested)
     answer: list[str | ValueError | OSError | None] = [None]
     if dist.get_rank() == 0:
         try:
-            answer = [_to_resume(output_dir, requested)]
+            answer = [_chosen(output_dir, requested)]
         except (ValueError, OSError) as error:
             answer = [error]  # raised on all ranks, so none waits for one that has ended
     dist.broadcast_object_list(answer, src=0)
@@ -176,7 +194,7 @@ def to_resume(output_dir: str | Path, requested: str | None) -> str | None:
     return folder
 
 
-def _to_resume(output_dir: str | Path, requested: str | None) -> str | None:
+def _chosen(output_dir: str | Path, requested: str | None) -> str | None:
     if not requested or str(requested).lower() == "false":
         return None
     if is_automatic(requested):

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from qwen_vl.adapters.adapter import Base
 from qwen_vl.checkpoint import saving
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.data.dataset import SampleDataset
@@ -46,7 +47,7 @@ class ResumableTrainer(HookedTrainer):
         self,
         *,
         tokenizer: QWenTokenizer,
-        base: dict[str, Any] | None = None,
+        base: Base | None = None,
         made_with: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -278,7 +279,7 @@ class ResumableTrainer(HookedTrainer):
         hint = "Free some space; then the same command with --resume auto resumes" + (
             f" from {before[0]}, which is as it was" if before else ", from the beginning"
         )
-        with saving.staged(final.with_name(checkpoints.STAGING), final, owner=main, hint=hint) as staging:
+        with saving.staged(final.with_name(saving.STAGING), final, owner=main, hint=hint) as staging:
             everyone()  # the folder exists before a rank writes, and is renamed after all have written
             self._staging_dir = str(staging)
             try:

@@ -15,11 +15,12 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE
+from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, Base
 from qwen_vl.checkpoint.files import read_json_or_none
 from qwen_vl.training.monitor import run_record
 
 from . import checkpoints
+from .checkpoints import RunCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -79,17 +80,19 @@ class Settled(NamedTuple):
         return ", ".join(f"--{flag} {shown(now)} (was {shown(was)})" for flag, (was, now) in self.applied.items())
 
 
-def settle(checkpoint: str | None, groups: tuple, *, anew: bool = False) -> Settled:
-    """Return the Settled of a run, and set the KEPT flags in `groups` to the checkpoint's values.
+def restore_kept_flags(groups: tuple, checkpoint: RunCheckpoint | None, *, anew: bool = False) -> Settled:
+    """Set the KEPT flags in `groups` to the checkpoint's values, and return the Settled of the run.
 
-    checkpoint: the folder from which the run resumes, or None. groups: `TrainFlags`. anew: whether the data start anew.
+    groups: `TrainFlags`. checkpoint: from which the run resumes, or None. anew: whether the data start anew.
     A checkpoint of an older version has no settings and changes nothing.
     Raise ValueError if a flag in REFUSED differs.
     """
-    state = checkpoints.run_state(checkpoint) if checkpoint else {}
+    if checkpoint is None:
+        return Settled(plain(groups), {}, [])
+    path, state = checkpoint
     before, now, resumed = state.get("settings", {}), plain(groups), state.get("resumed", [])
     differing = {flag: (before[flag], now[flag]) for flag in now if flag in before and before[flag] != now[flag]}
-    refuse(checkpoint, [
+    refuse(path, [
         f"--{flag} {shown(value)} (the checkpoint's: {shown(recorded)})"
         for flag, (recorded, value) in differing.items()
         if flag in REFUSED and not (anew and flag in WITH_DATA) and not is_same_optimizer(flag, recorded, value)
@@ -152,7 +155,7 @@ def shown(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def refuse(checkpoint: str | None, problems: list[str]) -> None:
+def refuse(checkpoint: str, problems: list[str]) -> None:
     """Raise ValueError if there are problems: flags with which the run cannot resume from the checkpoint."""
     if problems:
         raise ValueError(
@@ -161,14 +164,15 @@ def refuse(checkpoint: str | None, problems: list[str]) -> None:
         )
 
 
-def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[str, Any]) -> None:
+def check(checkpoint: RunCheckpoint, model: nn.Module, *, dtype: torch.dtype, base: Base) -> None:
     """Raise ValueError if base, adapters or precision of a checkpoint differ from those of this run.
 
-    model: on the meta device, from `recipe.rehearse`. dtype: in which this run computes. base: {"name", "fingerprint",
-    "quantization"}. Entries that a checkpoint of an older version lacks are not compared.
+    model: on the meta device, from `recipe.rehearse`. dtype: in which this run computes. Entries that a
+    checkpoint of an older version lacks are not compared.
     """
-    state, problems = checkpoints.run_state(checkpoint), []
-    theirs = read_json_or_none(checkpoint, CONFIG_FILE)
+    path, state = checkpoint
+    problems = []
+    theirs = read_json_or_none(path, CONFIG_FILE)
     ours = model.peft_config["default"].to_dict() if isinstance(model, PeftModel) else None
     if (ours is None) != (theirs is None):
         problems.append(f"--use_lora {ours is not None} (the checkpoint's: {theirs is not None})")
@@ -180,12 +184,12 @@ def check(checkpoint: str, model: nn.Module, *, dtype: torch.dtype, base: dict[s
     own = str(dtype).removeprefix("torch.")
     if state.get("dtype", own) != own:
         problems.append(f"precision {own}, by --bf16 or --fp16 (the checkpoint's: {state['dtype']})")
-    recorded = state.get("base") or read_json_or_none(checkpoint, BASE_FILE) or {}
+    recorded = state.get("base") or read_json_or_none(path, BASE_FILE) or {}
     if recorded.get("quantization", base["quantization"]) != base["quantization"]:
         problems.append(f"base weights as {base['quantization']} (the checkpoint's: {recorded['quantization']})")
     if recorded.get("fingerprint", base["fingerprint"]) != base["fingerprint"]:
         problems.append(f"--model_name_or_path {base['name']}, which holds other weights than {recorded['name']} did")
-    refuse(checkpoint, sorted(problems))
+    refuse(path, sorted(problems))
 
 
 def comparable(value: Any) -> Any:
@@ -197,8 +201,8 @@ def comparable(value: Any) -> Any:
 
 def is_finished(
     output_dir: str | Path,
-    checkpoint: str | Path,
-    settings: dict[str, Any],
+    checkpoint: RunCheckpoint,
+    changed_flags: dict[str, Any],
     *,
     newest: bool,
     resumable: bool,
@@ -207,20 +211,20 @@ def is_finished(
 ) -> bool:
     """Return whether the output folder holds the result of the run up to a checkpoint's step, and no step is left.
 
-    settings: {flag: value} from `arguments.changed`. newest: whether the checkpoint was found by "auto"; it may be the
-    best one of a finished run, which kept no other. resumable: whether a run can resume from it; otherwise it holds the
-    model alone, and the run is finished only with exactly the same settings.
+    changed_flags: {flag: value} from `arguments.changed`. newest: whether the checkpoint was found by "auto"; it may be
+    the best one of a finished run, which kept no other. resumable: whether a run can resume from it; otherwise it holds
+    the model alone, and the run is finished only with exactly the same settings.
     """
-    result, state = run_record.read(output_dir), checkpoints.run_state(checkpoint)
-    if not result or not run_record.is_newer(output_dir, checkpoints.written(checkpoint)):  # not left by an earlier run
+    result, (path, state) = run_record.read(output_dir), checkpoint
+    if not result or not run_record.is_newer(output_dir, checkpoints.written(path)):  # not left by an earlier run
         return False
     end = result["metrics"]["steps"]
     best = (read_json_or_none(output_dir, checkpoints.TRAINER_STATE) or {}).get("best_global_step")
     if state["step"] != end and not (newest and state["step"] == best):
         return False
     if not resumable:
-        return json.loads(json.dumps(run_record.portable(settings), default=str)) == result["settings"]
-    same_end = all(result["settings"].get(flag) == settings.get(flag) for flag in ENDS)
+        return json.loads(json.dumps(run_record.portable(changed_flags), default=str)) == result["settings"]
+    same_end = all(result["settings"].get(flag) == changed_flags.get(flag) for flag in ENDS)
     return same_end or (state["step"] == end and not is_step_left(state, max_steps, num_train_epochs))
 
 

@@ -19,7 +19,6 @@ def problems(**changes):
         ({"lora_lr": 1e-4, "use_dora": True}, ["--use_dora needs", "--lora_lr needs"]),
         ({"use_lora": True, "lora_bias": "some"}, ["--lora_bias some: use one of none, all, lora_only"]),
         ({"use_lora": True, "lora_weight_path": "A", "new_special_tokens": ["<a>"]}, ["--new_special_tokens: rows"]),
-        ({"use_lora": True, "resampler_lr": -1.0}, ["--resampler_lr -1.0: use a number of 0 or more"]),
     ],
     ids=str,
 )

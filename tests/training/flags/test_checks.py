@@ -30,6 +30,7 @@ def refusal(capsys, *argv):
         (["--use_lora", "--init_lora_weights", "pissa_niter_4"], ["would load as another model; use pissa"]),
         (["--use_lora", "--init_lora_weights", "best"], ["use one of default, gaussian, pissa, olora"]),
         (["--use_lora", "--loraplus_lr_ratio", "0.5"], ["--loraplus_lr_ratio 0.5: use a number of 1 or more"]),
+        (["--use_lora", "--loraplus_lr_ratio", "0"], ["--loraplus_lr_ratio 0.0: use a number of 1 or more"]),
         (["--vision_lr", "-1"], ["--vision_lr -1.0: use a number of 0 or more"]),
         (["--use_dora", "--lora_lr", "1e-4"], ["--use_dora needs --use_lora", "--lora_lr needs --use_lora"]),
         (
@@ -48,7 +49,7 @@ def refusal(capsys, *argv):
             ["--optim adamw_8bit: bitsandbytes keeps its state where"],
         ),
         (["--checkpoint_every_n_blocks", "2"], ["--checkpoint_every_n_blocks needs --gradient_checkpointing"]),
-        (["--sample_phases_every", "-1"], ["--sample_phases_every -1: use 0 or more"]),
+        (["--sample_phases_every", "-1"], ["--sample_phases_every -1: use a number of 0 or more"]),
         (["--report_to", "wandbb"], ["--report_to wandbb"]),
         (["--save_safetensors", "False"], ["safetensors"]),
         (["--remove_unused_columns", "True"], ["images"]),
@@ -60,6 +61,37 @@ def refusal(capsys, *argv):
 def test_what_no_run_can_use_is_refused(capsys, flags, said):
     message = refusal(capsys, *NEEDED, *flags)
     assert all(part in message for part in said), message
+
+
+NOT_NEGATIVE = dict.fromkeys(
+    ("learning_rate", "vision_lr", "resampler_lr", "lora_lr", "weight_decay"), "a number of 0 or more"
+) | {"loraplus_lr_ratio": "a number of 1 or more", "lora_dropout": "a number from 0", "num_train_epochs": "a number"}
+FINITE = dict.fromkeys(
+    ("warmup_steps", "warmup_ratio", "neftune_noise_alpha", "logging_steps", "eval_steps", "save_steps"),
+    "a finite number",
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("-0.5", NOT_NEGATIVE),
+        ("inf", NOT_NEGATIVE | FINITE),
+        ("nan", NOT_NEGATIVE | FINITE | {"max_grad_norm": "a number", "eval_delay": "a number"}),
+    ],
+)
+def test_each_impossible_number_is_one_line(capsys, value, wanted):
+    flags = [word for flag in wanted for word in (f"--{flag}", value)]
+    message = refusal(capsys, *NEEDED, "--use_lora", *flags)
+    lines = [line.strip() for line in message.partition("error: ")[2].splitlines()]
+    assert len(lines) == len(wanted), message
+    for flag, what in wanted.items():
+        assert any(line.startswith(f"--{flag} {value}: use {what}") for line in lines), message
+
+
+def test_numbers_that_mean_off_or_without_limit_are_accepted():
+    flags = arguments.parse([*NEEDED, "--use_lora", "--lora_lr", "0", "--vision_lr", "0", "--max_grad_norm", "inf"])
+    assert (flags.lora.lora_lr, flags.training.vision_lr, flags.training.max_grad_norm) == (0, 0, float("inf"))
 
 
 def test_all_problems_are_listed_together(capsys):

@@ -48,9 +48,9 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_named_and_skipped(run_of_four, tmp_path, caplog, kind):
     out = shutil.copytree(run_of_four, tmp_path / "out")
     damage, words = DAMAGES[kind]
-    assert checkpoints.to_resume(out, "auto") == str(out / "checkpoint-4")
+    assert checkpoints.to_resume(out, "auto").path == str(out / "checkpoint-4")
     damage(out / "checkpoint-4")
-    assert checkpoints.to_resume(out, "true") == str(out / "checkpoint-3")
+    assert checkpoints.to_resume(out, "true").path == str(out / "checkpoint-3")
     assert re.search(rf"checkpoint-4: skipped: {words}", caplog.text)
     assert re.search(r"resuming from \S+checkpoint-3: step 3 of 4 \(complete, \d+ files\)", caplog.text)
     with pytest.raises(ValueError, match=words):
@@ -63,14 +63,14 @@ def test_what_there_is_to_resume_from(run_of_four, tmp_path, caplog):
     (out / ".saving").mkdir()
     (out / "checkpoint-4").rename(out / ".saving" / "checkpoint-4")
     shutil.copytree(out / "checkpoint-3", out / ".saving" / "checkpoint-5", ignore=lambda *_: ["optimizer.pt"])
-    assert checkpoints.to_resume(out, "auto") == str(out / "checkpoint-4")  # killed between two renames
+    assert checkpoints.to_resume(out, "auto").path == str(out / "checkpoint-4")  # killed between two renames
     for name in ("checkpoint-2", "checkpoint-3", "checkpoint-4"):
         (out / name / "manifest.json").unlink()
     (out / "checkpoint-4" / "trainer_state.json").write_text('{"global_step"')
     (out / "checkpoint-3" / "optimizer.pt").unlink()
     shutil.rmtree(out / "checkpoint-1")
     os.utime(out / "checkpoint-2")
-    assert checkpoints.to_resume(out, "auto") == str(out / "checkpoint-2")
+    assert checkpoints.to_resume(out, "auto").path == str(out / "checkpoint-2")
     assert "no manifest: it could not be checked" in caplog.text
     assert checkpoints.to_resume(out, None) is checkpoints.to_resume(out, "False") is None
     assert checkpoints.to_resume(tmp_path / "none", "auto") is None
