@@ -11,7 +11,7 @@ from qwen_vl.training.trainer_hooks import HookedTrainer
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Four walks\n")[2].partition("\n## ")[0]
 WALKS = dict(re.findall(r"^\d\. \*\*(.+?)[.:]\*\*(.+?)(?=^\d\. |\Z)", SECTION, re.DOTALL | re.MULTILINE))
-MAX_STOPS = 20
+MAX_STOPS = 19
 
 
 def definition(stop):
