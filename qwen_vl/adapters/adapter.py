@@ -161,5 +161,8 @@ def _hint(folder: Path) -> str:
     if unfinished:
         return f"its run has not finished; the newest adapter is {unfinished[-1].parent}"
     if (folder / "config.json").is_file():
-        return "it holds a model, not an adapter; a model is given as --model_name_or_path"
+        return (
+            "it holds a model, not an adapter; finetune.py takes a model as --model_name_or_path, and qwen-vl export "
+            "writes one"
+        )
     return "give the --output_dir of a LoRA training"

@@ -102,6 +102,8 @@ def open_file(file: str) -> dict[str, Stored]:
     if not file.endswith(".safetensors"):
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return {name: Stored(tensor.shape, tensor.dtype, partial(mapped, tensor)) for name, tensor in tensors.items()}
+    with safe_open(file, framework="pt"):  # raises SafetensorError if the file is damaged
+        pass
     with open(file, "rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     header.pop("__metadata__", None)

@@ -8,7 +8,7 @@ from qwen_vl.checkpoint import shard_writer
 from qwen_vl.checkpoint.dtypes import CHOICES
 from qwen_vl.export.merge import merge
 
-from .parsers import Parser, add_hub, name_models
+from .parsers import Parser, add_hub, file_size, name_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,6 +55,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--dequantize", action="store_true", help="the same: merge into the base's dequantized weights")
     parser.add_argument("--prompts", help="conversations on which a change of base is measured (default: built in)")
     parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
-    parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")
+    parser.add_argument(
+        "--max_shard_size", type=file_size, default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)"
+    )
     parser.add_argument("--dtype", default="auto", choices=CHOICES, help="dtype of the result (default: the base's)")
     parser.add_argument("--trust_base", action="store_true", help="merge even if the base cannot be identified")

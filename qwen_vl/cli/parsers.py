@@ -1,6 +1,8 @@
 """What the parsers of all verbs share: `--debug`, `--hub` and how a verb is chosen."""
 
 import argparse
+import math
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -100,6 +102,29 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: use a number above 0")
     return number
+
+
+def positive_float(text: str) -> float:
+    """Return a finite number above 0, for argparse."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: use a number above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """Return a finite number of 0 or more, for argparse."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: use a number of 0 or more")
+    return number
+
+
+def file_size(text: str) -> str:
+    """Return a size with its unit as it is, for argparse; huggingface_hub reads it."""
+    if not re.fullmatch(r"\d*\.?\d+ *[TGMK]B", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{text}: use a size such as 5GB or 500MB")
+    return text
 
 
 def by_name(flag: str, words: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from qwen_vl.model import QWenConfig
 from qwen_vl.training.plan import memory_model
 from qwen_vl.training.plan.planner import GIB, METHODS, assumed, check, default_zero, is_base, probed, report
 
-from .parsers import Parser, add_hub, name_models, positive
+from .parsers import Parser, add_hub, name_models, positive, positive_float
 
 
 def make_parser() -> Parser:
@@ -28,13 +28,13 @@ def make_parser() -> Parser:
     add("--pictures", type=int, default=1, help="images of a sample (default: %(default)s)")
     add("--targets", type=float, default=0.25, help="share of the tokens that are targets (default: %(default)s)")
     add("--gpus", type=positive, default=1, help="GPUs (default: %(default)s)")
-    add("--gpu_memory", type=float, help="GiB of each GPU: says what fits, and how")
+    add("--gpu_memory", type=positive_float, help="GiB of each GPU: says what fits, and how")
     add("--zero", type=int, choices=(0, 1, 2, 3), help="DeepSpeed stage (default with several GPUs: full 3, LoRA 2)")
     add("--offload", action="store_true", help="DeepSpeed keeps the optimizer in the memory of the machine")
     whole = " and ".join(family.WHOLE_ON_A_BASE)
     add("--base_model", action="store_true", help=f"LoRA also trains {whole}; known if --model is a folder")
     add("--train_vit", action="store_true", help="full training of the ViT as well (--fix_vit False)")
-    add("--lora_r", type=positive, default=LoraOptions().r, help="LoRA rank (default: %(default)s)")
+    add("--lora_r", type=positive, help=f"LoRA rank (default: {LoraOptions().r})")
     add("--no_checkpointing", action="store_true", help="without --gradient_checkpointing, which the launchers set")
     add("--attn_implementation", default="sdpa", help="sdpa, eager or flash_attention_2 (default: %(default)s)")
     add("--optim", default="adamw_torch_fused", help="optimizer, as in training (default: %(default)s)")
@@ -75,8 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         new_tokens=args.eval_generate_max_new_tokens,
     )
     check(asked)
+    if args.train_vit and args.method != "full":
+        raise ValueError(f"--train_vit: goes with --method full; --method {args.method} freezes the ViT")
+    if args.lora_r and args.method == "full":
+        raise ValueError("--lora_r: goes with --method lora or qlora; --method full has no adapters")
     base_model = args.base_model or (args.model is not None and is_base(args.model))
-    trained = memory_model.Trained(base_model, not args.train_vit, LoraOptions(r=args.lora_r))
+    trained = memory_model.Trained(base_model, not args.train_vit, LoraOptions(r=args.lora_r or LoraOptions().r))
     machine = probed(config, asked.on_cpu) if args.probe else assumed(asked.on_cpu)
     budget = args.gpu_memory and args.gpu_memory * GIB
     print(report(config, asked, machine, budget, args.model, trained))

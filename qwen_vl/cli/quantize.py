@@ -13,7 +13,7 @@ from qwen_vl.export import card
 from qwen_vl.export.quantize.quantize import METHODS, quantize_gptq, quantize_nf4
 from qwen_vl.families import v1 as family
 
-from .parsers import Parser, add_hub, name_models
+from .parsers import Parser, add_hub, file_size, name_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,7 +110,9 @@ def make_parser() -> Parser:
         "--dtype", default="float16", choices=DTYPES, help="dtype of all weights that stay float (%(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="where blocks are computed: cpu, cuda, .. (%(default)s)")
-    parser.add_argument("--max_shard_size", default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)")
+    parser.add_argument(
+        "--max_shard_size", type=file_size, default=shard_writer.SHARD_SIZE, help="largest weight file (%(default)s)"
+    )
     parser.add_argument("--evaluate", help="conversation file: print perplexity and answers on it, before and after")
     parser.add_argument(
         "--max_evaluated", type=int, default=200, help="the most conversations to take from it (%(default)s)"

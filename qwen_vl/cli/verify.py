@@ -8,7 +8,7 @@ from qwen_vl.evaluation import probe_prompts
 from qwen_vl.export.verify.comparison import compare
 from qwen_vl.export.verify.verify import QUANTIZED, different_files, outcome, tolerance_for
 
-from .parsers import Parser, add_hub, name_models
+from .parsers import Parser, add_hub, name_models, not_negative, positive
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,12 +54,14 @@ def make_parser() -> Parser:
     parser.add_argument("--prompts", help="conversation file whose last questions are asked (default: three built in)")
     parser.add_argument("--image_folder", help="where its relative image paths are looked up as well")
     parser.add_argument(
-        "--max_prompts", type=int, default=16, help="the most conversations to take (default %(default)s)"
+        "--max_prompts", type=positive, default=16, help="the most conversations to take (default %(default)s)"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="length of the answers (default %(default)s)")
+    parser.add_argument(
+        "--max_new_tokens", type=positive, default=32, help="length of the answers (default %(default)s)"
+    )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=not_negative,
         help="largest difference of logits, as a share of the largest (default: that of rounding in their dtype; "
         f"{QUANTIZED} if one is quantized)",
     )

@@ -86,12 +86,14 @@ def tolerance_for(first: Outcome, second: Outcome) -> float:
 
 
 def different_files(first: ModelFolder, second: ModelFolder) -> list[str]:
-    """Return one line for each setting of generation and tokenizer, and for each file of code, that differs.
+    """Return one line for each difference: quantization, settings of generation and tokenizer, files of code.
 
     An adapter has neither code nor settings, so only its vocabulary is compared.
     """
     lines: list[str] = []
     has_adapter = first.is_adapter or second.is_adapter
+    if not has_adapter and first.quantization != second.quantization:
+        lines.append(f"config.json: quantization {first.quantization} / {second.quantization}")
     for name in () if has_adapter else JSON_FILES:
         one, other = first.read_json(name), second.read_json(name)
         if one is None or other is None:

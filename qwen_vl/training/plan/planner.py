@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import files
 from qwen_vl.families import v1 as family
 from qwen_vl.families import v1_costs as costs
@@ -129,7 +130,7 @@ def alternatives(asked: Setup) -> Iterator[Setup]:
         yield with_method(asked._replace(offload=False), method)
 
 
-def command(setup: Setup, model: str | None) -> str:
+def command(setup: Setup, model: str | None, trained: Trained) -> str:
     """Return the launcher's command line for a Setup and a model; None stands for the published one."""
     name = model or PUBLISHED_NAME + ("-Int4" if setup.method == "qlora" else "")
     lora = {"full": "", "lora": "_lora", "qlora": "_qlora"}[setup.method]
@@ -150,6 +151,12 @@ def command(setup: Setup, model: str | None) -> str:
     ):
         if value != usual:
             words += [f"--{flag}", str(value)]
+    if setup.method == "full" and not trained.fix_vit:
+        words += ["--fix_vit", "False"]
+    if setup.method != "full" and trained.lora.r != LoraOptions().r:
+        words += ["--lora_r", str(trained.lora.r)]
+    if setup.method == "lora" and trained.base_model:
+        words += ["--modules_to_save", *family.WHOLE_ON_A_BASE]
     if setup.answers:
         words += ["--eval_data_path", "held_out.json", "--eval_strategy", "epoch", "--eval_generate", "True"]
         words += ["--eval_generate_batch_size", str(setup.answers)]
@@ -181,12 +188,12 @@ def report(
     ]
     if budget is None or found.total <= budget:
         fits = "" if budget is None else f"It fits {budget / GIB:g} GiB ({budget / GB:.1f} GB). "
-        return "\n".join([*lines, f"{fits}The command:", "", f"    {command(asked, model)}"])
+        return "\n".join([*lines, f"{fits}The command:", "", f"    {command(asked, model, trained)}"])
     lines.append(f"It does not fit {budget / GIB:g} GiB ({budget / GB:.1f} GB).")
     for other in alternatives(asked):
         smaller = need(config, other, machine, memory_model.weigh(config, other, trained))
         if smaller.total <= budget:
-            lines += [f"This does, in {smaller.total / GB:.1f} GB:", "", f"    {command(other, model)}"]
+            lines += [f"This does, in {smaller.total / GB:.1f} GB:", "", f"    {command(other, model, trained)}"]
             return "\n".join(lines)
     lines.append("Nothing here does: a shorter --max_length, more GPUs with ZeRO-3, or larger ones are needed.")
     return "\n".join(lines)

@@ -70,3 +70,18 @@ def test_quantized_weights_go_onto_the_device_that_was_asked_for(make_int4_check
     records = probe_prompts.built_in()[:1]
     assert verify_verify.outcome(ModelFolder.open(make_int4_checkpoint()), records, device="cpu").is_quantized
     assert devices == [torch.device("cpu")]
+
+
+def test_another_quantization_is_a_difference(make_checkpoint, make_int4_checkpoint):
+    lines = verify_verify.different_files(ModelFolder.open(make_checkpoint()), ModelFolder.open(make_int4_checkpoint()))
+    assert lines[0] == "config.json: quantization None / gptq"
+
+
+@pytest.mark.parametrize("size", [4, 1000])
+def test_damaged_weights_are_named_however_they_are_read(make_checkpoint, tmp_path, size):
+    folder = shutil.copytree(make_checkpoint(), tmp_path / "damaged")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:size])
+    for flags in ([], ["--from_disk"]):
+        with pytest.raises(ValueError, match="damaged: the weights cannot be read"):
+            verify.main([str(folder), str(make_checkpoint()), *flags])

@@ -117,3 +117,24 @@ def test_a_plan_reads_a_folder_and_refuses_contradictions(make_checkpoint, capsy
         with pytest.raises(SystemExit) as end:
             main.entry(["plan", *words.split()])
         assert end.value.code == 1
+
+
+@pytest.mark.parametrize(
+    "words, flags",
+    [
+        (["--lora_r", "8"], ["--lora_r", "8"]),
+        (["--base_model"], ["--modules_to_save", "wte", "lm_head"]),
+        (["--method", "full", "--train_vit"], ["--fix_vit", "False"]),
+        ([], []),
+    ],
+)
+def test_the_command_trains_what_was_planned(words, flags, capsys):
+    main.entry(["plan", "--gpu_memory", "2000", *words])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    sh finetune/")]
+    assert line.split()[6:] == flags
+
+
+@pytest.mark.parametrize("words", [["--train_vit"], ["--method", "full", "--lora_r", "8"]])
+def test_flags_of_another_method_are_refused(words):
+    with pytest.raises(ValueError, match="goes with --method"):
+        main.entry(["plan", *words, "--debug"])
