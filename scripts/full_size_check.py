@@ -28,10 +28,11 @@ import torch
 from transformers import GenerationConfig
 
 from qwen_vl.adapters import build, inference, on_disk
-from qwen_vl.adapters.adapter import BASE_FILE, Adapter
+from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.adapters.options import LoraOptions
 from qwen_vl.checkpoint import int4_layout, loading, shard_writer
 from qwen_vl.checkpoint.disk_model import DiskModel
+from qwen_vl.checkpoint.files import ADAPTER_BASE
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.checkpoint.random_model import build_tokenizer
 from qwen_vl.cli.run import run
@@ -87,7 +88,7 @@ def write_adapter(folder, base):
             parameter.data.normal_(0, 0.01)
     model.save_pretrained(folder)
     record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
-    (folder / BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    (folder / ADAPTER_BASE).write_text(json.dumps(record), encoding="utf-8")
     return f"rank {options.r} on {', '.join(options.targets)}"
 
 

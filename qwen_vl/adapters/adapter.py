@@ -9,9 +9,7 @@ from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 
 from qwen_vl.checkpoint import files, loading
-from qwen_vl.checkpoint.files import ADAPTER_BASE as BASE_FILE
-from qwen_vl.checkpoint.files import ADAPTER_CONFIG as CONFIG_FILE
-from qwen_vl.checkpoint.files import is_adapter
+from qwen_vl.checkpoint.files import ADAPTER_BASE, ADAPTER_CONFIG, is_adapter
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs.names import parse
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -48,13 +46,15 @@ class Adapter:
         if not os.path.isdir(folder) and parse(folder):
             folder = downloaded(str(folder))
         if not is_adapter(folder):
-            raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; {_hint(Path(folder))}")
-        files.read_json(folder, CONFIG_FILE)  # a damaged one gets a clear error here
-        base = cast("Base | None", files.read_json(folder, BASE_FILE))  # written by our trainer alone
+            raise FileNotFoundError(f"{folder}: no {ADAPTER_CONFIG} there; {_hint(Path(folder))}")
+        files.read_json(folder, ADAPTER_CONFIG)  # a damaged one gets a clear error here
+        base = cast("Base | None", files.read_json(folder, ADAPTER_BASE))  # written by our trainer alone
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: {CONFIG_FILE} describes no adapter ({error}); get the folder again") from error
+            raise ValueError(
+                f"{folder}: {ADAPTER_CONFIG} describes no adapter ({error}); get the folder again"
+            ) from error
         return cls(Path(folder), config, base)
 
     def misfit(self, error: Exception) -> ValueError:
@@ -87,7 +87,7 @@ class Adapter:
             return ModelFolder.open(name)
         if self.base is None:
             raise ValueError(
-                f"{self.folder}: has no {BASE_FILE}, so nothing says that {name} is its base; "
+                f"{self.folder}: has no {ADAPTER_BASE}, so nothing says that {name} is its base; "
                 "pass --trust_base if you know that it is"
             )
         try:
@@ -150,14 +150,15 @@ class Adapter:
 
 def downloaded(name: str) -> str:
     """Return the local folder of an adapter on a hub, with all that an adapter can have."""
-    for file in (CONFIG_FILE, BASE_FILE, WEIGHTS_FILE, "qwen.tiktoken", "tokenizer_config.json", "chat_template.jinja"):
+    of_tokenizer = ("qwen.tiktoken", "tokenizer_config.json", "chat_template.jinja")
+    for file in (ADAPTER_CONFIG, ADAPTER_BASE, WEIGHTS_FILE, *of_tokenizer):
         files.find_file(name, file)
     return files.local_folder(name)
 
 
 def _hint(folder: Path) -> str:
     """Return what to give instead of a folder that holds no adapter."""
-    unfinished = sorted(folder.glob(f"checkpoint-*/{CONFIG_FILE}"), key=os.path.getmtime)
+    unfinished = sorted(folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}"), key=os.path.getmtime)
     if unfinished:
         return f"its run has not finished; the newest adapter is {unfinished[-1].parent}"
     if (folder / "config.json").is_file():

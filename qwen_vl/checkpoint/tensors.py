@@ -1,6 +1,5 @@
 """The tensors of a checkpoint by name, as floats, read from mapped files on demand."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,11 +101,6 @@ def open_file(file: str) -> dict[str, Stored]:
     if not file.endswith(".safetensors"):
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return {name: Stored(tensor.shape, tensor.dtype, partial(mapped, tensor)) for name, tensor in tensors.items()}
-    with safe_open(file, framework="pt"):  # raises SafetensorError if the file is damaged
-        pass
-    with open(file, "rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    header.pop("__metadata__", None)
 
     def reader(name: str) -> Callable[[], torch.Tensor]:
         def read() -> torch.Tensor:  # opened each time, so the mapping ends with the tensor
@@ -115,4 +109,6 @@ def open_file(file: str) -> dict[str, Stored]:
 
         return read
 
-    return {name: Stored(entry["shape"], STORED[entry["dtype"]], reader(name)) for name, entry in header.items()}
+    with safe_open(file, framework="pt") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {name: Stored(part.get_shape(), STORED[part.get_dtype()], reader(name)) for name, part in parts.items()}

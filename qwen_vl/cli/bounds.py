@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +9,8 @@ from qwen_vl.serving.api.settings import ServerSettings
 from qwen_vl.serving.engine import EngineSettings
 from qwen_vl.serving.media import MediaPolicy
 from qwen_vl.serving.protocol.request import Limits
+
+from .parsers import number_of
 
 
 class Bound(NamedTuple):
@@ -82,15 +83,3 @@ def add_bounds(parser: argparse.ArgumentParser) -> None:
 def bounds_of(args: argparse.Namespace, owner: type) -> dict[str, Any]:
     """Return the arguments of one kind of settings, from parsed flags."""
     return {bound.name: getattr(args, bound.flag) for bound in BOUNDS if bound.owner is owner}
-
-
-def number_of(text: str, *, kind: type[int] | type[float], may_be_zero: bool) -> float:
-    """Return the number of a flag, for argparse."""
-    try:
-        number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0 or (number == 0 and not may_be_zero):
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text}: use {what} {'of at least' if may_be_zero else 'above'} 0")
-    return number

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -104,20 +105,20 @@ def positive(text: str) -> int:
     return number
 
 
-def positive_float(text: str) -> float:
-    """Return a finite number above 0, for argparse."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: use a number above 0")
+def number_of(text: str, *, kind: type[int] | type[float], may_be_zero: bool) -> float:
+    """Return the number of a flag, for argparse."""
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and not may_be_zero):
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text}: use {what} {'of at least' if may_be_zero else 'above'} 0")
     return number
 
 
-def not_negative(text: str) -> float:
-    """Return a finite number of 0 or more, for argparse."""
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: use a number of 0 or more")
-    return number
+positive_float = partial(number_of, kind=float, may_be_zero=False)
+not_negative = partial(number_of, kind=float, may_be_zero=True)
 
 
 def file_size(text: str) -> str:

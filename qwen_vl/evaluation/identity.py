@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from qwen_vl.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from qwen_vl.adapters.adapter import WEIGHTS_FILE, Adapter
 from qwen_vl.checkpoint.dtypes import LoadedDtype
-from qwen_vl.checkpoint.files import StoredTensor, open_tensors, reading_weights, shape_of, weight_files
+from qwen_vl.checkpoint.files import ADAPTER_CONFIG, StoredTensor, open_tensors, reading_weights, shape_of, weight_files
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.families import v1 as family
 from qwen_vl.model.tokenization_qwen import QWenTokenizer
@@ -73,7 +73,7 @@ def fingerprint(folder: ModelFolder, *, base: str | None = None, trust_base: boo
     """
     if folder.is_adapter:
         adapter = Adapter.open(folder.path)
-        settings = json.loads((adapter.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings = json.loads((adapter.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         own = content_digest([str(adapter.folder / WEIGHTS_FILE)])
         below = fingerprint(adapter.find_base(base, trust=trust_base))
         return _digest([below, own, adapter.quantization, {**settings, "base_model_name_or_path": None}])

@@ -10,15 +10,16 @@ from peft import get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
+from qwen_vl.adapters.adapter import WEIGHTS_FILE, Adapter
 from qwen_vl.checkpoint import loading, quantization, shard_writer
-from qwen_vl.checkpoint.files import is_adapter, read_json_or_none
+from qwen_vl.checkpoint.files import ADAPTER_BASE, ADAPTER_CONFIG, is_adapter, read_json_or_none
 from qwen_vl.training.resume import checkpoints
 
 from . import export as exporting
 from . import parts
 
-COMPANIONS = (CONFIG_FILE, BASE_FILE, "*token*", "*.tiktoken", "*processor*", "*.jinja")  # of an adapter's weights
+# Of an adapter's weights.
+COMPANIONS = (ADAPTER_CONFIG, ADAPTER_BASE, "*token*", "*.tiktoken", "*processor*", "*.jinja")
 
 
 class Shown(NamedTuple):
@@ -101,7 +102,7 @@ def named_as_saved(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> dict[s
     """Return the tensors of an adapter by the names that PEFT saves them under. Theirs may be those of training."""
     folder, base = adapter.folder, adapter.base
     if base is None:
-        raise ValueError(f"{folder}: has no {BASE_FILE}, which names its base; copy it from the run's output folder")
+        raise ValueError(f"{folder}: has no {ADAPTER_BASE}, which names its base; copy it from the run's output folder")
     config = deepcopy(adapter.config)
     config.init_lora_weights, config.base_model_name_or_path = True, None
     quantization.quiet_gptqmodel()

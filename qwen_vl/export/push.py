@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
+from qwen_vl.adapters.adapter import WEIGHTS_FILE, Adapter
 from qwen_vl.checkpoint import loading
-from qwen_vl.checkpoint.files import is_adapter, weight_files
+from qwen_vl.checkpoint.files import ADAPTER_BASE, ADAPTER_CONFIG, is_adapter, weight_files
 from qwen_vl.checkpoint.folder import ModelFolder
 from qwen_vl.hubs import names, upload
 from qwen_vl.training import final_model
@@ -55,7 +55,7 @@ def check(folder: Path) -> None:
             f"{folder}: a run was killed while it replaced the model there; start the same command again, which "
             "completes it"
         )
-    if not any((folder / file).is_file() for file in ("config.json", CONFIG_FILE)):
+    if not any((folder / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
         raise FileNotFoundError(f"{folder}: has no config.json, so it is no model, or was not written to its end")
     opened = ModelFolder.open(folder)
     if opened.is_adapter:
@@ -72,7 +72,7 @@ def check(folder: Path) -> None:
 def files_of(folder: Path, repo: str) -> dict[str, Path | bytes]:
     """Return {path in the repository: file or content} of what is uploaded, the card included."""
     found: dict[str, Path | bytes] = {file.name: file for file in weights_and_companions(folder)}
-    for file in (BASE_FILE, CONFIG_FILE):
+    for file in (ADAPTER_BASE, ADAPTER_CONFIG):
         if file in found:
             found[file] = portable(folder / file)
     found["README.md"] = card_of(folder, repo).encode()

@@ -46,8 +46,10 @@ class ChatMemory:
     function. None opens any path or address.
     """
 
+    max_images = 64
+
     def __init__(self, open_image: OpenImage | None = None) -> None:
-        self.max_images, self.open_image = 64, open_image
+        self.open_image = open_image
         # Features [n_queries, hidden] by the digest of pixels and model.
         self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.forget_turns()

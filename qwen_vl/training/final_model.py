@@ -10,14 +10,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from qwen_vl.adapters import convert
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, Base
+from qwen_vl.adapters.adapter import Base
 from qwen_vl.checkpoint import saving, shard_writer
+from qwen_vl.checkpoint.files import ADAPTER_BASE, ADAPTER_CONFIG
 from qwen_vl.families import v1 as family
 from qwen_vl.model.engine_qwen import with_chat_ends
 
 # Weights of an earlier run in the output folder, which loaders would prefer to the new ones.
-WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", CONFIG_FILE, BASE_FILE)
-CONFIGS = ("config.json", CONFIG_FILE)  # a folder without either does not load
+WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*", "adapter_model*", ADAPTER_CONFIG, ADAPTER_BASE)
+CONFIGS = ("config.json", ADAPTER_CONFIG)  # a folder without either does not load
 COMPLETE = ".complete"  # in the output folder: the final model, until all of its files are in place
 FILES = "files.json"  # in COMPLETE: the names of its files
 
@@ -36,7 +37,7 @@ def write_folder(
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=state_dict)
-        (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+        (Path(folder) / ADAPTER_BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     else:
         family.mark_as_chat(model.generation_config)
         with saving.own_class(model):
@@ -53,7 +54,7 @@ def write_configs(
     """
     if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(folder)
-        (Path(folder) / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+        (Path(folder) / ADAPTER_BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     else:
         family.mark_as_chat(model.generation_config)
         model.config.save_pretrained(folder)

@@ -151,7 +151,10 @@ def check_adapter_flags(kind: str | None, lora: LoraArguments, training: Trainin
 
 
 def lora_options(lora: LoraArguments, model: QWenLMHeadModel, new_tokens: list[int]) -> LoraOptions:
-    """Return the settings of new adapters on a model, on the meta device or not, as the flags say."""
+    """Return the settings of new adapters as the flags say.
+
+    model: without weights, if need be; it decides the default of --modules_to_save. new_tokens: ids of their rows.
+    """
     return LoraOptions(
         r=lora.lora_r,
         alpha=lora.lora_alpha,

@@ -10,6 +10,7 @@ from qwen_vl.adapters import adapter as adapters
 from qwen_vl.adapters.adapter import Adapter
 from qwen_vl.checkpoint import files, loading
 from qwen_vl.checkpoint import folder as folders
+from qwen_vl.checkpoint.files import ADAPTER_BASE, ADAPTER_CONFIG
 from qwen_vl.export.merge import merge
 
 
@@ -52,7 +53,7 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "Weights", lambda path, *rest: opened.append(str(path)) or really_open(path, *rest))
 
     def read_json(path, name, *rest):
-        if name in (adapters.CONFIG_FILE, adapters.BASE_FILE):
+        if name in (ADAPTER_CONFIG, ADAPTER_BASE):
             opened.append(f"{path}/{name}")
         return really_read(path, name, *rest)
 
@@ -63,15 +64,15 @@ def test_a_merge_opens_each_folder_once(adapter_dir, tmp_path, monkeypatch):
     (adapter_dir / "base.json").write_text(json.dumps(record | {"quantization": None}))
     opened.clear()
     merge(adapter_dir, output_dir=tmp_path / "merged")
-    wanted = [f"{adapter_dir}/{adapters.CONFIG_FILE}", f"{adapter_dir}/{adapters.BASE_FILE}"]
+    wanted = [f"{adapter_dir}/{ADAPTER_CONFIG}", f"{adapter_dir}/{ADAPTER_BASE}"]
     assert sorted(opened) == sorted([*wanted, base, str(tmp_path / ".merged.partial")])
 
 
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        (adapters.CONFIG_FILE, "checkpoint/files.py"),
-        (adapters.BASE_FILE, "checkpoint/files.py"),
+        (ADAPTER_CONFIG, "checkpoint/files.py"),
+        (ADAPTER_BASE, "checkpoint/files.py"),
         (adapters.WEIGHTS_FILE, "adapters/adapter.py"),
     ],
 )

@@ -84,7 +84,7 @@ def test_folders_are_given_by_name():
         ("checkpoint show A --all", "unknown argument --all"),
         ("chat", "the following arguments are required: model"),
         ("quantize A B --method q5", "argument --method: invalid choice: 'q5'"),
-        ("verify A B --tolerance nan", "argument --tolerance: nan: use a number of 0 or more"),
+        ("verify A B --tolerance nan", "argument --tolerance: nan: use a number of at least 0"),
         ("verify A B --max_new_tokens 0", "argument --max_new_tokens: 0: use a number above 0"),
         ("plan --gpu_memory inf", "argument --gpu_memory: inf: use a number above 0"),
         ("merge A B --max_shard_size nan", "argument --max_shard_size: nan: use a size such as 5GB"),

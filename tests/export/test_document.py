@@ -9,9 +9,9 @@ from helpers import runs
 from helpers.quantized import write_int4_checkpoint
 from peft import LoraConfig, get_peft_model
 
-from qwen_vl.adapters.adapter import BASE_FILE
 from qwen_vl.checkpoint import loading
 from qwen_vl.checkpoint import random_model as tiny
+from qwen_vl.checkpoint.files import ADAPTER_BASE
 from qwen_vl.cli import main
 
 DOCUMENT = runs.ROOT / "docs" / "export.md"
@@ -34,7 +34,7 @@ def work(tmp_path, monkeypatch):
         model = get_peft_model(loading.load_model(base), config)
         model.save_pretrained(output / name)
         record = {"name": str(base), "fingerprint": loading.fingerprint(base)}
-        (output / name / BASE_FILE).write_text(str(record).replace("'", '"'))
+        (output / name / ADAPTER_BASE).write_text(str(record).replace("'", '"'))
     (output / "full").mkdir()
     (output / "full" / "checkpoint-2").symlink_to(output / "float")
     runs.write_data(tmp_path).rename(tmp_path / "held_out.json")

@@ -9,6 +9,7 @@ import torch
 
 from qwen_vl.adapters import inference, on_disk
 from qwen_vl.adapters.adapter import Adapter
+from qwen_vl.checkpoint import quantization
 from qwen_vl.checkpoint.disk_model import DiskModel
 from qwen_vl.checkpoint.dtypes import LoadedDtype
 from qwen_vl.checkpoint.files import find_file, local_folder
@@ -55,7 +56,7 @@ def outcome(
         model, tokenizer, is_quantized = open_on_disk(folder, dtype, device)
     else:
         model, tokenizer = inference.load(folder, dtype=dtype, device=device)
-        is_quantized = bool(model.config.to_dict().get("quantization_config"))
+        is_quantized = quantization.kind_of(model.config) is not None
     size = family.image_size(model.config)
     inputs = [probe_prompts.inputs_of(record, tokenizer, size, search_dirs) for record in records]
     found = [logits(model, one, LAST_POSITIONS)[0] for one in inputs]

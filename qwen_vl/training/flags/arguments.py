@@ -306,8 +306,8 @@ def parse(argv: Sequence[str] | None = None) -> TrainFlags:
         parsed = parser.parse_dict(vars(settings))
     except (ValueError, TypeError, ImportError) as error:  # rejected by transformers
         problems.append(" ".join(str(error).split()))
-    except OverflowError:
-        assert problems, "`checks` names a flag that is infinite"
+    except OverflowError as error:  # of an infinite number, which `checks` names in more words
+        problems = problems or [str(error)]
     if problems:
         parser.error("\n  ".join(problems))
     return TrainFlags(*parsed)

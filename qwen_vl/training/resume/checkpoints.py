@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from qwen_vl.adapters.adapter import is_adapter
-from qwen_vl.checkpoint.files import read_json_or_none
+from qwen_vl.checkpoint.files import is_adapter, read_json_or_none
 from qwen_vl.checkpoint.saving import STAGING
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qwen_vl.adapters.adapter import BASE_FILE, CONFIG_FILE, Base
-from qwen_vl.checkpoint.files import read_json_or_none
+from qwen_vl.adapters.adapter import Base
+from qwen_vl.checkpoint.files import ADAPTER_BASE, ADAPTER_CONFIG, read_json_or_none
 from qwen_vl.training.monitor import run_record
 
 from . import checkpoints
@@ -172,7 +172,7 @@ def check(checkpoint: RunCheckpoint, model: nn.Module, *, dtype: torch.dtype, ba
     """
     path, state = checkpoint
     problems = []
-    theirs = read_json_or_none(path, CONFIG_FILE)
+    theirs = read_json_or_none(path, ADAPTER_CONFIG)
     ours = model.peft_config["default"].to_dict() if isinstance(model, PeftModel) else None
     if (ours is None) != (theirs is None):
         problems.append(f"--use_lora {ours is not None} (the checkpoint's: {theirs is not None})")
@@ -184,7 +184,7 @@ def check(checkpoint: RunCheckpoint, model: nn.Module, *, dtype: torch.dtype, ba
     own = str(dtype).removeprefix("torch.")
     if state.get("dtype", own) != own:
         problems.append(f"precision {own}, by --bf16 or --fp16 (the checkpoint's: {state['dtype']})")
-    recorded = state.get("base") or read_json_or_none(path, BASE_FILE) or {}
+    recorded = state.get("base") or read_json_or_none(path, ADAPTER_BASE) or {}
     if recorded.get("quantization", base["quantization"]) != base["quantization"]:
         problems.append(f"base weights as {base['quantization']} (the checkpoint's: {recorded['quantization']})")
     if recorded.get("fingerprint", base["fingerprint"]) != base["fingerprint"]:
